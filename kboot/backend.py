@@ -1,0 +1,126 @@
+"""The seam between kboot and the places it boots in: four small protocols and the value they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from kboot.deadline import Deadline
+
+Firmware = Literal["bios", "uefi"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSpec:
+    """Everything about a virtual machine that a test may choose, the same on every backend."""
+
+    #: Unique among the machines of one run; a DNS label: ``[a-z0-9-]``, at most 40 characters.
+    name: str
+    #: The URL in DHCP option 67; the firmware's iPXE fetches it and runs it.
+    boot_file: str
+    memory_mib: int = 512
+    cpus: int = 1
+    firmware: Firmware = "bios"
+    #: The architecture as Linux names it (``uname -m``).
+    architecture: str = "x86_64"
+    #: Fixed, so that the guest keeps its lease and the access log can be read by machine.
+    mac_address: str = "52:54:00:6b:62:01"
+    #: Passed to the hypervisor as they are; only the qemu backend takes any.
+    extra_arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """One request in the boot server's access log."""
+
+    #: Seconds since the epoch, when the last byte of the answer was sent.
+    time: float
+    #: The path below the run's token, without the query: ``artifacts/<sha256>``.
+    path: str
+    #: The query, ``m=<machine>&b=<boot>``: who asked, and in which boot.
+    query: str
+    status: int
+    #: Bytes of the body that were sent.
+    size: int
+    #: Whether the answer was sent to its end.
+    complete: bool
+    user_agent: str
+
+
+class Stream(Protocol):
+    """A connected byte stream: the serial line as a backend hands it to the console."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Wait for bytes and return at most `size`; empty at the end of the stream."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of `data`. OSError when the other side is gone."""
+
+    def close(self) -> None:
+        """Give the stream up; a `recv` that waits in another thread returns."""
+
+
+class BootServer(Protocol):
+    """nginx, wherever it runs."""
+
+    def put(self, artifact: Path) -> str:
+        """Publish a file under its sha256 and return its URL as the guest sees it. Idempotent."""
+
+    def write(self, name: str, text: str) -> str:
+        """Publish or replace a small text atomically and return its URL as the guest sees it."""
+
+    def url(self, path: str) -> str:
+        """The URL of `path` as the guest sees it, whether anything is there or not."""
+
+    def fetches(self) -> Sequence[Fetch]:
+        """Every request so far, in order."""
+
+    def check(self) -> None:
+        """Return if the server is fine; raise `InfraError` if it is not."""
+
+    def evidence(self, directory: Path) -> None:
+        """Write what is needed to look into it later: its configuration and its access log."""
+
+
+class Machine(Protocol):
+    """One virtual machine, powered on."""
+
+    @property
+    def stream(self) -> Stream:
+        """Its serial line, connected before the first byte of firmware runs."""
+
+    @property
+    def description(self) -> str:
+        """One line for people: accelerator, version, place."""
+
+    def reset(self) -> None:
+        """Push the reset button: same machine, memory lost, the serial line stays."""
+
+    def restart(self) -> None:
+        """Cut the power and switch it on again."""
+
+    def set_link(self, *, up: bool) -> None:
+        """Plug in or pull the network cable."""
+
+    def check(self) -> None:
+        """Return if the host does its part; raise `InfraError` if it does not."""
+
+    def evidence(self, directory: Path) -> None:
+        """Write what is needed to start the same machine by hand, and its log."""
+
+
+class Backend(Protocol):
+    """A place to serve from and to boot in."""
+
+    @property
+    def name(self) -> str:
+        """The name users choose it by."""
+
+    def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
+        """Start a boot server."""
+
+    def power_on(self, spec: MachineSpec, deadline: Deadline) -> AbstractContextManager[Machine]:
+        """Switch a machine on; it is gone at the end of the ``with``."""

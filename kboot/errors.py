@@ -1,0 +1,82 @@
+"""Every error kboot raises, named by who has to act.
+
+::
+
+    KbootError
+    ├── ConfigError          the user: an option, a file, a kernel image   exit code 2
+    ├── InfraError           the host: QEMU, nginx, the cluster            exit code 3
+    │   ├── ProcessError     a program failed, or is not installed
+    │   └── ConsoleClosed    the serial line went away
+    └── GuestError           the kernel or its user space                  exit code 1
+        ├── GuestTimeout     it hung, or never got there in time
+        ├── KernelCrash      it crashed; ``.report`` says how
+        ├── WrongKernel      the kernel that runs is not the one that was pushed
+        └── CommandFailed    a command in the guest exited non-zero; ``.result`` has its output
+
+The message names the culprit and says where to look; it is written to be shown as it is, without a
+traceback.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from kboot.crash import CrashReport
+    from kboot.guest import CommandResult
+
+
+class KbootError(Exception):
+    """Anything kboot raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(KbootError):
+    """The user has to act: an option, a configuration file, or an input file is wrong."""
+
+    exit_code = 2
+
+
+class InfraError(KbootError):
+    """The host has to be mended: nothing was learnt about the kernel."""
+
+    exit_code = 3
+
+
+class ProcessError(InfraError):
+    """A program on this host is missing, failed or ran out of time."""
+
+
+class ConsoleClosed(InfraError):
+    """The serial line was closed from the other side."""
+
+
+class GuestError(KbootError):
+    """The kernel under test, or its user space, is at fault."""
+
+    exit_code = 1
+
+
+class GuestTimeout(GuestError):
+    """The guest did not get there in its time."""
+
+
+class WrongKernel(GuestError):
+    """A kernel came up, but not the one that was pushed."""
+
+
+class KernelCrash(GuestError):
+    """The kernel crashed; `report` tells how."""
+
+    def __init__(self, message: str, report: CrashReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class CommandFailed(GuestError):
+    """A command in the guest exited with a status that is not 0."""
+
+    def __init__(self, message: str, result: CommandResult) -> None:
+        super().__init__(message)
+        self.result = result

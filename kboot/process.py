@@ -1,0 +1,195 @@
+"""Start and stop programs: the only home of `subprocess`.
+
+Every program kboot starts dies with kboot, even when kboot is killed with SIGKILL: ``setpriv`` asks
+the kernel for a signal on the parent's death (``PR_SET_PDEATHSIG``). That signal is sent when the
+*thread* that forked ends, so all forks happen on one thread that lives as long as the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kboot.deadline import Deadline
+from kboot.errors import ProcessError
+from kboot.log import logger
+
+_forker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-forker")
+
+#: Which Debian package brings a program, for the remedy in an error.
+PACKAGES = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-img": "qemu-utils",
+    "nginx": "nginx-light",
+    "setpriv": "util-linux",
+    "busybox": "busybox-static",
+    "cpio": "cpio",
+    "mmdebstrap": "mmdebstrap",
+    "addr2line": "binutils",
+}
+
+
+def find_program(name: str) -> str:
+    """The path of a program. `ProcessError` says which package brings it."""
+    # Debian keeps nginx in /usr/sbin, which is not on an ordinary user's PATH.
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    path = shutil.which(name, path=search)
+    if path is None:
+        package = PACKAGES.get(Path(name).name)
+        remedy = (
+            f"install it: apt-get install {package}" if package else "install it, or fix its path"
+        )
+        raise ProcessError(f"{name} not found on this host; {remedy}")
+    return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A program that has ended: what it printed, and its exit status (negative: the signal)."""
+
+    argv: tuple[str, ...]
+    exit_status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Process:
+    """A running program that we started. Use `spawn`, which stops it in the end."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], log: Path) -> None:
+        self._popen = popen
+        self.log = log
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also that of its process group."""
+        return self._popen.pid
+
+    def exit_status(self) -> int | None:
+        """Its exit status (negative: the signal that ended it), or None while it runs."""
+        if self._popen.returncode is not None:
+            return self._popen.returncode
+        # Looked at, not reaped: as long as it is a zombie, nobody can get its id, and `kill` can
+        # signal its process group without hitting a stranger.
+        info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if info is None:
+            return None
+        return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for its end: the exit status, or None if it still runs after `timeout_s`."""
+        for _ in Deadline(timeout_s).poll(0.01):
+            if self.exit_status() is not None:
+                break
+        return self.exit_status()
+
+    def last_words(self, limit: int = 400) -> str:
+        """The end of its log, on one line, for an error message."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return " | ".join(line.strip() for line in text.strip().splitlines()[-4:])[-limit:]
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Ask it to end, wait, then kill it and whatever it started."""
+        if self.exit_status() is None:
+            os.kill(self.pid, signal.SIGTERM)
+            if self.wait(grace_s) is None:
+                logger.warning("pid %d: no end %g s after SIGTERM; killing it", self.pid, grace_s)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, with whatever it started."""
+        if self._popen.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._popen.wait()
+
+
+@contextlib.contextmanager
+def spawn(
+    argv: Sequence[str],
+    *,
+    log: Path,
+    pass_fds: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+    user: int | None = None,
+    stop_grace_s: float = 5.0,
+) -> Iterator[Process]:
+    """Run `argv` in the background for the length of the ``with``; its output goes to `log`.
+
+    It is a session of its own, so that Ctrl-C on our terminal does not reach it, and it is killed
+    when we die. `env` is added to our environment; `user` is a numeric id to run as (root only).
+    """
+    wrapper = [find_program("setpriv"), "--pdeathsig", "KILL"]
+    if user is not None:
+        wrapper += ["--reuid", str(user), "--regid", str(user), "--clear-groups"]
+    command = [*wrapper, "--", find_program(argv[0]), *argv[1:]]
+    logger.debug("start: %s", shlex.join(argv))
+
+    def fork() -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=pass_fds,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+
+    try:
+        process = Process(_forker.submit(fork).result(), log)
+    except OSError as error:
+        raise ProcessError(f"{argv[0]} cannot be started: {error}") from error
+    try:
+        yield process
+    finally:
+        process.stop(stop_grace_s)
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    stdin: bytes | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> Completed:
+    """Run `argv` to its end. `ProcessError` if it takes too long or (with `check`) fails."""
+    command = [find_program(argv[0]), *argv[1:]]
+    logger.debug("run: %s", shlex.join(argv))
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            timeout=timeout_s,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProcessError(f"no end after {timeout_s:g} s: {shlex.join(argv)}") from error
+    except OSError as error:
+        raise ProcessError(f"{argv[0]} cannot be started: {error}") from error
+    if check and done.returncode != 0:
+        words = done.stderr.decode(errors="replace").strip()[-400:]
+        raise ProcessError(f"exit status {done.returncode}: {shlex.join(argv)}: {words}")
+    return Completed(
+        argv=tuple(argv), exit_status=done.returncode, stdout=done.stdout, stderr=done.stderr
+    )
