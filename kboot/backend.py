@@ -1,4 +1,4 @@
-"""The seam between kboot and the places it boots in: four small protocols and the value they share."""
+"""The seam between kboot and the places it boots in: small protocols, and the values they share."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ class Machine(Protocol):
 
     @property
     def stream(self) -> Stream:
-        """Its serial line, connected before the first byte of firmware runs."""
+        """Its serial line, connected before the first byte of firmware runs.
+
+        A new one after `restart`; the same one after `reset`.
+        """
 
     @property
     def description(self) -> str:

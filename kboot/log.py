@@ -1,7 +1,7 @@
 """What kboot is doing, as nested, timed log lines.
 
-The library logs to the logger ``kboot`` and never prints; the command line and pytest decide what is
-shown.
+The library logs to the logger ``kboot`` and never prints; the command line and pytest decide what
+is shown.
 """
 
 from __future__ import annotations
