@@ -1,0 +1,269 @@
+"""Where kboot keeps things on this host, and how it cleans up after a run that was killed.
+
+A *run directory* lives as long as the ``with`` that made it. Its owner holds a lock on it
+(``flock`` on the directory, which the kernel drops when the owner dies, however it dies), and every
+process it starts has ``KBOOT_RUN=<directory>`` in its environment. So a directory whose lock can be
+taken is stale, and the processes that name it are its orphans: `sweep` ends them and removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kboot.deadline import Deadline
+from kboot.errors import InfraError
+from kboot.log import logger
+
+#: Names the run directory in the environment of every process of a run.
+RUN_VARIABLE = "KBOOT_RUN"
+
+_PREFIX = "run-"
+# Others may pass, but not list: started by root, nginx serves its files as an ordinary user.
+_PASSABLE = 0o711
+_KILL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaleRun:
+    """What a run that was killed left behind."""
+
+    directory: Path
+    #: Seconds since the run began, or since it last added a file to its directory.
+    age_s: float
+    #: The process ids of its orphans.
+    pids: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def run_directory() -> Iterator[Path]:
+    """A fresh directory for one run, removed with all it holds at the end of the ``with``.
+
+    What killed runs have left is swept first. Put `environment` of it into the environment of every
+    process started on its behalf. `InfraError` if no place for it can be written to.
+    """
+    sweep()
+    directory, lock = _create(runs_directory())
+    try:
+        yield directory
+    finally:
+        _remove(directory)
+        os.close(lock)
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """What a process of the run needs in its environment to be found by `sweep`."""
+    return {RUN_VARIABLE: str(directory)}
+
+
+def stale_runs() -> list[StaleRun]:
+    """What killed runs have left on this host; nothing is changed."""
+    found = []
+    for directory, lock in _claim_stale():
+        found.append(_describe(directory))
+        os.close(lock)
+    return found
+
+
+def sweep() -> list[StaleRun]:
+    """End the processes of killed runs, remove their directories, and say what has gone.
+
+    Runs that live are never touched, nor is what belongs to others; several sweeps may run at once.
+    `InfraError` if a process cannot be ended; its directory then stays.
+    """
+    claimed = _claim_stale()
+    try:
+        swept = [_sweep_one(directory) for directory, _ in claimed]
+    finally:
+        for _, lock in claimed:
+            os.close(lock)
+    return swept
+
+
+def runs_directory() -> Path:
+    """The directory that holds this user's run directories, made if it is not there.
+
+    ``$XDG_RUNTIME_DIR/kboot``, else ``kboot-<uid>`` in the directory for temporary files.
+    `InfraError` if it belongs to somebody else, or cannot be made.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and _is_usable(Path(runtime)):
+        directory = Path(runtime) / "kboot"
+    else:
+        directory = Path(tempfile.gettempdir()) / f"kboot-{os.geteuid()}"
+    try:
+        directory.mkdir(mode=_PASSABLE, exist_ok=True)
+        found = directory.lstat()
+    except OSError as error:
+        raise InfraError(
+            f"no directory for runs: {error}; free or mend {directory.parent}, or set TMPDIR"
+        ) from error
+    # In a world-writable place, anybody can have made it before us.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise InfraError(f"{directory} is not a directory of ours; remove it, or set TMPDIR")
+    if stat.S_IMODE(found.st_mode) != _PASSABLE:
+        # The umask had its say when it was made.
+        directory.chmod(_PASSABLE)
+    return directory
+
+
+def cache_directory(name: str) -> Path:
+    """``~/.cache/kboot/<name>`` (XDG), made if it is not there: what can be made again.
+
+    `InfraError` if it cannot be made.
+    """
+    return _home_directory("XDG_CACHE_HOME", ".cache", name)
+
+
+def state_directory() -> Path:
+    """``~/.local/state/kboot`` (XDG), made if it is not there: what must outlive a process.
+
+    `InfraError` if it cannot be made.
+    """
+    return _home_directory("XDG_STATE_HOME", ".local/state", "")
+
+
+def _home_directory(variable: str, default: str, name: str) -> Path:
+    configured = Path(os.environ.get(variable, ""))
+    # "All paths must be absolute; a relative one is to be ignored": XDG Base Directory 0.8.
+    base = configured if configured.is_absolute() else Path("~", default).expanduser()
+    directory = base / "kboot" / name
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InfraError(f"cannot make {directory}: {error.strerror}; set {variable}") from error
+    return directory
+
+
+def _is_usable(runtime: Path) -> bool:
+    try:
+        found = runtime.stat()
+    except OSError:
+        return False
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    # /run/user/0 is closed to the ordinary user that nginx becomes when root starts it.
+    return ours and os.access(runtime, os.W_OK) and (os.geteuid() != 0 or found.st_mode & 1 == 1)
+
+
+def _create(runs: Path) -> tuple[Path, int]:
+    """A new run directory, and the file descriptor that holds its lock."""
+    try:
+        # Whoever looks for stale runs waits here, and never sees a directory not locked yet.
+        with _locked(runs):
+            directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=runs))
+            directory.chmod(_PASSABLE)
+            lock = _try_lock(directory)
+    except OSError as error:
+        raise InfraError(f"no run directory in {runs}: {error.strerror}; set TMPDIR") from error
+    if lock is None:
+        raise InfraError(f"{directory} was taken by another program as soon as it was made")
+    return directory, lock
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(directory: Path) -> int | None:
+    """The descriptor of a lock on `directory`; None if it is held by another, gone, or not ours."""
+    try:
+        # Python's descriptors are not inherited by programs, so no child keeps the lock alive.
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run that ends removes its directory before it drops the lock.
+            directory.lstat()
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _claim_stale() -> list[tuple[Path, int]]:
+    """Every stale run directory, with the lock on it that we now hold."""
+    runs = runs_directory()
+    with _locked(runs):
+        candidates = sorted(runs.glob(f"{_PREFIX}*"))
+        locks = [(directory, _try_lock(directory)) for directory in candidates]
+    return [(directory, lock) for directory, lock in locks if lock is not None]
+
+
+def _describe(directory: Path) -> StaleRun:
+    age_s = max(0.0, time.time() - directory.stat().st_mtime)
+    return StaleRun(directory=directory, age_s=age_s, pids=_processes_of(directory))
+
+
+def _sweep_one(directory: Path) -> StaleRun:
+    stale = _describe(directory)
+    for _ in Deadline(_KILL_TIMEOUT_S).poll(0.02):
+        # Looked at again until there is none: a process may have forked before it died.
+        pids = _processes_of(directory)
+        if not pids:
+            break
+        for pid in pids:
+            _kill(pid, directory)
+    else:
+        raise InfraError(
+            f"processes {_processes_of(directory)} of a killed run do not end; their directory"
+            f" {directory} stays"
+        )
+    _remove(directory)
+    logger.info("swept %s, and its processes %s", directory, list(stale.pids))
+    return stale
+
+
+def _remove(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", directory, error)
+
+
+def _processes_of(directory: Path) -> tuple[int, ...]:
+    """The ids of all processes, ours excepted, that name `directory` in their environment."""
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    return tuple(sorted(pid for pid in pids if pid != os.getpid() and _names(pid, directory)))
+
+
+def _names(pid: int, directory: Path) -> bool:
+    try:
+        # Empty for a zombie, and closed to us for other users' processes.
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return os.fsencode(f"{RUN_VARIABLE}={directory}") in variables
+
+
+def _kill(pid: int, directory: Path) -> None:
+    """Kill `pid` if it still is the process that names `directory`, and wait a moment for it."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            # Only now that the descriptor pins the process down, its id cannot go to another one.
+            if _names(pid, directory):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                select.select([descriptor], [], [], 1.0)
+        finally:
+            os.close(descriptor)
