@@ -1,0 +1,74 @@
+# The only door: every target stands alone and does first what it needs.
+# `make help` prints the comments that follow two hashes.
+
+PYTHON ?= python3
+KERNEL ?= build/kernel/debian.deb
+COUNT ?= 10
+BENCH ?=
+PYTEST_ARGS ?=
+
+venv := .venv
+bin := $(venv)/bin
+ready := $(venv)/.ready
+sources := kboot tests bench conftest.py
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup kernel demo test check format bench soak build clean
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  KERNEL=PATH     the kernel package to boot ($(KERNEL))"
+	@echo "  PYTEST_ARGS=... more arguments for pytest, as in: make test PYTEST_ARGS='-k console -x'"
+	@echo "  BENCH=NAME      one benchmark; COUNT=N rounds of soak ($(COUNT)); PYTHON=python3.12"
+
+setup: $(ready) ## install Debian packages and a Python environment in .venv
+
+$(ready): pyproject.toml .ci/install-packages
+	@.ci/install-packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'setup: kboot needs Python 3.11 or newer; say PYTHON=PATH' >&2; exit 1; }
+	@test -x $(bin)/python || $(PYTHON) -m venv $(venv)
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check --retries 5 -e '.[dev]'
+	@touch $@
+
+kernel: $(KERNEL) ## fetch a real Debian kernel package, once
+
+# Only this one: a mistyped KERNEL=PATH must not be fetched as if it were the user's kernel.
+build/kernel/debian.deb: | $(ready)
+	@.ci/fetch-kernel $@
+
+demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on it
+	$(bin)/kboot boot $(KERNEL)
+	$(bin)/kboot test $(KERNEL)
+
+test: $(ready) $(KERNEL) ## run the tests, with real boots of a real kernel
+	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(PYTEST_ARGS)
+
+check: $(ready) ## look for mistakes without running anything: ruff and mypy
+	$(bin)/ruff format --check $(sources)
+	$(bin)/ruff check $(sources)
+	$(bin)/mypy $(sources)
+
+format: $(ready) ## format the code
+	$(bin)/ruff format $(sources)
+	$(bin)/ruff check --fix $(sources)
+
+bench: $(ready) $(KERNEL) ## measure against references; print a table, write build/bench.json
+	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m bench $(BENCH)
+
+soak: $(ready) $(KERNEL) ## run the tests COUNT times over, until one fails
+	@for round in $$(seq $(COUNT)); do \
+		echo "== soak: round $$round of $(COUNT)"; \
+		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
+			$(bin)/python -m pytest -q -x $(PYTEST_ARGS) || exit 1; \
+	done
+
+build: $(ready) ## build the wheel and the source archive into build/dist
+	$(bin)/python -m build --quiet --outdir build/dist
+
+clean: ## remove what make has made, the fetched kernel too
+	rm -rf build $(venv) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find kboot tests bench -name __pycache__ -type d -exec rm -rf {} +
