@@ -6,6 +6,7 @@
     ├── ConfigError          the user: an option, a file, a kernel image   exit code 2
     ├── InfraError           the host: QEMU, nginx, the cluster            exit code 3
     │   ├── ProcessError     a program failed, or is not installed
+    │   │   └── ProcessTimeout   it took too long
     │   └── ConsoleClosed    the serial line went away
     └── GuestError           the kernel or its user space                  exit code 1
         ├── GuestTimeout     it hung, or never got there in time
@@ -45,7 +46,11 @@ class InfraError(KbootError):
 
 
 class ProcessError(InfraError):
-    """A program on this host is missing, failed or ran out of time."""
+    """A program on this host is missing or failed."""
+
+
+class ProcessTimeout(ProcessError):
+    """A program on this host ran out of time and was killed."""
 
 
 class ConsoleClosed(InfraError):

@@ -16,10 +16,12 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kboot.deadline import Deadline
-from kboot.errors import ProcessError
+from kboot.errors import ProcessError, ProcessTimeout
 from kboot.log import logger
 
 _forker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-forker")
@@ -131,28 +133,20 @@ def spawn(
     It is a session of its own, so that Ctrl-C on our terminal does not reach it, and it is killed
     when we die. `env` is added to our environment; `user` is a numeric id to run as (root only).
     """
-    wrapper = [find_program("setpriv"), "--pdeathsig", "KILL"]
+    wrapper = []
     if user is not None:
-        wrapper += ["--reuid", str(user), "--regid", str(user), "--clear-groups"]
-    command = [*wrapper, "--", find_program(argv[0]), *argv[1:]]
-    logger.debug("start: %s", shlex.join(argv))
-
-    def fork() -> subprocess.Popen[bytes]:
-        with log.open("ab") as output:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=pass_fds,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,
-            )
-
-    try:
-        process = Process(_forker.submit(fork).result(), log)
-    except OSError as error:
-        raise ProcessError(f"{argv[0]} cannot be started: {error}") from error
+        wrapper = ["--reuid", str(user), "--regid", str(user), "--clear-groups"]
+    with log.open("ab") as output:
+        popen = _fork(
+            argv,
+            wrapper,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=pass_fds,
+            env={**os.environ, **(env or {})},
+        )
+    process = Process(popen, log)
     try:
         yield process
     finally:
@@ -168,28 +162,41 @@ def run(
     env: Mapping[str, str] | None = None,
     check: bool = True,
 ) -> Completed:
-    """Run `argv` to its end. `ProcessError` if it takes too long or (with `check`) fails."""
-    command = [find_program(argv[0]), *argv[1:]]
-    logger.debug("run: %s", shlex.join(argv))
+    """Run `argv` to its end.
+
+    `ProcessTimeout` if it takes too long, `ProcessError` if (with `check`) it fails.
+    """
+    popen = _fork(
+        argv,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+    )
     try:
-        done = subprocess.run(
-            command,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            timeout=timeout_s,
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            check=False,
-            start_new_session=True,
-        )
+        stdout, stderr = popen.communicate(stdin, timeout_s)
     except subprocess.TimeoutExpired as error:
-        raise ProcessError(f"no end after {timeout_s:g} s: {shlex.join(argv)}") from error
+        raise ProcessTimeout(f"no end after {timeout_s:g} s: {shlex.join(argv)}") from error
+    finally:
+        if popen.returncode is None:
+            os.killpg(popen.pid, signal.SIGKILL)
+            popen.communicate()
+    if check and popen.returncode != 0:
+        words = stderr.decode(errors="replace").strip()[-400:]
+        raise ProcessError(f"exit status {popen.returncode}: {shlex.join(argv)}: {words}")
+    return Completed(argv=tuple(argv), exit_status=popen.returncode, stdout=stdout, stderr=stderr)
+
+
+def _fork(
+    argv: Sequence[str], wrapper: Sequence[str] = (), **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start `argv` as a session of its own that dies with us."""
+    setpriv = [find_program("setpriv"), "--pdeathsig", "KILL", *wrapper, "--"]
+    command = [*setpriv, find_program(argv[0]), *argv[1:]]
+    logger.debug("$ %s", shlex.join(argv))
+    start = partial(subprocess.Popen, command, start_new_session=True, **options)
+    try:
+        return _forker.submit(start).result()
     except OSError as error:
         raise ProcessError(f"{argv[0]} cannot be started: {error}") from error
-    if check and done.returncode != 0:
-        words = done.stderr.decode(errors="replace").strip()[-400:]
-        raise ProcessError(f"exit status {done.returncode}: {shlex.join(argv)}: {words}")
-    return Completed(
-        argv=tuple(argv), exit_status=done.returncode, stdout=done.stdout, stderr=done.stderr
-    )

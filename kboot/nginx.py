@@ -1,0 +1,224 @@
+"""A private nginx: its configuration, its life, and its access log as values."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kboot import process, state, templates
+from kboot.backend import Fetch
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, InfraError
+from kboot.log import logger, step
+
+#: ``nobody``: what nginx runs as when kboot is run by root.
+_NOBODY = 65534
+
+#: How often another port is tried when somebody takes ours between choosing and listening.
+_PORT_ATTEMPTS = 5
+
+
+def configuration(*, port: int, token: str) -> str:
+    """The text of nginx.conf for a server on a loopback port; paths are relative to its prefix."""
+    return templates.render("nginx/nginx.conf", port=port, token=token)
+
+
+def parse_fetch(line: str, *, token: str) -> Fetch | None:
+    """One line of the access log as a `Fetch`; None if it was not for this run.
+
+    The format is ``log_format kboot`` in ``nginx/nginx.conf.j2``.
+    """
+    entry = json.loads(line)
+    prefix = f"/{token}/"
+    path, _, query = entry["uri"].partition("?")
+    if not path.startswith(prefix):
+        return None
+    return Fetch(
+        time=entry["time"],
+        path=path.removeprefix(prefix),
+        query=query,
+        status=int(entry["status"]),
+        size=entry["size"],
+        complete=entry["completion"] == "OK",
+        user_agent=entry["user_agent"],
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Nginx:
+    """A boot server on this host (see `kboot.backend.BootServer`). Made by `serve`."""
+
+    def __init__(self, prefix: Path, *, guest_host: str) -> None:
+        self.prefix = prefix
+        self.token = secrets.token_hex(8)
+        self.port = 0
+        self._guest_host = guest_host
+        self._process: process.Process
+        self._put: dict[tuple[str, int, int, int], str] = {}
+        self._fetches: list[Fetch] = []
+        self._log_offset = 0
+        self._user = _NOBODY if os.geteuid() == 0 else None
+        self._files = prefix / "files"
+        for folder in (prefix / "tmp", self._files / "artifacts", self._files / "scripts"):
+            folder.mkdir(parents=True)
+        if self._user is not None:
+            for folder in (prefix, *(path for path in prefix.rglob("*"))):
+                os.chown(folder, self._user, self._user)
+
+    # ------------------------------------------------------------------ what the protocol promises
+
+    def url(self, path: str) -> str:
+        """The URL of `path` as the guest sees it, whether anything is there or not."""
+        return f"http://{self._guest_host}:{self.port}/{self.token}/{path}"
+
+    def put(self, artifact: Path) -> str:
+        """Publish a file under its sha256 and return its URL. `ConfigError` if it is unreadable."""
+        try:
+            stat = artifact.stat()
+            # A file that was rewritten has another inode, length or change time.
+            key = (str(artifact), stat.st_ino, stat.st_size, stat.st_ctime_ns)
+            if key not in self._put:
+                self._put[key] = self._store(artifact)
+        except OSError as error:
+            if error.filename and str(error.filename).startswith(str(self.prefix)):
+                raise InfraError(f"cannot store {artifact}: {error.strerror}") from error
+            raise ConfigError(f"cannot read {artifact}: {error.strerror}") from error
+        return self.url(f"artifacts/{self._put[key]}")
+
+    def write(self, name: str, text: str) -> str:
+        """Publish or replace a small text atomically and return its URL."""
+        target = self._files / "scripts" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = target.with_name(f".{target.name}.new")
+        new.write_text(text, encoding="utf-8")
+        self._hand_over(target.parent, new)
+        new.replace(target)
+        return self.url(f"scripts/{name}")
+
+    def fetches(self) -> Sequence[Fetch]:
+        """Every request so far, in the order in which they ended."""
+        try:
+            with (self.prefix / "access.jsonl").open("rb") as log:
+                log.seek(self._log_offset)
+                lines = log.read()
+        except FileNotFoundError:
+            return ()
+        whole, newline, _unfinished = lines.rpartition(b"\n")
+        self._log_offset += len(whole) + len(newline)
+        for line in whole.decode("utf-8", errors="replace").splitlines():
+            if fetch := parse_fetch(line, token=self.token):
+                self._fetches.append(fetch)
+        return tuple(self._fetches)
+
+    def check(self) -> None:
+        """Raise `InfraError` if nginx is not running any more."""
+        status = self._process.exit_status()
+        if status is not None:
+            how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
+            words = self._process.last_words()
+            raise InfraError(f"nginx {how}{': ' + words if words else ''}")
+
+    def evidence(self, directory: Path) -> None:
+        """Write nginx.conf and nginx.log."""
+        for name in ("nginx.conf", "nginx.log"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(self.prefix / name, directory / name)
+
+    # ------------------------------------------------------------------------------------ its life
+
+    @contextlib.contextmanager
+    def running(self, program: str, *, deadline: Deadline, env: dict[str, str]) -> Iterator[None]:
+        """Run nginx for the length of the ``with``."""
+        for _ in range(_PORT_ATTEMPTS):
+            with contextlib.ExitStack() as stack:
+                self._process = stack.enter_context(self._spawn(program, env))
+                if self._wait_until_up(deadline.within(20)):
+                    logger.debug("nginx serves %s on port %d", self.prefix, self.port)
+                    yield
+                    return
+        raise InfraError(f"nginx found no free port in {_PORT_ATTEMPTS} attempts")
+
+    @contextlib.contextmanager
+    def _spawn(self, program: str, env: dict[str, str]) -> Iterator[process.Process]:
+        self.port = _free_port()
+        conf = self.prefix / "nginx.conf"
+        conf.write_text(configuration(port=self.port, token=self.token), encoding="utf-8")
+        log = self.prefix / "nginx.log"
+        log.unlink(missing_ok=True)
+        argv = [program, "-e", "stderr", "-p", str(self.prefix), "-c", str(conf)]
+        with process.spawn(argv, log=log, env=env, user=self._user) as child:
+            yield child
+
+    def _wait_until_up(self, deadline: Deadline) -> bool:
+        """Whether it answers for our token; False if the port was taken."""
+        for _ in deadline.poll(0.01):
+            if self._process.exit_status() is not None:
+                words = self._process.last_words()
+                if "Address already in use" in words:
+                    return False
+                raise InfraError(f"nginx did not start: {words}")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
+                try:
+                    connection.request("GET", f"/{self.token}/beacon/up")
+                    if connection.getresponse().status == http.HTTPStatus.OK:
+                        return True
+                finally:
+                    connection.close()
+        raise InfraError(f"nginx does not answer on 127.0.0.1:{self.port}")
+
+    def _store(self, artifact: Path) -> str:
+        new = self._files / "artifacts" / f".{secrets.token_hex(8)}.new"
+        try:
+            # A copy, not a link: the user's next build may write into the same inode.
+            shutil.copyfile(artifact, new)
+            digest = sha256_of(new)
+            self._hand_over(new)
+            new.replace(self._files / "artifacts" / digest)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        return digest
+
+    def _hand_over(self, *paths: Path) -> None:
+        for path in paths:
+            if self._user is not None:
+                os.chown(path, self._user, self._user)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serve(directory: Path, *, guest_host: str, program: str, deadline: Deadline) -> Iterator[Nginx]:
+    """A private nginx in a new folder of the run directory `directory`.
+
+    `guest_host` is the host name or address under which the guest reaches our loopback interface.
+    Raises `ProcessError` if nginx is not installed, `InfraError` if it does not start.
+    """
+    process.find_program(program)
+    prefix = directory / f"nginx-{secrets.token_hex(4)}"
+    with step("nginx"):
+        server = Nginx(prefix, guest_host=guest_host)
+        try:
+            with server.running(program, deadline=deadline, env=state.environment(directory)):
+                yield server
+        finally:
+            shutil.rmtree(prefix, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""The embedded backend: a local QEMU, and a local nginx to boot it from."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from kboot import nginx, process, state
+from kboot.backend import BootServer, Machine, MachineSpec
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError
+from kboot.qemu import accel
+from kboot.qemu.machine import QemuMachine
+
+#: Where a guest behind QEMU's user network finds the loopback interface of its host.
+GUEST_GATEWAY = "10.0.2.2"
+
+#: The architectures kboot has a machine for.
+_MACHINES = {"x86_64"}
+
+
+class QemuBackend:
+    """Serve and boot on this host (see `kboot.backend.Backend`). Made by `open_qemu`."""
+
+    name = "qemu"
+
+    def __init__(self, directory: Path, *, program: str, accelerator: str, nginx: str) -> None:
+        self._directory = directory
+        self._program = process.find_program(program)
+        self._nginx = process.find_program(nginx)
+        self._accelerator = accel.choose(self._program, accelerator)
+
+    @contextlib.contextmanager
+    def serve(self, deadline: Deadline) -> Iterator[BootServer]:
+        """Start a private nginx on loopback."""
+        with nginx.serve(
+            self._directory, guest_host=GUEST_GATEWAY, program=self._nginx, deadline=deadline
+        ) as server:
+            yield server
+
+    @contextlib.contextmanager
+    def power_on(self, spec: MachineSpec, deadline: Deadline) -> Iterator[Machine]:
+        """Switch a machine on; its files are in a folder of its own in the run directory."""
+        if spec.architecture not in _MACHINES:
+            raise ConfigError(
+                f"the qemu backend has no machine for {spec.architecture}; "
+                f"it has: {', '.join(sorted(_MACHINES))}"
+            )
+        folder = self._directory / f"{spec.name}-{secrets.token_hex(4)}"
+        folder.mkdir()
+        try:
+            machine = QemuMachine(
+                spec,
+                program=self._program,
+                accelerator=self._accelerator,
+                directory=folder,
+            )
+            with machine.powered_on(deadline):
+                yield machine
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_qemu(*, program: str, accelerator: str, nginx: str) -> Iterator[QemuBackend]:
+    """The backend, for the length of a run: it owns a run directory.
+
+    `accelerator` is ``auto``, ``kvm`` or ``tcg``; `program` and `nginx` name the two programs or
+    give their paths. Raises `ProcessError` if one of them is missing.
+    """
+    with state.run_directory() as directory:
+        yield QemuBackend(directory, program=program, accelerator=accelerator, nginx=nginx)

@@ -1,0 +1,92 @@
+"""QEMU's command line as a function of values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kboot.backend import MachineSpec
+
+Accelerator = Literal["kvm", "tcg"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flash:
+    """UEFI firmware: its code, shared by all, and one machine's own copy of its variables."""
+
+    code: Path
+    variables: Path
+    #: What the variables were copied from.
+    template: Path
+    format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """The character devices behind the serial port and the control socket, as QEMU spells them."""
+
+    serial: str
+    control: str | None
+
+    @classmethod
+    def inherited(cls, *, serial_fd: int, control_fd: int) -> Wiring:
+        """Two connected sockets that QEMU inherits: nothing in the file system, no waiting."""
+        return cls(serial=f"socket,fd={serial_fd}", control=f"socket,fd={control_fd}")
+
+    @classmethod
+    def by_hand(cls) -> Wiring:
+        """The serial port on the terminal, for a person who repeats the boot."""
+        return cls(serial="stdio,mux=on,signal=off", control=None)
+
+
+def argv(
+    spec: MachineSpec,
+    *,
+    program: str,
+    accelerator: Accelerator,
+    wiring: Wiring,
+    flash: Flash | None,
+) -> list[str]:
+    """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS."""
+    command = [program]
+
+    def option(*words: str) -> None:
+        command.extend(words)
+
+    option("-name", f"kboot-{spec.name}")
+    option("-no-user-config")
+    option("-nodefaults")
+    # Without graphics=off, SeaBIOS and iPXE write to a VGA we do not have (QEMU 7.2).
+    option("-machine", "q35,graphics=off")
+    option("-accel", accelerator)
+    option("-cpu", "host" if accelerator == "kvm" else "max")
+    option("-smp", str(spec.cpus))
+    option("-m", f"{spec.memory_mib}M")
+    option("-display", "none")
+    option("-chardev", f"{wiring.serial},id=serial")
+    option("-serial", "chardev:serial")
+    if wiring.control is not None:
+        option("-chardev", f"{wiring.control},id=control")
+        option("-mon", "chardev=control,mode=control")
+    # The whole trick: DHCP names a URL, and the ROM's iPXE fetches and runs it. A comma in a value
+    # is written twice.
+    boot_file = spec.boot_file.replace(",", ",,")
+    option("-netdev", f"user,id=net0,bootfile={boot_file}")
+    # e1000e: iPXE loads about 100 MB/s through it, and 30 MB/s through virtio-net (ROMs of 2019).
+    option("-device", f"e1000e,netdev=net0,mac={spec.mac_address},bootindex=1")
+    # From the network or not at all: no tour through other devices after iPXE has given up.
+    option("-boot", "strict=on")
+    # A guest that powers off leaves a paused QEMU, which can tell so.
+    option("-no-shutdown")
+    if flash is not None:
+        option("-drive", _pflash(0, flash.code, flash.format, readonly=True))
+        option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
+    option(*spec.extra_arguments)
+    return command
+
+
+def _pflash(unit: int, path: Path, image_format: str, *, readonly: bool) -> str:
+    file = str(path).replace(",", ",,")
+    access = "on" if readonly else "off"
+    return f"if=pflash,unit={unit},format={image_format},readonly={access},file={file}"

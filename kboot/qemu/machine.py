@@ -1,0 +1,219 @@
+"""One QEMU process: a machine that is switched on."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from kboot import process, state
+from kboot.backend import MachineSpec, Stream
+from kboot.deadline import Deadline
+from kboot.errors import GuestError, InfraError
+from kboot.log import logger, step
+from kboot.qemu import firmware
+from kboot.qemu.argv import Accelerator, Flash, Wiring, argv
+from kboot.qmp import Qmp, QmpClosed
+
+#: QEMU takes its commands in milliseconds; this is for a host that is swapping.
+_CONTROL_LIMIT_S = 20.0
+
+
+class SocketStream:
+    """A connected socket as a `kboot.backend.Stream`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self.sendall = connection.sendall
+
+    def recv(self, size: int, /) -> bytes:
+        """Wait for bytes; empty at the end of the stream."""
+        try:
+            return self._socket.recv(size)
+        except ConnectionError:
+            return b""
+
+    def close(self) -> None:
+        """Give the stream up; a `recv` that waits in another thread returns."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class QemuMachine:
+    """A machine on this host (see `kboot.backend.Machine`). Made by `power_on`."""
+
+    def __init__(
+        self, spec: MachineSpec, *, program: str, accelerator: Accelerator, directory: Path
+    ) -> None:
+        self.spec = spec
+        self._program = program
+        self._accelerator: Accelerator = accelerator
+        self._directory = directory
+        self._log = directory / "qemu.log"
+        self._flash = self._prepare_flash()
+        self._power = contextlib.ExitStack()
+        self._lock = threading.Lock()
+        self._process: process.Process
+        self._qmp: Qmp
+        self._stream: Stream
+        self._powered_off = False
+
+    # ------------------------------------------------------------------ what the protocol promises
+
+    @property
+    def stream(self) -> Stream:
+        """Its serial line; a new one after `restart`."""
+        return self._stream
+
+    @property
+    def description(self) -> str:
+        """Such as ``QEMU 7.2.22, tcg``."""
+        return f"QEMU {self._qmp.version}, {self._accelerator}"
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._process.pid
+
+    def reset(self) -> None:
+        """Push the reset button."""
+        with self._lock, step("reset"):
+            self._command("system_reset")
+            if self._powered_off:
+                self._command("cont")
+                self._powered_off = False
+
+    def restart(self) -> None:
+        """Cut the power and switch it on again: a new QEMU process with empty memory."""
+        with self._lock, step("power cycle"):
+            self._power.close()
+            self._switch_on(Deadline(_CONTROL_LIMIT_S))
+
+    def set_link(self, *, up: bool) -> None:
+        """Plug in or pull the network cable."""
+        with self._lock:
+            self._command("set_link", name="net0", up=up)
+
+    def check(self) -> None:
+        """Raise `InfraError` if QEMU is gone or gave up, `GuestError` if the guest powered off."""
+        with self._lock:
+            status = self._process.exit_status()
+            if status is not None:
+                how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
+                words = self._process.last_words()
+                raise InfraError(f"QEMU {how}{': ' + words if words else ''}")
+            try:
+                self._read_events()
+            except QmpClosed:
+                # It is just ending; its exit status says more, and is there in a moment.
+                return
+            if self._powered_off:
+                raise GuestError("the guest switched the machine off")
+
+    def evidence(self, directory: Path) -> None:
+        """Write qemu.argv, to be run by hand with the serial port on the terminal, and qemu.log."""
+        flash = self._flash and replace(self._flash, variables=self._flash.template)
+        command = self._argv(Wiring.by_hand(), flash)
+        if flash is not None:
+            # The machine's own variables are gone by then; their template must stay as it is.
+            command.append("-snapshot")
+        text = " \\\n    ".join(shlex.join(words) for words in _option_with_value(command))
+        (directory / "qemu.argv").write_text(text + "\n", encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(self._log, directory / "qemu.log")
+
+    # ------------------------------------------------------------------------------------ its life
+
+    @contextlib.contextmanager
+    def powered_on(self, deadline: Deadline) -> Iterator[None]:
+        """Run QEMU for the length of the ``with``."""
+        try:
+            with step(f"QEMU {self.spec.name}"):
+                self._switch_on(deadline)
+            yield
+        finally:
+            self._power.close()
+
+    def _switch_on(self, deadline: Deadline) -> None:
+        with contextlib.ExitStack() as stack:
+            serial, serial_far = socket.socketpair()
+            control, control_far = socket.socketpair()
+            self._stream = SocketStream(serial)
+            stack.callback(self._stream.close)
+            stack.callback(control.close)
+            # Ours until QEMU has them; when it ends, both lines end as well.
+            with serial_far, control_far:
+                wiring = Wiring.inherited(
+                    serial_fd=serial_far.fileno(), control_fd=control_far.fileno()
+                )
+                self._process = stack.enter_context(
+                    process.spawn(
+                        self._argv(wiring, self._flash),
+                        log=self._log,
+                        pass_fds=(serial_far.fileno(), control_far.fileno()),
+                        env=state.environment(self._directory.parent),
+                        stop_grace_s=0.5,
+                    )
+                )
+            try:
+                self._qmp = Qmp(control, deadline.within(_CONTROL_LIMIT_S))
+            except QmpClosed:
+                self._process.wait(2)
+                raise InfraError(f"QEMU did not start: {self._process.last_words()}") from None
+            self._powered_off = False
+            self._power = stack.pop_all()
+        logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
+
+    def _argv(self, wiring: Wiring, flash: Flash | None) -> list[str]:
+        return argv(
+            self.spec,
+            program=self._program,
+            accelerator=self._accelerator,
+            wiring=wiring,
+            flash=flash,
+        )
+
+    def _prepare_flash(self) -> Flash | None:
+        if self.spec.firmware == "bios":
+            return None
+        found = firmware.find_uefi(self.spec.architecture)
+        variables = self._directory / "uefi-variables.fd"
+        shutil.copyfile(found.variables_template, variables)
+        return Flash(
+            code=found.code,
+            variables=variables,
+            template=found.variables_template,
+            format=found.format,
+        )
+
+    def _command(self, command: str, **arguments: object) -> None:
+        self._qmp.execute(command, Deadline(_CONTROL_LIMIT_S), **arguments)
+
+    def _read_events(self) -> None:
+        for event in self._qmp.events():
+            logger.debug("QEMU event %s %s", event.name, event.data)
+            if event.name == "SHUTDOWN" and event.data.get("guest"):
+                self._powered_off = True
+            if event.name == "STOP" and not self._powered_off:
+                status = self._qmp.execute("query-status", Deadline(_CONTROL_LIMIT_S))["status"]
+                if status in {"internal-error", "io-error"}:
+                    raise InfraError(
+                        f"QEMU stopped the guest: {status}: {self._process.last_words()}"
+                    )
+
+
+def _option_with_value(command: list[str]) -> Iterator[list[str]]:
+    """The words of a command line, each option together with its value."""
+    group: list[str] = []
+    for word in command:
+        if word.startswith("-") and group:
+            yield group
+            group = []
+        group.append(word)
+    yield group
