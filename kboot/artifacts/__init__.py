@@ -1,0 +1,8 @@
+"""Kernels as people have them - files, packages, build trees - read into a `Kernel`."""
+
+from __future__ import annotations
+
+from kboot.artifacts.kernel import Kernel, require_architecture
+from kboot.artifacts.reading import read_kernel, sha256_of
+
+__all__ = ["Kernel", "read_kernel", "require_architecture", "sha256_of"]

@@ -1,0 +1,82 @@
+"""What kboot made once and keeps: ``$XDG_CACHE_HOME/kboot`` (``~/.cache/kboot``).
+
+An entry appears whole, by a rename, or not at all. One maker at a time works in a directory, behind
+a lock that the kernel lifts when its holder dies; whatever a killed maker left half done is
+cleared by the next one, because everybody uses the same name for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from kboot.errors import InfraError
+
+
+def cache_directory(kind: str) -> Path:
+    """The directory of one kind of entry (``kernels``, ``rootfs``). It need not exist yet."""
+    # The XDG base directory specification: a relative path counts as unset.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        base = Path("~/.cache").expanduser()
+    return base / "kboot" / kind
+
+
+def keep_directory(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Return the directory `target`, made by `fill` (given an empty one) if it is not there yet.
+
+    `InfraError` if the cache cannot be written; what `fill` raises passes through.
+    """
+    if not target.is_dir():
+        with _sole_maker(target.parent) as partial:
+            if not target.is_dir():
+                partial.mkdir()
+                fill(partial)
+                partial.rename(target)
+    return target
+
+
+def keep_file(directory: Path, suffix: str, chunks: Iterable[bytes]) -> Path:
+    """Keep the concatenated `chunks` as ``<their sha256><suffix>`` in `directory`.
+
+    `InfraError` if the cache cannot be written.
+    """
+    with _sole_maker(directory) as partial:
+        digest = hashlib.sha256()
+        with partial.open("wb") as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                file.write(chunk)
+        return partial.rename(directory / (digest.hexdigest() + suffix))
+
+
+@contextlib.contextmanager
+def _sole_maker(directory: Path) -> Iterator[Path]:
+    """The name to build the next entry of `directory` under, ours alone for the ``with``."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            partial = directory / ".partial"
+            _remove(partial)
+            try:
+                yield partial
+            finally:
+                _remove(partial)
+    except OSError as error:
+        raise InfraError(
+            f"the cache {directory} cannot be written: {error.strerror or error}; "
+            "make room there, or set XDG_CACHE_HOME"
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,175 @@
+"""From what people have - a file, a package, a directory - to a `Kernel`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from kboot.artifacts.cache import cache_directory, keep_directory
+from kboot.artifacts.compression import decompressed
+from kboot.artifacts.image import ImageFacts, read_image
+from kboot.artifacts.kernel import Kernel
+from kboot.artifacts.package import AR_MAGIC, unpack_image, unpack_modules
+from kboot.errors import ConfigError
+
+#: Below ``arch/*/boot`` of a build tree, the first one there is counts.
+_BUILT_IMAGES = ("bzImage", "Image", "vmlinuz.efi", "Image.gz")
+
+
+def read_kernel(path: Path) -> Kernel:
+    """The kernel in `path`: an image file, a kernel ``.deb``, a build tree, or a directory.
+
+    An image is ``vmlinuz``, ``bzImage``, ``Image``, ``Image.gz`` or an EFI zboot file. A directory
+    has exactly one ``vmlinuz*`` in it or in its ``boot``. Everything else is a `ConfigError`: one
+    line with the remedy.
+    """
+    try:
+        if path.is_dir():
+            return _from_directory(path)
+        if path.exists() and not path.is_file():  # a pipe would make us wait for ever
+            raise ConfigError(f"{path}: not a regular file; give the kernel's file")
+        with path.open("rb") as file:
+            is_package = file.read(len(AR_MAGIC)) == AR_MAGIC
+        return _from_package(path) if is_package else _from_image(path, source=path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; check the path of the kernel") from error
+    except PermissionError as error:
+        raise ConfigError(
+            f"{error.filename or path}: permission denied; make it readable: "
+            f"chmod a+r {error.filename or path}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_image(path: Path, *, source: Path) -> Kernel:
+    facts = read_image(path)
+    tree = _build_tree_of(path)
+    if tree is not None:
+        config, vmlinux, modules = tree / ".config", tree / "vmlinux", [tree]
+    else:
+        # As in /boot, and as in an unpacked package: boot/ beside lib/modules/.
+        config = path.with_name(f"config-{facts.release}")
+        vmlinux = path.with_name(f"vmlinux-{facts.release}")
+        root = path.resolve().parent.parent
+        modules = [root / lib / "modules" / facts.release for lib in ("lib", "usr/lib")]
+    found = next((m for m in modules if _has_modules(m)), None)
+    return _kernel(
+        path, facts, source=source, config=config, vmlinux=vmlinux, find_modules=lambda: found
+    )
+
+
+def _kernel(
+    path: Path,
+    facts: ImageFacts,
+    *,
+    source: Path,
+    config: Path,
+    vmlinux: Path,
+    find_modules: Callable[[], Path | None],
+) -> Kernel:
+    image = _unwrapped(path) if facts.wrapped_in == "gzip" else path
+    return Kernel(
+        image=image,
+        release=facts.release,
+        version=facts.version,
+        architecture=facts.architecture,
+        source=source,
+        sha256=sha256_of(image),
+        config_file=config if config.is_file() else None,
+        vmlinux=vmlinux if vmlinux.is_file() else None,
+        find_modules=find_modules,
+    )
+
+
+def _unwrapped(path: Path) -> Path:
+    """The image in a gzip'd one, in the cache: EFI firmware does not boot compressed files."""
+
+    def fill(directory: Path) -> None:
+        with (
+            path.open("rb") as file,
+            decompressed(file, "gzip", str(path)) as content,
+            (directory / "Image").open("wb") as image,
+        ):
+            while chunk := content.read(1 << 20):
+                image.write(chunk)
+
+    return keep_directory(cache_directory("kernels") / sha256_of(path) / "boot", fill) / "Image"
+
+
+def _from_package(path: Path) -> Kernel:
+    sha256 = sha256_of(path)
+    boot = unpack_image(path, sha256)
+    image = _only([*boot.glob("vmlinuz-*")], path)
+    try:
+        facts = read_image(image)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: the kernel in it is broken: {error}") from error
+    return _kernel(
+        image,
+        facts,
+        source=path,
+        config=boot / f"config-{facts.release}",
+        vmlinux=boot / f"vmlinux-{facts.release}",
+        find_modules=functools.partial(unpack_modules, path, sha256, facts.release),
+    )
+
+
+def _from_directory(path: Path) -> Kernel:
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise PermissionError(None, "permission denied", str(path))
+    if is_build_tree(path):
+        boots = {boot.resolve(): boot for boot in sorted(path.glob("arch/*/boot"))}
+        images = [next((i for n in _BUILT_IMAGES if (i := b / n).is_file()), None) for b in boots]
+        built = [image for image in images if image is not None]
+        if not built:
+            raise ConfigError(
+                f"{path}: a build tree with no kernel in it; build it: make -C {path}"
+            )
+        return _from_image(_only(built, path), source=path)
+    found = [file for at in (path, path / "boot") for file in _images_in(at)]
+    if not found:
+        raise ConfigError(
+            f"{path}: a directory without a kernel (no vmlinuz*, no arch/*/boot/bzImage); "
+            "give the kernel's file, or build it first"
+        )
+    return _from_image(_only(found, path), source=path)
+
+
+def _images_in(directory: Path) -> list[Path]:
+    # A rescue entry or a link such as /boot/vmlinuz is the same file under another name.
+    files = (f for f in directory.glob("vmlinuz*") if f.is_file())
+    by_target = {file.resolve(): file for file in sorted(files)}
+    return sorted(by_target.values())
+
+
+def _only(candidates: list[Path], source: Path) -> Path:
+    if len(candidates) > 1:
+        names = ", ".join(sorted(str(candidate) for candidate in candidates))
+        raise ConfigError(f"{source}: more than one kernel; give the one you mean: {names}")
+    return candidates[0]
+
+
+def is_build_tree(path: Path) -> bool:
+    """Whether `path` is a Linux build tree: the place where ``make`` ran."""
+    return (path / "arch").is_dir() and (path / "Makefile").is_file()
+
+
+def _build_tree_of(image: Path) -> Path | None:
+    """The tree that `image` was built in: it is ``arch/<architecture>/boot/<image>`` there."""
+    parents = image.resolve().parents
+    inside = len(parents) > 3 and (parents[0].name, parents[2].name) == ("boot", "arch")
+    return parents[3] if inside and is_build_tree(parents[3]) else None
+
+
+def _has_modules(directory: Path) -> bool:
+    return (directory / "modules.order").is_file() or (directory / "kernel").is_dir()
