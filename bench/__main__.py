@@ -1,4 +1,4 @@
-"""``python -m bench [--quick] [NAME...]``: run benchmarks, print a table, write build/bench.json."""
+"""``python -m bench [--quick] [NAME...]``: a table on stdout, the figures in build/bench.json."""
 
 from __future__ import annotations
 

@@ -1,0 +1,128 @@
+"""What a source of the configuration says, as a value: a text, a size, a time, a path.
+
+Each takes what an option, a variable or a TOML file gives, and the directory that relative paths
+are relative to. `ValueError` if it cannot be, in words that complete "... is not ...".
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+Parse = Callable[[object, Path], object]
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def near(word: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """``; did you mean X?`` if something like `word` is known, else an empty text.
+
+    The `prefix` they all begin with makes nothing alike.
+    """
+    # Only a mistake needs it, and every pytest run would pay for its import.
+    import difflib  # noqa: PLC0415
+
+    rests = [name.removeprefix(prefix) for name in known]
+    found = difflib.get_close_matches(word.removeprefix(prefix), rests, n=1)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def text(value: object, _: Path) -> str:
+    """One line of text."""
+    if not isinstance(value, str) or "\n" in value or "\0" in value:
+        raise ValueError("one line of text; in a file, put it in quotes")
+    return value
+
+
+def word(value: object, directory: Path) -> str:
+    """One line of text that is not empty."""
+    found = text(value, directory)
+    if not found:
+        raise ValueError("a text of at least one character")
+    return found
+
+
+def choice(choices: tuple[str, ...]) -> Parse:
+    """One of `choices`."""
+
+    def parse(value: object, _: Path) -> str:
+        if value not in choices:
+            raise ValueError(f"one of {', '.join(choices)}{near(str(value), choices)}")
+        return str(value)
+
+    return parse
+
+
+def path(value: object, directory: Path) -> Path:
+    """An absolute path; ``~`` is the home directory."""
+    plain = word(str(value) if isinstance(value, Path) else value, directory)
+    try:
+        return directory / Path(plain).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"a path: {error}") from None
+
+
+def source(value: object, directory: Path) -> str:
+    """A URL as it is, or an absolute path."""
+    if isinstance(value, str) and re.match(r"[a-z]+://", value):
+        return value
+    return str(path(value, directory))
+
+
+def rootfs(value: object, directory: Path) -> str:
+    """``tiny``, or an absolute path."""
+    return "tiny" if value == "tiny" else str(path(value, directory))
+
+
+def words(value: object, directory: Path) -> tuple[str, ...]:
+    """A list as it is, or a text split as a shell would."""
+    if isinstance(value, str):
+        try:
+            return tuple(shlex.split(value))
+        except ValueError as error:
+            raise ValueError(f"a list of words as a shell reads it: {error}") from None
+    if isinstance(value, list | tuple):
+        return tuple(text(item, directory) for item in value)
+    raise ValueError("a list of texts, or one text")
+
+
+def paths(value: object, directory: Path) -> tuple[Path, ...]:
+    """Absolute paths, from a list or a text split as a shell would."""
+    listed = value if isinstance(value, list | tuple) else words(value, directory)
+    return tuple(path(item, directory) for item in listed)
+
+
+def number(low: int, high: int) -> Parse:
+    """A whole number from `low` to `high`."""
+
+    def parse(value: object, _: Path) -> int:
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
+            value = int(value)
+        # In Python, True is a number; in a configuration file it is a mistake.
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def memory_mib(value: object, _: Path) -> int:
+    """A size in MiB, from ``512``, ``512M`` or ``2G``."""
+    match = re.fullmatch(r"([0-9]{1,9})\s*(?:([MG])(?:i?B)?)?", str(value).strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError("a size; write 512 (MiB), 512M or 2G")
+    mib = int(match[1]) * (1024 if match[2] in {"G", "g"} else 1)
+    # Below, no kernel of today gets as far as its init; above, a unit was surely mistaken.
+    if not 64 <= mib <= 16 * 1024 * 1024:
+        raise ValueError("a size from 64 MiB to 16 TiB; a number without a unit counts MiB")
+    return mib
+
+
+def seconds(value: object, _: Path) -> float:
+    """A time in seconds, from ``90``, ``90s``, ``1.5m`` or ``1h``."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([smh]?)", str(value).strip())
+    if match is None or float(match[1]) == 0:
+        raise ValueError("a time above 0; write 90 (seconds), 90s, 3m or 1h")
+    return float(match[1]) * _SECONDS[match[2]]
