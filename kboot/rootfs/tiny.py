@@ -1,0 +1,105 @@
+"""The tiny system: a static busybox, a login on the serial line, and nothing else.
+
+Its files lie in ``tiny_files/`` as they will lie in the guest; a file with ``#!`` is executable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kboot.artifacts.cache import cache_directory, keep_file
+from kboot.artifacts.elf import parse_elf
+from kboot.errors import ConfigError
+from kboot.process import find_program, run
+from kboot.rootfs.cpio import (
+    Entry,
+    archive,
+    character_device,
+    directory,
+    gzipped,
+    link,
+    regular,
+    with_parents,
+)
+
+_FILES = Path(__file__).parent / "tiny_files"
+_BUSYBOX = "usr/bin/busybox"
+#: Fixed, so that the same password gives the same image.
+_SALT = "kboot"
+
+
+def tiny_initramfs(
+    *,
+    architecture: str = "x86_64",
+    password: str = "kboot",  # noqa: S107  # of a throw-away guest, and meant to be known
+    autologin: bool = False,
+) -> Path:
+    """An initramfs (gzip) that boots to ``linux login: `` on the serial line; root has `password`.
+
+    With `autologin` it boots to root's shell. The same arguments and the same busybox give the same
+    bytes. Made of this host's static busybox and kept in the cache. `ProcessError` if there is no
+    busybox, `ConfigError` if it is not static or not built for `architecture`.
+
+    In the guest, files in ``/etc/kboot`` (say, from `overlay_initramfs`) turn things on:
+    ``modules`` (kernel modules to load, one absolute path a line), ``network`` (DHCP on the first
+    Ethernet device, in the background), ``autologin``.
+    """
+    if "\n" in password or not password:
+        raise ConfigError("the password of the tiny root file system has to be one line, not empty")
+    busybox = _static_busybox(architecture)
+    entries = [
+        *(directory(path) for path in ("dev", "mnt", "proc", "root", "run", "sys", "tmp", "var")),
+        *(link(path, f"usr/{path}") for path in ("bin", "lib", "sbin")),
+        directory("usr/lib"),
+        # The kernel opens it for init before /dev is mounted.
+        character_device("dev/console", 5, 1, 0o600),
+        character_device("dev/null", 1, 3, 0o666),
+        regular(_BUSYBOX, busybox, executable=True),
+        *_applets(busybox),
+        *_system_files(),
+        Entry(path="etc/shadow", mode=0o100600, content=_shadow(password)),
+    ]
+    if autologin:
+        entries.append(regular("etc/kboot/autologin", b""))
+    return keep_file(cache_directory("rootfs"), ".cpio.gz", gzipped(archive(with_parents(entries))))
+
+
+def _static_busybox(architecture: str) -> Path:
+    path = Path(find_program("busybox"))
+    elf = parse_elf(path.read_bytes())
+    if elf is None or not elf.is_static:
+        raise ConfigError(
+            f"{path}: not a static program, so it cannot run in an initramfs; "
+            "install one that is: apt-get install busybox-static"
+        )
+    if elf.architecture != architecture:
+        raise ConfigError(
+            f"{path}: busybox for {elf.architecture}, but the machine is {architecture}; "
+            "give an initramfs for it with --kboot-rootfs"
+        )
+    return path
+
+
+def _applets(busybox: Path) -> list[Entry]:
+    """A link for each of its commands, as ``busybox --install`` would make them in the guest."""
+    listing = run([str(busybox), "--list-full"], timeout_s=10).stdout.decode()
+    # Some names have no directory (linuxrc): those are not commands.
+    places = [Path(line) for line in listing.split() if "/" in line]
+    return [
+        link(f"usr/{place.parent.name}/{place.name}", f"/{_BUSYBOX}")
+        for place in places
+        if place.name != "busybox"
+    ]
+
+
+def _system_files() -> list[Entry]:
+    files = sorted(path for path in _FILES.rglob("*") if path.is_file())
+    contents = [(str(path.relative_to(_FILES)), path.read_bytes()) for path in files]
+    return [regular(name, text, executable=text.startswith(b"#!")) for name, text in contents]
+
+
+def _shadow(password: str) -> bytes:
+    """The content of ``/etc/shadow``, hashed by busybox, whose login will read it."""
+    mkpasswd = ["busybox", "mkpasswd", "-m", "sha512", "-S", _SALT]
+    hashed = run(mkpasswd, timeout_s=10, stdin=password.encode() + b"\n").stdout.strip()
+    return b"root:" + hashed + b":::::::\nnobody:*:::::::\n"
