@@ -1,0 +1,202 @@
+"""The command ``kboot``: thin commands, and the one place where errors become exit codes.
+
+====  =====================================================================
+exit  means
+====  =====================================================================
+0     done; the kernel is fine
+1     the kernel, or its user space, is at fault
+2     the user has to act: an option, a file, a kernel image
+3     the host has to be mended, or kboot has a bug: nothing was learnt
+====  =====================================================================
+
+And 130, 143 and 129 after Ctrl-C, SIGTERM and SIGHUP, 141 if nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import click
+
+from kboot import __version__
+from kboot.errors import InfraError, KbootError
+
+_EPILOG = """\
+\b
+Examples:
+  kboot doctor                     is everything here that kboot needs?
+  kboot boot vmlinuz               boot a kernel as a server would; does it come up?
+  kboot boot linux-image.deb       the same, with its modules
+  kboot test vmlinuz               run the acceptance tests on it
+  kboot crash serial.log           what killed it, from any console log
+  pytest --kernel=vmlinuz          your own tests, on that kernel
+
+\b
+Exit codes: 0 fine, 1 the kernel is at fault, 2 you are, 3 the host is.
+KBOOT_DEBUG=1 shows where in kboot an error comes from.
+"""
+
+
+class LazyGroup(click.Group):
+    """Commands whose modules are imported when they are used: ``kboot --help`` stays quick."""
+
+    #: Command: where it is, and one line about it.
+    commands_by_name = {  # noqa: RUF012 - click.Group has an attribute of every better name
+        "boot": ("kboot.cli.boot:boot", "Boot a kernel; does it come up?"),
+        "test": ("kboot.cli.test:test", "Run the acceptance tests on a kernel."),
+        "crash": ("kboot.cli.crash:crash", "Say what killed a kernel, from its console log."),
+        "doctor": ("kboot.cli.doctor:doctor", "Look for what kboot needs on this host."),
+        "gc": ("kboot.cli.gc:gc", "Remove what killed runs have left on this host."),
+        "completion": ("kboot.cli.completion:completion", "Print a shell's completion script."),
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands, in the order in which a user meets them."""
+        return list(self.commands_by_name)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; each gets ``--verbose``, so that it may stand before or after."""
+        if cmd_name not in self.commands_by_name:
+            return None
+        module, _, attribute = self.commands_by_name[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        if all(parameter.name != "verbose" for parameter in command.params):
+            command.params.append(_verbose_option())
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. Click would exit with 1 when nobody reads its output any more."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _OutputClosed from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, help_) for name, (_, help_) in self.commands_by_name.items()]
+            )
+
+
+def _verbose_option() -> click.Option:
+    return click.Option(
+        ["-v", "--verbose"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=lambda _context, _option, wanted: _show_log() if wanted else None,
+        help="Show each step, with its time.",
+    )
+
+
+def _show_log() -> None:
+    logger = logging.getLogger("kboot")
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        handler = _StderrHandler()
+        handler.setFormatter(logging.Formatter("%(relativeCreated)7d ms  %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+
+
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic in stubs only
+    """Ours, to be told from handlers that others have added."""
+
+
+@click.command(
+    cls=LazyGroup,
+    params=[_verbose_option()],
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="kboot", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Boot a kernel through DHCP, iPXE and nginx, watch its console, and judge it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; nothing escapes as a traceback."""
+    debug = bool(os.environ.get("KBOOT_DEBUG"))
+    if debug:
+        _show_log()
+    try:
+        with _signals_unwind():
+            status = cli.main(arguments, prog_name="kboot", standalone_mode=False)
+            # What is still in the buffer may have no reader any more: find out here, not at exit.
+            sys.stdout.flush()
+            return status if isinstance(status, int) else 0
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit | click.ClickException):
+            traceback.print_exception(error)
+        return _exit_code(error)
+
+
+def _exit_code(error: BaseException) -> int:
+    """Tell the user about `error`, in one line if possible, and say what to exit with."""
+    message = ""
+    match error:
+        case click.ClickException():
+            error.show()
+            code = error.exit_code
+        case KbootError():
+            message, code = str(error), error.exit_code
+        case KeyboardInterrupt() | click.Abort():
+            message, code = "interrupted", 128 + signal.SIGINT
+        case _Signalled():
+            message, code = f"ended by {signal.Signals(error.number).name}", 128 + error.number
+        case BrokenPipeError() | _OutputClosed():
+            # Python flushes once more on its way out, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 128 + signal.SIGPIPE
+        case SystemExit():
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        case _:
+            words = f"{type(error).__name__}: {error}"
+            message = f"a bug in kboot: {words}; KBOOT_DEBUG=1 shows where; please report it"
+            code = InfraError.exit_code
+    if message:
+        with contextlib.suppress(OSError):
+            click.echo(f"kboot: error: {message}", err=True)
+    return code
+
+
+class _OutputClosed(Exception):
+    """Nobody reads our output any more: ``kboot ... | head``."""
+
+
+class _Signalled(BaseException):
+    """A signal asks us to end; like KeyboardInterrupt, it unwinds every ``with`` on its way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into exceptions, so that machines and servers are stopped."""
+
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        # Once is enough: a second one must not cut the cleaning up short.
+        signal.signal(number, signal.SIG_IGN)
+        raise _Signalled(number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    old = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        # nohup has SIGHUP ignored, and means it.
+        if old[number] is not signal.SIG_IGN:
+            signal.signal(number, unwind)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, old[number])
