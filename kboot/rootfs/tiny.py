@@ -102,4 +102,6 @@ def _shadow(password: str) -> bytes:
     """The content of ``/etc/shadow``, hashed by busybox, whose login will read it."""
     mkpasswd = ["busybox", "mkpasswd", "-m", "sha512", "-S", _SALT]
     hashed = run(mkpasswd, timeout_s=10, stdin=password.encode() + b"\n").stdout.strip()
-    return b"root:" + hashed + b":::::::\nnobody:*:::::::\n"
+    # Empty number fields, usual as they are, make busybox 1.35 pass over the line.
+    ages = b":19000:0:99999:7:::\n"
+    return b"root:" + hashed + ages + b"nobody:*" + ages
