@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kboot.rootfs.modules import module_initramfs
+from kboot.rootfs.overlay import overlay_initramfs, resolve_rootfs
 from kboot.rootfs.tiny import tiny_initramfs
 
-__all__ = ["tiny_initramfs"]
+__all__ = ["module_initramfs", "overlay_initramfs", "resolve_rootfs", "tiny_initramfs"]

@@ -90,15 +90,19 @@ def archive(entries: Iterable[Entry]) -> Iterator[bytes]:
 
 
 def gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """`chunks` as one gzip member without name and date, in pieces."""
+    """`chunks` as one gzip member without name and date, in pieces, padded to 4 bytes."""
     buffer = io.BytesIO()
+    size = 0
     with gzip.GzipFile(fileobj=buffer, mode="wb", filename="", mtime=0, compresslevel=6) as packer:
         for chunk in chunks:
             packer.write(chunk)
+            size += buffer.tell()
             yield buffer.getvalue()
             buffer.seek(0)
             buffer.truncate()
-    yield buffer.getvalue()
+    size += buffer.tell()
+    # The kernel looks for a plain archive behind this one only at a multiple of 4 bytes.
+    yield buffer.getvalue() + bytes(-size % 4)
 
 
 def _member(entry: Entry, inode: int) -> Iterator[bytes]:

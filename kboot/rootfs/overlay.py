@@ -1,0 +1,66 @@
+"""Small initramfs images that are appended to another one, and images that users bring."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from kboot.artifacts.cache import cache_directory, keep_file
+from kboot.artifacts.compression import MAGIC, compression_of
+from kboot.artifacts.image import HEAD_SIZE, looks_like
+from kboot.errors import ConfigError
+from kboot.rootfs.cpio import Entry, archive, guest_path, regular, with_parents
+from kboot.rootfs.tiny import tiny_initramfs
+
+_CPIO_MAGIC = (b"070701", b"070702")
+
+
+def overlay_initramfs(files: Mapping[str, bytes | Path]) -> Path:
+    """An initramfs (plain cpio) with `files`: absolute path in the guest -> content or a file here.
+
+    Appended to another initramfs it adds files to it, or replaces them. A file that is executable
+    here, or begins with ``#!``, is executable there. Paths in ``/bin``, ``/lib`` and ``/sbin`` go
+    below ``/usr``, for these are links in the tiny system as in every distribution. The same files
+    give the same bytes, kept in the cache. `ConfigError` names a file that cannot be read.
+    """
+    entries = [_entry(guest_path(path), content) for path, content in files.items()]
+    return keep_file(cache_directory("rootfs"), ".cpio", archive(with_parents(entries)))
+
+
+def resolve_rootfs(value: str, *, architecture: str = "x86_64") -> list[Path]:
+    """The initramfs images, in order, that a user asks for: ``tiny``, or the path of one.
+
+    `ConfigError` if the path is no file, or no initramfs that a kernel would unpack.
+    """
+    if value == "tiny":
+        return [tiny_initramfs(architecture=architecture)]
+    path = Path(value).expanduser()
+    if not path.is_file():
+        problem = "is a directory" if path.is_dir() else "no such file"
+        raise ConfigError(f"rootfs {value}: {problem}; give 'tiny' or the path of an initramfs")
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_SIZE)
+    except OSError as error:
+        raise ConfigError(f"rootfs {value}: cannot be read: {error.strerror or error}") from error
+    if not head.startswith(_CPIO_MAGIC) and compression_of(head) is None:
+        what = looks_like(head) if head else "an empty file"
+        raise ConfigError(
+            f"rootfs {value}: not an initramfs: it looks like {what}; "
+            f"give a cpio archive (newc), plain or compressed with {', '.join(MAGIC)}"
+        )
+    return [path]
+
+
+def _entry(path: str, content: bytes | Path) -> Entry:
+    if isinstance(content, bytes):
+        return regular(path, content, executable=content.startswith(b"#!"))
+    if not content.is_file():
+        raise ConfigError(f"{content}: no such file; it was to become /{path} in the guest")
+    return regular(path, content, executable=os.access(content, os.X_OK) or _is_script(content))
+
+
+def _is_script(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"#!"
