@@ -1,0 +1,236 @@
+"""Which lines begin a report: one row per printing site, or family of them, in Linux 4.x to 6.x."""
+
+from __future__ import annotations
+
+from kboot.crash.model import CrashKind
+from kboot.crash.rules import AT, PANIC, RCU, WATCHDOG, die, lockdep, panic, row
+
+K = CrashKind
+
+_WHAT = r"(?P<what>[\w -]+?)"
+_SANITIZERS = (
+    row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_WHAT} in {AT}", "KASAN: {what}"),
+    row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_WHAT}(?: (?:in|on|at)\b|$)", "KASAN: {what}"),
+    row(K.KMSAN, "BUG", rf"BUG: KMSAN: {_WHAT} in {AT}", "KMSAN: {what}"),
+    row(K.KCSAN, "BUG", rf"BUG: KCSAN: (?P<what>[\w :-]+?) in {AT}", "KCSAN: {what}"),
+    row(K.KCSAN, "BUG", r"BUG: KCSAN: (?P<what>[\w -]+)", "KCSAN: {what}"),
+    row(K.KFENCE, "BUG", rf"BUG: KFENCE: {_WHAT} in {AT}", "KFENCE: {what}"),
+    row(K.KFENCE, "BUG", r"BUG: KFENCE: (?P<what>[\w -]+)", "KFENCE: {what}"),
+    # "array-index-out-of-bounds in fs/x.c:12:3"; up to 5.4 "Undefined behaviour in fs/x.c:12:3".
+    row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} in \S+[:/]", "UBSAN: {what}"),
+    row(K.MEMORY_LEAK, "BUG", r"BUG: memory leak$", "memory leak"),
+    row(K.MEMORY_LEAK, "unreferenced object 0x", r"unreferenced object 0x", "memory leak"),
+)
+
+_LOCKDEP = (
+    lockdep(
+        K.DEADLOCK, ": possible", r"possible (?:circular|recursive) locking", "possible deadlock"
+    ),
+    lockdep(K.DEADLOCK, ": possible", r"possible irq lock inversion", "possible deadlock"),
+    lockdep(K.DEADLOCK, "IRQ-safe -> ", r"(?:HARD|SOFT)IRQ-safe -> ", "possible deadlock"),
+    lockdep(K.DEADLOCK, "-unsafe", r"[\w-]+-safe -> [\w-]+-unsafe lock order", "possible deadlock"),
+    lockdep(K.DEADLOCK, ": inconsistent", "inconsistent lock state", "inconsistent lock state"),
+    lockdep(K.SUSPICIOUS_RCU, "uspicious RCU", "[Ss]uspicious RCU usage", "suspicious RCU usage"),
+    lockdep(K.SUSPICIOUS_RCU, "suspicious rcu_", r"suspicious rcu_\w+", "suspicious RCU usage"),
+    lockdep(K.INVALID_WAIT_CONTEXT, "BUG", "Invalid wait context", "invalid wait context"),
+    lockdep(K.LOCK_HELD, "lock held when", "lock held when return", "lock held on return"),
+    lockdep(K.LOCK_HELD, "held lock freed", "held lock freed", "held lock freed"),
+    lockdep(K.LOCK_HELD, "still has locks", r".+/\d+ still has locks held", "lock held at exit"),
+    lockdep(K.LOCK_HELD, "lock held at task", "lock held at task exit", "lock held at exit"),
+    row(K.LOCK_HELD, "BUG", r"BUG: workqueue leaked (?:lock|atomic)", "workqueue leaked lock"),
+    lockdep(K.LOCK_MISUSE, "bad unlock", "bad unlock balance", "bad unlock balance"),
+    lockdep(K.LOCK_MISUSE, "bad contention", "bad contention detected", "bad contention"),
+    lockdep(K.LOCK_MISUSE, "ested lock was", "[Nn]ested lock was not", "nested lock not taken"),
+    row(K.LOCK_MISUSE, "INFO: ", r"INFO: trying to register non-static", "non-static lock key"),
+    row(K.LOCK_MISUSE, "BUG", r"BUG: looking up invalid subclass", "invalid lock subclass"),
+    row(K.LOCK_MISUSE, "BUG", r"BUG: key \S+ (?:not in|has not been reg)", "bad lock key"),
+    row(K.LOCK_MISUSE, "BUG", r"BUG: (?P<what>MAX_\w+) too low", "{what} too low"),
+    row(
+        K.LOCK_MISUSE,
+        "BUG",
+        r"BUG: (?P<what>(?:spinlock|rwlock(?:-\w+)?|mutex|rt_mutex) [a-z /-]*[a-z])",
+        "{what}",
+    ),
+)
+
+_STALLS = (
+    row(K.SOFT_LOCKUP, "BUG", WATCHDOG + r"BUG: soft lockup - CPU#\d+", "soft lockup"),
+    row(K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"Watchdog detected hard LOCKUP", "hard lockup"),
+    row(
+        K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"CPU \d+ (?:self-)?detected hard LOCKUP", "hard lockup"
+    ),
+    row(K.HARD_LOCKUP, "LOCKUP", r"BUG: NMI Watchdog detected LOCKUP", "hard lockup"),
+    row(
+        K.RCU_STALL,
+        "INFO: ",
+        RCU + r"INFO: rcu\w*(?: \w+)? (?:self-)?detected (?:expedited )?stall",
+        "RCU stall",
+    ),
+    row(
+        K.HUNG_TASK,
+        "INFO: ",
+        r"INFO: task (?P<task>.+):(?P<pid>\d+) (?:blocked for more|can't die for more)",
+        "task hung",
+    ),
+    row(K.WORKQUEUE_LOCKUP, "BUG", r"BUG: workqueue lockup - pool", "workqueue lockup"),
+)
+
+_MEMORY = (
+    row(K.BAD_PAGE, "BUG", r"BUG: Bad page state in process", "bad page state"),
+    row(K.BAD_PAGE, "BUG", r"BUG: Bad rss-counter state", "bad rss-counter state"),
+    row(K.BAD_PAGE, "BUG", r"BUG: non-zero (?P<what>\w+) on freeing mm", "non-zero {what}"),
+    row(K.BAD_PAGE, "BUG", rf"BUG: Bad {_WHAT} in process", "bad {what}"),
+    # slab_bug() in mm/slub.c: "BUG kmalloc-64 (Tainted: G    B): Poison overwritten".
+    row(
+        K.SLAB_CORRUPTION,
+        "BUG",
+        r"BUG [\w:.,()-]+ (?:\(.*\)|Tainted: .*|Not tainted.*): (?P<what>[\w -]+)",
+        "slab: {what}",
+    ),
+    row(K.SLAB_CORRUPTION, "Slab corruption", r"Slab corruption", "slab corruption"),
+    row(K.SLAB_CORRUPTION, "slab error in", rf"slab error in {AT}", "slab error"),
+)
+
+_NO_ACCESS = r"(?:paging req|access|read|write|execute|pointer|unknown|data|instruction)"
+_BUGS = (
+    row(K.BUG, "BUG", r"[Kk]ernel BUG at (?P<file>\S+)", "kernel BUG"),
+    row(K.BUG, "[#", r"Kernel (?:BUG|bug detected)\s?\[#\d", "kernel BUG", is_die=True),
+    row(
+        K.NULL_DEREFERENCE,
+        "NULL pointer",
+        r"(?:BUG: |CPU \d+ )*(?:[Uu]nable to handle )?[Kk]ernel NULL pointer dereference",
+        "NULL pointer dereference",
+    ),
+    row(K.PAGE_FAULT, "BUG", r"BUG: [Uu]nable to handle (?:kernel|page|user)", "page fault"),
+    row(
+        K.PAGE_FAULT,
+        "nable to handle",
+        rf"(?:CPU \d+ )?Unable to handle kernel {_NO_ACCESS}",
+        "page fault",
+    ),
+    row(K.STACK_OVERFLOW, "BUG", r"BUG: (?:\w+ )?stack guard page was hit", "stack overflow"),
+    row(K.STACK_OVERFLOW, "Insufficient stack", "Insufficient stack space to", "stack overflow"),
+    row(K.ATOMIC_SLEEP, "BUG", r"BUG: sleeping function called from", "sleeping in atomic context"),
+    row(K.ATOMIC_SLEEP, "BUG", r"BUG: (?:\w+ )?scheduling while atomic", "scheduling while atomic"),
+    row(
+        K.ATOMIC_SLEEP,
+        "BUG",
+        r"BUG: using (?P<what>\w+)\(?\)? in preemptible",
+        "using {what} in preemptible code",
+    ),
+    row(
+        K.NETDEV_LEAK,
+        "unregister_netdevice: ",
+        r"unregister_netdevice: waiting for \S+ to become free",
+        "unregister_netdevice: waiting for a device to become free",
+    ),
+    row(K.DOUBLE_FAULT, "ANIC: ", r"(?:traps: )?PANIC: double fault", "double fault"),
+    row(K.OOPS, "ANIC: ", r"(?:traps: )?PANIC: early exception", "early exception"),
+    row(
+        K.MACHINE_CHECK,
+        "Machine Check Exception",
+        r"(?:mce: )?\[Hardware Error\]: CPU \d+: Machine Check Exception",
+        "machine check",
+    ),
+    row(
+        K.OOPS, "Unhandled fault: ", r"Unhandled fault: .*\(0x[0-9a-f]+\) at 0x", "unhandled fault"
+    ),
+    row(K.OOPS, "Bad mode in ", r"Bad mode in .* handler detected", "bad mode"),
+)
+
+_PANICS = (
+    panic(K.OOM_PANIC, r"[Oo]ut of memory|deadlocked on memory", "panic: out of memory"),
+    panic(K.INIT_KILLED, r"Attempted to kill init!", "panic: attempted to kill init"),
+    panic(K.NO_ROOT, r"VFS: Unable to mount root fs", "panic: unable to mount root fs"),
+    panic(K.NO_INIT, r"No (?:working )?init found|Requested init", "panic: no working init"),
+    panic(K.MACHINE_CHECK, r"[Mm]achine check", "panic: machine check"),
+    row(
+        K.STACK_CORRUPTION,
+        PANIC,
+        rf"Kernel panic - not syncing: (?:stack-protector: )?Kernel stack is corrupted in: {AT}",
+        "stack corruption",
+    ),
+    panic(K.STACK_CORRUPTION, r"stack-protector|corrupted stack end", "stack corruption"),
+    panic(K.STACK_OVERFLOW, r"[Kk]ernel stack overflow", "stack overflow"),
+    panic(K.HARD_LOCKUP, r"Watchdog detected hard LOCKUP", "hard lockup"),
+    row(K.PANIC, PANIC, r"Kernel panic - not syncing: (?P<message>.*\S)", "panic: {message}"),
+    row(K.PANIC, PANIC, r"Kernel panic - not syncing", "panic", needs_trace=True),
+)
+
+_DIES = (
+    die(K.GENERAL_PROTECTION, "general protection", "general protection fault"),
+    die(K.DIVIDE_ERROR, "divide error", "divide error"),
+    die(K.BUG, "BUG|Kernel BUG", "kernel BUG"),
+    die(K.INVALID_OPCODE, "invalid opcode|[Uu]ndefined instr|[Ii]llegal instr", "invalid opcode"),
+    die(K.DOUBLE_FAULT, "double fault", "double fault"),
+    die(
+        K.OOPS,
+        r"stack segment|int3|debug|alignment|overflow|bounds|invalid TSS|segment not|control prot"
+        r"|coprocessor|device not|illegal operation|addressing exc|monitor event|specification exc"
+        r"|protection exc|data exc|synchronous|SError|kernel stack|trap|unexpected",
+        "oops",
+    ),
+    row(K.OOPS, "[#", r"(?:Internal error: )?Oops(?:\b.{0,99})?\[#\d+\]", "oops", is_die=True),
+    row(K.OOPS, "[#", r"Internal error: .{0,99}\[#\d+\]", "oops", is_die=True),
+)
+
+_CPU_AND_PID = r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+)"
+_WARNINGS = (
+    row(
+        K.WARNING,
+        "WARNING: ",
+        rf"WARNING: (?:{_CPU_AND_PID} )?at (?P<file>\S+?):\d+(?: {AT})?",
+        "WARNING",
+    ),
+    # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123".
+    row(
+        K.WARNING,
+        "WARNING: ",
+        rf"WARNING: (?P<file>[\w./-]+\.[a-zS]+):\d+ at {AT}"
+        r"(?:.*CPU#(?P<cpu>\d+): (?P<task>.+)/(?P<pid>\d+))?",
+        "WARNING",
+    ),
+    row(K.WARNING, "WARNING: ", rf"WARNING: {_CPU_AND_PID}", "WARNING"),
+    row(
+        K.WARNING,
+        "WARNING: ",
+        r"WARNING: kernel stack (?:regs|frame pointer) at",
+        "bad frame pointer",
+    ),
+    row(K.BUG, "BUG", r"BUG: (?P<what>\S.*)", "BUG: {what}", needs_trace=True),
+    row(K.WARNING, "WARNING: ", r"WARNING: (?P<what>\S.*)", "WARNING: {what}", needs_trace=True),
+)
+
+#: In order of precedence: the most specific row first.
+RULES = (
+    *_SANITIZERS,
+    *_LOCKDEP,
+    *_STALLS,
+    *_MEMORY,
+    *_BUGS,
+    *_PANICS,
+    *_DIES,
+    *_WARNINGS,
+)
+
+#: Every first line contains one of these: few, because each is a search through the whole log.
+FILTER = (
+    b"BUG",
+    b"WARNING: ",
+    b"INFO: ",
+    b"Kernel panic",
+    b"[#",
+    b"nable to handle",
+    b"NULL pointer",
+    b"UBSAN: ",
+    b"ANIC: ",
+    b"LOCKUP",
+    b"unregister_netdevice: ",
+    b"unreferenced object 0x",
+    b"Machine Check Exception",
+    b"Bad mode in ",
+    b"Unhandled fault: ",
+    b"Insufficient stack",
+    b"Slab corruption",
+    b"slab error in",
+)

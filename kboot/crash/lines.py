@@ -1,0 +1,96 @@
+"""From the bytes of a console line to the kernel's own words.
+
+A line may carry, in this order: what a CI system, syslog or a terminal put in front, a printk
+level ``<4>``, the kernel's time ``[   12.345678]`` and its caller ``[ T123]`` (task) or ``[ C0]``
+(CPU, in an interrupt), as written by ``print_prefix()`` in kernel/printk/printk.c.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_ANSI = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[=>78cDEHM])"
+)
+
+_TIME = r"\[ *\d{1,9}\.\d{3,6}\]"
+_CALLER = r"(?: ?\[ *([TC]\d+)(?:/[TC]?\d+)?\])?"
+# MediaTek and other vendor kernels put CPU and task behind the time: "(0)[123:name]".
+_VENDOR = r"(?: ?\(\d+\)\[\d+:[^\]]{1,16}\])?"
+_KERNEL_PREFIX = re.compile(rf"(?:<\d+>)?{_TIME}{_CALLER}{_VENDOR} ?")
+_TIME_AND_CALLER = re.compile(rf"{_TIME}{_CALLER}{_VENDOR} ?")
+_CALLER_ONLY = re.compile(r"(?:<\d+>)?\[ *([TC]\d+)(?:/[TC]?\d+)?\] ")
+
+_DATE = r"\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[ ]?Z|[ ]?[+-]\d\d:?\d\d)?"
+_LOG_PREFIX = re.compile(
+    rf"""
+    (?: \[{_DATE}\] | {_DATE}                                       # 2024-01-02T03:04:05Z
+      | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]?                            # [00:01:02]
+      | \[?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)\ [A-Z][a-z]{{2}}\ [\ \d]\d\ [\d:]{{8}}\ \d{{4}}\]?
+      | [A-Z][a-z]{{2}}\ [\ \d]\d\ \d\d:\d\d:\d\d                    # Jan  2 03:04:05
+      | (?:[\w.-]+\ )?kernel(?:\[\d+\])?:                           # host kernel:
+      | <\d{{1,3}}>                                                 # printk or syslog level
+      | \{{[^{{}}"]*"[^{{}}]*\}}                                    # Loki labels
+      | (?:DEBUG|INFO|NOTICE|WARN|ERR|ERROR|CRIT|EMERG)(?=\s+\[)    # a level before more prefix
+      | [\w./@:-]+\s?\|                                             # console|
+      | \[(?:console|serial|kernel|guest|vm|qemu|tty\w*)[^\]]*\]:?
+      | (?:kern|user)\s?\.?:?\s?(?:emerg|alert|crit|err|warn|notice|info|debug)\s?:  # dmesg -x
+    )[ \t]*
+    """,
+    re.VERBOSE,
+)
+
+
+class KernelLine(NamedTuple):
+    """A console line taken apart."""
+
+    #: The words, with leading spaces, without prefixes and escape sequences.
+    text: str
+    #: ``T123`` or ``C0`` where the kernel tells its caller, else "".
+    caller: str
+    #: Whether the line carries a kernel time or caller: the kernel wrote it.
+    stamped: bool
+
+
+def parse(raw: bytes) -> KernelLine:
+    """Take one console line (with or without its line end) apart."""
+    line = raw.decode("utf-8", "replace")
+    if "\x1b" in line:
+        line = _ANSI.sub("", line)
+    line = line.rstrip("\r\n\0 ")
+    stamp = _KERNEL_PREFIX.match(line)
+    if stamp is None:
+        return _parse_foreign(line)
+    text = line[stamp.end() :]
+    # Two CPUs or a program without a final newline: the last stamp begins the last message.
+    if "[" in text:
+        stamp = _last_stamp(text) or stamp
+        text = stamp.string[stamp.end() :]
+    return KernelLine(text, stamp[1] or "", True)
+
+
+def _last_stamp(text: str) -> re.Match[str] | None:
+    last = None
+    for match in _TIME_AND_CALLER.finditer(text):
+        last = match
+    return last
+
+
+def _parse_foreign(line: str) -> KernelLine:
+    stamp = _last_stamp(line) if "[" in line else None
+    if stamp is not None:
+        return KernelLine(line[stamp.end() :], stamp[1] or "", True)
+    if "\r" in line:
+        line = line.rpartition("\r")[2]
+    position = 0
+    while match := _LOG_PREFIX.match(line, position):
+        position = match.end()
+    caller = _CALLER_ONLY.match(line, position)
+    if caller is not None:
+        return KernelLine(line[caller.end() :], caller[1], True)
+    if position:
+        # A log prefix ends with one space; more of them are the kernel's indentation.
+        spaces = len(line[:position]) - len(line[:position].rstrip(" "))
+        position -= max(0, spaces - 1)
+    return KernelLine(line[position:], "", False)

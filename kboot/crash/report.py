@@ -1,0 +1,150 @@
+"""From the lines of one report to a `CrashReport`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from kboot.crash import guilty, stack
+from kboot.crash.model import CrashKind, CrashReport
+from kboot.crash.rules import Rule
+
+K = CrashKind
+
+#: WARN and BUG sites whose file tells more than the word.
+_BY_FILE = (
+    ("lib/refcount.c", K.REFCOUNT, "refcount bug"),
+    ("include/linux/refcount.h", K.REFCOUNT, "refcount bug"),
+    ("lib/debugobjects.c", K.ODEBUG, "ODEBUG bug"),
+    ("lib/list_debug.c", K.DATA_CORRUPTION, "list corruption"),
+    ("mm/usercopy.c", K.USERCOPY, "usercopy"),
+)
+_DIE_KINDS = (
+    ("general protection", K.GENERAL_PROTECTION, "general protection fault"),
+    ("divide error", K.DIVIDE_ERROR, "divide error"),
+)
+_TASK = re.compile(
+    r"\b(?:CPU: (?P<cpu>\d+) )?(?:UID: \d+ )?PID: (?P<pid>\d+)(?:,)? [Cc]omm: (?P<task>.+?)(?= (?:Not t|T)ainted|$)"
+)
+_BY_TASK = re.compile(r"\bby (?:task )?(?P<task>[^/\n]{1,32}(?:/\d+:[^/\n]+)?)/(?P<pid>\d+)\b")
+_COMM = re.compile(r'comm "(?P<task>[^"]{1,32})", pid (?P<pid>\d+)')
+_ON_CPU = re.compile(r"\b(?:CPU#|on cpu |CPU: |cpu: )(?P<cpu>\d+)\b")
+_TAINT = re.compile(r"\bTainted: (?P<taint>[A-Z](?:[A-Z ]*[A-Z])?)(?= |$|:|\))", re.MULTILINE)
+#: Where lockdep says which lock is wanted: "ffff... (&lock){+.+.}-{3:3}, at: func+0x12/0x34".
+_LOCK_AT = re.compile(r"\bat: (?:\[<[0-9a-fx]+>\] )?([A-Za-z_][\w.$]*)\+0x")
+_UNLOCK_AT = re.compile(
+    r"trying to release lock .* at:\n(?:\[<[0-9a-fx]+>\] )?\s*([A-Za-z_][\w.$]*)\+0x"
+)
+_NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+")
+_LOCK_KINDS = frozenset({K.DEADLOCK})
+
+#: Kinds whose reports end with a marker, so that one without it was cut.
+_MARKED = frozenset(
+    {K.OOPS, K.PAGE_FAULT, K.NULL_DEREFERENCE, K.GENERAL_PROTECTION, K.DIVIDE_ERROR, K.INVALID_OPCODE,
+     K.BUG, K.WARNING, K.KASAN}
+)  # fmt: skip
+#: Kinds after which this kernel does nothing any more.
+_FATAL = frozenset(
+    {K.PANIC, K.OOM_PANIC, K.INIT_KILLED, K.NO_INIT, K.NO_ROOT, K.DOUBLE_FAULT, K.UNEXPECTED_RESET,
+     K.HANG, K.STACK_CORRUPTION}
+)  # fmt: skip
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """A report while its lines come in."""
+
+    rule: Rule
+    match: re.Match[str]
+    caller: str
+    #: The first line carried a kernel time or caller, so all its lines do.
+    stamped: bool
+    start_line: int
+    start_offset: int
+    end_line: int
+    end_offset: int
+    lines: list[str] = field(default_factory=list)
+    #: How many of `lines` are known to belong; the rest may be somebody else's.
+    kept: int = 1
+    announced: bool = False
+    has_trace: bool = False
+    has_die: bool = False
+    panicked: bool = False
+    #: Its end marker was seen.
+    ended: bool = False
+
+    @property
+    def kind(self) -> CrashKind:
+        """The kind as far as the first line tells it."""
+        file = self.match.groupdict().get("file") or self.match.string
+        for name, kind, _ in _BY_FILE:
+            if name in file and self.rule.kind in (K.WARNING, K.BUG):
+                return kind
+        return self.rule.kind
+
+
+def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashReport:
+    """Make the report. `cut`: the log ended, or fell silent, before its end was seen."""
+    text = "\n".join(draft.lines[: draft.kept])
+    kind = draft.kind
+    found = stack.entries(text)
+    function = guilty.choose(kind, _named(draft, text), found, stack.sections(text))
+    task, pid, cpu = _who(draft, text)
+    taint = _TAINT.search(text)
+    return CrashReport(
+        kind=kind,
+        title=_title(draft, function),
+        function=function,
+        frames=tuple(entry.frame for entry in found),
+        start_line=draft.start_line,
+        end_line=draft.end_line,
+        start_offset=draft.start_offset,
+        end_offset=draft.end_offset,
+        task=task,
+        pid=pid,
+        cpu=cpu,
+        taint=taint["taint"].replace(" ", "") if taint else None,
+        fatal=kind in _FATAL or draft.panicked or draft.rule.is_panic,
+        truncated=cut and not draft.ended and (kind in _MARKED or not found) and kind not in _FATAL,
+        caused_by=caused_by,
+        text=text,
+    )
+
+
+def _named(draft: Draft, text: str) -> str | None:
+    """The function that the report itself names."""
+    named = draft.match.groupdict().get("at")
+    if named is None and draft.kind in _LOCK_KINDS:
+        at = _LOCK_AT.search(text)
+        named = at[1] if at else None
+    if named is None and draft.kind is K.LOCK_MISUSE:
+        at = _UNLOCK_AT.search(text)
+        named = at[1] if at else None
+    return None if named is None else stack.base_name(named)
+
+
+def _title(draft: Draft, function: str | None) -> str:
+    groups = {name: _stable(value or "") for name, value in draft.match.groupdict().items()}
+    label = draft.rule.label
+    for _, kind, words in _BY_FILE:
+        if draft.kind is kind and draft.rule.kind is not kind:
+            label = words
+    label = label.format_map(groups)
+    return f"{label} in {function}" if function and "{message}" not in draft.rule.label else label
+
+
+def _stable(words: str) -> str:
+    """Words without what differs from one occurrence of a bug to the next."""
+    return _NUMBER.sub("N", words).strip(" .:,")
+
+
+def _who(draft: Draft, text: str) -> tuple[str | None, int | None, int | None]:
+    groups = draft.match.groupdict()
+    full = _TASK.search(text)
+    who = full or _BY_TASK.search(text) or _COMM.search(text)
+    task = groups.get("task") or (who["task"].strip() if who else None)
+    pid = groups.get("pid") or (who["pid"] if who else None)
+    cpu = groups.get("cpu") or (full["cpu"] if full else None)
+    if cpu is None and (on := _ON_CPU.search(text)):
+        cpu = on["cpu"]
+    return task, None if pid is None else int(pid), None if cpu is None else int(cpu)
