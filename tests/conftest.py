@@ -1,0 +1,62 @@
+"""Fixtures for all tests, and a look at the end that nothing was left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot import state
+from kboot.deadline import Deadline
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own settings do not change what kboot's tests test."""
+    for variable in os.environ:
+        if variable.startswith("KBOOT_") and variable != "KBOOT_TEST_KERNEL":
+            monkeypatch.delenv(variable)
+
+
+@pytest.fixture(scope="session")
+def debian_kernel() -> Path:
+    """A real Debian kernel package, with its modules; ``make kernel`` fetches it."""
+    default = Path(__file__).parent.parent / "build" / "kernel" / "debian.deb"
+    path = Path(os.environ.get("KBOOT_TEST_KERNEL") or default)
+    if not path.is_file():
+        pytest.fail(f"no kernel at {path}: run make kernel, or set KBOOT_TEST_KERNEL")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """After the last test there is no process and no run directory of ours that was not before."""
+    before = _ours()
+    yield
+    for _ in Deadline(5.0).poll(0.1):
+        if not (left := _ours() - before):
+            return
+    pytest.fail(f"left behind: {', '.join(sorted(left))}")
+
+
+def _ours() -> set[str]:
+    """Processes that this very process, or one that came from it, started on behalf of a run."""
+    found = {f"directory {run.directory} of a killed run" for run in state.stale_runs()}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and (name := _descendant(int(entry.name))):
+            found.add(f"process {entry.name} ({name})")
+    return found
+
+
+def _descendant(pid: int) -> str:
+    """The name of a child of ours that names a run in its environment; else an empty text."""
+    try:
+        # After the name, in parentheses: state, parent: proc(5).
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return ""
+    is_child = rest.split()[1] == str(os.getpid())
+    return name.partition("(")[2] if is_child and b"KBOOT_RUN=" in environ else ""

@@ -1,0 +1,233 @@
+"""The command kboot: help that teaches, one line for each error, exit codes that mean things."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from kboot import __version__
+from kboot.cli import LazyGroup, cli, main
+from kboot.errors import ConfigError, GuestTimeout, InfraError
+
+# The command line with one more command, which is where each test wants it.
+PROGRAM = """
+import contextlib, os, signal, sys, time
+import click
+import kboot.cli
+from kboot.errors import ConfigError
+
+@click.command()
+def extra():
+    {body}
+
+module = type(sys)("extra")
+module.extra = extra
+sys.modules["extra"] = module
+kboot.cli.LazyGroup.commands_by_name["extra"] = ("extra:extra", "")
+sys.exit(kboot.cli.main(["extra", *sys.argv[1:]]))
+"""
+
+UNWINDING = """
+    @contextlib.contextmanager
+    def machine():
+        print("on", flush=True)
+        try:
+            yield
+        finally:
+            print("off", flush=True)
+    with machine():
+        time.sleep(60)
+"""
+
+
+def start(body: str, *arguments: str, **environ: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body.strip()), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environ},
+    )
+
+
+def outcome(process: subprocess.Popen[str]) -> tuple[str, str, int]:
+    out, err = process.communicate(timeout=30)
+    return out, err, process.returncode
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("InfraError('nginx stopped')", 3), ("ConfigError('no such file')", 2)],
+)
+def test_an_error_is_one_line_and_an_exit_code(error: str, code: int) -> None:
+    body = f"from kboot import errors; raise errors.{error}"
+    out, err, status = outcome(start(body))
+    assert (out, status) == ("", code)
+    assert err == f"kboot: error: {error.split(chr(39))[1]}\n"
+
+
+def test_exit_codes_name_who_has_to_act() -> None:
+    codes = [kind.exit_code for kind in (GuestTimeout, ConfigError, InfraError)]
+    assert codes == [1, 2, 3]
+
+
+def test_a_bug_is_no_fault_of_the_kernel_and_shows_no_traceback() -> None:
+    _, err, status = outcome(start("{}['x']"))
+    assert status == 3
+    assert err.count("\n") == 1
+    assert "a bug in kboot: KeyError: 'x'" in err
+    assert "KBOOT_DEBUG=1" in err
+
+
+def test_debugging_shows_where_an_error_comes_from() -> None:
+    _, err, status = outcome(start("raise ConfigError('wrong')", KBOOT_DEBUG="1"))
+    assert status == 2
+    assert "Traceback" in err
+    assert err.endswith("kboot: error: wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_unwinds_what_was_switched_on(number: signal.Signals, code: int) -> None:
+    process = start(UNWINDING)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(number)
+    out, err, status = outcome(process)
+    assert (out, status) == ("off\n", code)
+    assert "Traceback" not in err
+
+
+def test_an_ignored_hangup_stays_ignored() -> None:
+    body = "os.kill(os.getpid(), signal.SIGHUP); print('went on')"
+    argv = ["nohup", sys.executable, "-c", PROGRAM.format(body=body)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "went on\n"
+
+
+def test_signals_are_as_before_when_the_command_has_ended() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    main(["--version"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("body", ["print('x' * 10**6)", "print('x')"])
+def test_output_that_nobody_reads_ends_quietly(body: str) -> None:
+    process = start(f"time.sleep(0.2); {body}")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(30) == 141
+
+
+def test_steps_are_shown_when_asked_for_before_or_after_the_command() -> None:
+    body = "from kboot.log import step\n    with step('boot m0'): pass"
+    _, quiet, _ = outcome(start(body))
+    _, loud, _ = outcome(start(body, "-v"))
+    assert quiet == ""
+    assert " ms  boot m0\n" in loud
+    assert " ms  boot m0: done in 0.00 s\n" in loud
+
+
+def test_help_shows_every_command_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name in LazyGroup.commands_by_name:
+        assert f"\n  {name} " in out
+    assert "pytest --kernel=vmlinuz" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", LazyGroup.commands_by_name)
+def test_every_command_is_there_and_explains_itself(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: kboot {name} ")
+    assert "--verbose" in out
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"kboot {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["bot"], "No such command"), (["gc", "--yess"], "--yes"), (["completion", "tcsh"], "tcsh")],
+)
+def test_a_mistake_on_the_command_line_exits_with_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_bad_setting_exits_with_2_and_names_its_option(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "--memory", "lots"]) == 2
+    assert capsys.readouterr().err.startswith("kboot: error: --memory: 'lots' is not a size")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_is_for_the_shell(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    assert f"_KBOOT_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+def test_the_shell_is_given_commands_and_options() -> None:
+    def complete(words: str) -> list[str]:
+        env = {"_KBOOT_COMPLETE": "bash_complete", "COMP_WORDS": words}
+        env["COMP_CWORD"] = str(words.count(" "))
+        argv = [sys.executable, "-c", "import sys, kboot.cli; sys.exit(kboot.cli.main())"]
+        done = subprocess.run(
+            argv, env={**os.environ, **env}, capture_output=True, text=True, check=True
+        )
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert complete("kboot do") == ["doctor"]
+    assert "--memory" in complete("kboot doctor --mem")
+
+
+@pytest.fixture
+def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    runtime = tmp_path / "runtime"
+    (runtime / "kboot").mkdir(mode=0o711, parents=True)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    runtime.chmod(0o711)
+    return runtime / "kboot"
+
+
+def test_garbage_is_shown_first_and_removed_when_told_to(
+    own_place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    litter = own_place / "run-killed"
+    litter.mkdir()
+    assert main(["gc"]) == 0
+    assert f"would remove {litter}, 0 s old\n" in capsys.readouterr().out
+    assert litter.exists()
+    assert main(["gc", "--yes"]) == 0
+    assert f"removed {litter}, 0 s old\n" in capsys.readouterr().out
+    assert not litter.exists()
+    assert main(["gc", "--yes"]) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
+
+
+def test_the_group_knows_no_other_commands() -> None:
+    group: Callable[..., object] = cli
+    assert isinstance(group, LazyGroup)
+    assert group.get_command(click.Context(group), "nothing") is None
