@@ -1,4 +1,4 @@
-"""What kboot made once and keeps: ``$XDG_CACHE_HOME/kboot`` (``~/.cache/kboot``).
+"""What kboot made once and keeps, below `kboot.state.cache_directory`.
 
 An entry appears whole, by a rename, or not at all. One maker at a time works in a directory, behind
 a lock that the kernel lifts when its holder dies; whatever a killed maker left half done is
@@ -10,21 +10,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kboot.errors import InfraError
-
-
-def cache_directory(kind: str) -> Path:
-    """The directory of one kind of entry (``kernels``, ``rootfs``). It need not exist yet."""
-    # The XDG base directory specification: a relative path counts as unset.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        base = Path("~/.cache").expanduser()
-    return base / "kboot" / kind
 
 
 def keep_directory(target: Path, fill: Callable[[Path], None]) -> Path:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from kboot.artifacts.cache import cache_directory, keep_directory
+from kboot.artifacts.cache import keep_directory
 from kboot.artifacts.compression import compression_of, decompressed
 from kboot.errors import ConfigError
 from kboot.log import step
+from kboot.state import cache_directory
 
 AR_MAGIC = b"!<arch>\n"
 _AR_HEADER_SIZE = 60

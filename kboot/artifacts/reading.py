@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from kboot.artifacts.cache import cache_directory, keep_directory
+from kboot.artifacts.cache import keep_directory
 from kboot.artifacts.compression import decompressed
 from kboot.artifacts.image import ImageFacts, read_image
 from kboot.artifacts.kernel import Kernel
 from kboot.artifacts.package import AR_MAGIC, unpack_image, unpack_modules
 from kboot.errors import ConfigError
+from kboot.state import cache_directory
 
 #: Below ``arch/*/boot`` of a build tree, the first one there is counts.
 _BUILT_IMAGES = ("bzImage", "Image", "vmlinuz.efi", "Image.gz")

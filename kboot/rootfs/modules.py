@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kboot.artifacts import Kernel
-from kboot.artifacts.cache import cache_directory, keep_file
+from kboot.artifacts.cache import keep_file
 from kboot.errors import ConfigError
 from kboot.log import step
 from kboot.rootfs.cpio import archive, regular, with_parents
 from kboot.rootfs.module_tree import Module, ModuleTree
+from kboot.state import cache_directory
 
 
 def module_initramfs(kernel: Kernel, names: Sequence[str]) -> Path:

@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kboot.artifacts.cache import cache_directory, keep_file
+from kboot.artifacts.cache import keep_file
 from kboot.artifacts.compression import MAGIC, compression_of
 from kboot.artifacts.image import HEAD_SIZE, looks_like
 from kboot.errors import ConfigError
 from kboot.rootfs.cpio import Entry, archive, guest_path, regular, with_parents
 from kboot.rootfs.tiny import tiny_initramfs
+from kboot.state import cache_directory
 
 _CPIO_MAGIC = (b"070701", b"070702")
 
@@ -28,13 +29,16 @@ def overlay_initramfs(files: Mapping[str, bytes | Path]) -> Path:
     return keep_file(cache_directory("rootfs"), ".cpio", archive(with_parents(entries)))
 
 
-def resolve_rootfs(value: str, *, architecture: str = "x86_64") -> list[Path]:
+def resolve_rootfs(
+    value: str, *, architecture: str = "x86_64", password: str = "kboot"
+) -> list[Path]:
     """The initramfs images, in order, that a user asks for: ``tiny``, or the path of one.
 
-    `ConfigError` if the path is no file, or no initramfs that a kernel would unpack.
+    `password` is root's in ``tiny``. `ConfigError` if the path is no file, or no initramfs that a
+    kernel would unpack.
     """
     if value == "tiny":
-        return [tiny_initramfs(architecture=architecture)]
+        return [tiny_initramfs(architecture=architecture, password=password)]
     path = Path(value).expanduser()
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "no such file"

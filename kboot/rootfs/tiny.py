@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kboot.artifacts.cache import cache_directory, keep_file
+from kboot.artifacts.cache import keep_file
 from kboot.artifacts.elf import parse_elf
 from kboot.errors import ConfigError
 from kboot.process import find_program, run
@@ -21,6 +21,7 @@ from kboot.rootfs.cpio import (
     regular,
     with_parents,
 )
+from kboot.state import cache_directory
 
 _FILES = Path(__file__).parent / "tiny_files"
 _BUSYBOX = "usr/bin/busybox"
