@@ -1,0 +1,331 @@
+"""The serial console: one thread that always reads, and waits that always race."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from kboot.backend import Stream
+from kboot.console.crashes import CrashScanner, ExpectedCrash
+from kboot.console.engine import Pattern, search
+from kboot.console.tape import Tape
+from kboot.console.text import Line
+from kboot.console.waits import LineSource, PromptSource, Wait
+from kboot.crash import CrashReport
+from kboot.deadline import Deadline
+from kboot.errors import ConsoleClosed
+from kboot.log import logger
+
+#: A printk record that landed behind a prompt: ``login: [   12.345678] random: crng init done``.
+_PRINTK = r"(?:<\d+>)?\[ *\d+\.\d+\]"
+
+#: Lines shown by `Match.before`.
+_BEFORE_LINES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """What `Console.expect` found. pexpect's ``before``, ``after`` and ``match`` are all here."""
+
+    #: Which of the patterns it was, from 0.
+    index: int
+    match: re.Match[str]
+    #: The text of the line it was found in.
+    text: str
+    #: Seconds on the monotonic clock when that line ended (for a prompt: when it was seen).
+    time_s: float
+    #: The position behind the line, for ``since=``.
+    end: int
+    #: What came between the start of the wait and the match: its last 1000 lines.
+    before: str
+
+    @property
+    def after(self) -> str:
+        """The text that matched."""
+        return self.match.group()
+
+
+class Console:
+    """A serial line. Use it as a context manager; it reads from the ``with`` on.
+
+    One thread reads all the time, whether anybody waits or not. Positions are bytes of the record;
+    `mark` returns the present one. Every wait raises, as soon as it is known: `KernelCrash` for a
+    fatal crash that no `expecting` scope wanted; the `InfraError` that `check` raises;
+    `ConsoleClosed` at the end of the stream; `GuestTimeout` at the deadline.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        record: Path | None,
+        scanner: CrashScanner,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._tape = Tape(record, scanner)
+        self._check = check
+        self._cursor = 0
+        self._subscribers: list[Callable[[Line], None]] = []
+        self._sending = threading.Lock()
+        self._reader: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the stream up and complete the record."""
+        self._stop()
+        with self._tape.changed:
+            self._tape.crashes.close(time.monotonic())
+            self._tape.record.close()
+
+    def attach(self, stream: Stream) -> None:
+        """Go on with the same record on a new stream, after the machine was switched off and on."""
+        self._stop()
+        self.expect_reset()
+        with self._tape.changed:
+            self._tape.ended = None
+        self._stream = stream
+        self._start()
+
+    # What it said ---------------------------------------------------------------------------
+
+    def mark(self) -> int:
+        """The present position: bytes recorded so far."""
+        with self._tape.changed:
+            return self._tape.record.size
+
+    def raw(self, start: int, end: int | None = None) -> bytes:
+        """The recorded bytes from position `start` to `end`, as far as memory reaches back."""
+        with self._tape.changed:
+            return self._tape.record.read(start, end)
+
+    def lines(self, since: int = 0) -> list[Line]:
+        """The whole lines that ended after position `since`, as far as memory reaches back."""
+        with self._tape.changed:
+            return self._tape.lines_after(since, 2 * Tape.MEMORY_LINES)
+
+    @property
+    def started_s(self) -> float:
+        """The monotonic time at which the record began."""
+        return self._tape.started
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last byte."""
+        return self._tape.silent_s
+
+    @property
+    def last_line(self) -> str:
+        """The last line with anything on it, finished or not."""
+        with self._tape.changed:
+            return self._tape.last_line
+
+    @property
+    def unfinished(self) -> str:
+        """The text of the line that has not ended yet."""
+        with self._tape.changed:
+            return self._tape.unfinished_after(0)
+
+    @property
+    def reports(self) -> tuple[CrashReport, ...]:
+        """Every crash report so far, expected or not, fatal or not."""
+        with self._tape.changed:
+            self._tape.settle()
+            return tuple(self._tape.crashes.reports)
+
+    def subscribe(self, callback: Callable[[Line], None]) -> Callable[[], None]:
+        """Call `callback` with every whole line from now on, on the reader's thread.
+
+        Returns a function that ends it. An exception in `callback` is logged and ends it too.
+        """
+        self._subscribers.append(callback)
+        return lambda: self._unsubscribe(callback)
+
+    # Waiting --------------------------------------------------------------------------------
+
+    def expect(
+        self, pattern: Pattern | Sequence[Pattern], deadline: Deadline, *, since: int | None = None
+    ) -> Match:
+        """Wait for a whole line in which a pattern is found.
+
+        It looks at the lines from position `since` on, or else at those after the last match. Our
+        own typing, echoed, is left out. Of several patterns in one line, the leftmost match wins.
+        """
+        patterns = [pattern] if isinstance(pattern, str | re.Pattern) else list(pattern)
+        start = self._cursor if since is None else since
+        source = LineSource(self._tape, self._wait(deadline, _describe(patterns)), start)
+        index, match = search(patterns, source.next_line)
+        return self._found(source.line, index, match, start)
+
+    def expect_prompt(
+        self, literals: str | Sequence[str], deadline: Deadline, *, since: int | None = None
+    ) -> Match:
+        """Wait for a line that ends, for now or because a kernel message follows, with a literal.
+
+        A line that has not ended counts when nothing was added to it for a moment. White space at
+        the end of the literals and of the line is ignored.
+        """
+        texts = [literals] if isinstance(literals, str) else list(literals)
+        tails = [re.compile(rf"{re.escape(text.rstrip())}[ \t]*(?:\Z|{_PRINTK})") for text in texts]
+        start = self._cursor if since is None else since
+        source = PromptSource(self._tape, self._wait(deadline, _describe(texts)), start)
+        index, match = search(tails, source.next_text)
+        return self._found(source.line, index, match, start)
+
+    def read(self, position: int, deadline: Deadline, *, what: str = "answer") -> bytes:
+        """Wait for bytes after `position` and return all there are, as they came."""
+        wait = self._wait(deadline, what)
+        with self._tape.changed:
+            while self._tape.record.size <= position:
+                wait.pause()
+            wait.raise_crash()
+            return self._tape.record.read(position)
+
+    def expecting(
+        self, wanted: Callable[[CrashReport], bool]
+    ) -> AbstractContextManager[ExpectedCrash]:
+        """Within this ``with``, crashes that `wanted` accepts go into the box and end no wait."""
+        return self._tape.crashes.expecting(wanted)
+
+    def watch(self, what: str) -> Callable[[float], None]:
+        """For a wait of one's own for `what`: a function that lets time pass.
+
+        It returns after so many seconds, or earlier if something came, and raises as every wait
+        does; it has no deadline of its own.
+        """
+        wait = self._wait(Deadline(float("inf")), what)
+
+        def pause(at_most_s: float) -> None:
+            with self._tape.changed:
+                wait.pause(at_most_s)
+
+        return pause
+
+    def check(self) -> None:
+        """Raise what is known to be wrong now; wait for the end of a crash report that is open."""
+        wait = self._wait(Deadline(float("inf")), "end of the crash report")
+        with self._tape.changed:
+            while self._tape.crashes.open:
+                wait.pause()
+            wait.raise_crash()
+        if self._check is not None:
+            self._check()
+
+    def wait_for_crash(self, box: ExpectedCrash, deadline: Deadline) -> CrashReport:
+        """Wait until `box` has a report."""
+        wait = self._wait(deadline, "crash report that was expected")
+        with self._tape.changed:
+            while (report := box.report) is None:
+                wait.pause()
+            return report
+
+    def expect_reset(self) -> None:
+        """The machine is going to be reset on purpose: that is no crash, and old ones are past."""
+        with self._tape.changed:
+            self._tape.crashes.expect_reset()
+
+    # Typing ---------------------------------------------------------------------------------
+
+    def send(self, data: str | bytes, *, echoed: bool = True) -> None:
+        """Type `data` as it is. With `echoed`, its echo will be known and not be matched."""
+        raw = data.encode() if isinstance(data, str) else data
+        if echoed:
+            with self._tape.changed:
+                self._tape.echo.sent(raw)
+        try:
+            with self._sending:
+                self._stream.sendall(raw)
+        except OSError as error:
+            raise ConsoleClosed(f"the serial console takes no input: {error}") from error
+
+    def sendline(self, line: str | bytes = "", *, echoed: bool = True) -> None:
+        """Type a line and press return."""
+        raw = line.encode() if isinstance(line, str) else line
+        self.send(raw + b"\r", echoed=echoed)
+
+    # Inside ---------------------------------------------------------------------------------
+
+    def _wait(self, deadline: Deadline, what: str) -> Wait:
+        return Wait(self._tape, self._check, deadline, what)
+
+    def _found(self, line: Line | None, index: int, match: re.Match[str], start: int) -> Match:
+        with self._tape.changed:
+            end = self._tape.record.size if line is None else line.end
+            time_s = self._tape.last_byte if line is None else line.time_s
+            begin = end if line is None else line.start
+            earlier = self._tape.lines_before(begin, _BEFORE_LINES)
+        self._cursor = end
+        lines = [old.text for old in earlier if old.end > start and not old.echo]
+        return Match(
+            index=index,
+            match=match,
+            text=match.string.rstrip("\n"),
+            time_s=time_s,
+            end=end,
+            before="\n".join([*lines, match.string[: match.start()]]),
+        )
+
+    def _start(self) -> None:
+        stream = self._stream
+        self._reader = threading.Thread(
+            target=self._drain, args=(stream,), name="kboot-console", daemon=True
+        )
+        self._reader.start()
+
+    def _stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        if self._reader is not None:
+            self._reader.join(timeout=5)
+            if self._reader.is_alive():
+                logger.warning("the console's stream did not end when it was closed")
+            self._reader = None
+
+    def _drain(self, stream: Stream) -> None:
+        reason = "end of stream"
+        try:
+            while data := stream.recv(65536):
+                self._publish(self._take(data))
+        except OSError as error:
+            reason = str(error)
+        self._publish(self._tape.end(reason))
+
+    def _take(self, data: bytes) -> list[Line]:
+        try:
+            return self._tape.take(data)
+        except Exception as error:  # whatever it is, the waits must hear of it, and we go on
+            logger.exception("the console cannot be recorded")
+            self._tape.fail(error)
+            return []
+
+    def _publish(self, lines: list[Line]) -> None:
+        for line in lines:
+            for callback in tuple(self._subscribers):
+                try:
+                    callback(line)
+                except Exception:
+                    logger.exception("a console subscriber failed; it gets no more lines")
+                    self._unsubscribe(callback)
+
+    def _unsubscribe(self, callback: Callable[[Line], None]) -> None:
+        with contextlib.suppress(ValueError):
+            self._subscribers.remove(callback)
+
+
+def _describe(patterns: Sequence[Pattern]) -> str:
+    """The patterns in an error message."""
+    texts = [pattern if isinstance(pattern, str) else pattern.pattern for pattern in patterns]
+    return " or ".join(repr(text) for text in texts)

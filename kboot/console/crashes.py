@@ -1,0 +1,109 @@
+"""What the crash detector said so far, and which of it ends a wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from kboot.crash import CrashReport, Event, Opened
+
+#: A report is complete when the line has been silent for so long, ...
+QUIET_S = 1.5
+#: ... or so long after its first line, whatever else is printed.
+OPEN_LIMIT_S = 10.0
+
+
+class CrashScanner(Protocol):
+    """Console bytes to crash events: `kboot.crash.Scanner`."""
+
+    def feed(self, data: bytes, /) -> Sequence[Event]:
+        """Take the next bytes of the log."""
+
+    def quiet(self) -> Sequence[Event]:
+        """The line has been silent for a while: complete what is open."""
+
+    def close(self) -> Sequence[Event]:
+        """The log has ended."""
+
+    def expect_reset(self) -> None:
+        """The next firmware or kernel banner is wanted."""
+
+
+class ExpectedCrash:
+    """Receives the crash that a test provokes; see `Console.expecting`."""
+
+    def __init__(self, wanted: Callable[[CrashReport], bool]) -> None:
+        self._wanted = wanted
+        self.reports: list[CrashReport] = []
+
+    @property
+    def report(self) -> CrashReport | None:
+        """The first crash that was wanted, or None so far."""
+        return self.reports[0] if self.reports else None
+
+    def take(self, report: CrashReport) -> bool:
+        """Keep `report` if it is wanted; say whether it was."""
+        wanted = self._wanted(report)
+        if wanted:
+            self.reports.append(report)
+        return wanted
+
+
+class CrashLog:
+    """The reports of one console. Not thread-safe; its console locks."""
+
+    def __init__(self, scanner: CrashScanner) -> None:
+        self._scanner = scanner
+        self._boxes: list[ExpectedCrash] = []
+        self._opened: float | None = None
+        self.reports: list[CrashReport] = []
+        #: The fatal crash nobody expected: from now on every wait ends with it.
+        self.fatal: CrashReport | None = None
+
+    def feed(self, data: bytes, now: float) -> None:
+        """Take console bytes."""
+        self._note(self._scanner.feed(data), now)
+
+    def settle(self, now: float, silent_s: float, *, ended: bool = False) -> None:
+        """Complete an open report when nothing more can be hoped for."""
+        if self._opened is None:
+            return
+        if ended or silent_s >= QUIET_S or now - self._opened >= OPEN_LIMIT_S:
+            self._note(self._scanner.quiet(), now)
+            self._opened = None
+
+    def close(self, now: float) -> None:
+        """The log has ended for good."""
+        self._note(self._scanner.close(), now)
+
+    def expect_reset(self) -> None:
+        """A reset is wanted; what was fatal before it no longer ends a wait."""
+        self._scanner.expect_reset()
+        self.fatal = None
+
+    @contextmanager
+    def expecting(self, wanted: Callable[[CrashReport], bool]) -> Iterator[ExpectedCrash]:
+        """Put crashes that `wanted` accepts into a box for the length of the ``with``."""
+        box = ExpectedCrash(wanted)
+        self._boxes.append(box)
+        try:
+            yield box
+        finally:
+            self._boxes.remove(box)
+
+    @property
+    def open(self) -> bool:
+        """Whether a report has begun that is not complete."""
+        return self._opened is not None
+
+    def _note(self, events: Sequence[Event], now: float) -> None:
+        for event in events:
+            if isinstance(event, Opened):
+                self._opened = self._opened if self._opened is not None else now
+                continue
+            self._opened = None
+            self.reports.append(event)
+            wanted = any(box.take(event) for box in reversed(self._boxes))
+            if event.fatal and not wanted and self.fatal is None:
+                self.fatal = event
