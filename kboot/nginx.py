@@ -125,11 +125,21 @@ class Nginx:
 
     def check(self) -> None:
         """Raise `InfraError` if nginx is not running any more."""
-        status = self._process.exit_status()
+        status = self.exit_status
         if status is not None:
             how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
             words = self._process.last_words()
             raise InfraError(f"nginx {how}{': ' + words if words else ''}")
+
+    @property
+    def pid(self) -> int:
+        """nginx's process id: its only one."""
+        return self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """How nginx ended (negative: the signal), or None while it runs."""
+        return self._process.exit_status()
 
     def evidence(self, directory: Path) -> None:
         """Write nginx.conf and nginx.log."""

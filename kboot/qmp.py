@@ -7,7 +7,6 @@ page.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from dataclasses import dataclass
@@ -75,10 +74,13 @@ class Qmp:
 
     def events(self) -> list[QmpEvent]:
         """The events since the last call, without waiting; `QmpClosed` when QEMU has ended."""
-        # What came before the end is worth more than the end: that is told at the next call.
-        with contextlib.suppress(QmpClosed) if self._events else contextlib.nullcontext():
+        try:
             while self._receive(_AT_ONCE) is not None:
                 pass
+        except QmpClosed:
+            # What came before the end is worth more than the end: that is told at the next call.
+            if not self._events:
+                raise
         events, self._events = self._events, []
         return events
 

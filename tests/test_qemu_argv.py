@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from kboot.backend import MachineSpec
+from kboot.qemu.argv import Flash, Wiring, argv
+
+SPEC = MachineSpec(name="m0", boot_file="http://10.0.2.2:8080/token/scripts/m0/boot.ipxe")
+WIRING = Wiring.inherited(serial_fd=3, control_fd=4)
+
+
+def command(spec: MachineSpec = SPEC, **changes: object) -> list[str]:
+    values: dict[str, object] = {
+        "program": "qemu-system-x86_64",
+        "accelerator": "tcg",
+        "wiring": WIRING,
+        "flash": None,
+    }
+    return argv(spec, **(values | changes))  # type: ignore[arg-type]
+
+
+def value_of(option: str, words: list[str]) -> list[str]:
+    return [words[at + 1] for at, word in enumerate(words) if word == option]
+
+
+def test_the_boot_file_is_dhcps() -> None:
+    (network,) = value_of("-netdev", command())
+    assert network == f"user,id=net0,bootfile={SPEC.boot_file}"
+
+
+def test_a_comma_in_the_boot_file_is_not_another_option() -> None:
+    spec = MachineSpec(name="m0", boot_file="http://host/a,hostfwd=b")
+    assert value_of("-netdev", command(spec)) == ["user,id=net0,bootfile=http://host/a,,hostfwd=b"]
+
+
+def test_the_network_card_is_the_only_thing_to_boot_from() -> None:
+    words = command()
+    assert value_of("-boot", words) == ["strict=on"]
+    (card,) = value_of("-device", words)
+    assert card.startswith("e1000e,netdev=net0,mac=")
+    assert card.endswith("bootindex=1")
+
+
+def test_memory_and_processors_are_the_specs() -> None:
+    spec = MachineSpec(name="m0", boot_file="http://h/b", memory_mib=2048, cpus=96)
+    words = command(spec)
+    assert value_of("-m", words) == ["2048M"]
+    assert value_of("-smp", words) == ["96"]
+
+
+def test_kvm_gets_the_hosts_processor_and_tcg_the_best_it_can_emulate() -> None:
+    assert value_of("-cpu", command(accelerator="kvm")) == ["host"]
+    assert value_of("-cpu", command(accelerator="tcg")) == ["max"]
+
+
+def test_uefi_has_its_code_shared_and_its_variables_writable() -> None:
+    flash = Flash(
+        code=Path("/fw/CODE.fd"),
+        variables=Path("/run/a,b/vars.fd"),
+        template=Path("/fw/VARS.fd"),
+        format="raw",
+    )
+    assert value_of("-drive", command(flash=flash)) == [
+        "if=pflash,unit=0,format=raw,readonly=on,file=/fw/CODE.fd",
+        "if=pflash,unit=1,format=raw,readonly=off,file=/run/a,,b/vars.fd",
+    ]
+
+
+def test_extra_arguments_come_last_and_unchanged() -> None:
+    spec = MachineSpec(
+        name="m0", boot_file="http://h/b", extra_arguments=("-device", "i6300esb,id=a b")
+    )
+    assert command(spec)[-2:] == ["-device", "i6300esb,id=a b"]
+
+
+def test_by_hand_the_serial_port_is_the_terminal_and_nothing_is_inherited() -> None:
+    words = command(wiring=Wiring.by_hand())
+    assert not any("fd=" in word for word in words)
+    assert any(word.startswith("stdio") for word in value_of("-chardev", words))
