@@ -122,6 +122,9 @@ class Backend(Protocol):
     def name(self) -> str:
         """The name users choose it by."""
 
+    def firmware_fault(self, firmware: Firmware) -> str | None:
+        """None if its machines can have this firmware, or else why not."""
+
     def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
         """Start a boot server."""
 

@@ -16,7 +16,6 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +194,10 @@ def _fork(
     setpriv = [find_program("setpriv"), "--pdeathsig", "KILL", *wrapper, "--"]
     command = [*setpriv, find_program(argv[0]), *argv[1:]]
     logger.debug("$ %s", shlex.join(argv))
-    start = partial(subprocess.Popen, command, start_new_session=True, **options)
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, start_new_session=True, **options)
+
     try:
         return _forker.submit(start).result()
     except OSError as error:

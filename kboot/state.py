@@ -32,6 +32,7 @@ _PREFIX = "run-"
 # Others may pass, but not list: started by root, nginx serves its files as an ordinary user.
 _PASSABLE = 0o711
 _KILL_TIMEOUT_S = 5.0
+_KEPT_BOOTS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,19 @@ def state_directory() -> Path:
     `InfraError` if it cannot be made.
     """
     return _home_directory("XDG_STATE_HOME", ".local/state", "")
+
+
+def evidence_directory(what: str) -> Path:
+    """A fresh directory to keep what a boot of `what` leaves; the oldest ones make room for it.
+
+    ``$XDG_STATE_HOME/kboot/boots/<time>-<what>``, of which the newest 50 are kept.
+    """
+    boots = state_directory() / "boots"
+    boots.mkdir(exist_ok=True)
+    for old in sorted(boots.iterdir())[: -(_KEPT_BOOTS - 1)]:
+        shutil.rmtree(old, ignore_errors=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    return Path(tempfile.mkdtemp(prefix=f"{stamp}-{what}-", dir=boots))
 
 
 def _home_directory(variable: str, default: str, name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kboot.artifacts.cache import keep_directory
@@ -129,15 +129,13 @@ def _from_directory(path: Path) -> Kernel:
     if not os.access(path, os.R_OK | os.X_OK):
         raise PermissionError(None, "permission denied", str(path))
     if is_build_tree(path):
-        boots = {boot.resolve(): boot for boot in sorted(path.glob("arch/*/boot"))}
-        images = [next((i for n in _BUILT_IMAGES if (i := b / n).is_file()), None) for b in boots]
-        built = [image for image in images if image is not None]
+        built = _distinct(image for boot in path.glob("arch/*/boot") for image in _built_in(boot))
         if not built:
             raise ConfigError(
                 f"{path}: a build tree with no kernel in it; build it: make -C {path}"
             )
         return _from_image(_only(built, path), source=path)
-    found = [file for at in (path, path / "boot") for file in _images_in(at)]
+    found = _distinct(f for at in (path, path / "boot") for f in at.glob("vmlinuz*") if f.is_file())
     if not found:
         raise ConfigError(
             f"{path}: a directory without a kernel (no vmlinuz*, no arch/*/boot/bzImage); "
@@ -146,11 +144,13 @@ def _from_directory(path: Path) -> Kernel:
     return _from_image(_only(found, path), source=path)
 
 
-def _images_in(directory: Path) -> list[Path]:
-    # A rescue entry or a link such as /boot/vmlinuz is the same file under another name.
-    files = (f for f in directory.glob("vmlinuz*") if f.is_file())
-    by_target = {file.resolve(): file for file in sorted(files)}
-    return sorted(by_target.values())
+def _built_in(boot: Path) -> list[Path]:
+    return [image for name in _BUILT_IMAGES if (image := boot / name).is_file()][:1]
+
+
+def _distinct(files: Iterable[Path]) -> list[Path]:
+    """`files` without those that are links to others: /boot/vmlinuz, arch/x86_64/boot/bzImage."""
+    return sorted({file.resolve() for file in files})
 
 
 def _only(candidates: list[Path], source: Path) -> Path:

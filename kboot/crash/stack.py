@@ -9,10 +9,10 @@ from kboot.crash.model import Frame
 
 _NAME = r"[A-Za-z_][\w.$]*"
 
-#: The instruction pointer and the link register, as x86, arm64, arm, riscv, powerpc, s390, mips write them.
+#: The instruction pointer and the link register, as the architectures write them.
 _REGISTER = r"""
     (?P<register>
-        RIP:\s(?:00[01][0-9a-f]:)?\s*
+        RIP:\s(?:(?!0033|0023|002b)[0-9a-f]{4}:)?\s*
       | RIP\s\s?(?=\[<)
       | EIP:\s(?:00[0-7][0-9a-f]:)? | EIP\sis\sat\s | IP:\s
       | p?pc\s*:\s (?:[0-9a-f]+\s)? | PC\sis\sat\s | epc\s*:\s(?:[0-9a-f]+\s)?
@@ -37,13 +37,14 @@ _FRAME = re.compile(
     """,
     re.VERBOSE | re.MULTILINE,
 )
+#: Headings of stacks that the report is about, and of stacks that only explain it.
 _SECTION = re.compile(
-    r"^[ \t]*(?:(?P<trace>Call [Tt]race:?|Backtrace:|stack backtrace:)"
-    r"|(?P<other>Allocated by|Freed by|allocated by|freed by|Uninit was|Local variable|Last potentially"
-    r"|Second to last|Last call_rcu|INFO: Allocated|INFO: Freed|Allocated in|Freed in|NMI backtrace"
-    r"|the existing dependency chain|-> #\d+|irq event stamp|hardirqs last|Showing all locks"
-    r"|Kernel panic|Preemption disabled|to a (?:HARD|SOFT)IRQ|but this new dependency"
-    r"|the dependencies between|write to 0x|read to 0x|read-write to 0x|race at unknown|backtrace))",
+    r"^[ \t]*(?:(?P<main>Call [Tt]race|Backtrace:|stack backtrace:|[ ]*backtrace|CPU: \d+ |Kernel panic"
+    r"|(?:read|write|read-write) to 0x|race at unknown|RIP: )"
+    r"|(?P<side>[Aa]llocated by|[Ff]reed by|Uninit was|Local variable|Last potentially|Second to last"
+    r"|Last call_rcu|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing dependency|-> #\d"
+    r"|Showing all locks|Preemption disabled|to a (?:HARD|SOFT)IRQ|\.\.\. which became|but this new"
+    r"|the dependencies|the (?:first|second) lock|\{[\w -]+\} state was|\{[\w -]+\}-W? ?|INITIAL USE))",
     re.MULTILINE,
 )
 _SUFFIX = re.compile(r"\.(?:isra|constprop|part|cold|llvm|lto_priv|localalias|__uniq)\b.*$")
@@ -94,19 +95,25 @@ def _address(digits: str) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A part of a report that begins with a heading such as ``Call Trace:`` or ``Freed by task``."""
+    """A part of a report that begins with a heading (``Call Trace:``, ``Freed by task``)."""
 
-    heading: str
     start: int
     end: int
+    #: Whether its frames are of the stack that the report is about.
+    is_main: bool
 
 
 def sections(text: str) -> list[Section]:
-    """The report cut at its headings; the first section has the heading ""."""
-    marks = [(0, "")]
-    marks += [(m.start(), "trace" if m["trace"] else m["other"]) for m in _SECTION.finditer(text)]
+    """The report cut at its headings, in order and without gaps."""
+    marks = [(0, True)]
+    side = False
+    for match in _SECTION.finditer(text):
+        # "Freed by task 5:" may be followed by a "Call Trace:" of its own only in side reports
+        # that begin with "NMI backtrace"; every other "Call Trace:" is the report's.
+        side = match["side"] is not None
+        marks.append((match.start(), not side))
     ends = [start for start, _ in marks[1:]] + [len(text)]
     return [
-        Section(heading=heading, start=start, end=end)
-        for (start, heading), end in zip(marks, ends, strict=True)
+        Section(start=start, end=end, is_main=main)
+        for (start, main), end in zip(marks, ends, strict=True)
     ]

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kboot import nginx, process, state
-from kboot.backend import BootServer, Machine, MachineSpec
+from kboot.backend import BootServer, Firmware, Machine, MachineSpec
 from kboot.deadline import Deadline
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, InfraError
 from kboot.qemu import accel
+from kboot.qemu.firmware import find_uefi
 from kboot.qemu.machine import QemuMachine
 
 #: Where a guest behind QEMU's user network finds the loopback interface of its host.
@@ -32,6 +33,16 @@ class QemuBackend:
         self._program = process.find_program(program)
         self._nginx = process.find_program(nginx)
         self._accelerator = accel.choose(self._program, accelerator)
+
+    def firmware_fault(self, firmware: Firmware) -> str | None:
+        """None if its machines can have this firmware, or else why not."""
+        if firmware == "bios":
+            return None
+        try:
+            find_uefi("x86_64")
+        except InfraError as error:
+            return str(error)
+        return None
 
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:

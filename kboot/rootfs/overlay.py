@@ -30,7 +30,10 @@ def overlay_initramfs(files: Mapping[str, bytes | Path]) -> Path:
 
 
 def resolve_rootfs(
-    value: str, *, architecture: str = "x86_64", password: str = "kboot"
+    value: str,
+    *,
+    architecture: str = "x86_64",
+    password: str = "kboot",  # noqa: S107  # as in `tiny_initramfs`
 ) -> list[Path]:
     """The initramfs images, in order, that a user asks for: ``tiny``, or the path of one.
 

@@ -1,0 +1,170 @@
+"""Boot a kernel: bring backend, server, machine and console together, and judge what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kboot.artifacts import Kernel
+from kboot.backend import Backend, BootServer, MachineSpec
+from kboot.boot import evidence, script
+from kboot.boot.attempt import Boot, ExpectedCrash, OnPhase
+from kboot.boot.milestones import Expected, Milestone, Phase
+from kboot.boot.settings import BootSettings, settings_for
+from kboot.config import Config
+from kboot.console import Console
+from kboot.crash import Scanner
+from kboot.deadline import Deadline
+
+__all__ = [
+    "Boot",
+    "BootSettings",
+    "ExpectedCrash",
+    "Milestone",
+    "Phase",
+    "boot",
+    "open_backend",
+    "power_on",
+    "settings_for",
+]
+
+
+@contextlib.contextmanager
+def open_backend(config: Config) -> Iterator[Backend]:
+    """The backend that the configuration names: the only place that knows their names."""
+    match config.backend:
+        case "qemu":
+            from kboot.qemu import open_qemu  # noqa: PLC0415  only the one that is used
+
+            with open_qemu(
+                program=config.qemu, accelerator=config.accel, nginx=config.nginx
+            ) as backend:
+                yield backend
+        case unknown:
+            raise AssertionError(f"config let the backend {unknown!r} pass")
+
+
+@contextlib.contextmanager
+def power_on(
+    backend: Backend,
+    server: BootServer,
+    kernel: Kernel,
+    settings: BootSettings,
+    *,
+    evidence_directory: Path,
+    on_phase: OnPhase = lambda _milestone, _seconds: None,
+) -> Iterator[Boot]:
+    """Switch a machine on that boots `kernel` from `server`; it is gone after the ``with``.
+
+    Inside, `Boot.wait_until_ready` follows the boot. `on_phase` is called with each milestone and
+    the seconds since power-on. However the block ends, `evidence_directory` then tells about it.
+    """
+    evidence.prepare(evidence_directory)
+    start = time.monotonic()
+    deadline = Deadline(settings.timeout_s)
+    expected, text = _publish(server, kernel, settings)
+    boot_file = server.write(f"{settings.machine_name}/boot.ipxe", text)
+    (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        machine = stack.enter_context(backend.power_on(_spec(settings, boot_file), deadline))
+        console = stack.enter_context(
+            Console(
+                machine.stream,
+                record=evidence_directory,
+                scanner=Scanner(),
+                check=lambda: attempt.check_host(),
+            )
+        )
+        attempt = Boot(
+            kernel=kernel,
+            settings=settings,
+            expected=expected,
+            machine=machine,
+            server=server,
+            console=console,
+            evidence_directory=evidence_directory,
+            start=start,
+            on_phase=on_phase,
+        )
+        try:
+            yield attempt
+        except BaseException as error:
+            evidence.write(evidence_directory, attempt, error, duration_s=time.monotonic() - start)
+            raise
+        evidence.write(evidence_directory, attempt, None, duration_s=time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def boot(
+    backend: Backend,
+    server: BootServer,
+    kernel: Kernel,
+    settings: BootSettings,
+    *,
+    evidence_directory: Path,
+    on_phase: OnPhase = lambda _milestone, _seconds: None,
+) -> Iterator[Boot]:
+    """`power_on`, and wait until the guest is ready; after the block, look once more for a crash."""
+    with power_on(
+        backend,
+        server,
+        kernel,
+        settings,
+        evidence_directory=evidence_directory,
+        on_phase=on_phase,
+    ) as attempt:
+        attempt.wait_until_ready()
+        yield attempt
+        attempt.check()
+
+
+def _publish(server: BootServer, kernel: Kernel, settings: BootSettings) -> tuple[Expected, str]:
+    """Put the artifacts on the server; what is to be seen of them, and the boot script."""
+    nonce = secrets.token_hex(8)
+    query = f"m={settings.machine_name}&b={nonce}"
+    kernel_url = server.put(kernel.image)
+    initrd_urls = [server.put(path) for path in settings.initrds]
+    command_line = script.command_line(
+        nonce=nonce,
+        architecture=settings.architecture,
+        firmware=settings.firmware,
+        initrd_count=len(initrd_urls),
+        extra=settings.command_line,
+    )
+    text = script.boot_script(
+        nonce=nonce,
+        query=query,
+        kernel_url=kernel_url,
+        initrd_urls=initrd_urls,
+        beacon_url=server.url("beacon"),
+        command_line=command_line,
+    )
+    base = server.url("")
+    expected = Expected(
+        nonce=nonce,
+        query=query,
+        script_path=f"scripts/{settings.machine_name}/boot.ipxe",
+        kernel_path=kernel_url.removeprefix(base),
+        initrd_paths={
+            url.removeprefix(base): path.name
+            for url, path in zip(initrd_urls, settings.initrds, strict=True)
+        },
+        release=kernel.release,
+        command_line=command_line,
+    )
+    return expected, text
+
+
+def _spec(settings: BootSettings, boot_file: str) -> MachineSpec:
+    return MachineSpec(
+        name=settings.machine_name,
+        boot_file=boot_file,
+        memory_mib=settings.memory_mib,
+        cpus=settings.cpus,
+        firmware=settings.firmware,
+        architecture=settings.architecture,
+        extra_arguments=settings.extra_arguments,
+    )

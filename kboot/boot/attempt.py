@@ -1,0 +1,306 @@
+"""One attempt to boot a kernel: the machine, its console, how far it is, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from kboot.artifacts import Kernel
+from kboot.backend import BootServer, Fetch, Machine
+from kboot.boot.milestones import Expected, Milestone, Milestones, Phase
+from kboot.boot.settings import BootSettings
+from kboot.console import Console, Line
+from kboot.crash import CrashReport
+from kboot.deadline import Deadline
+from kboot.errors import GuestError, GuestTimeout, WrongKernel
+from kboot.guest import Guest, login
+from kboot.log import logger, step
+
+#: How often the two witnesses are asked while a boot is under way.
+_POLL_S = 0.05
+
+#: At the end of the output: a getty's prompt, or a shell's.
+_PROMPT = re.compile(r"(?:^|\s)\S+ login: ?$|^\S*[#$] $")
+#: The same when a kernel message came right after it.
+_PROMPT_IN_LINE = re.compile(r"^\S+ login: ")
+
+_SCRIPT_LINE = re.compile(r"kboot: script \w")
+
+OnPhase = Callable[[Milestone, float], None]
+
+
+class ExpectedCrash:
+    """A crash that a test provokes; `report` is there when the ``with`` has ended."""
+
+    def __init__(self) -> None:
+        self._report: CrashReport | None = None
+
+    @property
+    def report(self) -> CrashReport:
+        """How the kernel crashed."""
+        if self._report is None:
+            raise RuntimeError("the crash is known after the `with`, not inside")
+        return self._report
+
+
+class Boot:
+    """A machine from power-on to its end. Made by `kboot.boot.boot`."""
+
+    def __init__(
+        self,
+        *,
+        kernel: Kernel,
+        settings: BootSettings,
+        expected: Expected,
+        machine: Machine,
+        server: BootServer,
+        console: Console,
+        evidence_directory: Path,
+        start: float,
+        on_phase: OnPhase,
+    ) -> None:
+        self.kernel = kernel
+        self.settings = settings
+        self.machine = machine
+        self.server = server
+        self.console = console
+        #: Where its logs and configuration are kept.
+        self.evidence_directory = evidence_directory
+        #: Such as ``QEMU 7.2.22, tcg``.
+        self.machine_description = machine.description
+        #: The milestones of each boot of this machine; the last one may be under way.
+        self.history = [Milestones(expected, start=start)]
+        #: The guest's boot_id, one for each boot so far.
+        self.boot_ids: list[str] = []
+        self._expected = expected
+        self._on_phase = on_phase
+        self._announced = 0
+        self._guest: Guest | None = None
+        self._lines: deque[Line] = deque()
+        self._fetch_count = 0
+        self._scripts_seen = 0
+        self._boots_allowed = 1
+        self._reports_when_ready = 0
+        self.milestones.reach(Phase.SCHEDULED, time.monotonic(), "backend")
+        console.subscribe(self._see_line)
+
+    # ------------------------------------------------------------------------------ for tests
+
+    @property
+    def guest(self) -> Guest:
+        """The booted system, logged in."""
+        if self._guest is None:
+            raise GuestError("the guest is not up: its boot, or its reboot, was not waited for")
+        return self._guest
+
+    @property
+    def milestones(self) -> Milestones:
+        """Of the boot under way, or of the last one."""
+        return self.history[-1]
+
+    @property
+    def pristine(self) -> bool:
+        """Whether it is up, and nothing has crashed since it came up."""
+        return self.milestones.ready and len(self.console.reports) == self._reports_when_ready
+
+    @property
+    def boot_id(self) -> str:
+        """What the kernel drew for this boot: ``/proc/sys/kernel/random/boot_id``."""
+        return self.boot_ids[-1]
+
+    @property
+    def command_line(self) -> str:
+        """The kernel's command line."""
+        return self._expected.command_line
+
+    @property
+    def fetches(self) -> Sequence[Fetch]:
+        """What this machine has asked the boot server for, in all its boots."""
+        wanted = self._expected
+        return [
+            fetch
+            for fetch in self.server.fetches()
+            if fetch.query == wanted.query or fetch.path == wanted.script_path
+        ]
+
+    def wait_until_ready(self, timeout_s: float | None = None) -> None:
+        """Wait for the login prompt, prove that it is the right kernel, and log in.
+
+        Raises `InfraError` if the host is at fault, `GuestError` if the guest is, as soon as that
+        can be known.
+        """
+        deadline = Deadline(self.settings.timeout_s if timeout_s is None else timeout_s)
+        self._follow(deadline, lambda: self.milestones.ready)
+        if not self.milestones.ready:
+            raise self.milestones.late(time.monotonic() - self.milestones.since)
+        if fault := self.milestones.contradiction():
+            raise fault
+        with step("log in"):
+            self._guest = login(self.console, self.settings.user, self.settings.password, deadline)
+        self._prove_identity(self._guest)
+        self._reports_when_ready = len(self.console.reports)
+
+    def wait_for_line(self, pattern: str, timeout_s: float | None = None) -> str:
+        """Wait for a line on the console, since power-on, in which `pattern` is found; the line.
+
+        The boot is followed meanwhile, and what goes wrong with it raised, as by
+        `wait_until_ready`.
+        """
+        deadline = Deadline(self.settings.timeout_s if timeout_s is None else timeout_s)
+        regex = re.compile(pattern)
+        found: list[str] = []
+
+        def look() -> bool:
+            found.extend(line.text for line in self.console.lines() if regex.search(line.text))
+            return bool(found)
+
+        self._follow(deadline, look)
+        if not found:
+            raise GuestTimeout(
+                f"no line with {pattern!r} in {deadline.seconds:g} s; "
+                f"last console line: {self.console.last_line!r}"
+            )
+        return found[0]
+
+    def wait_for_reboot(self, timeout_s: float | None = None) -> None:
+        """Wait until the machine is back: another script fetch, another kernel, another boot_id.
+
+        Without `timeout_s`, it may take as long as the first boot.
+        """
+        if self.milestones.ready:
+            self._allow_boot()
+        with step("wait for the reboot"):
+            self.wait_until_ready(timeout_s)
+
+    def reboot(self) -> None:
+        """Have the guest reboot itself in good order, and wait until it is back."""
+        self._allow_boot()
+        self.console.expect_reset()
+        self.guest.send("reboot")
+        self.wait_for_reboot()
+
+    def reset(self) -> None:
+        """Push the reset button and wait until the machine is back."""
+        self._allow_boot()
+        self.console.expect_reset()
+        self.machine.reset()
+        self.wait_for_reboot()
+
+    def restart(self) -> None:
+        """Cut the power, switch it on again, and wait until the machine is back."""
+        self._allow_boot()
+        self.console.expect_reset()
+        self.machine.restart()
+        self.console.attach(self.machine.stream)
+        self.wait_for_reboot()
+
+    @contextlib.contextmanager
+    def expect_crash(
+        self, kind: str | None = None, *, match: str | None = None, timeout_s: float = 60.0
+    ) -> Iterator[ExpectedCrash]:
+        """The block provokes a crash of this kind, whose title matches the pattern `match`.
+
+        Any other crash stays fatal. If none has come `timeout_s` after the block's end, that is a
+        `GuestTimeout`. A reboot after it is expected as well: see `wait_for_reboot`.
+        """
+
+        def expected(report: CrashReport) -> bool:
+            same_kind = kind is None or report.kind == kind
+            return same_kind and (match is None or re.search(match, report.title) is not None)
+
+        crash = ExpectedCrash()
+        self._allow_boot()
+        with self.console.expecting(expected) as caught:
+            yield crash
+            crash._report = self.console.wait_for_crash(caught, Deadline(timeout_s))
+
+    def check(self) -> None:
+        """Return if all is well now; raise what is wrong with the host or the guest."""
+        self.console.check()
+
+    # ------------------------------------------------------------------------------- inside
+
+    def _see_line(self, line: Line) -> None:
+        """Take a whole line, on the console's reader thread."""
+        self._lines.append(line)
+        if _SCRIPT_LINE.search(line.text):
+            self._scripts_seen += 1
+
+    def _follow(self, deadline: Deadline, done: Callable[[], bool]) -> None:
+        """Watch both witnesses until `done`, or until the deadline; raise what goes wrong."""
+        pause = self.console.watch("next milestone of the boot")
+        while not deadline.expired:
+            self._observe()
+            if done():
+                return
+            now = time.monotonic()
+            if self.milestones.overdue(now):
+                raise self.milestones.late(now - self.milestones.since)
+            pause(_POLL_S)
+
+    def check_host(self) -> None:
+        """What every wait on the console asks from time to time."""
+        self.machine.check()
+        self.server.check()
+        if self._scripts_seen > self._boots_allowed:
+            raise GuestError("the guest rebooted by itself")
+
+    def _observe(self) -> None:
+        """Look at both witnesses now; raise what they prove to be wrong."""
+        offset = time.time() - time.monotonic()
+        for fetch in self._new_fetches():
+            self.milestones.see_fetch(fetch, fetch.time - offset)
+            self._announce()
+        while self._lines:
+            line = self._lines.popleft()
+            self.milestones.see_line(line.text, line.time_s)
+            if _PROMPT_IN_LINE.search(line.text):
+                self.milestones.see_prompt(line.time_s)
+            self._announce()
+        if _PROMPT.search(self.console.unfinished):
+            self.milestones.see_prompt(time.monotonic())
+        self._announce()
+
+    def _new_fetches(self) -> Sequence[Fetch]:
+        fetches = self.server.fetches()
+        new = fetches[self._fetch_count :]
+        self._fetch_count = len(fetches)
+        return new
+
+    def _announce(self) -> None:
+        reached = list(self.milestones.reached.values())
+        for milestone in reached[self._announced :]:
+            logger.debug("%s (%s)", milestone.phase, milestone.witness)
+            self._on_phase(milestone, milestone.time - self.milestones.start)
+        self._announced = len(reached)
+
+    def _allow_boot(self) -> None:
+        """Another boot is coming; what was printed and fetched until now is of the old one."""
+        self._lines.clear()
+        self._new_fetches()
+        self._boots_allowed += 1
+        self._guest = None
+        self._announced = 0
+        now = time.monotonic()
+        self.history.append(Milestones(self._expected, start=now, again=True))
+        self.milestones.reach(Phase.SCHEDULED, now, "backend")
+
+    def _prove_identity(self, guest: Guest) -> None:
+        """The third proof, from inside; and a reboot must have drawn another boot_id."""
+        answer = guest.succeed(
+            "cat /proc/sys/kernel/random/boot_id && uname -r && cat /proc/cmdline"
+        ).splitlines()
+        boot_id, release, command_line = answer[0], answer[1], answer[2]
+        if f"kboot.nonce={self._expected.nonce}" not in command_line.split():
+            raise WrongKernel(
+                f"the kernel was not started by this boot: /proc/cmdline is {command_line}"
+            )
+        if release != self.kernel.release:
+            raise WrongKernel(f"uname -r says {release}, not {self.kernel.release}")
+        if boot_id in self.boot_ids:
+            raise GuestError(f"the guest has not rebooted: its boot_id is still {boot_id}")
+        self.boot_ids.append(boot_id)

@@ -1,0 +1,101 @@
+"""What a boot leaves behind: a directory with enough in it to understand it, and to repeat it.
+
+``boot.ipxe serial.log serial.timing access.jsonl nginx.conf nginx.log qemu.argv qemu.log
+result.json``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kboot.errors import ConfigError, GuestError, InfraError, KbootError
+from kboot.log import logger
+
+if TYPE_CHECKING:
+    from kboot.boot.attempt import Boot
+
+
+def prepare(directory: Path) -> None:
+    """Make the directory; `ConfigError` if that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{directory}: cannot keep evidence there: {error.strerror}; "
+            "choose another place with --evidence"
+        ) from error
+
+
+def verdict(error: BaseException | None) -> str:
+    """``passed``, ``failed`` (the guest), ``error`` (the host, the user) or ``interrupted``."""
+    match error:
+        case None:
+            return "passed"
+        case GuestError():
+            return "failed"
+        case InfraError() | ConfigError():
+            return "error"
+        case KeyboardInterrupt() | SystemExit():
+            return "interrupted"
+        case _:
+            return "failed"
+
+
+def result(boot: Boot, error: BaseException | None, *, duration_s: float) -> dict[str, Any]:
+    """The content of result.json."""
+    settings = dataclasses.asdict(boot.settings)
+    del settings["password"]
+    told = isinstance(error, KbootError) or error is None
+    return {
+        "verdict": verdict(error),
+        "error": None if error is None else {"class": type(error).__name__, "message": str(error)},
+        "errors_are_kboots": told,
+        "kernel": {
+            "source": boot.kernel.source,
+            "release": boot.kernel.release,
+            "version": boot.kernel.version,
+            "architecture": boot.kernel.architecture,
+            "sha256": boot.kernel.sha256,
+        },
+        "command_line": boot.command_line,
+        "settings": settings,
+        "machine": boot.machine_description,
+        "duration_s": round(duration_s, 3),
+        "boots": [milestones.durations_s() for milestones in boot.history],
+        "boot_ids": boot.boot_ids,
+        "crashes": [dataclasses.asdict(report) for report in boot.console.reports],
+    }
+
+
+def write(directory: Path, boot: Boot, error: BaseException | None, *, duration_s: float) -> None:
+    """Write all but the serial record, which the console writes as it comes.
+
+    A host that cannot be asked any more, or a full disk, costs a part of the evidence and a
+    warning, never the error that it is evidence of.
+    """
+    with _or_warn(directory):
+        boot.server.evidence(directory)
+    with _or_warn(directory):
+        boot.machine.evidence(directory)
+    with _or_warn(directory):
+        _write_lines(directory / "access.jsonl", [dataclasses.asdict(f) for f in boot.fetches])
+    with _or_warn(directory):
+        text = json.dumps(result(boot, error, duration_s=duration_s), indent=2, default=str)
+        (directory / "result.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _or_warn(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KbootError) as error:
+        logger.warning("%s: a part of the evidence is missing: %s", directory, error)

@@ -1,0 +1,69 @@
+"""The kernel's command line, and the iPXE script that loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kboot import templates
+from kboot.errors import ConfigError
+
+#: The serial console, by architecture.
+_CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
+
+#: How often the script tries to load, and the seconds between.
+ATTEMPTS = 3
+RETRY_DELAY_S = 2
+
+
+def command_line(
+    *, nonce: str, architecture: str, firmware: str, initrd_count: int, extra: str
+) -> str:
+    """The kernel's command line: our part, then the user's.
+
+    ``console=`` and ``panic=`` are ours only if the user has not given any. The nonce comes first:
+    the kernel prints no more than the first 1000 characters or so.
+    """
+    words = extra.split()
+    parameters = [f"kboot.nonce={nonce}"]
+    if not any(word.startswith("console=") for word in words):
+        parameters.append(f"console={_CONSOLES[architecture]}")
+    if not any(word.startswith("panic=") for word in words):
+        parameters.append("panic=-1")
+    if firmware == "uefi":
+        # The kernel's EFI stub takes images from iPXE by their names.
+        parameters += [f"initrd=initrd{number}" for number in range(initrd_count)]
+    return " ".join([*parameters, *words])
+
+
+def check_command_line(extra: str) -> None:
+    """`ConfigError` for what an iPXE script cannot hand to a kernel."""
+    if not extra.isprintable():
+        raise ConfigError(f"the kernel's command line has control characters: {extra!r}")
+    if "${" in extra:
+        raise ConfigError(f"the kernel's command line has ${{, which iPXE would expand: {extra}")
+    for word in extra.split():
+        if word in {"||", "&&"} or word.startswith("#"):
+            raise ConfigError(f"the kernel's command line has {word}, which iPXE takes for itself")
+
+
+def boot_script(
+    *,
+    nonce: str,
+    query: str,
+    kernel_url: str,
+    initrd_urls: Sequence[str],
+    beacon_url: str,
+    command_line: str,
+) -> str:
+    """The script that iPXE fetches: load the kernel and its images in this order, and start it."""
+    return templates.render(
+        "ipxe/boot.ipxe",
+        nonce=nonce,
+        query=query,
+        kernel_url=kernel_url,
+        initrd_urls=initrd_urls,
+        beacon_url=beacon_url,
+        command_line=command_line,
+        attempts=ATTEMPTS,
+        retry_delay_s=RETRY_DELAY_S,
+    )

@@ -1,0 +1,59 @@
+"""What a boot is made of, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kboot.artifacts import Kernel, require_architecture
+from kboot.backend import Firmware
+from kboot.boot import script
+from kboot.config import Config
+from kboot.rootfs import resolve_rootfs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootSettings:
+    """The machine, what it loads beside its kernel, and how to log in."""
+
+    #: A DNS label, unique among the machines of a run.
+    machine_name: str = "m0"
+    architecture: str = "x86_64"
+    memory_mib: int = 512
+    cpus: int = 1
+    firmware: Firmware = "bios"
+    #: Appended to kboot's own parameters; a ``console=`` or ``panic=`` here replaces ours.
+    command_line: str = ""
+    #: In the order in which the kernel unpacks them.
+    initrds: tuple[Path, ...] = ()
+    user: str = "root"
+    password: str = "kboot"  # noqa: S105  of our own initramfs, which holds no secret
+    #: For a boot, from power-on to the login prompt.
+    timeout_s: float = 180.0
+    #: For the hypervisor, as they are.
+    extra_arguments: tuple[str, ...] = ()
+
+
+def settings_for(kernel: Kernel, config: Config, *, machine_name: str = "m0") -> BootSettings:
+    """The settings for `kernel` under this configuration.
+
+    `ConfigError` if the two do not fit, or if the root file system is not one.
+    """
+    require_architecture(kernel, "x86_64")
+    script.check_command_line(config.cmdline)
+    rootfs = resolve_rootfs(
+        config.rootfs, architecture=kernel.architecture, password=config.password
+    )
+    return BootSettings(
+        machine_name=machine_name,
+        architecture=kernel.architecture,
+        memory_mib=config.memory_mib,
+        cpus=config.cpus,
+        firmware=config.firmware,
+        command_line=config.cmdline,
+        initrds=(*rootfs, *config.initrd),
+        user=config.user,
+        password=config.password,
+        timeout_s=config.timeout_s,
+        extra_arguments=config.qemu_arguments,
+    )

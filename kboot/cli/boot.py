@@ -1,0 +1,112 @@
+"""``kboot boot``: one boot, followed live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kboot.cli.options import config_options, load_config
+from kboot.config import SETTINGS
+from kboot.errors import KbootError
+
+if TYPE_CHECKING:
+    from kboot.boot import Boot, Milestone
+    from kboot.config import Config
+
+
+@click.command(
+    epilog="""\
+\b
+Examples:
+  kboot boot arch/x86/boot/bzImage
+  kboot boot vmlinuz --console --cmdline 'debug ignore_loglevel'
+  kboot boot vmlinuz --expect 'Run /init as init process'
+  git bisect run kboot boot --git-bisect arch/x86/boot/bzImage
+
+Exit codes: 0 it came up, 1 the kernel failed, 2 bad input, 3 the host failed.
+""",
+)
+@click.argument("kernel", type=click.Path(path_type=str))
+@config_options(*(setting.name for setting in SETTINGS if setting.name != "kernel"))
+@click.option(
+    "--expect",
+    metavar="PATTERN",
+    help="Succeed when a console line matches this regular expression, instead of at a login.",
+)
+@click.option("--console", "show_console", is_flag=True, help="Show the console's lines.")
+@click.option("--git-bisect", is_flag=True, help="Exit with 125 (skip) where it would be 2 or 3.")
+def boot(
+    *,
+    kernel: str,
+    expect: str | None,
+    show_console: bool,
+    git_bisect: bool,
+    **options: Any,
+) -> None:
+    """Boot KERNEL (an image, a .deb, or a build tree) once, through DHCP, iPXE and HTTP."""
+    with _exit_125(when=git_bisect):
+        _boot(load_config({**options, "kernel": kernel}), expect=expect, show_console=show_console)
+
+
+@contextmanager
+def _exit_125(*, when: bool) -> Iterator[None]:
+    try:
+        yield
+    except KbootError as error:
+        if when and error.exit_code in {2, 3}:
+            click.echo(f"kboot: cannot test: {error}", err=True)
+            click.get_current_context().exit(125)
+        raise
+
+
+def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
+    # They bring in all of kboot, which --help can do without.
+    from kboot.boot import open_backend, power_on, settings_for  # noqa: PLC0415
+    from kboot.deadline import Deadline  # noqa: PLC0415
+    from kboot.session import kernel_of  # noqa: PLC0415
+    from kboot.state import evidence_directory  # noqa: PLC0415
+
+    kernel = kernel_of(config)
+    settings = settings_for(kernel, config)
+    evidence = config.evidence or evidence_directory(kernel.release)
+    click.echo(f"Linux {kernel.release} ({kernel.architecture}) from {kernel.source}")
+    try:
+        with (
+            open_backend(config) as backend,
+            backend.serve(Deadline(settings.timeout_s)) as server,
+            power_on(
+                backend,
+                server,
+                kernel,
+                settings,
+                evidence_directory=evidence,
+                on_phase=_print_phase,
+            ) as attempt,
+        ):
+            _print_machine(attempt)
+            if show_console:
+                attempt.console.subscribe(lambda line: click.echo(f"| {line.text}"))
+            if expect is None:
+                attempt.wait_until_ready()
+            else:
+                click.echo(f"  found: {attempt.wait_for_line(expect)}")
+            attempt.check()
+    finally:
+        if evidence.is_dir():
+            click.echo(f"evidence: {evidence}")
+
+
+def _print_machine(attempt: Boot) -> None:
+    settings = attempt.settings
+    click.echo(
+        f"{attempt.machine_description}; {settings.firmware}, {settings.memory_mib} MiB, "
+        f"{settings.cpus} cpu; {attempt.command_line}"
+    )
+
+
+def _print_phase(milestone: Milestone, seconds: float) -> None:
+    click.echo(f"  {milestone.phase:<10} {seconds:6.1f} s   seen by the {milestone.witness}")

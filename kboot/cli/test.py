@@ -1,0 +1,104 @@
+"""``kboot test``: the acceptance suite on a kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kboot.cli.options import config_options, load_config
+from kboot.config import SETTINGS
+from kboot.errors import ConfigError, GuestError, InfraError
+
+
+class _Verdict:
+    """A pytest plugin that keeps apart what pytest's exit code mixes."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.errors = 0
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Count: what fails in its call is the kernel's fault, anything else the host's."""
+        if report.failed:
+            if report.when == "call":
+                self.failed += 1
+            else:
+                self.errors += 1
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="""\
+\b
+Examples:
+  kboot test vmlinuz
+  kboot test linux-image.deb --memory 2G --cpus 4
+  kboot test vmlinuz -- -k panic -x --junitxml=result.xml
+  git bisect run kboot test --git-bisect arch/x86/boot/bzImage
+
+Exit codes: 0 all passed, 1 the kernel failed, 2 bad input, 3 the host failed.
+""",
+)
+@click.argument("kernel", type=click.Path(path_type=str))
+@click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)
+@config_options(*(setting.name for setting in SETTINGS if setting.name != "kernel"))
+@click.option("--git-bisect", is_flag=True, help="Exit with 125 (skip) where it would be 2 or 3.")
+@click.pass_context
+def test(
+    context: click.Context,
+    /,
+    *,
+    kernel: str,
+    pytest_arguments: tuple[str, ...],
+    git_bisect: bool,
+    **options: Any,
+) -> None:
+    """Run the acceptance tests on KERNEL: an image, a .deb, or a build tree.
+
+    What follows -- goes to pytest as it is.
+    """
+    code = _run({**options, "kernel": kernel}, pytest_arguments)
+    context.exit(125 if git_bisect and code in {2, 3} else code)
+
+
+def _run(options: dict[str, Any], pytest_arguments: tuple[str, ...]) -> int:
+    import pytest  # noqa: PLC0415  it is slow to load, and --help does not need it
+
+    load_config(options)  # its errors are clearer than pytest's
+    suite = Path(__file__).parent.parent / "acceptance"
+    verdict = _Verdict()
+    status = pytest.main(
+        [
+            str(suite),
+            # Not the caller's: the suite does not depend on the directory it is run from.
+            f"--config-file={suite / 'pytest.ini'}",
+            f"--rootdir={suite}",
+            *("-p", "no:cacheprovider"),
+            "-v",
+            *_as_pytest_options(options),
+            *pytest_arguments,
+        ],
+        plugins=[verdict],
+    )
+    match status:
+        case pytest.ExitCode.OK:
+            return 0
+        case pytest.ExitCode.USAGE_ERROR:
+            return ConfigError.exit_code
+        case pytest.ExitCode.INTERRUPTED:
+            raise KeyboardInterrupt
+        case pytest.ExitCode.TESTS_FAILED if verdict.failed:
+            return GuestError.exit_code
+    return InfraError.exit_code
+
+
+def _as_pytest_options(options: dict[str, Any]) -> list[str]:
+    words = []
+    for setting in SETTINGS:
+        given = options.get(setting.name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None:
+                words.append(f"{setting.pytest_option}={value}")
+    return words

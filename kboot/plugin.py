@@ -1,0 +1,243 @@
+"""The pytest plugin: options, fixtures, markers, and how results are told.
+
+It is loaded in every pytest run of everyone who has kboot installed, so it imports next to nothing
+until a test asks for a kboot fixture.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kboot.config import SETTINGS, Config, Setting, load
+from kboot.errors import ConfigError, InfraError, KbootError
+
+if TYPE_CHECKING:
+    from kboot.artifacts import Kernel
+    from kboot.backend import BootServer
+    from kboot.boot import Boot
+    from kboot.guest import Guest
+    from kboot.session import Session
+
+_MARKER = "kboot"
+_BOOT = pytest.StashKey["Boot"]()
+#: How much of the console a failure shows.
+_TAIL_LINES = 40
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Every setting is an option; see `kboot.config`."""
+    group = parser.getgroup("kboot", "kboot: boot a kernel and test it")
+    for setting in SETTINGS:
+        group.addoption(
+            setting.pytest_option,
+            dest=_dest(setting),
+            metavar=setting.metavar,
+            action="append" if setting.repeated else "store",
+            default=None,
+            help=setting.help,
+        )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers; with ``--kernel`` and no arguments, run the acceptance suite too."""
+    config.addinivalue_line(
+        "markers",
+        f"{_MARKER}(**settings): settings for this test's machine, such as memory='2G', cpus=4, "
+        "firmware='uefi', cmdline='...'; fresh=True demands a machine that no test has used",
+    )
+    config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
+    if _option(config, "kernel") is None:
+        return
+    try:
+        # Before anything is collected: a wrong path is better told at once.
+        _read_config(config)
+    except ConfigError as error:
+        raise pytest.UsageError(f"kboot: {error}") from error
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args.append(str(Path(__file__).parent / "acceptance"))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """One line on what is tested, if a kernel was named on the command line."""
+    if _option(config, "kernel") is None:
+        return None
+    from kboot.session import kernel_of  # noqa: PLC0415
+
+    settings = _read_config(config)
+    try:
+        kernel = kernel_of(settings)
+    except KbootError as error:
+        raise pytest.UsageError(f"kboot: {error}") from error
+    return (
+        f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
+        f"backend {settings.backend}, {settings.firmware}, rootfs {settings.rootfs}"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A mistake in a marker ends the run before it starts."""
+    for item in items:
+        if item.get_closest_marker(_MARKER):
+            try:
+                _config_for(item)
+            except ConfigError as error:
+                raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
+
+
+# ------------------------------------------------------------------------------------ fixtures
+
+
+@pytest.fixture(scope="session")
+def kboot_session(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Session]:
+    """What the run shares: backend, boot server, and the machine that is on."""
+    from kboot.session import open_session  # noqa: PLC0415
+
+    config = _read_config(request.config)
+    evidence = config.evidence or tmp_path_factory.mktemp("kboot-evidence", numbered=True)
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if config.evidence and worker:
+        evidence /= worker
+    with open_session(config, evidence=evidence, prefix=f"{worker or 'm'}-") as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def kernel(kboot_session: Session) -> Kernel:
+    """The kernel under test."""
+    return kboot_session.kernel
+
+
+@pytest.fixture(scope="session")
+def boot_server(kboot_session: Session) -> BootServer:
+    """The boot server that the machines of this run load from."""
+    return kboot_session.server
+
+
+@pytest.fixture
+def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
+    """A machine on which the kernel under test is up and ready.
+
+    Tests that want the same machine share it until something happens to it: a crash, a reboot. The
+    marker ``kboot`` chooses the machine, and ``fresh=True`` demands another one.
+    """
+    config, fresh = _config_for(request.node)
+    attempt = kboot_session.booted(
+        kboot_session.settings(config), name=request.node.name, fresh=fresh
+    )
+    request.node.stash[_BOOT] = attempt
+    return attempt
+
+
+@pytest.fixture
+def guest(boot: Boot) -> Guest:
+    """The booted system, logged in."""
+    return boot.guest
+
+
+# --------------------------------------------------------------------------------- judgement
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A test whose machine crashed has failed, even if it has not looked."""
+    result = yield
+    if attempt := item.stash.get(_BOOT, None):
+        attempt.check()
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the kernel said; count trouble with the host as an error, not as a failure."""
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, KbootError) and call.excinfo:
+        _hide_our_frames(call.excinfo)
+    report = yield
+    attempt = item.stash.get(_BOOT, None)
+    if call.when == "call" and attempt:
+        report.user_properties.extend(_properties(attempt))
+    if report.failed and attempt:
+        report.sections.extend(_sections(attempt))
+    if isinstance(error, InfraError) and report.when == "call":
+        # What fails in its set-up is an error for pytest, its terminal and its JUnit file.
+        report.when = "setup"
+    return report
+
+
+def _hide_our_frames(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Leave the test's own lines in the traceback: the message says what ours did."""
+    ours = Path(__file__).parent
+    acceptance = ours / "acceptance"
+    theirs = excinfo.traceback.filter(
+        lambda entry: acceptance in Path(entry.path).parents or ours not in Path(entry.path).parents
+    )
+    if theirs:
+        excinfo.traceback = theirs
+
+
+def _sections(attempt: Boot) -> list[tuple[str, str]]:
+    sections = [(f"kboot crash: {report.title}", report.text) for report in attempt.console.reports]
+    tail = "\n".join(line.text for line in attempt.console.lines()[-_TAIL_LINES:])
+    sections.append((f"kboot console, last {_TAIL_LINES} lines", tail))
+    sections.append(("kboot evidence", str(attempt.evidence_directory)))
+    return sections
+
+
+def _properties(attempt: Boot) -> list[tuple[str, object]]:
+    """For JUnit's ``<property>`` elements."""
+    phases = attempt.history[0].durations_s()
+    return [
+        ("kboot.kernel.release", attempt.kernel.release),
+        ("kboot.kernel.sha256", attempt.kernel.sha256),
+        ("kboot.machine", attempt.machine_description),
+        ("kboot.boot_s", round(sum(phases.values()), 3)),
+        *((f"kboot.phase.{name}_s", seconds) for name, seconds in phases.items()),
+        ("kboot.evidence", str(attempt.evidence_directory)),
+    ]
+
+
+# ----------------------------------------------------------------------------- configuration
+
+
+def _dest(setting: Setting) -> str:
+    return f"kboot_{setting.name}"
+
+
+def _option(config: pytest.Config, name: str) -> Any:
+    return config.getoption(f"kboot_{name}", default=None)
+
+
+def _read_config(config: pytest.Config, extra: Mapping[str, object] | None = None) -> Config:
+    options = {setting.name: _option(config, setting.name) for setting in SETTINGS}
+    return load(
+        options | dict(extra or {}),
+        os.environ,
+        config.invocation_params.dir,
+        spell=lambda setting: setting.pytest_option,
+    )
+
+
+def _config_for(item: pytest.Item) -> tuple[Config, bool]:
+    """The configuration of a test's machine, and whether it must be a fresh one."""
+    chosen: dict[str, object] = {}
+    for marker in item.iter_markers(_MARKER):
+        if marker.args:
+            raise ConfigError(f"the marker {_MARKER} takes settings by name, not {marker.args!r}")
+        chosen = dict(marker.kwargs) | chosen
+    fresh = bool(chosen.pop("fresh", False))
+    known = {setting.name for setting in SETTINGS}
+    if unknown := chosen.keys() - known:
+        raise ConfigError(
+            f"the marker {_MARKER} has no setting {', '.join(sorted(unknown))}; "
+            f"it has fresh, {', '.join(sorted(known))}"
+        )
+    return _read_config(item.config, chosen), fresh
