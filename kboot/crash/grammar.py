@@ -28,27 +28,40 @@ COLLECTORS = frozenset(
 FOREIGN_CPU = re.compile(r"\s*NMI backtrace for cpu \d+")
 
 _TRACE = re.compile(
-    r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|CPU: \d+ |Modules linked in|RIP: |pc : |PC is at|epc : |NIP )"
+    r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|CPU: \d+ |Modules linked in|RIP: |pc : "
+    r"|PC is at|epc : |NIP |Hardware name)"
 )
+#: First words of lines that stand in reports, beside frames, registers and dumps.
+_WORDS = r"""
+    Call.[Tt]race|Backtrace|backtrace|stack.backtrace|Modules.linked|Last.unloaded|CPU\d*|CPU:|Comm
+    Hardware.name|Workqueue|Code|Process|Stack|Exception.stack|Kernel.Offset|Kernel.panic|kernel.BUG
+    Internal.error|Oops|[Tt]ainted|Not.tainted|task|unwind|note|kasan|KASAN|irq.event|(?:hard|soft)irqs
+    Mem.abort|Data.abort|ESR|EC|SET|EA|FSC|ISV|CM|swapper.pgtable|user.pgtable|P[GU4M]D|pgd|pud|\#PF|IP|virt
+    PC.is.at|LR.is.at|EIP.is.at|NIP|LR|CTR|MSR|XER|GPR\d*|CFAR|Krnl|psr|Flags|Control|status|epc|ORIG_RAX
+    Read.of|Write.of|Allocated|Freed|The.buggy|Memory.state|which.belongs|page|flags|raw|head|Object|Redzone
+    Padding|Bytes.b4|Bytes|Last.pot|Second|Uninit|Local.var|Reported.by|read|write|value.changed|comm|hex.dump
+    other.info|Possible|the.existing|Chain.exists|to.a|which|but|and|the.dep|Showing|lock|may.lead|INITIAL
+    INFO:.(?:lockdep|Slab|Object|Allocated|Freed|NMI)|Disabling.lock|in_atomic|preempt_count|Preemption|RCU
+    Sending.NMI|NMI.backtrace|Dumping.ftrace|Rebooting|Shutting.down|SMP|Trace|last.function|memory.used
+    kthread|Stack.dump|blocking|PKRU|mm|vma|file|addr|page_owner|use.of|shadow|Memory.cgroup|rcu|runnable
+"""
+_WORD = "|".join(_WORDS.split())
+_REGISTER = r"(?:[ER]?(?:IP|SP|FLAGS|[A-D]X|[SD]I|BP)|R\d\d|[CDEFGS]S|[CD]R\d|FSGS|PSR)[:=\d ]"
+_REGISTER_RISC = r"(?:pc|lr|sp|ip|fp|pstate|[xrsta]\d+|[rg]a|gp|tp|zero)\s*:\s"
 _OWN = re.compile(
-    r"""
+    rf"""
     \s*(?:
-        $ | [<\[(]* [\w.$]+ (?:\(\))? \+0x[0-9a-f]+/0x | \?\ | \[<[0-9a-fx\s]*(?:inline)?\s*>\] | \[[0-9a-f]{8,16}\]
-      | </?[A-Z#_]\w*>
-      | (?:[ER]?(?:IP|SP|FLAGS|[ABCD]X|[SD]I|BP)|R\d\d|[CDEFGS]S|[CD]R\d|PKRU|Code|pc|lr|sp|pstate|x\d+|r\d+|epc|status
-         |ra|gp|tp|t\d|s\d+|a\d|ORIG_RAX|PSR|FSGS|NIP|LR|CTR|MSR|XER|GPR\d\d|CFAR|Krnl\ (?:PSW|GPRS|Code)|psr|Flags|Control
-         |PC\ is\ at|LR\ is\ at|EIP\ is\ at|Internal\ error|Oops|Process|Stack|Exception\ stack|Workqueue|Hardware\ name
-         |Modules\ linked|Last\ unloaded|CPU|Call\ [Tt]race|Backtrace|Kernel\ Offset|Mem\ abort|Data\ abort|ESR|EC|SET|EA|FSC
-         |ISV|CM|user\ pgtable|swapper\ pgtable|PGD|pgd|\#PF|IP|task|Tainted|unwind|note|kasan|KASAN|Sending\ NMI|NMI\ backtrace
-         |stack\ backtrace|irq\ event|hardirqs|softirqs|Disabling\ lock|other\ info|Possible\ unsafe|the\ existing
-         |Chain\ exists|Possible\ interrupt|to\ a\ |which\ |but\ |and\ |the\ dep|Showing\ |INFO:\ (?:lockdep|Slab|Object|Allocated
-         |Freed|NMI)|Read\ of|Write\ of|Allocated|Freed|The\ buggy|Memory\ state|page|flags|raw|Object|Redzone|Padding|Bytes
-         |Last\ pot|Second|Uninit|Local\ var|Reported\ by|write\ to|read\ to|value\ changed|backtrace|comm|hex\ dump|Dumping\ ftrace
-         |Rebooting|Shutting\ down|SMP|---\[|\*\*\*|Preempt|preempt|Trace|in_atomic|RCU\ nest|last\ function|kernel\ BUG|RBP|irq
-         |kthread|Stack\ dump|blocking|Not\ tainted|\"echo|Comm|mm:|vma|index|file|addr)\b
-      | rcu: | \d+-\.*: | \(detected | -> | \#\d+: | >?[0-9a-f]{8,16}: | [=-]{20,} | \d+\ locks?\ held | no\ locks\ held
-      | [\w./:-]+\ is\ (?:trying|freeing|leaving) | [\w/:+.-]+\ (?:just\ changed|takes) | ffff[0-9a-f]+ | \([^)]*\)\{ | lock\( | \{
-      | [\w-]+(?:/\S+)?\s+[A-Z]\s+(?:stack|\d+)
+        $
+      | [<\[(]* [\w.$]+ (?:\(\))? \+0x[0-9a-f]+/0x            # a frame
+      | \?\s | \[<[0-9a-fx\s]*(?:inline)?\s*>\] | \[[0-9a-f]{{8,16}}\]
+      | [\w.$]+\ [\w./-]+\.[chS]:\d+                         # an inlined frame
+      | </?[A-Z\#_]\w*>                                     # <IRQ>
+      | {_REGISTER} | {_REGISTER_RISC}
+      | (?:{_WORD})\b
+      | \d+-\.*: | \(detected\ | \(t= | ->\s | \#\d+: | >?[0-9a-f]{{8,16}}: | ffff[0-9a-f]+\s
+      | 0x[0-9a-f]+
+      | [=-]{{20,}} | ---\[ | \*{{3}} | \d+\ locks?\ held | no\ locks\ held | \(.*\)\{{ | \{{
+      | \S+\ (?:is\ (?:trying|freeing|leaving)|just\ changed|takes)
     )
     """,
     re.VERBOSE,
@@ -56,9 +69,19 @@ _OWN = re.compile(
 _CLOSING = re.compile(r"\s*(?:---\[ end |={40,}$|Rebooting in \d)")
 #: What is said before the header of die(): the header belongs to the same report.
 _BEFORE_DIE = frozenset(
-    {K.PAGE_FAULT, K.NULL_DEREFERENCE, K.BUG, K.DATA_CORRUPTION, K.USERCOPY, K.STACK_OVERFLOW, K.DOUBLE_FAULT, K.OOPS,
-     K.GENERAL_PROTECTION, K.KFENCE}
-)  # fmt: skip
+    {
+        K.PAGE_FAULT,
+        K.NULL_DEREFERENCE,
+        K.BUG,
+        K.DATA_CORRUPTION,
+        K.USERCOPY,
+        K.STACK_OVERFLOW,
+        K.DOUBLE_FAULT,
+        K.OOPS,
+        K.GENERAL_PROTECTION,
+        K.KFENCE,
+    }
+)
 _DIE_WITHIN = 25
 
 
@@ -87,7 +110,7 @@ def continues(draft: Draft, rule: Rule) -> bool:
     if draft.rule.is_panic:
         return rule.is_panic
     if draft.kind is K.KASAN and rule.kind is K.SLAB_CORRUPTION:
-        # Up to 4.8 KASAN had SLUB print the object: "BUG kmalloc-64 (Not tainted): kasan: bad access".
+        # Up to 4.8 KASAN had SLUB print the object: "BUG kmalloc-64 (Not tainted): kasan: bad ...".
         return not draft.has_trace
     if draft.kind is K.MEMORY_LEAK:
         return rule.anchor == "unreferenced object 0x" and len(draft.lines) == 1

@@ -1,8 +1,8 @@
 """Choose the function to look at first.
 
 The innermost frame is rarely the guilty one: reporters print the report, instrumentation finds the
-error, and helpers (locks, memcpy, lists, allocators) only did what their caller asked for. The first
-frame that no skip list of the report's kind names is the guilty one.
+error, and helpers (locks, memcpy, lists, allocators) only did what their caller asked for. The
+first frame that no skip list of the report's kind names is the guilty one.
 """
 
 from __future__ import annotations

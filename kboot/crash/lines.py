@@ -14,7 +14,8 @@ _ANSI = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[=>78cDEHM])"
 )
 
-_TIME = r"\[ *\d{1,9}\.\d{3,6}\]"
+# Amlogic kernels put the CPU behind the time: "[  153.449188@2]".
+_TIME = r"\[ *\d{1,9}\.\d{3,6}(?:@\d+)?\]"
 _CALLER = r"(?: ?\[ *([TC]\d+)(?:/[TC]?\d+)?\])?"
 # MediaTek and other vendor kernels put CPU and task behind the time: "(0)[123:name]".
 _VENDOR = r"(?: ?\(\d+\)\[\d+:[^\]]{1,16}\])?"

@@ -19,12 +19,10 @@ _BY_FILE = (
     ("lib/list_debug.c", K.DATA_CORRUPTION, "list corruption"),
     ("mm/usercopy.c", K.USERCOPY, "usercopy"),
 )
-_DIE_KINDS = (
-    ("general protection", K.GENERAL_PROTECTION, "general protection fault"),
-    ("divide error", K.DIVIDE_ERROR, "divide error"),
-)
 _TASK = re.compile(
-    r"\b(?:CPU: (?P<cpu>\d+) )?(?:UID: \d+ )?PID: (?P<pid>\d+)(?:,)? [Cc]omm: (?P<task>.+?)(?= (?:Not t|T)ainted|$)"
+    r"\b(?:CPU: (?P<cpu>\d+) )?(?:UID: \d+ )?PID: (?P<pid>\d+),? [Cc]omm: "
+    r"(?P<task>.+?)(?=,? (?:Not t|T)ainted|$)",
+    re.MULTILINE,
 )
 _BY_TASK = re.compile(r"\bby (?:task )?(?P<task>[^/\n]{1,32}(?:/\d+:[^/\n]+)?)/(?P<pid>\d+)\b")
 _COMM = re.compile(r'comm "(?P<task>[^"]{1,32})", pid (?P<pid>\d+)')
@@ -35,19 +33,38 @@ _LOCK_AT = re.compile(r"\bat: (?:\[<[0-9a-fx]+>\] )?([A-Za-z_][\w.$]*)\+0x")
 _UNLOCK_AT = re.compile(
     r"trying to release lock .* at:\n(?:\[<[0-9a-fx]+>\] )?\s*([A-Za-z_][\w.$]*)\+0x"
 )
+_ACCESS = re.compile(r"^(Read|Write) of size", re.MULTILINE)
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+")
-_LOCK_KINDS = frozenset({K.DEADLOCK})
+_LOCK_KINDS = frozenset({K.DEADLOCK, K.INVALID_WAIT_CONTEXT})
 
 #: Kinds whose reports end with a marker, so that one without it was cut.
 _MARKED = frozenset(
-    {K.OOPS, K.PAGE_FAULT, K.NULL_DEREFERENCE, K.GENERAL_PROTECTION, K.DIVIDE_ERROR, K.INVALID_OPCODE,
-     K.BUG, K.WARNING, K.KASAN}
-)  # fmt: skip
+    {
+        K.OOPS,
+        K.PAGE_FAULT,
+        K.NULL_DEREFERENCE,
+        K.GENERAL_PROTECTION,
+        K.DIVIDE_ERROR,
+        K.INVALID_OPCODE,
+        K.BUG,
+        K.WARNING,
+        K.KASAN,
+    }
+)
 #: Kinds after which this kernel does nothing any more.
 _FATAL = frozenset(
-    {K.PANIC, K.OOM_PANIC, K.INIT_KILLED, K.NO_INIT, K.NO_ROOT, K.DOUBLE_FAULT, K.UNEXPECTED_RESET,
-     K.HANG, K.STACK_CORRUPTION}
-)  # fmt: skip
+    {
+        K.PANIC,
+        K.OOM_PANIC,
+        K.INIT_KILLED,
+        K.NO_INIT,
+        K.NO_ROOT,
+        K.DOUBLE_FAULT,
+        K.UNEXPECTED_RESET,
+        K.HANG,
+        K.STACK_CORRUPTION,
+    }
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,7 +110,7 @@ def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashRep
     taint = _TAINT.search(text)
     return CrashReport(
         kind=kind,
-        title=_title(draft, function),
+        title=_title(draft, function, text),
         function=function,
         frames=tuple(entry.frame for entry in found),
         start_line=draft.start_line,
@@ -114,22 +131,25 @@ def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashRep
 def _named(draft: Draft, text: str) -> str | None:
     """The function that the report itself names."""
     named = draft.match.groupdict().get("at")
-    if named is None and draft.kind in _LOCK_KINDS:
-        at = _LOCK_AT.search(text)
-        named = at[1] if at else None
-    if named is None and draft.kind is K.LOCK_MISUSE:
-        at = _UNLOCK_AT.search(text)
-        named = at[1] if at else None
+    where = None
+    if draft.kind in _LOCK_KINDS or draft.rule.anchor == "lock held when":
+        where = _LOCK_AT.search(text)
+    elif draft.kind is K.LOCK_MISUSE:
+        where = _UNLOCK_AT.search(text)
+    if named is None and where is not None:
+        named = where[1]
     return None if named is None else stack.base_name(named)
 
 
-def _title(draft: Draft, function: str | None) -> str:
+def _title(draft: Draft, function: str | None, text: str) -> str:
     groups = {name: _stable(value or "") for name, value in draft.match.groupdict().items()}
     label = draft.rule.label
     for _, kind, words in _BY_FILE:
         if draft.kind is kind and draft.rule.kind is not kind:
             label = words
     label = label.format_map(groups)
+    if draft.kind is K.KASAN and (access := _ACCESS.search(text)):
+        label += f" {access[1].lower()}"
     return f"{label} in {function}" if function and "{message}" not in draft.rule.label else label
 
 

@@ -1,7 +1,8 @@
 """Notice that the machine began anew without anyone having asked for it.
 
-A triple fault, a watchdog, or a hypervisor's reset leaves no word on the console. What is left to see
-is a firmware's or a kernel's first line, while the kernel before it neither said goodbye nor crashed.
+A triple fault, a watchdog, or a hypervisor's reset leaves no word on the console. What is left to
+see is a firmware's or a kernel's first line, while the kernel before it neither said goodbye nor
+crashed.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ REPLAY = (b"dmesg", b"journalctl")
 LITERALS = FIRMWARE + KERNEL + GOODBYE + REPLAY
 
 _FIRMWARE = re.compile(
-    r"SeaBIOS \(version|UEFI firmware \(version|U-Boot (?:SPL )?20\d\d\.|coreboot-\S+ .*(?:starting|bootblock)"
+    r"SeaBIOS \(version|UEFI firmware \(version|U-Boot (?:SPL )?20\d\d\."
+    r"|coreboot-\S+ .*(?:starting|bootblock)"
 )
 _KERNEL = re.compile(r"Linux version \d+\.\d+.*\(.*#\d")
 _GOODBYE = re.compile(
-    r"(?:reboot: )?(?:Restarting system|Power[ -]?(?:down|off)|System halted|machine restart|[Ss]witch)"
-    r"|reboot: |Rebooting in |kexec_core: Starting new kernel|Starting new kernel|Starting crashdump kernel"
+    r"reboot: |Restarting system|Rebooting in |(?:kexec_core: )?Starting new kernel"
+    r"|Starting crashdump kernel|systemd-shutdown.*(?:Rebooting|Powering off)"
 )
 _REPLAY = re.compile(r"\b(?:dmesg|journalctl)\b")
 #: How long after somebody asked for the kernel's log its lines may be repetitions.

@@ -39,12 +39,12 @@ _FRAME = re.compile(
 )
 #: Headings of stacks that the report is about, and of stacks that only explain it.
 _SECTION = re.compile(
-    r"^[ \t]*(?:(?P<main>Call [Tt]race|Backtrace:|stack backtrace:|[ ]*backtrace|CPU: \d+ |Kernel panic"
-    r"|(?:read|write|read-write) to 0x|race at unknown|RIP: )"
-    r"|(?P<side>[Aa]llocated by|[Ff]reed by|Uninit was|Local variable|Last potentially|Second to last"
-    r"|Last call_rcu|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing dependency|-> #\d"
+    r"^[ \t]*(?:(?P<main>Call [Tt]race|Backtrace:|stack backtrace:|backtrace|CPU: \d+ "
+    r"|Kernel panic|(?:read|write|read-write) to 0x|race at unknown|RIP: )"
+    r"|(?P<side>[Aa]llocated by|[Ff]reed by|Uninit was|Local variable|Last potentially"
+    r"|Second to last|Last call_rcu|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing dep|-> #\d"
     r"|Showing all locks|Preemption disabled|to a (?:HARD|SOFT)IRQ|\.\.\. which became|but this new"
-    r"|the dependencies|the (?:first|second) lock|\{[\w -]+\} state was|\{[\w -]+\}-W? ?|INITIAL USE))",
+    r"|the dependencies|the (?:first|second) lock|\{[\w -]+\} state was|INITIAL USE))",
     re.MULTILINE,
 )
 _SUFFIX = re.compile(r"\.(?:isra|constprop|part|cold|llvm|lto_priv|localalias|__uniq)\b.*$")
@@ -106,12 +106,7 @@ class Section:
 def sections(text: str) -> list[Section]:
     """The report cut at its headings, in order and without gaps."""
     marks = [(0, True)]
-    side = False
-    for match in _SECTION.finditer(text):
-        # "Freed by task 5:" may be followed by a "Call Trace:" of its own only in side reports
-        # that begin with "NMI backtrace"; every other "Call Trace:" is the report's.
-        side = match["side"] is not None
-        marks.append((match.start(), not side))
+    marks += [(match.start(), match["side"] is None) for match in _SECTION.finditer(text)]
     ends = [start for start, _ in marks[1:]] + [len(text)]
     return [
         Section(start=start, end=end, is_main=main)
