@@ -7,6 +7,7 @@ installed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Iterable
@@ -45,7 +46,7 @@ class ModuleTree:
         self.directory = directory
         self._is_installed = (directory / "kernel").is_dir() and not _is_built_in(directory)
         # As depmod has it, a module in updates/ stands before that of the same name in kernel/.
-        files = sorted(self._files(), key=lambda file: "updates" not in file.parts[:1])
+        files = sorted(self._files(), key=lambda file: ("updates" not in file.parts[:1], file))
         self._paths: dict[str, Path] = {}
         for file in files:
             self._paths.setdefault(_name_of(file), file)
@@ -90,8 +91,10 @@ class ModuleTree:
         aliases: dict[str, list[str]] = defaultdict(list)
         for name, relative in self._paths.items():
             path = self.directory / relative
-            for alias in _modinfo(_decompress(path), path)["alias"]:
-                aliases[alias.replace("-", "_")].append(name)
+            # A broken module is told of when it is asked for.
+            with contextlib.suppress(ConfigError):
+                for alias in _modinfo(_decompress(path), path)["alias"]:
+                    aliases[alias.replace("-", "_")].append(name)
         return dict(aliases)
 
     def _files(self) -> Iterable[Path]:
