@@ -201,6 +201,12 @@ def test_the_shell_is_given_commands_and_options() -> None:
 
     assert complete("kboot do") == ["doctor"]
     assert "--memory" in complete("kboot doctor --mem")
+    assert complete("kboot doctor --firmware u") == ["uefi"]
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "Examples:" in capsys.readouterr().err
 
 
 @pytest.fixture

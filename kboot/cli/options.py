@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from kboot.config import SETTINGS, Config, Setting, load
 
+_Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -28,6 +30,7 @@ def config_options(*names: str) -> Callable[[_Function], _Function]:
                 setting.name,
                 # Not a click.Choice: the configuration judges values from all sources alike.
                 metavar="|".join(setting.choices) or setting.metavar,
+                shell_complete=_completion(setting),
                 multiple=setting.repeated,
                 help=_help(setting),
             )(function)
@@ -44,7 +47,18 @@ def load_config(options: Mapping[str, object]) -> Config:
     return load(options, os.environ, Path.cwd())
 
 
+def _completion(setting: Setting) -> _Completion | None:
+    """What the shell offers: the choices there are, or files; None for neither."""
+    if setting.choices:
+        return lambda _context, _parameter, begun: [
+            CompletionItem(word) for word in setting.choices if word.startswith(begun)
+        ]
+    if setting.metavar.endswith(("FILE", "DIRECTORY")):
+        return lambda _context, _parameter, begun: [CompletionItem(begun, type="file")]
+    return None
+
+
 def _help(setting: Setting) -> str:
     text = setting.help[0].upper() + setting.help[1:]
-    default = "" if setting.default in {None, "", ()} else f"  [default: {setting.default}]"
+    default = f"  [default: {setting.default_text}]" if setting.default_text else ""
     return f"{text}.{default}"

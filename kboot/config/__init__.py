@@ -59,6 +59,13 @@ class Setting:
         """Its environment variable."""
         return "KBOOT_" + self.name.upper()
 
+    @property
+    def default_text(self) -> str:
+        """The default as a user would write it; empty if there is none."""
+        if self.default is None or self.default == ():
+            return ""
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
 
 def _about(
     help_: str,
@@ -202,9 +209,8 @@ def markdown_table() -> str:
     """The settings as a Markdown table, for the documentation."""
     lines = ["| key | option | pytest option | variable | default | meaning |", "|" + "---|" * 6]
     for setting in SETTINGS:
-        default = "" if setting.default in {None, "", ()} else f"{setting.default}"
-        names = (setting.option, setting.pytest_option, setting.variable)
-        cells = " | ".join(f"`{cell}`" if cell else "" for cell in (setting.name, *names, default))
+        names = (setting.name, setting.option, setting.pytest_option, setting.variable)
+        cells = " | ".join(f"`{cell}`" if cell else "" for cell in (*names, setting.default_text))
         choices = f" ({', '.join(setting.choices)})" if setting.choices else ""
         lines.append(f"| {cells} | {setting.help}{choices} |")
     return "\n".join(lines)
