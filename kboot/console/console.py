@@ -107,6 +107,11 @@ class Console:
         with self._tape.changed:
             return self._tape.record.size
 
+    def line_start(self) -> int:
+        """The position at which the line that has not ended yet begins."""
+        with self._tape.changed:
+            return self._tape.unfinished.start
+
     def raw(self, start: int, end: int | None = None) -> bytes:
         """The recorded bytes from position `start` to `end`, as far as memory reaches back."""
         with self._tape.changed:

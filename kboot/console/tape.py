@@ -61,6 +61,11 @@ class Tape:
             self.changed.notify_all()
 
     @property
+    def unfinished(self) -> RawLine:
+        """The line that has not ended yet, as it came."""
+        return self._splitter.pending
+
+    @property
     def silent_s(self) -> float:
         """Seconds since the last byte."""
         return time.monotonic() - self.last_byte

@@ -1,0 +1,234 @@
+"""The host's end of the agent: requests that are repeated until answered."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import string
+from collections.abc import Iterator
+
+from kboot.deadline import Deadline
+from kboot.errors import GuestError, GuestTimeout
+from kboot.guest.channel import Channel
+from kboot.guest.checksum import Checksum
+from kboot.guest.frames import Frame, FrameReader, Tag
+from kboot.guest.job import ShellJob
+
+_PLAIN = frozenset((string.ascii_letters + string.digits + "_./:=,+@%-").encode())
+
+#: Escaped characters of a command that are sent along with the request to run it.
+_INLINE = 200
+
+#: Characters of longer texts per line, in order of despair. A line is sent twice in itself, and a
+#: terminal takes 4095 bytes.
+_TEXT_SIZES = (800, 200, 40)
+
+#: How long an answer may take before the request is repeated; a loaded TCG guest takes its time.
+_PATIENCE_S = (1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 8.0)
+
+#: How often a request may arrive corrupted.
+_CORRUPTIONS = 40
+
+
+def escape(data: bytes) -> str:
+    """`data` as one word for the shell's ``printf %b``."""
+    return "".join(chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in data)
+
+
+def pieces(text: str, size: int) -> Iterator[str]:
+    """Cut escaped text into pieces of at most `size` characters, never inside an escape."""
+    position = 0
+    while position < len(text):
+        end = min(position + size, len(text))
+        escape_at = text.rfind("\\", end - 4, end)
+        if position < escape_at and end < len(text):
+            end = escape_at
+        yield text[position:end]
+        position = end
+
+
+class ShellAgent:
+    """Talks to `agent.sh` on a channel; a `Runner`. Not for two threads at a time."""
+
+    def __init__(self, channel: Channel, nonce: str) -> None:
+        self._channel = channel
+        self._nonce = nonce
+        self._reader = FrameReader(nonce)
+        self._position = channel.mark()
+        self._sequence = 100
+        self._awaited = 0
+        self._answer: list[int] | None = None
+        self._corrupted = False
+        #: Frames received; for telling slow from dead.
+        self._heard = 0
+        self._transfers: dict[int, tuple[ShellJob, int]] = {}
+        self._forgotten: list[int] = []
+        self.checksum = Checksum.CKSUM
+        self.has_base64 = True
+
+    def hello(self, deadline: Deadline) -> None:
+        """Learn what the guest can do. `GuestError` if it lacks a program that is needed."""
+        checksum, encoder = self.ask("h", deadline)
+        if not checksum or not encoder:
+            lacking = "base64 nor od" if checksum else "cksum nor md5sum"
+            raise GuestError(f"the guest has neither {lacking}: no command can be run exactly")
+        self.checksum = Checksum(checksum)
+        self.has_base64 = encoder == 1
+
+    # Runner ---------------------------------------------------------------------------------
+
+    def start(self, command: bytes, deadline: Deadline, *, loud: bool) -> ShellJob:
+        """Start a command."""
+        if b"\0" in command:
+            raise ValueError("a command cannot contain a NUL byte")
+        job = ShellJob(self, self._next(), loud=loud)
+        self._transfers[job.number] = (job, 0)
+        text = escape(command) or escape(b"\n")
+        if len(text) > _INLINE:
+            self._write(job.number, text, deadline)
+            text = "-"
+        freed = self._forgotten.pop() if self._forgotten else 0
+        self.ask(f"r {job.number} {int(loud)} {freed} {text}", deadline)
+        return job
+
+    def put(self, data: bytes, remote: str, mode: int, deadline: Deadline) -> None:
+        """Write a file."""
+        number = self._next()
+        sent = base64.b64encode(data).decode() if self.has_base64 else escape(data)
+        self._write(number, sent, deadline)
+        file = f'"$KBOOT_DIR"/{number}.c'
+        decode = "base64 -d" if self.has_base64 else "cat"
+        target = shlex.quote(remote)
+        # Written anew and read back: what counts is what the file holds.
+        sum_up = "cksum" if self.checksum is Checksum.CKSUM else "md5sum"
+        script = (
+            f"{decode} <{file} >{target} && chmod {mode:o} {target} && {sum_up} <{target}; "
+            f"status=$?; rm -f {file}; exit $status"
+        )
+        job = self.start(script.encode(), deadline, loud=True)
+        if not job.wait(deadline):
+            raise GuestTimeout(f"{remote} was not written in {deadline.seconds:g} s")
+        ended = job.fetch(deadline)
+        job.forget()
+        if ended.exit_status != 0:
+            words = ended.stderr.decode(errors="replace").strip()
+            raise GuestError(f"the guest cannot write {remote}: {words}")
+        if not self.checksum.printed_for(data, ended.stdout):
+            raise GuestError(f"{remote} arrived with a wrong checksum in the guest")
+
+    def close(self) -> None:
+        """End the agent: the shell below it is as it was."""
+        self.ask("q", Deadline(5))
+
+    # For jobs and the login -----------------------------------------------------------------
+
+    def ask(self, request: str, deadline: Deadline, *, sequence: int | None = None) -> list[int]:
+        """Send a request until it is answered; the numbers of the answer.
+
+        The agent does nothing twice: it knows a repeated request by its sequence number.
+        """
+        number = self._next() if sequence is None else sequence
+        answer = self.exchange(f"@{self._nonce} {number} {request}", number, deadline)
+        if answer == [9]:
+            raise GuestError("the guest cannot write temporary files: disk full or read-only?")
+        return answer
+
+    def exchange(
+        self, text: str, sequence: int, deadline: Deadline, *, tries: int = len(_PATIENCE_S)
+    ) -> list[int]:
+        """Send a line until a frame answers it."""
+        corruptions = 0
+        patience = iter(_PATIENCE_S[:tries])
+        patience_s = next(patience)
+        while True:
+            self._channel.send(f"{text}|{text}\n".encode(), echoed=False)
+            if (answer := self._await(sequence, deadline, patience_s)) is not None:
+                return answer
+            if self._corrupted and corruptions < _CORRUPTIONS:
+                corruptions += 1
+                continue
+            patience_s = next(patience, 0)
+            if not patience_s:
+                raise GuestError(
+                    f"the guest's shell does not answer (asked {tries + corruptions} times): "
+                    "what became of the command cannot be told"
+                )
+
+    def pump(self, deadline: Deadline) -> None:
+        """Take in what the guest sends, until `deadline` at most."""
+        try:
+            data = self._channel.read(self._position, deadline, what="answer from the shell")
+        except GuestTimeout:
+            return
+        self._position += len(data)
+        for frame in self._reader.feed(data):
+            self._dispatch(frame)
+
+    def transfer(self, job: ShellJob, offset: int, request: str, deadline: Deadline) -> None:
+        """Have a part of `job`'s output sent, from byte `offset` on."""
+        sequence = self._next()
+        self._transfers[sequence] = (job, offset)
+        self.ask(request, deadline, sequence=sequence)
+        del self._transfers[sequence]
+
+    def forget(self, job: ShellJob) -> None:
+        """Let the guest drop its files at the next occasion."""
+        self._transfers.pop(job.number, None)
+        self._forgotten.append(job.number)
+
+    # Inside ---------------------------------------------------------------------------------
+
+    def _write(self, number: int, text: str, deadline: Deadline) -> None:
+        """Write escaped text to the command file of job `number`."""
+        for size in _TEXT_SIZES:
+            try:
+                for index, piece in enumerate(pieces(text, size)):
+                    self.ask(f"c {number} {index} {piece}", deadline)
+            except GuestTimeout:
+                raise
+            except GuestError:
+                if size == _TEXT_SIZES[-1]:
+                    raise
+            else:
+                return
+
+    def _await(self, sequence: int, deadline: Deadline, patience_s: float) -> list[int] | None:
+        """The answer to a request; None when it is time to repeat it."""
+        self._awaited, self._answer, self._corrupted = sequence, None, False
+        heard = self._heard
+        quiet = deadline.within(patience_s)
+        while self._answer is None and not self._corrupted:
+            if deadline.expired:
+                self._channel.read(self._position, deadline, what="answer from the shell")
+                raise GuestTimeout(f"no answer from the shell in {deadline.seconds:g} s")
+            if quiet.expired:
+                return None
+            self.pump(quiet)
+            if heard != self._heard:
+                heard, quiet = self._heard, deadline.within(patience_s)
+        return self._answer
+
+    def _dispatch(self, frame: Frame) -> None:
+        self._heard += 1
+        if frame.tag == Tag.CORRUPT:
+            self._corrupted = True
+        elif frame.tag == Tag.ANSWER:
+            if frame.sequence == self._awaited:
+                self._answer = _numbers(frame)
+        elif frame.sequence in self._transfers:
+            job, base = self._transfers[frame.sequence]
+            if frame.tag == Tag.DONE:
+                job.ended(_numbers(frame))
+            else:
+                job.take(frame, base)
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+
+def _numbers(frame: Frame) -> list[int] | None:
+    try:
+        return [int(field) for field in frame.payload.split(b".")]
+    except ValueError:
+        return None

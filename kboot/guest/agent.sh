@@ -1,0 +1,158 @@
+# The guest's end of kboot's command line: it reads requests from the serial line and answers.
+#
+# POSIX sh, for busybox ash, dash and bash. It is typed into a shell at login (comments and
+# indentation are left out then), so it has to be short. N is the nonce of the session, digits; everything it
+# prints is a frame, described in frames.py:   ~N:SEQUENCE:TAG:INDEX:LENGTH:PAYLOAD;
+# A request is a line with the same text twice, so that lost bytes show:   REQUEST|REQUEST
+# where REQUEST is:   @N SEQUENCE VERB ARGUMENTS
+set -f
+stty -echo -isig 2>/dev/null
+export LC_ALL=C
+has() { command -v $1 >/dev/null 2>&1; }
+for D in /run /tmp /dev/shm /var/tmp /; do
+  D=${D%/}/.kboot-$N
+  mkdir -m 700 $D 2>/dev/null && break
+done
+export KBOOT_DIR=$D
+S=
+has setsid && S=setsid
+K=0
+has md5sum && K=2
+has cksum && K=1
+B=0
+has od && B=2
+has base64 && B=1
+
+# say TAG SEQUENCE PAYLOAD: the payload goes twice, for there is nothing else to check it by.
+say() {
+  set -- $1 $2 "$3,$3"
+  printf '~%s:%s:%s:0:%s:%s;\n' $N $2 $1 ${#3} "$3"
+}
+
+# sum FILE: set C to CHECKSUM.SIZE of what is in it now.
+sum() {
+  C=0.0
+  [ -s $1 ] || return 0
+  if [ $K = 1 ]; then
+    set -- $(cksum <$1)
+    C=$1.$2
+  else
+    set -- $(wc -c <$1) $1
+    set -- $1 $(head -c $1 $2 | md5sum)
+    C=$((0x${2%????????????????????})).$1
+  fi
+}
+
+# finished JOB: set A to its exit status and the sums of its output, or to 0 while it runs.
+finished() {
+  A=0
+  [ -s $D/$1.r ] || return 0
+  read -r A <$D/$1.r
+  sum $D/$1.o
+  A=2.$A.$C
+  sum $D/$1.e
+  A=$A.$C
+}
+
+# short SEQUENCE TAG FILE: send a whole file with one process.
+short() {
+  i=0
+  for l in $(base64 <$3); do
+    i=$((i + 1))
+    printf '~%s:%s:%s:%s:%s:%s;\n' $N $1 $2 $i ${#l} $l
+  done
+}
+
+# long SEQUENCE TAG FILE OFFSET LENGTH: send a part of a file. Tags 1 and 2 are base64; 3 and 4 are
+# hexadecimal in digits and signs, which no kernel message looks like.
+long() {
+  case $2 in
+    1 | 2) w=76 n=$((($5 + 2) / 3 * 4)) ;;
+    *) w=32 n=$(($5 * 2)) ;;
+  esac
+  tail -c +$(($4 + 1)) $3 | head -c $5 | case $2 in
+    1 | 2) base64 ;;
+    *) od -An -v -tx1 | tr -d ' ' | tr abcdef '!@%+=_' ;;
+  esac | grep -n '' | sed \
+    -e "\$!s/\(.*\):\(.*\)/~$N:$1:$2:\1:$w:\2;/" \
+    -e "\$s/\(.*\):\(.*\)/~$N:$1:$2:\1:$(((n - 1) % w + 1)):\2;/"
+}
+
+# start JOB LOUD: run a command; if LOUD, send short output and the end unasked.
+start() {
+  (
+    $S sh $D/$1.c </dev/null >$D/$1.o 2>$D/$1.e &
+    echo $! >$D/$1.p
+    wait $!
+    echo $? >$D/$1.r
+    [ $2 = 1 ] || exit
+    finished $1
+    I=$IFS IFS=.
+    set -- $1 $A
+    IFS=$I
+    if [ $B = 1 ]; then
+      [ $5 -gt 0 ] && [ $5 -le 4096 ] && short $1 1 $D/$1.o
+      [ $7 -gt 0 ] && [ $7 -le 4096 ] && short $1 2 $D/$1.e
+    fi
+    say 9 $1 $A
+  ) 2>/dev/null &
+  eval "w$1=$!"
+}
+
+# free JOB: forget a finished command.
+free() {
+  eval "wait \${w$1:-0}; unset w$1"
+  rm -f $D/$1.*
+}
+
+E=0
+L=
+while [ $E -lt 20 ]; do
+  IFS='|' read -r a b || { E=$((E + 1)); continue; }
+  E=0
+  [ -n "$a" ] || continue
+  [ "$a" = "$b" ] || { say 8 0 0; continue; }
+  set -- $a
+  [ "$1" = "@$N" ] || continue
+  Q=$2 V=$3
+  shift 3
+  if [ $Q = "$L" ] && [ $V != g ]; then
+    say 0 $Q $A
+    continue
+  fi
+  L=$Q A=1
+  case $V in
+    h) A=$K.$B ;;
+    c)
+      [ $2 != 0 ] || : >$D/$1.c
+      printf %b "$3" >>$D/$1.c || A=9
+      ;;
+    r)
+      [ $3 = 0 ] || free $3
+      [ "$4" = - ] || printf %b "$4" >$D/$1.c || A=9
+      if [ $A = 1 ]; then
+        say 0 $Q 1
+        start $1 $2
+        continue
+      fi
+      ;;
+    s) finished $1 ;;
+    g)
+      long $Q $2 $D/$1.$3 $4 $5
+      A=1
+      ;;
+    k)
+      read -r p <$D/$1.p
+      kill -$2 -$p || kill -$2 $p
+      ;;
+    f) free $1 ;;
+    q)
+      cd /
+      rm -rf $D
+      stty echo isig icanon
+      say 0 $Q 1
+      exit
+      ;;
+  esac 2>/dev/null
+  say 0 $Q $A
+done

@@ -1,0 +1,192 @@
+"""A booted system to run commands in."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kboot.deadline import Deadline
+from kboot.errors import CommandFailed, GuestError, GuestTimeout, InfraError, KernelCrash
+from kboot.guest.channel import Ended, Job, Runner
+from kboot.log import logger
+
+#: How long a command that ran out of time is given to end, and its output to come.
+_INTERRUPT_S = 10.0
+_TERM_GRACE_S = 2.0
+
+_RETRY_S = 0.5
+
+_SHOWN = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """A command that ran to its end in the guest."""
+
+    command: str
+    exit_status: int
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+    #: From the request to the last byte of the answer, as seen from here.
+    duration_s: float
+
+    @property
+    def stdout(self) -> str:
+        """Its standard output; bytes that are not UTF-8 are replaced."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """Its standard error; bytes that are not UTF-8 are replaced."""
+        return self.stderr_bytes.decode(errors="replace")
+
+
+class BackgroundCommand:
+    """A command that was started with `Guest.spawn`."""
+
+    def __init__(self, job: Job, command: str) -> None:
+        self._job = job
+        self._start = time.monotonic()
+        self.command = command
+
+    def wait(self, deadline: Deadline) -> CommandResult:
+        """Wait for its end. `GuestTimeout` leaves it running: wait again, or `kill`."""
+        if not self._job.wait(deadline):
+            raise GuestTimeout(f"{self.command!r} still runs after {deadline.seconds:g} s")
+        ended = self._job.fetch(deadline)
+        return _result(self.command, ended, self._start)
+
+    def kill(self, deadline: Deadline, signal: str = "TERM") -> None:
+        """Send a signal to the command and all it started."""
+        self._job.kill(signal, deadline)
+
+
+class Guest:
+    """Runs commands in the guest, one at a time, each in a ``sh`` of its own.
+
+    A command's directory, variables and terminal settings end with it. Its standard input is empty,
+    and its output goes to files in the guest first, so it sees no terminal. As in any background
+    job, SIGINT and SIGQUIT are ignored.
+    """
+
+    def __init__(self, runner: Runner, *, command_timeout_s: float = 60.0) -> None:
+        self._runner = runner
+        self._command_timeout_s = command_timeout_s
+
+    def run(
+        self,
+        command: str | bytes,
+        *,
+        timeout_s: float | None = None,
+        deadline: Deadline | None = None,
+        check: bool = False,
+    ) -> CommandResult:
+        """Run a command to its end; the output and the exit status are exact.
+
+        It has until `deadline` and at most `timeout_s` (unless given: the guest's own). Then it is
+        killed and `GuestTimeout` says what it printed. `CommandFailed` if it fails and `check` is
+        set. `GuestError` if the outcome cannot be told. A crash or a reset of the guest meanwhile
+        is raised as itself.
+        """
+        raw = command.encode() if isinstance(command, str) else command
+        shown = raw.decode(errors="replace")
+        start = time.monotonic()
+        budget = self._budget(timeout_s, deadline)
+        # A request that is on its way is not dropped: nobody could tell whether it was carried out.
+        grace = Deadline(budget.remaining + _INTERRUPT_S)
+        job = self._runner.start(raw, grace, loud=True)
+        if not job.wait(budget):
+            raise self._interrupt(job, shown, budget)
+        result = _result(shown, job.fetch(Deadline(budget.remaining + _INTERRUPT_S)), start)
+        job.forget()
+        logger.debug("guest: %s: status %d", _brief(shown), result.exit_status)
+        if check and result.exit_status != 0:
+            raise CommandFailed(_failure(result), result)
+        return result
+
+    def succeed(
+        self,
+        command: str,
+        *,
+        timeout_s: float | None = None,
+        deadline: Deadline | None = None,
+    ) -> str:
+        """Run a command that has to exit with 0; its standard output. Raises as `run`."""
+        return self.run(command, timeout_s=timeout_s, deadline=deadline, check=True).stdout
+
+    def wait_until_succeeds(self, command: str, deadline: Deadline) -> str:
+        """Run a command again and again until it exits with 0; its standard output then."""
+        result: CommandResult | None = None
+        for _ in deadline.poll(_RETRY_S):
+            result = self.run(command, timeout_s=deadline.remaining, deadline=deadline)
+            if result.exit_status == 0:
+                return result.stdout
+        last = f"; the last time: {_failure(result)}" if result else ""
+        raise GuestTimeout(f"{command!r} did not succeed in {deadline.seconds:g} s{last}")
+
+    def spawn(self, command: str, *, timeout_s: float = 30.0) -> BackgroundCommand:
+        """Start a command in the background. `timeout_s` is for the start alone."""
+        job = self._runner.start(command.encode(), Deadline(timeout_s), loud=False)
+        return BackgroundCommand(job, command)
+
+    def put(self, local: Path, remote: str, deadline: Deadline) -> None:
+        """Copy a file into the guest, permissions included; checked by a checksum there."""
+        mode = local.stat().st_mode & 0o777
+        self._runner.put(local.read_bytes(), remote, mode, deadline)
+
+    def get(self, remote: str, local: Path, deadline: Deadline) -> None:
+        """Copy a file out of the guest; checked by a checksum."""
+        command = b"cat <" + _quote(remote)
+        result = self.run(command, timeout_s=deadline.remaining, deadline=deadline, check=True)
+        local.write_bytes(result.stdout_bytes)
+
+    def close(self) -> None:
+        """Give the guest's terminal back to the shell that was there."""
+        self._runner.close()
+
+    def _budget(self, timeout_s: float | None, deadline: Deadline | None) -> Deadline:
+        seconds = self._command_timeout_s if timeout_s is None else timeout_s
+        return Deadline(seconds) if deadline is None else deadline.within(seconds)
+
+    def _interrupt(self, job: Job, command: str, budget: Deadline) -> GuestError:
+        """Kill a command that ran out of time; the error that says so."""
+        message = f"{_brief(command)!r} did not end in {budget.seconds:.3g} s"
+        deadline = Deadline(_INTERRUPT_S)
+        try:
+            job.kill("TERM", deadline)
+            if not job.wait(deadline.within(_TERM_GRACE_S)):
+                job.kill("KILL", deadline)
+            if not job.wait(deadline):
+                return GuestTimeout(f"{message}, and cannot be killed")
+            ended = job.fetch(deadline)
+            job.forget()
+        except (KernelCrash, InfraError):
+            raise
+        except GuestError as error:
+            return GuestTimeout(f"{message}; then: {error}")
+        printed = (ended.stdout + ended.stderr).decode(errors="replace")[-_SHOWN:]
+        return GuestTimeout(f"{message}; it printed: {printed!r}")
+
+
+def _result(command: str, ended: Ended, start: float) -> CommandResult:
+    return CommandResult(
+        command=command,
+        exit_status=ended.exit_status,
+        stdout_bytes=ended.stdout,
+        stderr_bytes=ended.stderr,
+        duration_s=time.monotonic() - start,
+    )
+
+
+def _quote(path: str) -> bytes:
+    return b"'" + path.encode(errors="surrogateescape").replace(b"'", b"'\\''") + b"'"
+
+
+def _brief(command: str) -> str:
+    return command if len(command) <= 200 else f"{command[:200]}..."
+
+
+def _failure(result: CommandResult) -> str:
+    printed = (result.stderr or result.stdout).strip()[-_SHOWN:]
+    return f"{_brief(result.command)!r} exited with {result.exit_status}: {printed}"
