@@ -67,7 +67,7 @@ soak: $(ready) $(KERNEL) ## run the tests COUNT times over, until one fails
 	done
 
 build: $(ready) ## build the wheel and the source archive into build/dist
-	$(bin)/python -m build --quiet --outdir build/dist
+	$(bin)/python -m build --no-isolation --outdir build/dist
 
 clean: ## remove what make has made, the fetched kernel too
 	rm -rf build $(venv) .mypy_cache .pytest_cache .ruff_cache .hypothesis
