@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 import time
@@ -14,14 +13,15 @@ from typing import Self
 
 from kboot.backend import Stream
 from kboot.console.crashes import CrashScanner, ExpectedCrash
-from kboot.console.engine import Pattern, search
+from kboot.console.reader import Reader
 from kboot.console.tape import Tape
 from kboot.console.text import Line
 from kboot.console.waits import LineSource, PromptSource, Wait
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
 from kboot.errors import ConsoleClosed
-from kboot.log import logger
+
+Pattern = str | re.Pattern[str]
 
 #: A printk record that landed behind a prompt: ``login: [   12.345678] random: crng init done``.
 _PRINTK = r"(?:<\d+>)?\[ *\d+\.\d+\]"
@@ -73,12 +73,11 @@ class Console:
         self._tape = Tape(record, scanner)
         self._check = check
         self._cursor = 0
-        self._subscribers: list[Callable[[Line], None]] = []
         self._sending = threading.Lock()
-        self._reader: threading.Thread | None = None
+        self._reader = Reader(self._tape)
 
     def __enter__(self) -> Self:
-        self._start()
+        self._reader.start(self._stream)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,19 +85,19 @@ class Console:
 
     def close(self) -> None:
         """Give the stream up and complete the record."""
-        self._stop()
+        self._reader.stop(self._stream)
         with self._tape.changed:
             self._tape.crashes.close(time.monotonic())
             self._tape.record.close()
 
     def attach(self, stream: Stream) -> None:
         """Go on with the same record on a new stream, after the machine was switched off and on."""
-        self._stop()
+        self._reader.stop(self._stream)
         self.expect_reset()
         with self._tape.changed:
             self._tape.ended = None
         self._stream = stream
-        self._start()
+        self._reader.start(stream)
 
     # What it said ---------------------------------------------------------------------------
 
@@ -156,8 +155,7 @@ class Console:
 
         Returns a function that ends it. An exception in `callback` is logged and ends it too.
         """
-        self._subscribers.append(callback)
-        return lambda: self._unsubscribe(callback)
+        return self._reader.subscribe(callback)
 
     # Waiting --------------------------------------------------------------------------------
 
@@ -171,6 +169,8 @@ class Console:
         """
         patterns = [pattern] if isinstance(pattern, str | re.Pattern) else list(pattern)
         start = self._cursor if since is None else since
+        from kboot.console.engine import search  # noqa: PLC0415  pexpect, where it is used
+
         source = LineSource(self._tape, self._wait(deadline, _describe(patterns)), start)
         index, match = search(patterns, source.next_line)
         return self._found(source.line, index, match, start)
@@ -186,6 +186,8 @@ class Console:
         texts = [literals] if isinstance(literals, str) else list(literals)
         tails = [re.compile(rf"{re.escape(text.rstrip())}[ \t]*(?:\Z|{_PRINTK})") for text in texts]
         start = self._cursor if since is None else since
+        from kboot.console.engine import search  # noqa: PLC0415  pexpect, where it is used
+
         source = PromptSource(self._tape, self._wait(deadline, _describe(texts)), start)
         index, match = search(tails, source.next_text)
         return self._found(source.line, index, match, start)
@@ -282,52 +284,6 @@ class Console:
             end=end,
             before="\n".join([*lines, match.string[: match.start()]]),
         )
-
-    def _start(self) -> None:
-        stream = self._stream
-        self._reader = threading.Thread(
-            target=self._drain, args=(stream,), name="kboot-console", daemon=True
-        )
-        self._reader.start()
-
-    def _stop(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.close()
-        if self._reader is not None:
-            self._reader.join(timeout=5)
-            if self._reader.is_alive():
-                logger.warning("the console's stream did not end when it was closed")
-            self._reader = None
-
-    def _drain(self, stream: Stream) -> None:
-        reason = "end of stream"
-        try:
-            while data := stream.recv(65536):
-                self._publish(self._take(data))
-        except OSError as error:
-            reason = str(error)
-        self._publish(self._tape.end(reason))
-
-    def _take(self, data: bytes) -> list[Line]:
-        try:
-            return self._tape.take(data)
-        except Exception as error:  # whatever it is, the waits must hear of it, and we go on
-            logger.exception("the console cannot be recorded")
-            self._tape.fail(error)
-            return []
-
-    def _publish(self, lines: list[Line]) -> None:
-        for line in lines:
-            for callback in tuple(self._subscribers):
-                try:
-                    callback(line)
-                except Exception:
-                    logger.exception("a console subscriber failed; it gets no more lines")
-                    self._unsubscribe(callback)
-
-    def _unsubscribe(self, callback: Callable[[Line], None]) -> None:
-        with contextlib.suppress(ValueError):
-            self._subscribers.remove(callback)
 
 
 def _describe(patterns: Sequence[Pattern]) -> str:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 else:
     _Spawn = SpawnBase
 
-Pattern = str | re.Pattern[str]
-
 
 class LineEngine(_Spawn):
     """A pexpect spawn whose child is a source of lines.
@@ -48,7 +46,9 @@ class LineEngine(_Spawn):
         return text
 
 
-def search(patterns: Sequence[Pattern], next_text: Callable[[], str]) -> tuple[int, re.Match[str]]:
+def search(
+    patterns: Sequence[str | re.Pattern[str]], next_text: Callable[[], str]
+) -> tuple[int, re.Match[str]]:
     """The index of the first of `patterns` found in a text, and its match.
 
     Strings are regular expressions, compiled by pexpect's rules (``re.DOTALL``).
