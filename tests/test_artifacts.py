@@ -165,6 +165,16 @@ def test_a_directory_like_the_root_brings_configuration_and_modules(tmp_path: Pa
         assert (kernel.config(), kernel.modules) == ("CONFIG_64BIT=y\n", modules)
 
 
+def test_an_image_beside_its_modules_brings_both(tmp_path: Path) -> None:
+    modules = tmp_path / "usr/lib/modules" / RELEASE
+    image = written(modules / "vmlinuz", bzimage())
+    written(modules / "config", b"CONFIG_64BIT=y\n")
+    written(modules / "kernel/one.ko", b"")
+    for source in (tmp_path, modules, image):
+        kernel = read_kernel(source)
+        assert (kernel.config(), kernel.modules) == ("CONFIG_64BIT=y\n", modules)
+
+
 def test_a_directory_with_two_kernels_names_both(tmp_path: Path) -> None:
     written(tmp_path / "vmlinuz-1", bzimage())
     written(tmp_path / "vmlinuz-2", bzimage())
@@ -196,6 +206,7 @@ def test_a_build_tree_that_was_not_built_names_the_command(tmp_path: Path) -> No
         (b"\xed\xab\xee\xdb" + bytes(100), "RPM.*rpm2cpio"),
         (b"MZ" + bytes(100), "an EFI program"),
         (bzimage(version="iPXE 1.21.1"), "calls itself 'iPXE 1.21.1'"),
+        (bzimage(version="6.1/../../x"), "calls itself '6.1/"),
         (bzimage()[:-1], "truncated: 2047 bytes of 2048"),
         (bzimage()[:0x220], "truncated: 544 bytes"),
         (gzip.compress(arm64_image())[:-4], "truncated"),

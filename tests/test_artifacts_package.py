@@ -151,6 +151,35 @@ def test_a_meta_package_names_the_real_one(tmp_path: Path) -> None:
     assert "apt-get download linux-image-6.1.0-56-amd64," in message
 
 
+def test_a_kernel_spread_over_packages_is_put_together(tmp_path: Path) -> None:
+    there = f"./usr/lib/modules/{RELEASE}"
+    parts = {
+        "image": {"./usr/share/doc/x": b""},
+        "binary": {f"{there}/vmlinuz": bzimage()},
+        "modules": {f"{there}/kernel/one.ko": b"one"},
+        "base": {f"{there}/config": b"CONFIG_64BIT=y\n", f"{there}/modules.builtin": b""},
+    }
+    control = f"Package: linux\nDepends: linux-binary-{RELEASE} (= 1), linux-modules-{RELEASE}\n"
+    paths = {kind: tmp_path / f"linux-{kind}-{RELEASE}_1_amd64.deb" for kind in parts}
+
+    image = written(paths["image"], deb(parts["image"], control=control))
+    assert f"apt-get download linux-binary-{RELEASE} linux-modules-{RELEASE}, " in complaint(image)
+
+    binary = written(paths["binary"], deb(parts["binary"]))
+    assert read_kernel(image).release == read_kernel(binary).release == RELEASE
+    assert read_kernel(binary).modules is None
+
+    for kind in ("modules", "base"):
+        written(paths[kind], deb(parts[kind]))
+    for source in (image, binary):
+        kernel = read_kernel(source)
+        assert kernel.source == source
+        assert kernel.config() == "CONFIG_64BIT=y\n"
+        assert kernel.modules is not None
+        assert (kernel.modules / "kernel/one.ko").read_bytes() == b"one"
+        assert (kernel.modules / "modules.builtin").is_file()
+
+
 def test_a_package_of_something_else_is_named(tmp_path: Path) -> None:
     path = written(tmp_path / "x.deb", deb({"./usr/bin/tool": b""}, control="Package: tool\n"))
     assert "package tool has no kernel" in complaint(path)

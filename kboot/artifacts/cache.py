@@ -17,6 +17,12 @@ from pathlib import Path
 from kboot.errors import InfraError
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def keep_directory(target: Path, fill: Callable[[Path], None]) -> Path:
     """Return the directory `target`, made by `fill` (given an empty one) if it is not there yet.
 

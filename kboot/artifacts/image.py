@@ -24,7 +24,9 @@ HEAD_SIZE = 1024
 _PE_MACHINES = {0x8664: "x86_64", 0xAA64: "aarch64", 0x5064: "riscv64", 0x6264: "loongarch64"}
 #: Compression names in an EFI zboot header -> those in `MAGIC`.
 _ZBOOT_COMPRESSION = {b"gzip": "gzip", b"xzkern": "xz", b"lzma": "lzma", b"zstd": "zstd"}
-_BANNER = re.compile(rb"Linux version (\d+\.\d+[^\n\0]{0,1000})\n")
+#: A release, which becomes part of file names, and the rest.
+_VERSION = re.compile(r"\d+\.\d+[^\s/]*(\s|$)")
+_BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s/\0]* [^\n\0]{0,1000})\n")
 _CHUNK_SIZE = 1 << 20
 
 
@@ -82,7 +84,7 @@ def _read_bzimage(path: Path, file: IO[bytes], head: bytes, size: int) -> ImageF
     if 0 < version_offset < setup_size - 0x200:
         file.seek(version_offset + 0x200)
         version = file.read(1000).split(b"\0", 1)[0].decode(errors="replace").strip()
-    if not re.match(r"\d+\.\d+", version):
+    if not _VERSION.match(version):
         # iPXE's ipxe.lkrn and memtest86+ have the same header.
         raise _not_a_kernel(path, f"an x86 boot image that calls itself {version[:60]!r}")
     (load_flags,) = struct.unpack_from("<H", head, 0x236)

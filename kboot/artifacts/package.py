@@ -7,17 +7,18 @@ megabytes, so they are streamed, and sizes in their headers are held against the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
-from kboot.artifacts.cache import keep_directory
+from kboot.artifacts.cache import keep_directory, sha256_of
 from kboot.artifacts.compression import compression_of, decompressed
 from kboot.errors import ConfigError
 from kboot.log import step
@@ -68,18 +69,31 @@ def _truncated(label: str, size: int, expected: int) -> ConfigError:
     return ConfigError(f"{label}: truncated: {size} bytes of {expected}; download it again")
 
 
-def unpack_image(package: Path, sha256: str) -> Path:
-    """Unpack ``/boot`` (image, configuration) of a kernel package into the cache; its directory.
+def companions(package: Path, *kinds: str) -> list[Path]:
+    """The packages beside a kernel's that hold other parts of it, as far as they are there.
 
-    `sha256` is that of `package`. `ConfigError` if that is not a whole package with a kernel.
+    Debian (from Linux 7 on) and Ubuntu spread a kernel over packages that differ in one word:
+    ``linux-binary-<release>_<version>_<architecture>.deb``, ``linux-modules-...``.
     """
+    match = re.fullmatch(r"linux-(?:image|image-unsigned|binary)-(\d.*\.deb)", package.name)
+    if match is None:
+        return []
+    candidates = [package.with_name(f"linux-{kind}-{match[1]}") for kind in kinds]
+    return [path for path in candidates if path.is_file()]
+
+
+def unpack_image(package: Path) -> Path:
+    """Unpack image and configuration of a kernel package into the cache; their directory.
+
+    They are called ``vmlinuz-<release>`` and ``config-<release>`` there. `ConfigError` if that is
+    not a whole package with a kernel.
+    """
+    packages = [*(companions(package, "binary") or [package]), *companions(package, "base")]
 
     def fill(directory: Path) -> None:
-        for name, content in _files(package):
-            if name.parent == PurePosixPath("boot") and name.name.startswith(
-                ("vmlinuz-", "config-")
-            ):
-                _write(directory / name.name, content)
+        for name, content in _files(packages):
+            if target := _boot_name(name):
+                _write(directory / target, content)
             # Both come early; the modules behind them take seconds to decompress.
             if any(directory.glob("vmlinuz-*")) and any(directory.glob("config-*")):
                 return
@@ -87,26 +101,49 @@ def unpack_image(package: Path, sha256: str) -> Path:
             raise _no_kernel(package)
 
     with step(f"unpack the kernel in {package.name}"):
-        return keep_directory(cache_directory("kernels") / sha256 / "boot", fill)
+        return keep_directory(_cache_of(packages) / "boot", fill)
 
 
-def unpack_modules(package: Path, sha256: str, release: str) -> Path | None:
-    """Unpack ``lib/modules`` of a kernel package into the cache; the directory of `release`.
+def unpack_modules(package: Path, release: str) -> Path | None:
+    """Unpack the modules of a kernel package into the cache; the directory of `release`.
 
-    None if the package has no modules (Ubuntu keeps them in ``linux-modules-...``).
+    None if neither the package nor one beside it (see `companions`) has any.
     """
+    packages = [package, *companions(package, "modules", "modules-extra", "base")]
 
     def fill(directory: Path) -> None:
-        for name, content in _files(package):
-            parts = name.parts[1:] if name.parts[0] == "usr" else name.parts
-            if parts[:2] == ("lib", "modules") and len(parts) > 3:
-                target = directory.joinpath(*parts[2:])
+        for name, content in _files(packages):
+            below = _below_modules(name)
+            if len(below) > 1:
+                target = directory.joinpath(*below)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write(target, content)
 
     with step(f"unpack the modules in {package.name}"):
-        modules = keep_directory(cache_directory("kernels") / sha256 / "modules", fill) / release
-    return modules if modules.is_dir() else None
+        modules = keep_directory(_cache_of(packages) / "modules", fill) / release
+    return modules if (modules / "kernel").is_dir() else None
+
+
+def _cache_of(packages: Sequence[Path]) -> Path:
+    digests = [sha256_of(package) for package in packages]
+    together = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return cache_directory("kernels") / together
+
+
+def _boot_name(name: PurePosixPath) -> str | None:
+    """``vmlinuz-<release>`` or ``config-<release>`` for these files; None for all others."""
+    if name.parent == PurePosixPath("boot") and name.name.startswith(("vmlinuz-", "config-")):
+        return name.name
+    match _below_modules(name):
+        case (release, "vmlinuz" | "config" as kind):
+            return f"{kind}-{release}"
+    return None
+
+
+def _below_modules(name: PurePosixPath) -> tuple[str, ...]:
+    """The parts of a path behind ``lib/modules``; empty if it is elsewhere."""
+    parts = name.parts[1:] if name.parts[0] == "usr" else name.parts
+    return parts[2:] if parts[:2] == ("lib", "modules") else ()
 
 
 def _write(target: Path, content: IO[bytes]) -> None:
@@ -114,17 +151,22 @@ def _write(target: Path, content: IO[bytes]) -> None:
         shutil.copyfileobj(content, file, 1 << 20)
 
 
-def _files(package: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
-    """The regular files a package installs, with paths below ``/``, each to be read at once."""
-    with _tar(package, "data.tar") as archive:
-        for entry in archive:
-            name = PurePosixPath(entry.name)
-            if name.is_absolute():
-                name = name.relative_to("/")
-            if entry.isfile() and name.parts and ".." not in name.parts:
-                content = archive.extractfile(entry)
-                if content is not None:
-                    yield name, content
+def _files(packages: Iterable[Path]) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    """The regular files that packages install, by path below ``/``, each to be read at once."""
+    for package in packages:
+        with _tar(package, "data.tar") as archive:
+            yield from _files_in(archive)
+
+
+def _files_in(archive: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    for entry in archive:
+        name = PurePosixPath(entry.name)
+        if name.is_absolute():
+            name = name.relative_to("/")
+        if entry.isfile() and name.parts and ".." not in name.parts:
+            content = archive.extractfile(entry)
+            if content is not None:
+                yield name, content
 
 
 @contextlib.contextmanager
@@ -185,13 +227,13 @@ def control_fields(package: Path) -> dict[str, str]:
 def _no_kernel(package: Path) -> ConfigError:
     fields = control_fields(package)
     name = fields.get("Package", "of no name")
-    real = re.findall(r"\blinux-image-[^\s,|()]+(?:\s*\([^)]*\))?", fields.get("Depends", ""))
-    if real:
+    depends = re.findall(r"\blinux-(?:image|binary|modules)-[^\s,|()]+", fields.get("Depends", ""))
+    if depends:
+        needed = " ".join(depends)
         return ConfigError(
-            f"{package}: {name} is a meta package without a kernel; it depends on {real[0]}: "
-            f"apt-get download {real[0].split()[0]}, and give that file"
+            f"{package}: {name} is a meta package without a kernel; it depends on {needed}: "
+            f"apt-get download {needed}, and give the file of {depends[0]}"
         )
     return ConfigError(
-        f"{package}: package {name} has no kernel (no /boot/vmlinuz-*); "
-        "give a linux-image-* package"
+        f"{package}: package {name} has no kernel (no vmlinuz); give a linux-image-* package"
     )

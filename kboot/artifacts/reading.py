@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kboot.artifacts.cache import keep_directory
+from kboot.artifacts.cache import keep_directory, sha256_of
 from kboot.artifacts.compression import decompressed
 from kboot.artifacts.image import ImageFacts, read_image
 from kboot.artifacts.kernel import Kernel
@@ -19,12 +18,21 @@ from kboot.state import cache_directory
 #: Below ``arch/*/boot`` of a build tree, the first one there is counts.
 _BUILT_IMAGES = ("bzImage", "Image", "vmlinuz.efi", "Image.gz")
 
+#: Where installed kernels lie, below the root or in a directory of boot files.
+_INSTALLED_IMAGES = (
+    "vmlinuz*",
+    "boot/vmlinuz*",
+    "lib/modules/*/vmlinuz",
+    "usr/lib/modules/*/vmlinuz",
+)
+
 
 def read_kernel(path: Path) -> Kernel:
     """The kernel in `path`: an image file, a kernel ``.deb``, a build tree, or a directory.
 
     An image is ``vmlinuz``, ``bzImage``, ``Image``, ``Image.gz`` or an EFI zboot file. A directory
-    has exactly one ``vmlinuz*`` in it or in its ``boot``. Everything else is a `ConfigError`: one
+    has exactly one ``vmlinuz*`` in it, its ``boot`` or its ``lib/modules``. Packages that Debian or
+    Ubuntu split are put together if they lie side by side. Everything else is a `ConfigError`: one
     line with the remedy.
     """
     try:
@@ -46,27 +54,38 @@ def read_kernel(path: Path) -> Kernel:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _from_image(path: Path, *, source: Path) -> Kernel:
     facts = read_image(path)
     tree = _build_tree_of(path)
     if tree is not None:
-        config, vmlinux, modules = tree / ".config", tree / "vmlinux", [tree]
-    else:
-        # As in /boot, and as in an unpacked package: boot/ beside lib/modules/.
-        config = path.with_name(f"config-{facts.release}")
-        vmlinux = path.with_name(f"vmlinux-{facts.release}")
-        root = path.resolve().parent.parent
-        modules = [root / lib / "modules" / facts.release for lib in ("lib", "usr/lib")]
-    found = next((m for m in modules if _has_modules(m)), None)
+        return _kernel(
+            path,
+            facts,
+            source=source,
+            config=tree / ".config",
+            vmlinux=tree / "vmlinux",
+            find_modules=lambda: tree if _has_modules(tree) else None,
+        )
+    modules = _installed_modules(path, facts.release)
+    # As in /boot, or as beside the modules.
+    configs = [path.with_name(f"config-{facts.release}"), path.with_name("config")]
     return _kernel(
-        path, facts, source=source, config=config, vmlinux=vmlinux, find_modules=lambda: found
+        path,
+        facts,
+        source=source,
+        config=next((config for config in configs if config.is_file()), configs[0]),
+        vmlinux=path.with_name(f"vmlinux-{facts.release}"),
+        find_modules=lambda: modules,
     )
+
+
+def _installed_modules(image: Path, release: str) -> Path | None:
+    """The modules that lie around `image`: with it, or in a lib/modules/ beside its boot/."""
+    place = image.resolve().parent
+    candidates = [place.parent / lib / "modules" / release for lib in ("lib", "usr/lib")]
+    if place.name == release:
+        candidates.insert(0, place)
+    return next((modules for modules in candidates if _has_modules(modules)), None)
 
 
 def _kernel(
@@ -108,8 +127,7 @@ def _unwrapped(path: Path) -> Path:
 
 
 def _from_package(path: Path) -> Kernel:
-    sha256 = sha256_of(path)
-    boot = unpack_image(path, sha256)
+    boot = unpack_image(path)
     image = _only([*boot.glob("vmlinuz-*")], path)
     try:
         facts = read_image(image)
@@ -121,7 +139,7 @@ def _from_package(path: Path) -> Kernel:
         source=path,
         config=boot / f"config-{facts.release}",
         vmlinux=boot / f"vmlinux-{facts.release}",
-        find_modules=functools.partial(unpack_modules, path, sha256, facts.release),
+        find_modules=functools.partial(unpack_modules, path, facts.release),
     )
 
 
@@ -135,7 +153,7 @@ def _from_directory(path: Path) -> Kernel:
                 f"{path}: a build tree with no kernel in it; build it: make -C {path}"
             )
         return _from_image(_only(built, path), source=path)
-    found = _distinct(f for at in (path, path / "boot") for f in at.glob("vmlinuz*") if f.is_file())
+    found = _distinct(file for pattern in _INSTALLED_IMAGES for file in path.glob(pattern))
     if not found:
         raise ConfigError(
             f"{path}: a directory without a kernel (no vmlinuz*, no arch/*/boot/bzImage); "
@@ -150,7 +168,7 @@ def _built_in(boot: Path) -> list[Path]:
 
 def _distinct(files: Iterable[Path]) -> list[Path]:
     """`files` without those that are links to others: /boot/vmlinuz, arch/x86_64/boot/bzImage."""
-    return sorted({file.resolve() for file in files})
+    return sorted({file.resolve() for file in files if file.is_file()})
 
 
 def _only(candidates: list[Path], source: Path) -> Path:
