@@ -48,7 +48,7 @@ _LOCKDEP = (
     row(
         K.LOCK_MISUSE,
         "BUG",
-        r"BUG: (?P<what>(?:spinlock|rwlock(?:-\w+)?|mutex|rt_mutex) [a-z /-]*[a-z])",
+        r"BUG: (?P<what>(?:spinlock|rwlock(?:-\w+)?|mutex|rt_mutex) [a-z /-]*?[a-z])(?= on\b|[^a-z /-]|$)",
         "{what}",
     ),
 )
@@ -124,6 +124,7 @@ _BUGS = (
         r"unregister_netdevice: waiting for \S+ to become free",
         "unregister_netdevice: waiting for a device to become free",
     ),
+    row(K.BUG, "BUG", r"BUG: Dentry \S+ .*still in use", "dentry still in use"),
     row(K.DOUBLE_FAULT, "ANIC: ", r"(?:traps: )?PANIC: double fault", "double fault"),
     row(K.OOPS, "ANIC: ", r"(?:traps: )?PANIC: early exception", "early exception"),
     row(
@@ -197,7 +198,7 @@ _WARNINGS = (
         r"WARNING: kernel stack (?:regs|frame pointer) at",
         "bad frame pointer",
     ),
-    row(K.BUG, "BUG", r"BUG: (?P<what>\S.*)", "BUG: {what}", needs_trace=True),
+    row(K.BUG, "BUG", r"BUG: (?P<what>\S.*)", "BUG: {what}", is_vague=True),
     row(K.WARNING, "WARNING: ", r"WARNING: (?P<what>\S.*)", "WARNING: {what}", needs_trace=True),
 )
 

@@ -83,6 +83,7 @@ _BEFORE_DIE = frozenset(
     }
 )
 _DIE_WITHIN = 25
+_INLINE_DEPTH = 8
 
 
 def classify(draft: Draft, text: str) -> Verdict:
@@ -109,6 +110,9 @@ def continues(draft: Draft, rule: Rule) -> bool:
         return draft.has_die
     if draft.rule.is_panic:
         return rule.is_panic
+    if rule.kind is draft.kind and draft.kind in (K.KASAN, K.KMSAN):
+        # A symbolised log repeats the first line for every inlined function.
+        return len(draft.lines) <= _INLINE_DEPTH and not draft.has_trace
     if draft.kind is K.KASAN and rule.kind is K.SLAB_CORRUPTION:
         # Up to 4.8 KASAN had SLUB print the object: "BUG kmalloc-64 (Not tainted): kasan: bad ...".
         return not draft.has_trace

@@ -43,14 +43,15 @@ def _guilty(kind: CrashKind, function: str) -> bool:
 
 
 def choose(
-    kind: CrashKind, named: str | None, entries: Sequence[Entry], parts: Sequence[Section]
+    kind: CrashKind, named: Sequence[str], entries: Sequence[Entry], parts: Sequence[Section]
 ) -> str | None:
     """The guilty function, or None when the report names none at all.
 
-    `named` is the function in the report's own first line or lock line, if it tells one.
+    `named` are the functions that the report's own first or lock lines tell, innermost first.
     """
-    if named is not None and _guilty(kind, named):
-        return named
+    for function in named:
+        if function and _guilty(kind, function):
+            return function
     ordered = [entry for entry in _main(kind, entries, parts) if entry.frame.reliable]
     if not ordered:
         ordered = list(entries)
@@ -58,7 +59,8 @@ def choose(
     for entry in ordered[start:] + ordered[:start]:
         if _guilty(kind, entry.frame.function):
             return entry.frame.function
-    return named or (ordered[start].frame.function if ordered else None)
+    rest = [*filter(None, named), *(entry.frame.function for entry in ordered[start:])]
+    return rest[0] if rest else None
 
 
 def _main(kind: CrashKind, entries: Sequence[Entry], parts: Sequence[Section]) -> list[Entry]:

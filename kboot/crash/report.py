@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kboot.crash import guilty, stack
@@ -105,7 +106,7 @@ def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashRep
     text = "\n".join(draft.lines[: draft.kept])
     kind = draft.kind
     found = stack.entries(text)
-    function = guilty.choose(kind, _named(draft, text), found, stack.sections(text))
+    function = guilty.choose(kind, list(_named(draft, text)), found, stack.sections(text))
     task, pid, cpu = _who(draft, text)
     taint = _TAINT.search(text)
     return CrashReport(
@@ -122,23 +123,27 @@ def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashRep
         cpu=cpu,
         taint=taint["taint"].replace(" ", "") if taint else None,
         fatal=kind in _FATAL or draft.panicked or draft.rule.is_panic,
-        truncated=cut and not draft.ended and (kind in _MARKED or not found) and kind not in _FATAL,
+        truncated=cut and not draft.ended and kind in _MARKED,
         caused_by=caused_by,
         text=text,
     )
 
 
-def _named(draft: Draft, text: str) -> str | None:
-    """The function that the report itself names."""
-    named = draft.match.groupdict().get("at")
+def _named(draft: Draft, text: str) -> Iterator[str]:
+    """The functions that the report itself names, the innermost first."""
+    if "at" in draft.match.groupdict():
+        for line in draft.lines[: draft.kept]:
+            match = draft.rule.pattern.match(line.lstrip())
+            if match is None:
+                break
+            yield stack.base_name(match["at"] or "")
     where = None
     if draft.kind in _LOCK_KINDS or draft.rule.anchor == "lock held when":
         where = _LOCK_AT.search(text)
     elif draft.kind is K.LOCK_MISUSE:
         where = _UNLOCK_AT.search(text)
-    if named is None and where is not None:
-        named = where[1]
-    return None if named is None else stack.base_name(named)
+    if where is not None:
+        yield stack.base_name(where[1])
 
 
 def _title(draft: Draft, function: str | None, text: str) -> str:

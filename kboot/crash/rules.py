@@ -31,6 +31,8 @@ class Rule:
     label: str
     #: A first line so general that only a register or stack dump after it makes it a report.
     needs_trace: bool = False
+    #: The same, but only where the line carries no mark of the kernel.
+    is_vague: bool = False
     #: The header of die(), which may follow another first line: "Oops: 0002 [#1]".
     is_die: bool = False
 
@@ -47,6 +49,7 @@ def row(
     label: str,
     *,
     needs_trace: bool = False,
+    is_vague: bool = False,
     is_die: bool = False,
 ) -> Rule:
     """A row of the catalogue."""
@@ -56,6 +59,7 @@ def row(
         pattern=re.compile(pattern),
         label=label,
         needs_trace=needs_trace,
+        is_vague=is_vague,
         is_die=is_die,
     )
 

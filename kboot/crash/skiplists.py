@@ -123,7 +123,7 @@ INTERRUPTS = _names(
     r"print_(?:cpu|other_cpu)_?stall\w*|check_cpu_stall\w*|rcu_(?:sched_clock|check_|dump_|pending)\w*",
     r"_*rcu_pending|update_process_times|tick_\w+|_*hrtimer_\w+|_*run_hrtimer\w*|_*run_timers?\w*",
     r"timer_\w*interrupt|account_\w+|sched_tick|scheduler_tick|local_apic_timer\w*|\w*apic_timer\w*",
-    r"smp_\w+|\w*sysvec_\w+|call_timer_fn|expire_timers|irq_exit\w*|_*irq_\w+|_*do_softirq\w*|_*softirq\w*",
+    r"smp_\w+|\w*sysvec_\w+|call_timer_fn|expire_timers|irq_exit\w*|_*irq_(?:enter|exit|work|finalize|forced)\w*|_*do_softirq\w*|_*softirq\w*",
     r"handle_softirqs|invoke_softirq|_*handle_\w*irq\w*|generic_handle_\w+|do_IRQ|\w*common_interrupt",
     r"ret_from_intr|retint_\w+|gic_\w+|arch_timer_\w+|do_interrupt_handler|call_on_irq_stack|do_irq\w*",
     r"(?:arch_)?call_function_\w+|flush_smp_\w+|csd_\w+|_*flush_tlb_\w+|on_each_cpu\w*|native_flush_\w+",

@@ -42,8 +42,8 @@ _SECTION = re.compile(
     r"^[ \t]*(?:(?P<main>Call [Tt]race|Backtrace:|stack backtrace:|backtrace|CPU: \d+ "
     r"|Kernel panic|(?:read|write|read-write) to 0x|race at unknown|RIP: )"
     r"|(?P<side>[Aa]llocated by|[Ff]reed by|Uninit was|Local variable|Last potentially"
-    r"|Second to last|Last call_rcu|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing dep|-> #\d"
-    r"|Showing all locks|Preemption disabled|to a (?:HARD|SOFT)IRQ|\.\.\. which became|but this new"
+    r"|Second to last|Last call_rcu|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing dep"
+    r"|-> #\d|Showing all locks|Preemption disabled|to a (?:HARD|SOFT)IRQ|... which became|but this"
     r"|the dependencies|the (?:first|second) lock|\{[\w -]+\} state was|INITIAL USE))",
     re.MULTILINE,
 )

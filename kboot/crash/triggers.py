@@ -30,14 +30,15 @@ def find(line: KernelLine, *, stamped_log: bool) -> tuple[Rule, re.Match[str]] |
             continue
         match = rule.pattern.match(words)
         if match is not None:
-            return (rule if line.stamped or not stamped_log else _DOUBTED[rule]), match
+            doubted = not line.stamped and (stamped_log or rule.is_vague)
+            return (_DOUBTED[rule] if doubted else rule), match
     return None if line.stamped else _find_glued(words, stamped_log=stamped_log)
 
 
 def _find_glued(words: str, *, stamped_log: bool) -> tuple[Rule, re.Match[str]] | None:
     """A first line behind a prompt or a program's unfinished line."""
     for rule in RULES:
-        if rule.needs_trace or rule.anchor not in words:
+        if rule.needs_trace or rule.is_vague or rule.anchor not in words:
             continue
         match = rule.pattern.search(words)
         if match is None:
