@@ -55,7 +55,7 @@ class EchoFilter:
                 return True
         return False
 
-    def strip(self, unfinished: str) -> str:
+    def without(self, unfinished: str) -> str:
         """An unfinished line without the echo that has come so far at its end."""
         typed = [*self._expected, _squash(self._typing)]
         cut = len(unfinished)

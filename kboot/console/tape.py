@@ -105,7 +105,7 @@ class Tape:
     def unfinished_after(self, position: int) -> str:
         """The line that has not ended yet, without what came before `position` and without echo."""
         pending = self._splitter.pending
-        return self.echo.strip(normalise(pending.data[max(0, position - pending.start) :]))
+        return self.echo.without(normalise(pending.data[max(0, position - pending.start) :]))
 
     def _add(self, raws: list[RawLine], now: float) -> list[Line]:
         """Add whole lines, and show them to the crash detector, with blanks for echoes."""
