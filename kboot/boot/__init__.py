@@ -107,7 +107,7 @@ def boot(
     evidence_directory: Path,
     on_phase: OnPhase = lambda _milestone, _seconds: None,
 ) -> Iterator[Boot]:
-    """`power_on`, and wait until the guest is ready; after the block, look once more for a crash."""
+    """`power_on`, and wait until the guest is ready. A crash in the block is raised at its end."""
     with power_on(
         backend,
         server,

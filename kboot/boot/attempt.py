@@ -28,6 +28,9 @@ _PROMPT = re.compile(r"(?:^|\s)\S+ login: ?$|^\S*[#$] $")
 #: The same when a kernel message came right after it.
 _PROMPT_IN_LINE = re.compile(r"^\S+ login: ")
 
+#: Seconds in which the guest can still answer that it has begun.
+_LEAD_S = 1
+
 _SCRIPT_LINE = re.compile(r"kboot: script \w")
 
 OnPhase = Callable[[Milestone, float], None]
@@ -83,7 +86,7 @@ class Boot:
         self._lines: deque[Line] = deque()
         self._fetch_count = 0
         self._scripts_seen = 0
-        self._boots_allowed = 1
+        self._expecting = 0
         self._reports_when_ready = 0
         self.milestones.reach(Phase.SCHEDULED, time.monotonic(), "backend")
         console.subscribe(self._see_line)
@@ -147,6 +150,8 @@ class Boot:
     def wait_for_line(self, pattern: str, timeout_s: float | None = None) -> str:
         """Wait for a line on the console, since power-on, in which `pattern` is found; the line.
 
+        The last line counts as it stands: a prompt never ends.
+
         The boot is followed meanwhile, and what goes wrong with it raised, as by
         `wait_until_ready`.
         """
@@ -155,7 +160,8 @@ class Boot:
         found: list[str] = []
 
         def look() -> bool:
-            found.extend(line.text for line in self.console.lines() if regex.search(line.text))
+            texts = [line.text for line in self.console.lines()]
+            found.extend(filter(regex.search, [*texts, self.console.unfinished]))
             return bool(found)
 
         self._follow(deadline, look)
@@ -172,31 +178,33 @@ class Boot:
         Without `timeout_s`, it may take as long as the first boot.
         """
         if self.milestones.ready:
-            self._allow_boot()
+            self._begin_life()
         with step("wait for the reboot"):
             self.wait_until_ready(timeout_s)
 
     def reboot(self) -> None:
         """Have the guest reboot itself in good order, and wait until it is back."""
-        self._allow_boot()
-        self.console.expect_reset()
-        self.guest.send("reboot")
+        guest = self.guest
+        self._expect_reset()
+        guest.spawn(f"sleep {_LEAD_S}; reboot")
         self.wait_for_reboot()
 
     def reset(self) -> None:
         """Push the reset button and wait until the machine is back."""
-        self._allow_boot()
-        self.console.expect_reset()
+        self._expect_reset()
         self.machine.reset()
         self.wait_for_reboot()
 
     def restart(self) -> None:
         """Cut the power, switch it on again, and wait until the machine is back."""
-        self._allow_boot()
-        self.console.expect_reset()
+        self._expect_reset()
         self.machine.restart()
         self.console.attach(self.machine.stream)
         self.wait_for_reboot()
+
+    def panic(self) -> None:
+        """Have the guest's kernel panic, by sysrq; say so first, with `expect_crash`."""
+        self.guest.spawn(f"sleep {_LEAD_S}; echo c > /proc/sysrq-trigger")
 
     @contextlib.contextmanager
     def expect_crash(
@@ -213,10 +221,15 @@ class Boot:
             return same_kind and (match is None or re.search(match, report.title) is not None)
 
         crash = ExpectedCrash()
-        self._allow_boot()
-        with self.console.expecting(expected) as caught:
-            yield crash
-            crash._report = self.console.wait_for_crash(caught, Deadline(timeout_s))
+        self._expecting += 1
+        try:
+            with self.console.expecting(expected) as caught:
+                yield crash
+                crash._report = self.console.wait_for_crash(caught, Deadline(timeout_s))
+                if crash.report.fatal:
+                    self._begin_life()
+        finally:
+            self._expecting -= 1
 
     def check(self) -> None:
         """Return if all is well now; raise what is wrong with the host or the guest."""
@@ -246,7 +259,7 @@ class Boot:
         """What every wait on the console asks from time to time."""
         self.machine.check()
         self.server.check()
-        if self._scripts_seen > self._boots_allowed:
+        if self._scripts_seen > len(self.history) + self._expecting:
             raise GuestError("the guest rebooted by itself")
 
     def _observe(self) -> None:
@@ -278,11 +291,14 @@ class Boot:
             self._on_phase(milestone, milestone.time - self.milestones.start)
         self._announced = len(reached)
 
-    def _allow_boot(self) -> None:
-        """Another boot is coming; what was printed and fetched until now is of the old one."""
+    def _expect_reset(self) -> None:
+        self.console.expect_reset()
+        # What was printed until now is of the old life.
         self._lines.clear()
-        self._new_fetches()
-        self._boots_allowed += 1
+        self._begin_life()
+
+    def _begin_life(self) -> None:
+        """The machine is going through a reset, or has been: its next boot is another one."""
         self._guest = None
         self._announced = 0
         now = time.monotonic()

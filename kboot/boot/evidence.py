@@ -50,11 +50,9 @@ def result(boot: Boot, error: BaseException | None, *, duration_s: float) -> dic
     """The content of result.json."""
     settings = dataclasses.asdict(boot.settings)
     del settings["password"]
-    told = isinstance(error, KbootError) or error is None
     return {
         "verdict": verdict(error),
         "error": None if error is None else {"class": type(error).__name__, "message": str(error)},
-        "errors_are_kboots": told,
         "kernel": {
             "source": boot.kernel.source,
             "release": boot.kernel.release,

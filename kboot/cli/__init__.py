@@ -99,12 +99,17 @@ def _verbose_option() -> click.Option:
 
 
 def _show_log() -> None:
+    _log_to_stderr(logging.DEBUG, "%(relativeCreated)7d ms  %(message)s")
+
+
+def _log_to_stderr(level: int, line: str) -> None:
     logger = logging.getLogger("kboot")
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        handler = _StderrHandler()
-        handler.setFormatter(logging.Formatter("%(relativeCreated)7d ms  %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG)
+    for handler in [each for each in logger.handlers if isinstance(each, _StderrHandler)]:
+        logger.removeHandler(handler)
+    handler = _StderrHandler()
+    handler.setFormatter(logging.Formatter(line))
+    logger.addHandler(handler)
+    logger.setLevel(level)
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic in stubs only
@@ -127,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = bool(os.environ.get("KBOOT_DEBUG"))
     if debug:
         _show_log()
+    else:
+        _log_to_stderr(logging.WARNING, "kboot: %(message)s")
     try:
         with _signals_unwind():
             status = cli.main(arguments, prog_name="kboot", standalone_mode=False)

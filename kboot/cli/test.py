@@ -76,6 +76,8 @@ def _run(options: dict[str, Any], pytest_arguments: tuple[str, ...]) -> int:
             f"--config-file={suite / 'pytest.ini'}",
             f"--rootdir={suite}",
             *("-p", "no:cacheprovider"),
+            # kboot is loaded already: it is what runs.
+            *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
             "-v",
             *_as_pytest_options(options),
             *pytest_arguments,
@@ -98,7 +100,6 @@ def _as_pytest_options(options: dict[str, Any]) -> list[str]:
     words = []
     for setting in SETTINGS:
         given = options.get(setting.name)
-        for value in given if isinstance(given, tuple) else (given,):
-            if value is not None:
-                words.append(f"{setting.pytest_option}={value}")
+        values = given if isinstance(given, tuple) else (given,)
+        words += [f"{setting.pytest_option}={value}" for value in values if value is not None]
     return words

@@ -1,0 +1,396 @@
+"""What goes wrong ends in the right class, soon, with one clear line, and leaves nothing behind.
+
+Real boots of a real kernel; each case is a user's, or a host's, bad day.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot import state
+from kboot.artifacts import Kernel, read_kernel
+from kboot.boot import Boot, BootSettings, Milestone, Phase, open_backend, power_on
+from kboot.config import Config
+from kboot.deadline import Deadline
+from kboot.errors import GuestError, GuestTimeout, InfraError, KernelCrash
+from kboot.rootfs import overlay_initramfs, tiny_initramfs
+
+KBOOT = [sys.executable, "-m", "kboot"]
+
+
+@pytest.fixture(scope="session")
+def real_kernel(debian_kernel: Path) -> Kernel:
+    return read_kernel(debian_kernel)
+
+
+def _processes() -> set[int]:
+    """The processes, alive, that were started on behalf of any run."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and b"KBOOT_RUN=" in (entry / "environ").read_bytes():
+                found.add(int(entry.name))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = _processes(), set(state.runs_directory().iterdir())
+    yield
+    assert _processes() <= before[0]
+    assert set(state.runs_directory().iterdir()) <= before[1]
+
+
+# ----------------------------------------------------------------- the user's: exit code 2, at once
+
+
+def kboot(*arguments: str | Path, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    environ = dict(os.environ)
+    if path is not None:
+        environ["PATH"] = path
+    return subprocess.run(
+        [*KBOOT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def the_error(done: subprocess.CompletedProcess[str]) -> str:
+    """What it said on stderr: one line, or the test fails."""
+    (line,) = [each for each in done.stderr.splitlines() if not each.startswith("kboot: KVM")]
+    return line
+
+
+def test_a_missing_kernel(tmp_path: Path) -> None:
+    done = kboot("boot", tmp_path / "vmlinuz")
+    assert done.returncode == 2
+    assert f"{tmp_path}/vmlinuz" in the_error(done)
+
+
+def test_a_file_that_is_no_kernel(tmp_path: Path) -> None:
+    (tmp_path / "vmlinuz").write_text("#!/bin/sh\necho hello\n")
+    done = kboot("boot", tmp_path / "vmlinuz")
+    assert done.returncode == 2
+    assert "vmlinuz" in the_error(done)
+
+
+def test_a_truncated_kernel(tmp_path: Path, real_kernel: Kernel) -> None:
+    (tmp_path / "vmlinuz").write_bytes(real_kernel.image.read_bytes()[:5_000_000])
+    done = kboot("boot", tmp_path / "vmlinuz")
+    assert done.returncode == 2
+    assert "truncated" in the_error(done)
+
+
+def test_a_kernel_for_another_architecture(tmp_path: Path) -> None:
+    # The header of an arm64 Image: Documentation/arch/arm64/booting.rst.
+    header = struct.pack("<IIQQQQQQ4sI", 0, 0, 0, 1 << 20, 0xA, 0, 0, 0, b"ARM\x64", 0)
+    banner = b"Linux version 6.6.0 (a@b) (gcc) #1 SMP\n\0"
+    (tmp_path / "Image").write_bytes((header + banner).ljust(1 << 20, b"\0"))
+    done = kboot("boot", tmp_path / "Image")
+    assert done.returncode == 2
+    assert "aarch64" in the_error(done)
+
+
+def test_a_directory_without_a_kernel(tmp_path: Path) -> None:
+    done = kboot("boot", tmp_path)
+    assert done.returncode == 2
+    assert str(tmp_path) in the_error(done)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read it")
+def test_an_unreadable_directory(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir(mode=0o700)
+    script = (
+        "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); "
+        "from kboot.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "boot", str(secret / "vmlinuz")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "HOME": "/nonexistent"},
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert str(secret / "vmlinuz") in the_error(done)
+
+
+def test_evidence_that_cannot_be_kept(tmp_path: Path, real_kernel: Kernel) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = kboot("boot", real_kernel.image, "--evidence", tmp_path / "file/evidence")
+    assert done.returncode == 2
+    assert "evidence" in the_error(done)
+
+
+def test_a_pattern_that_is_none(real_kernel: Kernel) -> None:
+    done = kboot("boot", real_kernel.image, "--expect", "(")
+    assert done.returncode == 2
+    assert "'('" in the_error(done)
+
+
+# -------------------------------------------------------------------------- the host's: exit code 3
+
+
+@pytest.fixture
+def only(tmp_path: Path) -> Callable[..., str]:
+    """A PATH with these programs and no others."""
+
+    def path(*programs: str) -> str:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        for program in programs:
+            (folder / program).symlink_to(f"/usr/bin/{program}")
+        return str(folder)
+
+    return path
+
+
+def test_no_qemu(real_kernel: Kernel, only: Callable[..., str]) -> None:
+    done = kboot("boot", real_kernel.image, path=only("setpriv", "busybox"))
+    assert done.returncode == 3
+    assert "apt-get install qemu-system-x86" in the_error(done)
+
+
+def test_no_nginx(real_kernel: Kernel) -> None:
+    done = kboot("boot", real_kernel.image, "--nginx", "no-such-nginx")
+    assert done.returncode == 3
+    assert "no-such-nginx not found" in the_error(done)
+
+
+def test_a_qemu_that_refuses_its_arguments(real_kernel: Kernel) -> None:
+    done = kboot("boot", real_kernel.image, "--qemu-arguments", "-device no-such-device")
+    assert done.returncode == 3
+    assert "no-such-device" in the_error(done)
+
+
+def test_under_git_bisect_bad_input_and_a_broken_host_are_to_be_skipped(tmp_path: Path) -> None:
+    assert kboot("boot", "--git-bisect", tmp_path / "vmlinuz").returncode == 125
+
+
+# --------------------------------------------------------------------------- in the midst of a boot
+
+
+@pytest.fixture
+def settings() -> BootSettings:
+    return BootSettings(initrds=(tiny_initramfs(),))
+
+
+Starter = Callable[..., contextlib.AbstractContextManager[Boot]]
+
+
+@pytest.fixture
+def start(real_kernel: Kernel, tmp_path: Path) -> Starter:
+    """Switch a machine on; `at` maps phases to what is done to the boot when they are reached."""
+
+    @contextlib.contextmanager
+    def power(
+        settings: BootSettings, at: dict[Phase, Callable[[Boot], None]] | None = None
+    ) -> Iterator[Boot]:
+        machines: list[Boot] = []
+
+        def on_phase(milestone: Milestone, _seconds: float) -> None:
+            if at and milestone.phase in at:
+                at.pop(milestone.phase)(machines[0])
+
+        with (
+            open_backend(Config(accel="tcg")) as backend,
+            backend.serve(Deadline(60)) as server,
+            power_on(
+                backend,
+                server,
+                real_kernel,
+                settings,
+                evidence_directory=tmp_path / "evidence",
+                on_phase=on_phase,
+            ) as boot,
+        ):
+            machines.append(boot)
+            yield boot
+
+    return power
+
+
+def test_qemu_killed_in_mid_boot(start: Starter, settings: BootSettings) -> None:
+    killed: list[float] = []
+
+    def kill(boot: Boot) -> None:
+        os.kill(boot.machine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        killed.append(time.monotonic())
+
+    with (
+        start(settings, {Phase.SCRIPT: kill}) as boot,
+        pytest.raises(InfraError, match="QEMU was killed by signal 9"),
+    ):
+        boot.wait_until_ready()
+    assert time.monotonic() - killed[0] < 5
+
+
+def test_nginx_killed_in_mid_boot(start: Starter, settings: BootSettings) -> None:
+    killed: list[float] = []
+
+    def kill(boot: Boot) -> None:
+        os.kill(boot.server.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        killed.append(time.monotonic())
+
+    with (
+        start(settings, {Phase.FIRMWARE: kill}) as boot,
+        pytest.raises(InfraError, match="nginx was killed by signal 9"),
+    ):
+        boot.wait_until_ready()
+    assert time.monotonic() - killed[0] < 5
+
+
+def test_an_initramfs_that_is_gone_from_the_server(start: Starter, settings: BootSettings) -> None:
+    def remove(boot: Boot) -> None:
+        (name,) = boot.milestones.expected.initrd_paths
+        (boot.server.prefix / "files" / name).unlink()  # type: ignore[attr-defined]
+
+    with (
+        start(settings, {Phase.SCHEDULED: remove, Phase.FIRMWARE: remove}) as boot,
+        pytest.raises(InfraError, match=r"the boot server has no initrd tiny.*\(404\)"),
+    ):
+        boot.wait_until_ready()
+
+
+def test_a_kernel_without_a_root_file_system(start: Starter, settings: BootSettings) -> None:
+    bare = dataclasses.replace(settings, initrds=())
+    with start(bare) as boot, pytest.raises(KernelCrash) as caught:
+        boot.wait_until_ready()
+    assert caught.value.report.kind == "no-root-fs"
+    assert caught.value.report.fatal
+
+
+def test_an_init_that_exits(start: Starter, settings: BootSettings) -> None:
+    short = overlay_initramfs({"init": b"#!/bin/sh\necho bye\nexit 3\n"})
+    with (
+        start(dataclasses.replace(settings, initrds=(*settings.initrds, short))) as boot,
+        pytest.raises(KernelCrash) as caught,
+    ):
+        boot.wait_until_ready()
+    assert caught.value.report.kind == "init-killed"
+
+
+def test_a_kernel_that_is_silent_on_the_serial_line(start: Starter, settings: BootSettings) -> None:
+    silent = dataclasses.replace(settings, command_line="console=tty0")
+    with (
+        start(silent) as boot,
+        pytest.raises(GuestError, match=r"no console=ttyS0 \(it has only console=tty0\)"),
+    ):
+        boot.wait_until_ready()
+
+
+def test_a_kernel_that_stays_silent_is_given_up_soon(
+    start: Starter, settings: BootSettings
+) -> None:
+    mute = overlay_initramfs({"init": b"#!/bin/sh\nexec sleep 1000\n"})
+    silent = dataclasses.replace(
+        settings, command_line="console=tty0", initrds=(*settings.initrds, mute)
+    )
+    with (
+        start(silent) as boot,
+        pytest.raises(GuestTimeout, match=r"printed nothing in 3\d s; .*no console=ttyS0"),
+    ):
+        boot.wait_until_ready()
+
+
+def test_a_triple_fault_in_mid_run(start: Starter, settings: BootSettings) -> None:
+    # reboot=t resets by a triple fault; with the console's log level at 1 nothing announces it.
+    doomed = dataclasses.replace(settings, command_line="reboot=t")
+    with start(doomed) as boot:
+        boot.wait_until_ready()
+        with pytest.raises(KernelCrash) as caught:
+            boot.guest.run("dmesg -n 1; echo b > /proc/sysrq-trigger; sleep 60")
+    assert caught.value.report.kind == "unexpected-reset"
+
+
+def test_a_guest_that_switches_itself_off(start: Starter, settings: BootSettings) -> None:
+    with start(settings) as boot:
+        boot.wait_until_ready()
+        with pytest.raises(GuestError, match="switched the machine off"):
+            boot.guest.run("poweroff -f; sleep 60")
+
+
+# ------------------------------------------------------------------------- Ctrl-C, SIGTERM, SIGKILL
+
+
+@contextlib.contextmanager
+def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [*KBOOT, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def wait_for_phase(child: subprocess.Popen[str], phase: str) -> None:
+    assert child.stdout
+    for line in child.stdout:
+        if line.split()[:1] == [phase]:
+            return
+    pytest.fail(f"it ended before {phase}")
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+def test_a_signal_during_the_boot(
+    real_kernel: Kernel, number: signal.Signals, exit_code: int
+) -> None:
+    with running("boot", real_kernel.image) as child:
+        wait_for_phase(child, "firmware")
+        child.send_signal(number)
+        output, _ = child.communicate(timeout=20)
+    assert child.returncode == exit_code
+    assert "Traceback" not in output
+
+
+def test_sigkill_of_pytest_leaves_no_process_and_the_next_run_sweeps(
+    debian_kernel: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "def test_it(boot):\n    print('UP', flush=True)\n    import time; time.sleep(60)\n"
+    )
+    before = _processes()
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-s", f"--kernel={debian_kernel}", "test_it.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout
+        for line in child.stdout:
+            if "UP" in line:
+                break
+        ours = _processes() - before
+        assert len(ours) >= 2  # QEMU and nginx
+        child.kill()
+    for _ in Deadline(5).poll(0.05):
+        if not _processes() & ours:
+            break
+    else:
+        pytest.fail(f"still running: {_processes() & ours}")
+    assert len(state.stale_runs()) == 1
+    assert len(state.sweep()) == 1

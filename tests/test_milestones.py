@@ -1,0 +1,260 @@
+"""How far a boot is, told from lines and requests alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from kboot.backend import Fetch
+from kboot.boot.milestones import BUDGETS_S, Expected, Milestones, Phase
+from kboot.errors import GuestError, GuestTimeout, InfraError, WrongKernel
+
+EXPECTED = Expected(
+    nonce="abcd1234",
+    query="m=m0&b=abcd1234",
+    script_path="scripts/m0/boot.ipxe",
+    kernel_path="artifacts/k1",
+    initrd_paths={"artifacts/i1": "tiny.cpio.gz", "artifacts/i2": "modules.cpio"},
+    release="6.1.0-56-amd64",
+    command_line="kboot.nonce=abcd1234 console=ttyS0 panic=-1",
+)
+
+BANNER = "[    0.000000] Linux version 6.1.0-56-amd64 (debian) (gcc) #1 SMP"
+COMMAND_LINE = "[    0.000000] Command line: kboot.nonce=abcd1234 console=ttyS0 panic=-1"
+
+
+def fetch(
+    path: str, *, query: str = EXPECTED.query, status: int = 200, complete: bool = True
+) -> Fetch:
+    return Fetch(
+        time=0, path=path, query=query, status=status, size=1, complete=complete, user_agent="iPXE"
+    )
+
+
+def milestones(*, again: bool = False, expected: Expected = EXPECTED) -> Milestones:
+    return Milestones(expected, start=100.0, again=again)
+
+
+def follow(boot: Milestones) -> None:
+    """All that a good boot shows, a second each."""
+    boot.reach(Phase.SCHEDULED, 101, "backend")
+    boot.see_line("SeaBIOS (version 1.16.2)", 102)
+    boot.see_line("net0: 10.0.2.15/255.255.255.0 gw 10.0.2.2", 103)
+    boot.see_fetch(fetch("scripts/m0/boot.ipxe", query=""), 104)
+    boot.see_line("kboot: script abcd1234", 104)
+    boot.see_fetch(fetch("artifacts/k1"), 105)
+    boot.see_fetch(fetch("artifacts/i1"), 106)
+    boot.see_fetch(fetch("artifacts/i2"), 106)
+    boot.see_fetch(fetch("beacon/handoff"), 107)
+    boot.see_line("kboot: handoff abcd1234", 107)
+    boot.see_line(BANNER, 108)
+    boot.see_line(COMMAND_LINE, 108)
+    boot.see_line("[    1.5] Run /init as init process", 109)
+    boot.see_prompt(110)
+
+
+def test_a_good_boot_reaches_every_milestone_in_its_time() -> None:
+    boot = milestones()
+    follow(boot)
+    assert boot.ready
+    assert boot.contradiction() is None
+    assert boot.durations_s() == {phase.value: 1.0 for phase in Phase}
+
+
+def test_each_milestone_names_its_witness() -> None:
+    boot = milestones()
+    follow(boot)
+    server = {phase for phase, each in boot.reached.items() if each.witness == "server"}
+    assert server == {Phase.SCRIPT, Phase.KERNEL, Phase.INITRD, Phase.HANDOFF}
+
+
+def test_a_prompt_alone_is_not_a_boot() -> None:
+    boot = milestones()
+    boot.see_line(BANNER, 108)
+    boot.see_prompt(110)
+    fault = boot.contradiction()
+    assert isinstance(fault, GuestError)
+    assert "never fetched boot script in this boot" in str(fault)
+
+
+def test_another_machines_requests_are_not_ours() -> None:
+    boot = milestones()
+    boot.see_fetch(fetch("artifacts/k1", query="m=m7&b=ffff"), 105)
+    boot.see_fetch(fetch("artifacts/i1", query="m=m7&b=ffff", status=404), 105)
+    assert boot.reached == {}
+
+
+def test_half_a_kernel_is_none() -> None:
+    boot = milestones()
+    boot.see_fetch(fetch("artifacts/k1", complete=False), 105)
+    assert Phase.KERNEL not in boot.reached
+
+
+def test_a_404_is_the_hosts_fault_and_names_the_file() -> None:
+    with pytest.raises(InfraError, match=r"no initrd modules.cpio \(404\)"):
+        milestones().see_fetch(fetch("artifacts/i2", status=404), 105)
+
+
+def test_a_script_that_stopped_names_the_file_and_explains_the_error() -> None:
+    with pytest.raises(InfraError, match=r"initrd tiny.cpio.gz: error 0x2d0c613b.*ipxe.org/2d0c"):
+        milestones().see_line("kboot: stopped initrd0 0x2d0c613b", 105)
+
+
+def test_the_beacon_tells_of_a_failure_that_the_console_did_not_show() -> None:
+    with pytest.raises(InfraError, match=r"could not load the kernel: error 0x4c0a6092"):
+        milestones().see_fetch(fetch("beacon/failed/kernel/0x4c0a6092"), 105)
+
+
+def test_a_kernel_that_ipxe_cannot_start_is_the_kernels_fault() -> None:
+    with pytest.raises(GuestError, match="could not start it"):
+        milestones().see_line("kboot: stopped boot 0x2e008081", 105)
+
+
+def test_a_failed_attempt_that_is_tried_again_is_not_the_end() -> None:
+    boot = milestones()
+    boot.see_line("kboot: failed kernel 0x4c0a6092 attempt 1", 105)
+    follow(boot)
+    assert boot.ready
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "No more network devices",
+        "No bootable device.",
+        "  PXE-E99: Unexpected network error.",
+    ],
+)
+def test_firmware_that_gives_up_is_the_hosts_fault(line: str) -> None:
+    with pytest.raises(InfraError, match="found nothing to boot"):
+        milestones().see_line(line, 103)
+
+
+def test_what_the_guest_prints_later_is_not_taken_for_firmware() -> None:
+    boot = milestones()
+    follow(boot)
+    boot.see_line("echo No bootable device", 120)
+
+
+def test_another_release_never_passes() -> None:
+    with pytest.raises(WrongKernel, match=r"Linux 6.6.1 came up; .* is 6.1.0-56-amd64"):
+        milestones().see_line("[    0.000000] Linux version 6.6.1 (someone) #1", 108)
+
+
+def test_the_same_release_of_another_boot_never_passes() -> None:
+    with pytest.raises(WrongKernel, match=r"kboot\.nonce=abcd1234 is not in its command line"):
+        milestones().see_line("[    0.0] Command line: kboot.nonce=99 console=ttyS0", 108)
+
+
+def test_a_script_of_another_boot_never_passes() -> None:
+    with pytest.raises(InfraError, match="a boot script of another boot"):
+        milestones().see_line("kboot: script 99", 104)
+
+
+def test_the_banner_is_found_behind_what_firmware_left_on_its_line() -> None:
+    boot = milestones()
+    boot.see_line("Probing EDD (edd=off to disable)... o" + BANNER, 108)
+    assert Phase.LINUX in boot.reached
+
+
+def test_uefi_puts_its_own_word_before_ours_in_the_command_line() -> None:
+    milestones().see_line("[    0.0] Command line: kernel kboot.nonce=abcd1234 x", 108)
+
+
+@pytest.mark.parametrize(
+    ("command_line", "advice"),
+    [
+        ("kboot.nonce=abcd1234 console=tty0", r"no console=ttyS0 \(it has only console=tty0\)"),
+        ("kboot.nonce=abcd1234", r"no console=ttyS0 \(it has none\)"),
+        ("kboot.nonce=abcd1234 console=ttyS0", "earlyprintk=ttyS0"),
+    ],
+)
+def test_a_silent_kernel_gets_advice_that_fits(command_line: str, advice: str) -> None:
+    wanted = dataclasses.replace(EXPECTED, command_line=command_line)
+    boot = milestones(expected=wanted)
+    boot.see_fetch(fetch("beacon/handoff"), 107)
+    late = boot.late(30)
+    assert isinstance(late, GuestTimeout)
+    with pytest.raises(GuestTimeout, match=advice):
+        raise late
+
+
+def test_a_quiet_kernel_may_be_silent() -> None:
+    wanted = Expected(
+        nonce="n",
+        query="q",
+        script_path="s",
+        kernel_path="k",
+        initrd_paths={},
+        release="1",
+        command_line="console=ttyS0 quiet",
+    )
+    boot = milestones(expected=wanted)
+    for path in ("s", "k"):
+        boot.see_fetch(fetch(path, query="q"), 105)
+    boot.see_prompt(110)
+    assert boot.contradiction() is None
+
+
+@pytest.mark.parametrize(
+    ("reached", "error"),
+    [
+        (None, InfraError),
+        (Phase.SCHEDULED, InfraError),
+        (Phase.FIRMWARE, InfraError),
+        (Phase.DHCP, InfraError),
+        (Phase.SCRIPT, InfraError),
+        (Phase.KERNEL, InfraError),
+        (Phase.INITRD, InfraError),
+        (Phase.HANDOFF, GuestTimeout),
+        (Phase.LINUX, GuestTimeout),
+        (Phase.INIT, GuestTimeout),
+    ],
+)
+def test_until_the_kernel_runs_nothing_is_its_fault(
+    reached: Phase | None, error: type[Exception]
+) -> None:
+    boot = milestones()
+    if reached:
+        boot.reach(reached, 105, "console")
+    assert type(boot.late(30)) is error
+
+
+def test_a_phase_is_overdue_when_its_own_budget_is_used_up() -> None:
+    boot = milestones()
+    boot.reach(Phase.HANDOFF, 105, "console")
+    assert not boot.overdue(105 + BUDGETS_S[Phase.LINUX] - 1)
+    assert boot.overdue(105 + BUDGETS_S[Phase.LINUX] + 1)
+
+
+def test_without_initramfs_the_kernel_is_followed_by_the_handoff() -> None:
+    wanted = Expected(
+        nonce="n",
+        query="q",
+        script_path="s",
+        kernel_path="k",
+        initrd_paths={},
+        release="1",
+        command_line="",
+    )
+    boot = milestones(expected=wanted)
+    boot.see_fetch(fetch("k", query="q"), 105)
+    assert boot.current is Phase.HANDOFF
+
+
+def test_after_a_reset_only_what_comes_after_it_counts() -> None:
+    boot = milestones(again=True)
+    boot.see_line(BANNER, 101)  # somebody ran dmesg
+    boot.see_prompt(101)
+    assert boot.reached == {}
+    follow(boot)
+    assert boot.ready
+
+
+def test_a_machine_that_does_not_come_back_is_the_guests_fault() -> None:
+    boot = milestones(again=True)
+    boot.reach(Phase.SCHEDULED, 100, "backend")
+    late = boot.late(30)
+    assert isinstance(late, GuestTimeout)
+    assert "did not reboot in 30 s" in str(late)
