@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
@@ -91,12 +91,13 @@ def unpack_image(package: Path) -> Path:
     packages = [*(companions(package, "binary") or [package]), *companions(package, "base")]
 
     def fill(directory: Path) -> None:
-        for name, content in _files(packages):
-            if target := _boot_name(name):
-                _write(directory / target, content)
-            # Both come early; the modules behind them take seconds to decompress.
-            if any(directory.glob("vmlinuz-*")) and any(directory.glob("config-*")):
-                return
+        with contextlib.closing(_files(packages)) as files:
+            for name, content in files:
+                if target := _boot_name(name):
+                    _write(directory / target, content)
+                # Both come early; the modules behind them take seconds to decompress.
+                if any(directory.glob("vmlinuz-*")) and any(directory.glob("config-*")):
+                    return
         if not any(directory.glob("vmlinuz-*")):
             raise _no_kernel(package)
 
@@ -151,7 +152,7 @@ def _write(target: Path, content: IO[bytes]) -> None:
         shutil.copyfileobj(content, file, 1 << 20)
 
 
-def _files(packages: Iterable[Path]) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+def _files(packages: Iterable[Path]) -> Generator[tuple[PurePosixPath, IO[bytes]]]:
     """The regular files that packages install, by path below ``/``, each to be read at once."""
     for package in packages:
         with _tar(package, "data.tar") as archive:
