@@ -48,7 +48,8 @@ _LOCKDEP = (
     row(
         K.LOCK_MISUSE,
         "BUG",
-        r"BUG: (?P<what>(?:spinlock|rwlock(?:-\w+)?|mutex|rt_mutex) [a-z /-]*?[a-z])(?= on\b|[^a-z /-]|$)",
+        r"BUG: (?P<what>(?:spinlock|rwlock(?:-\w+)?|mutex|rt_mutex) [a-z /-]*?[a-z])"
+        r"(?= on\b|[^a-z /-]|$)",
         "{what}",
     ),
 )

@@ -90,9 +90,10 @@ def classify(draft: Draft, text: str) -> Verdict:
     """Look at one more line of the report's own context; note on the draft what it shows."""
     if not draft.has_trace and _TRACE.match(text):
         draft.has_trace = True
-    if _CLOSING.match(text):
+    if ("[ end " in text or "=====" in text or "Rebooting in" in text) and _CLOSING.match(text):
         return _closing(draft, text)
-    return Verdict.OWN if _OWN.match(text) else Verdict.FOREIGN
+    # Frames are indented, and they are most of all lines.
+    return Verdict.OWN if text[:1] in " " or _OWN.match(text) else Verdict.FOREIGN
 
 
 def _closing(draft: Draft, text: str) -> Verdict:

@@ -52,23 +52,26 @@ class KernelLine(NamedTuple):
     caller: str
     #: Whether the line carries a kernel time or caller: the kernel wrote it.
     stamped: bool
+    #: Its number in the log, from 1.
+    number: int
+    #: Bytes of the log before it, and up to its end.
+    start: int
+    end: int
 
 
-def parse(raw: bytes) -> KernelLine:
+def parse(raw: bytes, *, number: int, start: int, end: int) -> KernelLine:
     """Take one console line (with or without its line end) apart."""
-    line = raw.decode("utf-8", "replace")
+    line = raw.decode("utf-8", "replace").rstrip("\r\n\0 ")
     if "\x1b" in line:
-        line = _ANSI.sub("", line)
-    line = line.rstrip("\r\n\0 ")
+        line = _ANSI.sub("", line).rstrip("\r ")
     stamp = _KERNEL_PREFIX.match(line)
     if stamp is None:
-        return _parse_foreign(line)
+        return KernelLine(*_foreign(line), number, start, end)
     text = line[stamp.end() :]
-    # Two CPUs or a program without a final newline: the last stamp begins the last message.
-    if "[" in text:
-        stamp = _last_stamp(text) or stamp
-        text = stamp.string[stamp.end() :]
-    return KernelLine(text, stamp[1] or "", True)
+    # Two CPUs, or a program without a final newline: the last stamp begins the last message.
+    if "[" in text and (last := _last_stamp(text)) is not None:
+        return KernelLine(text[last.end() :], last[1] or "", True, number, start, end)
+    return KernelLine(text, stamp[1] or "", True, number, start, end)
 
 
 def _last_stamp(text: str) -> re.Match[str] | None:
@@ -78,10 +81,11 @@ def _last_stamp(text: str) -> re.Match[str] | None:
     return last
 
 
-def _parse_foreign(line: str) -> KernelLine:
+def _foreign(line: str) -> tuple[str, str, bool]:
+    """Text, caller and whether it is stamped, of a line that does not begin with a stamp."""
     stamp = _last_stamp(line) if "[" in line else None
     if stamp is not None:
-        return KernelLine(line[stamp.end() :], stamp[1] or "", True)
+        return line[stamp.end() :], stamp[1] or "", True
     if "\r" in line:
         line = line.rpartition("\r")[2]
     position = 0
@@ -89,9 +93,8 @@ def _parse_foreign(line: str) -> KernelLine:
         position = match.end()
     caller = _CALLER_ONLY.match(line, position)
     if caller is not None:
-        return KernelLine(line[caller.end() :], caller[1], True)
-    if position:
-        # A log prefix ends with one space; more of them are the kernel's indentation.
-        spaces = len(line[:position]) - len(line[:position].rstrip(" "))
-        position -= max(0, spaces - 1)
-    return KernelLine(line[position:], "", False)
+        return line[caller.end() :], caller[1], True
+    # A log prefix ends with one space; more of them are the kernel's indentation.
+    prefix = line[:position]
+    indent = max(0, len(prefix) - len(prefix.rstrip(" ")) - 1)
+    return line[position - indent :], "", "kernel:" in prefix

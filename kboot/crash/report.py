@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kboot.crash import guilty, stack
+from kboot.crash.lines import KernelLine
 from kboot.crash.model import CrashKind, CrashReport
 from kboot.crash.rules import Rule
 
@@ -21,14 +22,13 @@ _BY_FILE = (
     ("mm/usercopy.c", K.USERCOPY, "usercopy"),
 )
 _TASK = re.compile(
-    r"\b(?:CPU: (?P<cpu>\d+) )?(?:UID: \d+ )?PID: (?P<pid>\d+),? [Cc]omm: "
-    r"(?P<task>.+?)(?=,? (?:Not t|T)ainted|$)",
-    re.MULTILINE,
+    r"PID: (?P<pid>\d+),? [Cc]omm: (?P<task>.+?)(?=,? (?:Not t|T)ainted|$)", re.MULTILINE
 )
+_CPU = re.compile(r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: ")
 _BY_TASK = re.compile(r"\bby (?:task )?(?P<task>[^/\n]{1,32}(?:/\d+:[^/\n]+)?)/(?P<pid>\d+)\b")
 _COMM = re.compile(r'comm "(?P<task>[^"]{1,32})", pid (?P<pid>\d+)')
 _ON_CPU = re.compile(r"\b(?:CPU#|on cpu |CPU: |cpu: )(?P<cpu>\d+)\b")
-_TAINT = re.compile(r"\bTainted: (?P<taint>[A-Z](?:[A-Z ]*[A-Z])?)(?= |$|:|\))", re.MULTILINE)
+_TAINT = re.compile(r"Tainted: (?P<taint>[A-Z](?:[A-Z ]*[A-Z])?)(?= |$|:|\))", re.MULTILINE)
 #: Where lockdep says which lock is wanted: "ffff... (&lock){+.+.}-{3:3}, at: func+0x12/0x34".
 _LOCK_AT = re.compile(r"\bat: (?:\[<[0-9a-fx]+>\] )?([A-Za-z_][\w.$]*)\+0x")
 _UNLOCK_AT = re.compile(
@@ -68,12 +68,14 @@ _FATAL = frozenset(
 )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Draft:
     """A report while its lines come in."""
 
     rule: Rule
     match: re.Match[str]
+    #: As far as the first line tells it.
+    kind: CrashKind
     caller: str
     #: The first line carried a kernel time or caller, so all its lines do.
     stamped: bool
@@ -91,14 +93,31 @@ class Draft:
     #: Its end marker was seen.
     ended: bool = False
 
-    @property
-    def kind(self) -> CrashKind:
-        """The kind as far as the first line tells it."""
-        file = self.match.groupdict().get("file") or self.match.string
-        for name, kind, _ in _BY_FILE:
-            if name in file and self.rule.kind in (K.WARNING, K.BUG):
-                return kind
-        return self.rule.kind
+    @classmethod
+    def begin(cls, rule: Rule, match: re.Match[str], line: KernelLine) -> Draft:
+        """A report of which only the first line is known."""
+        return cls(
+            rule=rule,
+            match=match,
+            kind=_kind(rule, match),
+            caller=line.caller,
+            stamped=line.stamped,
+            start_line=line.number,
+            start_offset=line.start,
+            end_line=line.number,
+            end_offset=line.end,
+            lines=[match.string[match.start() :]],
+            has_die=rule.is_die,
+        )
+
+
+def _kind(rule: Rule, match: re.Match[str]) -> CrashKind:
+    """The kind, for which a WARN's or BUG's file counts more than its rule."""
+    file = match.groupdict().get("file") or ""
+    for name, kind, _ in _BY_FILE:
+        if file.startswith(name) or f"/{name}" in file:
+            return kind
+    return rule.kind
 
 
 def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashReport:
@@ -165,11 +184,10 @@ def _stable(words: str) -> str:
 
 def _who(draft: Draft, text: str) -> tuple[str | None, int | None, int | None]:
     groups = draft.match.groupdict()
-    full = _TASK.search(text)
-    who = full or _BY_TASK.search(text) or _COMM.search(text)
+    who = _TASK.search(text) or _BY_TASK.search(text) or _COMM.search(text)
     task = groups.get("task") or (who["task"].strip() if who else None)
     pid = groups.get("pid") or (who["pid"] if who else None)
-    cpu = groups.get("cpu") or (full["cpu"] if full else None)
-    if cpu is None and (on := _ON_CPU.search(text)):
+    cpu = groups.get("cpu")
+    if cpu is None and (on := _CPU.search(text) or _ON_CPU.search(text)):
         cpu = on["cpu"]
     return task, None if pid is None else int(pid), None if cpu is None else int(cpu)

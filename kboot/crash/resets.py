@@ -56,11 +56,11 @@ class ResetWatch:
         """The next banner is no surprise."""
         self._may_restart = True
 
-    def seen(self, line: KernelLine, number: int, *, stamped_log: bool) -> tuple[bool, bool]:
+    def seen(self, line: KernelLine, *, stamped_log: bool) -> tuple[bool, bool]:
         """Take a line: (it begins a new boot, and nobody asked for that)."""
         words = line.text.lstrip()
         if _REPLAY.search(words) and not line.stamped:
-            self._replay_until = number + _REPLAY_LINES
+            self._replay_until = line.number + _REPLAY_LINES
         elif _GOODBYE.match(words):
             self._may_restart = True
         elif _FIRMWARE.search(words) and not line.stamped:
@@ -68,7 +68,7 @@ class ResetWatch:
         elif (
             _KERNEL.match(words)
             and (line.stamped or not stamped_log)
-            and number > self._replay_until
+            and line.number > self._replay_until
         ):
             return self._new_boot(kernel=True)
         return False, False

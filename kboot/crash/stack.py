@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kboot.crash.model import Frame
 
@@ -42,7 +42,7 @@ _SECTION = re.compile(
     r"^[ \t]*(?:(?P<main>Call [Tt]race|Backtrace:|stack backtrace:|backtrace|CPU: \d+ "
     r"|Kernel panic|(?:read|write|read-write) to 0x|race at unknown|RIP: )"
     r"|(?P<side>[Aa]llocated by|[Ff]reed by|Uninit was|Local variable|Last potentially"
-    r"|Second to last|Last call_rcu|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing dep"
+    r"|Second to last|Last call_rcu|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing"
     r"|-> #\d|Showing all locks|Preemption disabled|to a (?:HARD|SOFT)IRQ|... which became|but this"
     r"|the dependencies|the (?:first|second) lock|\{[\w -]+\} state was|INITIAL USE))",
     re.MULTILINE,
@@ -50,8 +50,7 @@ _SECTION = re.compile(
 _SUFFIX = re.compile(r"\.(?:isra|constprop|part|cold|llvm|lto_priv|localalias|__uniq)\b.*$")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """A frame, where in the text it stands, and whether it is a register's."""
 
     frame: Frame
@@ -62,7 +61,7 @@ class Entry:
 
 def base_name(symbol: str) -> str:
     """A function's name as in its source: without what the compiler appended."""
-    return _SUFFIX.sub("", symbol)
+    return _SUFFIX.sub("", symbol) if "." in symbol else symbol
 
 
 def entries(text: str) -> list[Entry]:
@@ -71,18 +70,17 @@ def entries(text: str) -> list[Entry]:
 
 
 def _entry(match: re.Match[str]) -> Entry:
-    get = match.group
-    offset, size, address = get("offset"), get("size"), get("address")
+    register, link, address, guess, symbol, offset, size, module, place, inline = match.groups()
     frame = Frame(
-        function=base_name(get("function")),
-        offset=None if offset is None else int(offset, 16),
-        size=None if size is None else int(size, 16),
-        module=get("module"),
-        address=None if address in (None, "inline") else _address(address),
-        reliable=get("guess") is None,
-        location=get("location") or get("inline_location"),
+        function=base_name(symbol),
+        offset=int(offset, 16) if offset else None,
+        size=int(size, 16) if size else None,
+        module=module,
+        address=_address(address) if address else None,
+        reliable=guess is None,
+        location=place or inline,
     )
-    is_pc = get("register") is not None and get("link") is None
+    is_pc = register is not None and link is None
     return Entry(frame=frame, position=match.start(), is_pc=is_pc)
 
 
@@ -93,8 +91,7 @@ def _address(digits: str) -> int | None:
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
+class Section(NamedTuple):
     """A part of a report that begins with a heading (``Call Trace:``, ``Freed by task``)."""
 
     start: int
