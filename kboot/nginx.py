@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kboot import process, state, templates
+from kboot.artifacts import sha256_of
 from kboot.backend import Fetch
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
@@ -50,12 +50,6 @@ def parse_fetch(line: str, *, token: str) -> Fetch | None:
         complete=entry["completion"] == "OK",
         user_agent=entry["user_agent"],
     )
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Nginx:

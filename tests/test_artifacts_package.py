@@ -237,7 +237,7 @@ def test_a_full_disk_is_the_hosts_fault(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_names_the_remedy(tmp_path: Path) -> None:
     written(tmp_path / "file", b"")
     with pytest.raises(InfraError, match=r"file/rootfs cannot be written.*set XDG_CACHE_HOME"):
-        keep_file(tmp_path / "file" / "rootfs", ".cpio", [b"x"])
+        keep_file(tmp_path / "file" / "rootfs", "tiny.cpio", [b"x"])
 
 
 any_length = settings(

@@ -37,8 +37,10 @@ def keep_directory(target: Path, fill: Callable[[Path], None]) -> Path:
     return target
 
 
-def keep_file(directory: Path, suffix: str, chunks: Iterable[bytes]) -> Path:
-    """Keep the concatenated `chunks` as ``<their sha256><suffix>`` in `directory`.
+def keep_file(directory: Path, name: str, chunks: Iterable[bytes]) -> Path:
+    """Keep the concatenated `chunks` in `directory`, as `name` with their sha256 before its suffix.
+
+    ``tiny.cpio.gz`` becomes ``tiny-1d7e1a9cc191da3899907822fa2f13e5.cpio.gz``.
 
     `InfraError` if the cache cannot be written.
     """
@@ -48,7 +50,8 @@ def keep_file(directory: Path, suffix: str, chunks: Iterable[bytes]) -> Path:
             for chunk in chunks:
                 digest.update(chunk)
                 file.write(chunk)
-        return partial.rename(directory / (digest.hexdigest() + suffix))
+        stem, dot, suffix = name.partition(".")
+        return partial.rename(directory / f"{stem}-{digest.hexdigest()[:32]}{dot}{suffix}")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 
 from kboot.cli.options import config_options, load_config
 from kboot.config import SETTINGS
-from kboot.errors import KbootError
+from kboot.errors import ConfigError, KbootError
 
 if TYPE_CHECKING:
     from kboot.boot import Boot, Milestone
@@ -47,8 +48,16 @@ def boot(
     **options: Any,
 ) -> None:
     """Boot KERNEL (an image, a .deb, or a build tree) once, through DHCP, iPXE and HTTP."""
+    _check_pattern(expect)
     with _exit_125(when=git_bisect):
         _boot(load_config({**options, "kernel": kernel}), expect=expect, show_console=show_console)
+
+
+def _check_pattern(pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ConfigError(f"--expect: {pattern!r} is no regular expression: {error}") from error
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def module_initramfs(kernel: Kernel, names: Sequence[str]) -> Path:
     entries = [regular(f"{root}/{module.path}", module.content) for module in modules]
     listing = "".join(f"/{entry.path}\n" for entry in entries)
     entries.append(regular("etc/kboot/modules", listing.encode()))
-    return keep_file(cache_directory("rootfs"), ".cpio", archive(with_parents(entries)))
+    return keep_file(cache_directory("rootfs"), "modules.cpio", archive(with_parents(entries)))
 
 
 def load_order(kernel: Kernel, names: Sequence[str]) -> list[Module]:

@@ -26,7 +26,7 @@ def overlay_initramfs(files: Mapping[str, bytes | Path]) -> Path:
     give the same bytes, kept in the cache. `ConfigError` names a file that cannot be read.
     """
     entries = [_entry(guest_path(path), content) for path, content in files.items()]
-    return keep_file(cache_directory("rootfs"), ".cpio", archive(with_parents(entries)))
+    return keep_file(cache_directory("rootfs"), "overlay.cpio", archive(with_parents(entries)))
 
 
 def resolve_rootfs(

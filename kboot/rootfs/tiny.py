@@ -62,7 +62,9 @@ def tiny_initramfs(
     ]
     if autologin:
         entries.append(regular("etc/kboot/autologin", b""))
-    return keep_file(cache_directory("rootfs"), ".cpio.gz", gzipped(archive(with_parents(entries))))
+    return keep_file(
+        cache_directory("rootfs"), "tiny.cpio.gz", gzipped(archive(with_parents(entries)))
+    )
 
 
 def _static_busybox(architecture: str) -> Path:
