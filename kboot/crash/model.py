@@ -60,9 +60,11 @@ class Frame:
 
     #: Without the compiler's suffixes (``.isra.0``, ``.constprop.1``, ``.cold``).
     function: str
-    #: Bytes from the start of the function; None for inlined functions.
+    #: The name as printed, with them: what a symbol table calls it.
+    symbol: str
+    #: Bytes from the start of the symbol; None for inlined functions.
     offset: int | None = None
-    #: Size of the function in bytes, as the kernel printed it.
+    #: Size of the symbol in bytes, as the kernel printed it.
     size: int | None = None
     #: The module the function lives in; None for the kernel proper.
     module: str | None = None

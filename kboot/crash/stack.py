@@ -73,6 +73,7 @@ def _entry(match: re.Match[str]) -> Entry:
     register, link, address, guess, symbol, offset, size, module, place, inline = match.groups()
     frame = Frame(
         function=base_name(symbol),
+        symbol=symbol,
         offset=int(offset, 16) if offset else None,
         size=int(size, 16) if size else None,
         module=module,

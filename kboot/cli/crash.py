@@ -1,0 +1,183 @@
+"""``kboot crash``: what killed a kernel, from any console log."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+import os
+import re
+import select
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+
+from kboot import process
+from kboot.crash import CrashReport, Event, Frame, Scanner
+from kboot.crash.elf import Symbol, Vmlinux
+from kboot.errors import ConfigError
+
+#: A kernel that dies writes its report in one go; this much silence means it is done.
+_QUIET_S = 2.0
+_PIECE = 1 << 16
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+    b"\x7fELF": "an ELF file",
+}
+_HUMAN_FRAMES = 24
+_RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([0-9a-f]{40})\b)?")
+
+
+@click.command(epilog="Exit code 1: a crash was found. 0: none. 2: the input cannot be used.")
+@click.argument("log", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per report and line.")
+@click.option(
+    "--vmlinux",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The kernel image with debug information: adds file and line to every frame.",
+)
+@click.pass_context
+def crash(context: click.Context, /, *, log: Path, as_json: bool, vmlinux: Path | None) -> None:
+    """Print the kernel crashes in LOG, a console log; ``-`` follows standard input live."""
+    found = False
+    with ExitStack() as stack:
+        image = stack.enter_context(_vmlinux(vmlinux)) if vmlinux is not None else None
+        for event in _events(log):
+            if isinstance(event, CrashReport):
+                found = True
+                places = _places(event, image, vmlinux) if image and vmlinux else {}
+                click.echo(_json(event, places) if as_json else _human(event, places))
+    if found:
+        context.exit(1)
+
+
+def _events(log: Path) -> Iterator[Event]:
+    scanner = Scanner()
+    if str(log) == "-":
+        yield from _follow(scanner)
+    else:
+        try:
+            with log.open("rb") as file:
+                _refuse_packed(log, file.peek(8))
+                while data := file.read(_PIECE):
+                    yield from scanner.feed(data)
+        except OSError as error:
+            raise ConfigError(f"{log} cannot be read: {error.strerror}") from error
+    yield from scanner.close()
+
+
+def _refuse_packed(log: Path, head: bytes) -> None:
+    for magic, what in _PACKED.items():
+        if head.startswith(magic):
+            raise ConfigError(f"{log} is not a console log but {what}; unpack it first")
+
+
+def _follow(scanner: Scanner) -> Iterator[Event]:
+    """The events of standard input, as they happen."""
+    while True:
+        ready, _, _ = select.select([0], [], [], _QUIET_S)
+        if not ready:
+            yield from scanner.quiet()
+            continue
+        data = os.read(0, _PIECE)
+        if not data:
+            return
+        yield from scanner.feed(data)
+
+
+@contextmanager
+def _vmlinux(path: Path) -> Iterator[Vmlinux]:
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image,
+        ):
+            yield Vmlinux(image, str(path))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is empty") from error
+
+
+def _places(report: CrashReport, image: Vmlinux, path: Path) -> dict[Frame, str]:
+    """``file:line`` of every frame of the kernel proper, by function and offset."""
+    _same_kernel(report, image, path)
+    mine = [f for f in report.frames if f.module is None and f.offset is not None]
+    functions = image.functions(frozenset(frame.symbol for frame in mine))
+    addresses = {frame: _address(frame, functions.get(frame.symbol, [])) for frame in mine}
+    known = {frame: address for frame, address in addresses.items() if address is not None}
+    if not known:
+        return {}
+    argv = ["addr2line", "-e", str(path), *(f"{address:#x}" for address in known.values())]
+    lines = process.run(argv, timeout_s=600).stdout.decode(errors="replace").splitlines()
+    places = zip(known, (line.partition(" (")[0] for line in lines), strict=False)
+    return {frame: place for frame, place in places if not place.startswith("?")}
+
+
+def _address(frame: Frame, symbols: list[Symbol]) -> int | None:
+    """Where the frame is in the image, if that is certain. KASLR does not matter to it."""
+    if len(symbols) > 1:
+        symbols = [symbol for symbol in symbols if symbol.size == frame.size]
+    if len(symbols) != 1 or frame.offset is None:
+        return None
+    # A return address is behind its call, maybe on the next line of the source.
+    return symbols[0].address + max(0, frame.offset - 1)
+
+
+def _same_kernel(report: CrashReport, image: Vmlinux, path: Path) -> None:
+    """`ConfigError` if the log tells that another kernel wrote it."""
+    told = _RELEASE.search(report.text)
+    if told is None:
+        return
+    release, build_id = image.release(), image.build_id()
+    if told[2] and build_id and told[2] != build_id:
+        raise ConfigError(f"{path} has build id {build_id}, but the log is of {told[2]}")
+    if release is not None and told[1] != release:
+        raise ConfigError(f"{path} is Linux {release}, but the log is of Linux {told[1]}")
+
+
+def _json(report: CrashReport, places: dict[Frame, str]) -> str:
+    fields = dataclasses.asdict(report)
+    for frame, value in zip(report.frames, fields["frames"], strict=True):
+        value["location"] = places.get(frame, frame.location)
+    cause = report.caused_by
+    fields["caused_by"] = cause and {
+        "kind": cause.kind,
+        "title": cause.title,
+        "start_line": cause.start_line,
+    }
+    return json.dumps(fields)
+
+
+def _human(report: CrashReport, places: dict[Frame, str]) -> str:
+    facts = [f"lines {report.start_line}-{report.end_line}"]
+    if report.task is not None:
+        facts.append(f"task {report.task}" + (f" ({report.pid})" if report.pid is not None else ""))
+    if report.cpu is not None:
+        facts.append(f"CPU {report.cpu}")
+    if report.taint:
+        facts.append(f"tainted {report.taint}")
+    facts += ["fatal"] * report.fatal + ["cut short"] * report.truncated
+    lines = [click.style(report.title, bold=True), f"  {', '.join(facts)}"]
+    if report.caused_by is not None:
+        cause = report.caused_by
+        lines.append(f"  caused by: {cause.title} (line {cause.start_line})")
+    shown = report.frames[:_HUMAN_FRAMES]
+    lines += [_frame_line(frame, places, guilty=report.function) for frame in shown]
+    if len(report.frames) > len(shown):
+        lines.append(f"     ... {len(report.frames) - len(shown)} more")
+    return "\n".join([*lines, ""])
+
+
+def _frame_line(frame: Frame, places: dict[Frame, str], *, guilty: str | None) -> str:
+    mark = "->" if frame.function == guilty else "? " if not frame.reliable else "  "
+    where = f"+{frame.offset:#x}/{frame.size or 0:#x}" if frame.offset is not None else ""
+    module = f" [{frame.module}]" if frame.module else ""
+    place = places.get(frame, frame.location)
+    return f"  {mark} {frame.symbol}{where}{module}" + (f"  {place}" if place else "")
