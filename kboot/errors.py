@@ -7,6 +7,7 @@
     ├── InfraError           the host: QEMU, nginx, the cluster            exit code 3
     │   ├── ProcessError     a program failed, or is not installed
     │   │   └── ProcessTimeout   it took too long
+    │   ├── ClusterError     the cluster refused, failed, or lost something
     │   └── ConsoleClosed    the serial line went away
     └── GuestError           the kernel or its user space                  exit code 1
         ├── GuestTimeout     it hung, or never got there in time
@@ -51,6 +52,10 @@ class ProcessError(InfraError):
 
 class ProcessTimeout(ProcessError):
     """A program on this host ran out of time and was killed."""
+
+
+class ClusterError(InfraError):
+    """The cluster refused a request, could not do it, or lost what it had."""
 
 
 class ConsoleClosed(InfraError):
