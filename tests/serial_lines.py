@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -46,18 +47,21 @@ class SocketStream:
 class TerminalStream:
     """The outer end of a pseudo terminal as a `Stream`."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, closed: int) -> None:
         self._descriptor = descriptor
+        #: An eventfd; a pseudo terminal alone cannot wake a reader of its own end.
+        self._closed = closed
 
     def recv(self, size: int, /) -> bytes:
-        return os.read(self._descriptor, size)
+        ready, _, _ = select.select([self._descriptor, self._closed], [], [])
+        return b"" if self._closed in ready else os.read(self._descriptor, size)
 
     def sendall(self, data: bytes, /) -> None:
         while data:
             data = data[os.write(self._descriptor, data) :]
 
     def close(self) -> None:
-        """Nothing: the shell's end closes the line."""
+        os.eventfd_write(self._closed, 1)
 
 
 @dataclass
@@ -96,6 +100,7 @@ def terminal(
 ) -> Iterator[TerminalStream]:
     """Run a program on a terminal of its own, 80 columns wide."""
     outer, inner = pty.openpty()
+    closed = os.eventfd(0)
     process = subprocess.Popen(
         ["setsid", "-c", *command],
         stdin=inner,
@@ -105,12 +110,13 @@ def terminal(
     )
     os.close(inner)
     try:
-        yield TerminalStream(outer)
+        yield TerminalStream(outer, closed)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         os.close(outer)
+        os.close(closed)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,15 @@ def pieces(text: str, size: int) -> Iterator[str]:
         position = end
 
 
+def twice(text: str) -> bytes:
+    """A line of input from which losses show: the length of `text`, and `text` two times."""
+    return f"{len(text)}|{text}|{text}\n".encode()
+
+
+class NoAnswer(GuestError):
+    """Nobody in the guest answers requests."""
+
+
 class ShellAgent:
     """Talks to `agent.sh` on a channel; a `Runner`. Not for two threads at a time."""
 
@@ -70,6 +79,7 @@ class ShellAgent:
         """Learn what the guest can do. `GuestError` if it lacks a program that is needed."""
         checksum, encoder = self.ask("h", deadline)
         if not checksum or not encoder:
+            self.close()
             lacking = "base64 nor od" if checksum else "cksum nor md5sum"
             raise GuestError(f"the guest has neither {lacking}: no command can be run exactly")
         self.checksum = Checksum(checksum)
@@ -141,7 +151,7 @@ class ShellAgent:
         patience = iter(_PATIENCE_S[:tries])
         patience_s = next(patience)
         while True:
-            self._channel.send(f"{text}|{text}\n".encode(), echoed=False)
+            self._channel.send(twice(text), echoed=False)
             if (answer := self._await(sequence, deadline, patience_s)) is not None:
                 return answer
             if self._corrupted and corruptions < _CORRUPTIONS:
@@ -149,7 +159,7 @@ class ShellAgent:
                 continue
             patience_s = next(patience, 0)
             if not patience_s:
-                raise GuestError(
+                raise NoAnswer(
                     f"the guest's shell does not answer (asked {tries + corruptions} times): "
                     "what became of the command cannot be told"
                 )
@@ -184,9 +194,7 @@ class ShellAgent:
             try:
                 for index, piece in enumerate(pieces(text, size)):
                     self.ask(f"c {number} {index} {piece}", deadline)
-            except GuestTimeout:
-                raise
-            except GuestError:
+            except NoAnswer:
                 if size == _TEXT_SIZES[-1]:
                     raise
             else:

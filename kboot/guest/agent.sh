@@ -3,7 +3,8 @@
 # POSIX sh, for busybox ash, dash and bash. It is typed into a shell at login (comments and
 # indentation are left out then), so it has to be short. N is the nonce of the session, digits; everything it
 # prints is a frame, described in frames.py:   ~N:SEQUENCE:TAG:INDEX:LENGTH:PAYLOAD;
-# A request is a line with the same text twice, so that lost bytes show:   REQUEST|REQUEST
+# A request is a line with the same text twice and its length in characters, so that lost bytes show
+# even in a row of equal ones:   LENGTH|REQUEST|REQUEST
 # where REQUEST is:   @N SEQUENCE VERB ARGUMENTS
 set -f
 stty -echo -isig 2>/dev/null
@@ -108,10 +109,10 @@ free() {
 E=0
 L=
 while [ $E -lt 20 ]; do
-  IFS='|' read -r a b || { E=$((E + 1)); continue; }
+  IFS='|' read -r l a b || { E=$((E + 1)); continue; }
   E=0
-  [ -n "$a" ] || continue
-  [ "$a" = "$b" ] || { say 8 0 0; continue; }
+  [ -n "$l" ] || continue
+  [ "$a" = "$b" ] && [ "$l" = ${#a} ] || { say 8 0 0; continue; }
   set -- $a
   [ "$1" = "@$N" ] || continue
   Q=$2 V=$3

@@ -8,7 +8,7 @@ from importlib import resources
 from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout
-from kboot.guest.agent import ShellAgent, escape, pieces
+from kboot.guest.agent import NoAnswer, ShellAgent, escape, pieces, twice
 from kboot.guest.guest import Guest
 from kboot.log import logger
 
@@ -27,7 +27,7 @@ _CTRL_C = b"\x03"
 # plainly: no editing, no prompt, no bracketed paste.
 _LOADER = (
     " unset HISTFILE PROMPT_COMMAND;export TERM=dumb;stty -echo;stty cols 999;"
-    """sh -c 'while IFS="|" read -r a b;do [ "$a" = "$b" ]&&eval "$a";done'"""
+    """sh -c 'while IFS="|" read -r l a b;do [ "$l$a" = "${#b}$b" ]&&eval "$a";done'"""
 )
 
 #: Characters of the agent's text per line.
@@ -110,7 +110,7 @@ class _Login:
         except GuestTimeout:
             if deadline.expired:
                 raise
-        except GuestError as error:
+        except NoAnswer as error:
             logger.debug("no agent in the shell: %s", error)
         return None
 
@@ -131,7 +131,7 @@ def load_agent(console: Console, deadline: Deadline) -> ShellAgent:
     last = len(names) + 2
     joined = f'Z=$(printf %b "{"".join(names)}");[ ${{#Z}} = {length} ]&&r {last}'
     agent.exchange(joined, last, deadline)
-    console.send(b'eval "$Z"|eval "$Z"\n', echoed=False)
+    console.send(twice('eval "$Z"'), echoed=False)
     start = console.mark()
     agent.hello(deadline)
     if f"@{nonce}".encode() in console.raw(start):

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from kboot.console import Console
+from kboot.deadline import Deadline
+from kboot.errors import CommandFailed, GuestError, GuestTimeout
+from kboot.guest import Guest, login
+from tests.serial_lines import (
+    PRINTK,
+    PRINTK_WITHOUT_TIME,
+    NoisyStream,
+    console_on,
+    terminal,
+)
+
+SHELLS = {"busybox": ["busybox", "sh"], "dash": ["dash"], "bash": ["bash"]}
+
+GETTY = """
+while :; do
+    printf '\\nDebian GNU/Linux 12 debian ttyS0\\n\\ndebian login: '
+    read -r user
+    stty -echo; printf 'Password: '
+    read -r password
+    stty echo; echo
+    if [ "$user:$password" = "root:secret" ]; then
+        printf 'Last login: Mon Nov 23 03:46:10 UTC 2026 on ttyS0\\n'
+        exec SHELL
+    fi
+    printf '\\nLogin incorrect\\n'
+done
+"""
+
+
+@contextlib.contextmanager
+def shell(command: Sequence[str]) -> Iterator[tuple[Console, Guest]]:
+    """A local shell, as a guest."""
+    with terminal(command) as stream, console_on(stream) as console:
+        guest = login(console, "root", None, Deadline(30))
+        yield console, guest
+        guest.close()
+
+
+@pytest.fixture(params=list(SHELLS))
+def any_shell(request: pytest.FixtureRequest) -> list[str]:
+    """Each of the shells that guests have."""
+    return SHELLS[request.param]
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    """One dash for the tests of single commands."""
+    with shell(["dash"]) as (_, guest):
+        yield guest
+
+
+def test_every_shell_runs_commands_and_is_left_as_it_was(any_shell: list[str]) -> None:
+    with terminal(any_shell) as stream, console_on(stream) as console:
+        guest = login(console, "root", None, Deadline(30))
+        result = guest.run("printf 'out\n'; printf err >&2; exit 3")
+        assert (result.stdout, result.stderr, result.exit_status) == ("out\n", "err", 3)
+        directory = guest.succeed("echo $KBOOT_DIR").strip()
+        guest.close()
+        assert not Path(directory).exists()
+        console.sendline("echo back $((1 + 1))")
+        assert console.expect("^back 2$", Deadline(10)).text == "back 2"
+
+
+@pytest.mark.parametrize(
+    ("command", "stdout", "status"),
+    [
+        ("exit 3", b"", 3),
+        ("exec false", b"", 1),
+        ("kill -9 $$", b"", 137),
+        ("cat", b"", 0),
+        ("printf 'no newline'", b"no newline", 0),
+        ("", b"", 0),
+        ("echo 'a\n b';echo \"it's\" 'é \\ $HOME'", "a\n b\nit's é \\ $HOME\n".encode(), 0),
+        ("printf '\\000\\001\\377\\033[2J'", b"\x00\x01\xff\x1b[2J", 0),
+        ("echo '~1:2:3;'; echo 'Kernel panic - not syncing: x'; exit 9", None, 9),
+        ("stty echo -icanon </proc/$PPID/fd/2; echo $TERM", b"dumb\n", 0),
+        ("no-such-command", b"", 127),
+        ("if", b"", 2),
+    ],
+)
+def test_output_and_status_are_exact(
+    guest: Guest, command: str, stdout: bytes | None, status: int
+) -> None:
+    result = guest.run(command)
+    assert result.exit_status == status
+    if stdout is not None:
+        assert result.stdout_bytes == stdout
+
+
+def test_output_that_looks_like_a_crash_is_none() -> None:
+    with shell(["dash"]) as (console, guest):
+        text = "[    9.000000] Kernel panic - not syncing: fake\n"
+        assert guest.succeed(f"printf '{text}'") == text
+        assert guest.succeed("true") == ""
+        assert console.reports == ()
+
+
+def test_each_command_has_a_shell_of_its_own(guest: Guest) -> None:
+    before = guest.succeed("pwd")
+    guest.succeed("cd /tmp; export kept=1; umask 077")
+    assert guest.succeed("pwd; echo ${kept:-gone}") == before + "gone\n"
+
+
+def test_a_child_left_behind_does_not_hold_a_command_up(guest: Guest) -> None:
+    result = guest.run("(sleep 2; echo late) & echo now; echo $!")
+    assert result.stdout.startswith("now\n")
+    assert result.duration_s < 1.5
+    assert guest.succeed("echo next") == "next\n"
+
+
+def test_a_long_command_and_a_megabyte_of_output_arrive_whole(guest: Guest) -> None:
+    text = "".join(random.Random(1).choices("abc'\"\\ é\n", k=65_000))
+    quoted = text.replace("'", "'\\''")
+    assert guest.run(f"printf %s '{quoted}'").stdout == text
+    result = guest.run("head -c 1000000 /dev/zero | tr '\\0' y")
+    assert result.stdout_bytes == b"y" * 1_000_000
+
+
+def test_a_command_cannot_hold_a_nul(guest: Guest) -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        guest.run("echo \0")
+
+
+def test_succeed_raises_with_the_command_and_what_it_said(guest: Guest) -> None:
+    with pytest.raises(CommandFailed, match="exited with 4: the reason") as caught:
+        guest.succeed("echo the reason >&2; exit 4")
+    assert caught.value.result.exit_status == 4
+
+
+@pytest.mark.parametrize("stubborn", ["", "trap '' TERM; "])
+def test_a_command_out_of_time_is_killed_and_its_output_told(guest: Guest, stubborn: str) -> None:
+    with pytest.raises(GuestTimeout, match=r"in 0\.5 s; it printed: 'partial"):
+        guest.run(f"{stubborn}echo partial; while :; do sleep 0.2; done", timeout_s=0.5)
+    assert guest.succeed("echo on") == "on\n"
+
+
+def test_a_deadline_bounds_a_command(guest: Guest) -> None:
+    with pytest.raises(GuestTimeout):
+        guest.run("sleep 5", deadline=Deadline(0.3))
+
+
+def test_waiting_until_a_command_succeeds(guest: Guest, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    background = guest.spawn(f"sleep 0.7; echo there > {flag}")
+    assert guest.wait_until_succeeds(f"cat {flag}", Deadline(20)) == "there\n"
+    assert background.wait(Deadline(10)).exit_status == 0
+    with pytest.raises(GuestTimeout, match="exited with 1: never"):
+        guest.wait_until_succeeds("echo never; false", Deadline(0.6))
+
+
+def test_a_background_command_runs_beside_others_and_can_be_killed(guest: Guest) -> None:
+    background = guest.spawn("echo started; sleep 60")
+    assert guest.succeed("echo beside") == "beside\n"
+    with pytest.raises(GuestTimeout):
+        background.wait(Deadline(0.3))
+    background.kill(Deadline(5))
+    result = background.wait(Deadline(10))
+    assert (result.stdout, result.exit_status) == ("started\n", 143)
+
+
+def test_files_travel_both_ways_unchanged(guest: Guest, tmp_path: Path) -> None:
+    local, remote, back = tmp_path / "local", tmp_path / "it's remote", tmp_path / "back"
+    local.write_bytes(random.Random(2).randbytes(20_000))
+    local.chmod(0o750)
+    guest.put(local, str(remote), Deadline(30))
+    assert remote.stat().st_mode & 0o777 == 0o750
+    guest.get(str(remote), back, Deadline(30))
+    assert back.read_bytes() == local.read_bytes()
+    with pytest.raises(GuestError, match="cannot write /no/such/place"):
+        guest.put(local, "/no/such/place", Deadline(30))
+
+
+def test_a_trivial_command_takes_milliseconds(guest: Guest) -> None:
+    durations = sorted(guest.run("echo quick").duration_s for _ in range(20))
+    assert durations[10] < 0.1
+
+
+@pytest.mark.parametrize("records", [PRINTK, PRINTK_WITHOUT_TIME], ids=["times", "no times"])
+def test_kernel_messages_anywhere_change_nothing(
+    any_shell: list[str], records: list[bytes]
+) -> None:
+    with terminal(any_shell) as stream:
+        noisy = NoisyStream(stream, records=records, record_chance=0.02)
+        with console_on(noisy) as console:
+            guest = login(console, "root", None, Deadline(60))
+            for number in range(10):
+                result = guest.run(f"seq {number * 20}; echo e{number} >&2; exit {number}")
+                expected = "".join(f"{n}\n" for n in range(1, number * 20 + 1))
+                assert result.stdout == expected
+                assert (result.stderr, result.exit_status) == (f"e{number}\n", number)
+
+
+def test_lost_input_changes_nothing() -> None:
+    with terminal(["dash"]) as stream:
+        lossy = NoisyStream(stream)
+        with console_on(lossy) as console:
+            guest = login(console, "root", None, Deadline(30))
+            lossy.loss_chance = 0.002
+            for number in range(20):
+                assert guest.run(f"echo {number}; exit {number}").exit_status == number
+            long = "x" * 3000
+            assert guest.succeed(f"echo {long}") == f"{long}\n"
+
+
+def test_a_shell_that_died_is_told_not_guessed() -> None:
+    with terminal(["dash"]) as stream, console_on(stream) as console:
+        guest = login(console, "root", None, Deadline(30))
+        agent = guest.succeed("cut -d ' ' -f 4 /proc/$PPID/stat").strip()
+        with pytest.raises(GuestError):
+            guest.run(f"kill -9 {agent}; sleep 30", timeout_s=3)
+
+
+def test_login_types_name_and_password_between_kernel_messages(any_shell: list[str]) -> None:
+    getty = GETTY.replace("SHELL", " ".join(any_shell))
+    with terminal(["dash", "-c", getty]) as stream:
+        noisy = NoisyStream(stream, records=PRINTK, record_chance=0.005)
+        with console_on(noisy) as console:
+            guest = login(console, "root", "secret", Deadline(60))
+            assert guest.succeed("echo in") == "in\n"
+
+
+def test_a_refused_login_names_the_user() -> None:
+    with (
+        terminal(["dash", "-c", GETTY]) as stream,
+        console_on(stream) as console,
+        pytest.raises(GuestError, match="login as 'root' refused 3 times: Login incorrect"),
+    ):
+        login(console, "root", "wrong", Deadline(60))
+
+
+def test_a_password_nobody_gave_is_asked_for_once() -> None:
+    with (
+        terminal(["dash", "-c", GETTY]) as stream,
+        console_on(stream) as console,
+        pytest.raises(GuestError, match="password of 'root'"),
+    ):
+        login(console, "root", None, Deadline(60))
+
+
+def test_a_silent_line_is_a_timeout() -> None:
+    with (
+        terminal(["sleep", "60"]) as stream,
+        console_on(stream) as console,
+        pytest.raises(GuestTimeout, match="login:"),
+    ):
+        login(console, "root", "secret", Deadline(1))
+
+
+def test_a_guest_without_the_programs_that_are_needed_is_named(tmp_path: Path) -> None:
+    for name in ("mkdir", "stty", "setsid", "rm"):
+        (tmp_path / name).symlink_to(f"/bin/{name}")
+    (tmp_path / "sh").symlink_to("/bin/dash")
+    with (
+        terminal(["/bin/dash"], environment={"PATH": str(tmp_path)}) as stream,
+        console_on(stream) as console,
+        pytest.raises(GuestError, match="neither cksum nor md5sum"),
+    ):
+        login(console, "root", None, Deadline(10))
+
+
+def test_a_guest_without_base64_and_cksum_makes_do(tmp_path: Path) -> None:
+    programs = "mkdir stty setsid rm md5sum wc head tail od tr grep sed cat chmod mv"
+    for name in programs.split():
+        place = next(p for p in ("/bin", "/usr/bin") if Path(p, name).exists())
+        (tmp_path / name).symlink_to(f"{place}/{name}")
+    (tmp_path / "sh").symlink_to("/bin/dash")
+    with (
+        terminal(["/bin/dash"], environment={"PATH": str(tmp_path)}) as stream,
+        console_on(stream) as console,
+    ):
+        guest = login(console, "root", None, Deadline(10))
+        assert guest.succeed("echo hello") == "hello\n"
+        local, remote = tmp_path / "local", tmp_path / "remote"
+        local.write_bytes(bytes(range(256)))
+        guest.put(local, str(remote), Deadline(10))
+        assert remote.read_bytes() == bytes(range(256))
+        guest.close()
+
+
+def test_a_settled_guest_answers_at_once_after_a_timeout(guest: Guest) -> None:
+    with pytest.raises(GuestTimeout):
+        guest.run("sleep 9", timeout_s=0.2)
+    start = time.monotonic()
+    guest.succeed("true")
+    assert time.monotonic() - start < 1
