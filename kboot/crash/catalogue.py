@@ -7,10 +7,15 @@ from kboot.crash.rules import AT, PANIC, RCU, WATCHDOG, die, lockdep, panic, row
 
 K = CrashKind
 
+#: The words KASAN knows; up to 4.1 "out of bounds access", "use after free".
+_KASAN = (
+    r"(?P<what>[\w -]*?(?:-free|-bounds|-deref|-access|-crash|-scope|-return|out of bounds access"
+    r"|use after free|wild memory access|user memory access|unknown crash))"
+)
 _WHAT = r"(?P<what>[\w -]+?)"
 _SANITIZERS = (
-    row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_WHAT} in {AT}", "KASAN: {what}"),
-    row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_WHAT}(?: (?:in|on|at)\b|$)", "KASAN: {what}"),
+    row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_KASAN} in {AT}", "KASAN: {what}"),
+    row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_KASAN}(?: (?:in|on|at)\b|$)", "KASAN: {what}"),
     row(K.KMSAN, "BUG", rf"BUG: KMSAN: {_WHAT} in {AT}", "KMSAN: {what}"),
     row(K.KCSAN, "BUG", rf"BUG: KCSAN: (?P<what>[\w :-]+?) in {AT}", "KCSAN: {what}"),
     row(K.KCSAN, "BUG", r"BUG: KCSAN: (?P<what>[\w -]+)", "KCSAN: {what}"),
@@ -18,8 +23,17 @@ _SANITIZERS = (
     row(K.KFENCE, "BUG", r"BUG: KFENCE: (?P<what>[\w -]+)", "KFENCE: {what}"),
     # "array-index-out-of-bounds in fs/x.c:12:3"; up to 5.4 "Undefined behaviour in fs/x.c:12:3".
     row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} in \S+[:/]", "UBSAN: {what}"),
+    row(
+        K.UBSAN, "UBSAN: ", rf"Internal error: UBSAN: {_WHAT}:? .*\[#", "UBSAN: {what}", is_die=True
+    ),
     row(K.MEMORY_LEAK, "BUG", r"BUG: memory leak$", "memory leak"),
     row(K.MEMORY_LEAK, "unreferenced object 0x", r"unreferenced object 0x", "memory leak"),
+    row(
+        K.MEMORY_LEAK,
+        "suspected memory leak",
+        r"kmemleak: \d+ new suspected memory leaks",
+        "suspected memory leaks",
+    ),
 )
 
 _LOCKDEP = (
@@ -137,6 +151,9 @@ _BUGS = (
     row(
         K.OOPS, "Unhandled fault: ", r"Unhandled fault: .*\(0x[0-9a-f]+\) at 0x", "unhandled fault"
     ),
+    row(K.BUG, "CFI failure", rf"CFI failure at {AT}", "CFI failure"),
+    row(K.BUG, "CFI failure", r"CFI failure \(target: ", "CFI failure"),
+    row(K.OOPS, "SError Interrupt", r"SError Interrupt on CPU ?\d+, code", "SError"),
     row(K.OOPS, "Bad mode in ", r"Bad mode in .* handler detected", "bad mode"),
 )
 
@@ -174,6 +191,8 @@ _DIES = (
     ),
     row(K.OOPS, "[#", r"(?:Internal error: )?Oops(?:\b.{0,99})?\[#\d+\]", "oops", is_die=True),
     row(K.OOPS, "[#", r"Internal error: .{0,99}\[#\d+\]", "oops", is_die=True),
+    # MIPS and others: "Reserved instruction in kernel code[#1]:".
+    row(K.OOPS, "[#", r"[A-Z][A-Za-z ]+\[#\d+\]:?$", "oops", is_die=True, is_vague=True),
 )
 
 _CPU_AND_PID = r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+)"
@@ -181,9 +200,11 @@ _WARNINGS = (
     row(
         K.WARNING,
         "WARNING: ",
-        rf"WARNING: (?:{_CPU_AND_PID} )?at (?P<file>\S+?):\d+(?: {AT})?",
+        rf"WARNING: {_CPU_AND_PID} at (?P<file>\S+?):\d+(?: {AT})?",
         "WARNING",
     ),
+    # Up to 3.11 without CPU and task.
+    row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT}(?<=0x)", "WARNING"),
     # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123".
     row(
         K.WARNING,
@@ -232,6 +253,9 @@ FILTER = (
     b"Machine Check Exception",
     b"Bad mode in ",
     b"Unhandled fault: ",
+    b"SError Interrupt",
+    b"CFI failure",
+    b"suspected memory leak",
     b"Insufficient stack",
     b"Slab corruption",
     b"slab error in",

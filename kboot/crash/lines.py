@@ -18,7 +18,8 @@ _ANSI = re.compile(
 _TIME = r"\[ *\d{1,9}\.\d{3,6}(?:@\d+)?\]"
 _CALLER = r"(?: ?\[ *([TC]\d+)(?:/[TC]?\d+)?\])?"
 # MediaTek and other vendor kernels put CPU and task behind the time: "(0)[123:name]".
-_VENDOR = r"(?: ?\(\d+\)\[\d+:[^\]]{1,16}\])?"
+# Samsung's say "[0:  swapper/0:    1]" there.
+_VENDOR = r"(?: ?\(\d+\)\[\d+:[^\]]{1,16}\]| {1,2}[A-Z]?\[\d: *[^\]:]{1,16}: *\d+\])?"
 _KERNEL_PREFIX = re.compile(rf"(?:<\d+>)?{_TIME}{_CALLER}{_VENDOR} ?")
 _TIME_AND_CALLER = re.compile(rf"{_TIME}{_CALLER}{_VENDOR} ?")
 _CALLER_ONLY = re.compile(r"(?:<\d+>)?\[ *([TC]\d+)(?:/[TC]?\d+)?\] ")

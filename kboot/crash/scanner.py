@@ -12,7 +12,7 @@ from kboot.crash.model import CrashKind, Event
 from kboot.crash.report import Draft
 from kboot.crash.resets import ResetWatch
 from kboot.crash.rules import row
-from kboot.crash.triggers import find
+from kboot.crash.triggers import TriggerFinder
 
 #: Every line that begins a report, or that `ResetWatch` wants, contains one of these.
 _LITERALS = FILTER + resets.LITERALS
@@ -39,8 +39,7 @@ class Scanner:
         self._offset = 0
         self._drafts = Drafts()
         self._resets = ResetWatch()
-        #: Whether this console's kernel marks its lines with time or caller.
-        self._stamped_log = False
+        self._triggers = TriggerFinder()
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes; return what they completed."""
@@ -132,11 +131,11 @@ class Scanner:
         line = parse(raw, number=self._line, start=self._offset - size, end=self._offset)
         trigger = None
         if candidate:
-            begins, surprise = self._resets.seen(line, stamped_log=self._stamped_log)
+            begins, surprise = self._resets.seen(line, stamped_log=self._triggers.stamped_log)
             if begins:
                 self._new_boot(line, surprise=surprise)
-            trigger = find(line, stamped_log=self._stamped_log)
-        self._stamped_log |= line.stamped
+            trigger = self._triggers.find(line)
+        self._triggers.stamped_log |= line.stamped
         if trigger is not None:
             self._drafts.begin(*trigger, line)
         elif self._drafts:

@@ -16,7 +16,7 @@ _REGISTER = r"""
       | RIP\s\s?(?=\[<)
       | EIP:\s(?:00[0-7][0-9a-f]:)? | EIP\sis\sat\s | IP:\s
       | p?pc\s*:\s (?:[0-9a-f]+\s)? | PC\sis\sat\s | epc\s*:\s(?:[0-9a-f]+\s)?
-      | NIP\s | Krnl\sPSW\s:\s[0-9a-f\s]+\(
+      | NIP\s | ERA:\s[0-9a-f]+\s | Krnl\sPSW\s:\s[0-9a-f\s]+\(
       | (?P<link> lr\s:\s | LR\sis\sat\s | LR\s | ra\s*:\s(?:[0-9a-f]+\s)? )
     )
 """

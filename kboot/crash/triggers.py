@@ -19,32 +19,44 @@ _QUOTING = re.compile(
 _DOUBTED = {rule: replace(rule, needs_trace=True) for rule in RULES}
 
 
-def find(line: KernelLine, *, stamped_log: bool) -> tuple[Rule, re.Match[str]] | None:
-    """The rule whose first line this is, and its match; None for an ordinary line.
+class TriggerFinder:
+    """Knows of a console what it takes to doubt a line: whether its kernel stamps its lines."""
 
-    `stamped_log`: this log's kernel lines carry time or caller, so a line without is in doubt.
-    """
-    words = line.text.lstrip()
-    for rule in RULES:
-        if rule.anchor not in words:
-            continue
-        match = rule.pattern.match(words)
-        if match is not None:
-            doubted = not line.stamped and (stamped_log or rule.is_vague)
-            return (_DOUBTED[rule] if doubted else rule), match
-    return None if line.stamped else _find_glued(words, stamped_log=stamped_log)
+    def __init__(self) -> None:
+        #: Whether this console's kernel marks its lines with time or caller.
+        self.stamped_log = False
+        self._quoted = ""
 
-
-def _find_glued(words: str, *, stamped_log: bool) -> tuple[Rule, re.Match[str]] | None:
-    """A first line behind a prompt or a program's unfinished line."""
-    for rule in RULES:
-        if rule.needs_trace or rule.is_vague or rule.anchor not in words:
-            continue
-        match = rule.pattern.search(words)
-        if match is None:
-            continue
-        before = words[: match.start()]
-        if _QUOTING.search(before) or before.endswith("[ end "):
+    def find(self, line: KernelLine) -> tuple[Rule, re.Match[str]] | None:
+        """The rule whose first line this is, and its match; None for an ordinary line."""
+        words = line.text.strip()
+        if not line.stamped and words in self._quoted:
+            # What a command quoted, it prints: "# echo 'Kernel panic - not syncing: test'".
             return None
-        return (_DOUBTED[rule] if stamped_log else rule), match
-    return None
+        for rule in RULES:
+            if rule.anchor not in words:
+                continue
+            match = rule.pattern.match(words)
+            if match is not None:
+                doubted = not line.stamped and (self.stamped_log or rule.is_vague)
+                return (_DOUBTED[rule] if doubted else rule), match
+        return None if line.stamped else self._find_glued(words)
+
+    def _find_glued(self, words: str) -> tuple[Rule, re.Match[str]] | None:
+        """A first line behind a prompt or a program's unfinished line."""
+        for rule in RULES:
+            if rule.needs_trace or rule.is_vague or rule.anchor not in words:
+                continue
+            match = rule.pattern.search(words)
+            if match is None:
+                continue
+            before = words[: match.start()]
+            if before.endswith("[ end "):
+                return None
+            if _QUOTING.search(before):
+                self._quoted = words
+                return None
+            return (_DOUBTED[rule] if self.stamped_log else rule), match
+        if _QUOTING.search(words):
+            self._quoted = words
+        return None
