@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from kboot.deadline import Deadline
 
@@ -130,3 +130,34 @@ class Backend(Protocol):
 
     def power_on(self, spec: MachineSpec, deadline: Deadline) -> AbstractContextManager[Machine]:
         """Switch a machine on; it is gone at the end of the ``with``."""
+
+
+class SnapshotMachine(Machine, Protocol):
+    """A machine whose state can be saved, and that can go on from a saved one."""
+
+    def snapshot(self, directory: Path) -> None:
+        """Write memory and devices to `directory`, an empty one; the guest then runs on."""
+
+    def restore(self, directory: Path) -> None:
+        """Cut the power and go on from what `snapshot` wrote; `stream` is a new one."""
+
+
+@runtime_checkable
+class SnapshotBackend(Backend, Protocol):
+    """A backend whose machines can be saved. Ask for it with ``isinstance``."""
+
+    def snapshot_fault(self, spec: MachineSpec) -> str | None:
+        """None if such a machine can be saved, or else why not."""
+
+    def snapshot_identity(self, spec: MachineSpec) -> Mapping[str, str]:
+        """All that must be the same where such a machine is started again, by name."""
+
+    def power_on(
+        self,
+        spec: MachineSpec,
+        deadline: Deadline,
+        *,
+        saved: Path | None = None,
+        savable: bool = False,
+    ) -> AbstractContextManager[SnapshotMachine]:
+        """As `Backend.power_on`; from the state in `saved`, and so that it can be saved."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,26 +52,11 @@ class Qmp:
 
     def execute(self, command: str, deadline: Deadline, **arguments: object) -> Any:
         """Run a command and return its answer; `InfraError` if QEMU refuses or does not answer."""
-        self._serial += 1
-        request: dict[str, object] = {"execute": command, "id": self._serial}
-        if arguments:
-            request["arguments"] = arguments
-        try:
-            self._socket.settimeout(max(deadline.remaining, _AT_ONCE))
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
-        except TimeoutError as error:
-            raise InfraError(f"QEMU does not take the command {command}") from error
-        except OSError as error:
-            raise QmpClosed("QEMU closed its control socket") from error
-        while True:
-            message = self._receive(deadline.remaining)
-            if message is None:
-                raise InfraError(f"QEMU does not answer {command} on its control socket")
-            if message.get("id") != self._serial:
-                continue
-            if "error" in message:
-                raise InfraError(f"QEMU refused {command}: {message['error']['desc']}")
-            return message["return"]
+        return self._ask(command, arguments, deadline)
+
+    def hand_over(self, name: str, descriptor: int, deadline: Deadline) -> None:
+        """Give QEMU a duplicate of an open file, which commands then know by `name`."""
+        self._ask("getfd", {"fdname": name}, deadline, descriptors=[descriptor])
 
     def events(self) -> list[QmpEvent]:
         """The events since the last call, without waiting; `QmpClosed` when QEMU has ended."""
@@ -87,6 +73,36 @@ class Qmp:
     def close(self) -> None:
         """Close our side."""
         self._socket.close()
+
+    def _ask(
+        self,
+        command: str,
+        arguments: Mapping[str, object],
+        deadline: Deadline,
+        descriptors: Sequence[int] = (),
+    ) -> Any:
+        self._serial += 1
+        request: dict[str, object] = {"execute": command, "id": self._serial}
+        if arguments:
+            request["arguments"] = arguments
+        try:
+            self._socket.settimeout(max(deadline.remaining, _AT_ONCE))
+            line = json.dumps(request).encode() + b"\n"
+            sent = socket.send_fds(self._socket, [line], descriptors)
+            self._socket.sendall(line[sent:])
+        except TimeoutError as error:
+            raise InfraError(f"QEMU does not take the command {command}") from error
+        except OSError as error:
+            raise QmpClosed("QEMU closed its control socket") from error
+        while True:
+            message = self._receive(deadline.remaining)
+            if message is None:
+                raise InfraError(f"QEMU does not answer {command} on its control socket")
+            if message.get("id") != self._serial:
+                continue
+            if "error" in message:
+                raise InfraError(f"QEMU refused {command}: {message['error']['desc']}")
+            return message["return"]
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message, or None if there is none in time. Events are put aside on the way."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kboot import nginx, process, state
-from kboot.backend import BootServer, Firmware, Machine, MachineSpec
+from kboot.backend import BootServer, Firmware, MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.qemu import accel
 from kboot.qemu.firmware import find_uefi
+from kboot.qemu.identity import identity
 from kboot.qemu.machine import QemuMachine
+from kboot.qemu.snapshot import opaque_option
 
 #: Where a guest behind QEMU's user network finds the loopback interface of its host.
 GUEST_GATEWAY = "10.0.2.2"
@@ -52,8 +54,24 @@ class QemuBackend:
         ) as server:
             yield server
 
+    def snapshot_fault(self, spec: MachineSpec) -> str | None:
+        """None if such a machine can be saved, or else why not."""
+        option = opaque_option(spec.extra_arguments)
+        return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
+
+    def snapshot_identity(self, spec: MachineSpec) -> Mapping[str, str]:
+        """QEMU, its firmware, the machine and the host's processor."""
+        return identity(spec, program=self._program, accelerator=self._accelerator)
+
     @contextlib.contextmanager
-    def power_on(self, spec: MachineSpec, deadline: Deadline) -> Iterator[Machine]:
+    def power_on(
+        self,
+        spec: MachineSpec,
+        deadline: Deadline,
+        *,
+        saved: Path | None = None,
+        savable: bool = False,
+    ) -> Iterator[QemuMachine]:
         """Switch a machine on; its files are in a folder of its own in the run directory."""
         if spec.architecture not in _MACHINES:
             raise ConfigError(
@@ -68,6 +86,8 @@ class QemuBackend:
                 program=self._program,
                 accelerator=self._accelerator,
                 directory=folder,
+                saved=saved,
+                savable=savable,
             )
             with machine.powered_on(deadline):
                 yield machine

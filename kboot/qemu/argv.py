@@ -23,6 +23,16 @@ class Flash:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The guest's memory as a file, for machines that are saved, or start from what was saved."""
+
+    #: As QEMU finds it, such as ``/proc/self/fd/5``.
+    path: str
+    #: Whether the guest's writes go to the file, or stay with this machine.
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
     """The character devices behind the serial port and the control socket, as QEMU spells them."""
 
@@ -47,8 +57,15 @@ def argv(
     accelerator: Accelerator,
     wiring: Wiring,
     flash: Flash | None,
+    memory: Memory | None = None,
+    incoming: bool = False,
+    tftp: Path | None = None,
 ) -> list[str]:
-    """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS."""
+    """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS.
+
+    With `incoming`, it waits for a saved state instead of booting. `tftp` is a folder that the
+    guest can read at ``tftp://10.0.2.2/``.
+    """
     command = [program]
 
     def option(*words: str) -> None:
@@ -58,7 +75,13 @@ def argv(
     option("-no-user-config")
     option("-nodefaults")
     # Without graphics=off, SeaBIOS and iPXE write to a VGA we do not have (QEMU 7.2).
-    option("-machine", "q35,graphics=off")
+    if memory is None:
+        option("-machine", "q35,graphics=off")
+    else:
+        option("-machine", "q35,graphics=off,memory-backend=ram")
+        share = "on" if memory.shared else "off"
+        size = f"{spec.memory_mib}M"
+        option("-object", f"memory-backend-file,id=ram,{size=!s},mem-path={memory.path},{share=!s}")
     option("-accel", accelerator)
     option("-cpu", "host" if accelerator == "kvm" else "max")
     option("-smp", str(spec.cpus))
@@ -71,14 +94,17 @@ def argv(
         option("-mon", "chardev=control,mode=control")
     # The whole trick: DHCP names a URL, and the ROM's iPXE fetches and runs it. A comma in a value
     # is written twice.
-    boot_file = spec.boot_file.replace(",", ",,")
-    option("-netdev", f"user,id=net0,bootfile={boot_file}")
+    boot_file = _escaped(spec.boot_file)
+    files = "" if tftp is None else f",tftp={_escaped(tftp)}"
+    option("-netdev", f"user,id=net0,bootfile={boot_file}{files}")
     # e1000e: iPXE loads about 100 MB/s through it, and 30 MB/s through virtio-net (ROMs of 2019).
     option("-device", f"e1000e,netdev=net0,mac={spec.mac_address},bootindex=1")
     # From the network or not at all: no tour through other devices after iPXE has given up.
     option("-boot", "strict=on")
     # A guest that powers off leaves a paused QEMU, which can tell so.
     option("-no-shutdown")
+    if incoming:
+        option("-incoming", "defer")
     if flash is not None:
         option("-drive", _pflash(0, flash.code, flash.format, readonly=True))
         option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
@@ -87,6 +113,9 @@ def argv(
 
 
 def _pflash(unit: int, path: Path, image_format: str, *, readonly: bool) -> str:
-    file = str(path).replace(",", ",,")
     access = "on" if readonly else "off"
-    return f"if=pflash,unit={unit},format={image_format},readonly={access},file={file}"
+    return f"if=pflash,unit={unit},format={image_format},readonly={access},file={_escaped(path)}"
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace(",", ",,")

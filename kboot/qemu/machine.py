@@ -16,8 +16,9 @@ from kboot.backend import MachineSpec, Stream
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError
 from kboot.log import logger, step
-from kboot.qemu import firmware
+from kboot.qemu import firmware, snapshot
 from kboot.qemu.argv import Accelerator, Flash, Wiring, argv
+from kboot.qemu.snapshot import GuestMemory
 from kboot.qmp import Qmp, QmpClosed
 
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
@@ -49,9 +50,22 @@ class QemuMachine:
     """A machine on this host (see `kboot.backend.Machine`). Made by `power_on`."""
 
     def __init__(
-        self, spec: MachineSpec, *, program: str, accelerator: Accelerator, directory: Path
+        self,
+        spec: MachineSpec,
+        *,
+        program: str,
+        accelerator: Accelerator,
+        directory: Path,
+        saved: Path | None = None,
+        savable: bool = False,
     ) -> None:
+        """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
+
+        A machine that is `savable` costs a copy of that state.
+        """
         self.spec = spec
+        self._saved = saved
+        self._savable = savable
         self._program = program
         self._accelerator: Accelerator = accelerator
         self._directory = directory
@@ -62,6 +76,7 @@ class QemuMachine:
         self._process: process.Process
         self._qmp: Qmp
         self._stream: Stream
+        self._memory: GuestMemory
         self._powered_off = False
 
     # ------------------------------------------------------------------ what the protocol promises
@@ -93,7 +108,35 @@ class QemuMachine:
         """Cut the power and switch it on again: a new QEMU process with empty memory."""
         with self._lock, step("power cycle"):
             self._power.close()
-            self._switch_on(Deadline(_CONTROL_LIMIT_S))
+            self._switch_on(Deadline(_CONTROL_LIMIT_S), saved=None)
+
+    def snapshot(self, directory: Path) -> None:
+        """Write memory and devices to `directory`, an empty one; the guest then runs on.
+
+        `InfraError` if the machine was not made `savable`, or has a device that cannot be saved.
+        """
+        with self._lock, step("snapshot"):
+            if not self._savable:
+                raise InfraError(f"the machine {self.spec.name} was not switched on to be saved")
+            deadline = Deadline(_CONTROL_LIMIT_S)
+            try:
+                snapshot.save_devices(self._qmp, directory / snapshot.DEVICES, deadline)
+                with (directory / snapshot.MEMORY).open("xb") as file:
+                    snapshot.copy_sparse(self._memory.descriptor, file.fileno())
+            except OSError as error:
+                raise InfraError(f"the machine cannot be saved: {error}") from error
+            finally:
+                with contextlib.suppress(QmpClosed):
+                    self._command("cont")
+
+    def restore(self, directory: Path) -> None:
+        """Cut the power and go on from what `snapshot` has put into `directory`.
+
+        `InfraError` if QEMU does not take it; the machine is then off.
+        """
+        with self._lock, step("restore"):
+            self._power.close()
+            self._switch_on(Deadline(_CONTROL_LIMIT_S), saved=directory)
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
@@ -135,13 +178,19 @@ class QemuMachine:
         """Run QEMU for the length of the ``with``."""
         try:
             with step(f"QEMU {self.spec.name}"):
-                self._switch_on(deadline)
+                self._switch_on(deadline, saved=self._saved)
             yield
         finally:
             self._power.close()
 
-    def _switch_on(self, deadline: Deadline) -> None:
+    def _switch_on(self, deadline: Deadline, *, saved: Path | None) -> None:
         with contextlib.ExitStack() as stack:
+            memory = self._open_memory(saved)
+            inherited: tuple[int, ...] = ()
+            if memory is not None:
+                stack.callback(memory.close)
+                self._memory = memory
+                inherited = (memory.descriptor,)
             serial, serial_far = socket.socketpair()
             control, control_far = socket.socketpair()
             self._stream = SocketStream(serial)
@@ -154,15 +203,17 @@ class QemuMachine:
                 )
                 self._process = stack.enter_context(
                     process.spawn(
-                        self._argv(wiring, self._flash),
+                        self._argv(wiring, self._flash, memory, incoming=saved is not None),
                         log=self._log,
-                        pass_fds=(serial_far.fileno(), control_far.fileno()),
+                        pass_fds=(serial_far.fileno(), control_far.fileno(), *inherited),
                         env=state.environment(self._directory.parent),
                         stop_grace_s=0.5,
                     )
                 )
             try:
                 self._qmp = Qmp(control, deadline.within(_CONTROL_LIMIT_S))
+                if saved is not None:
+                    snapshot.load_devices(self._qmp, saved / snapshot.DEVICES, deadline)
             except QmpClosed:
                 self._process.wait(2)
                 raise InfraError(f"QEMU did not start: {self._process.last_words()}") from None
@@ -170,13 +221,33 @@ class QemuMachine:
             self._power = stack.pop_all()
         logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
 
-    def _argv(self, wiring: Wiring, flash: Flash | None) -> list[str]:
+    def _open_memory(self, saved: Path | None) -> GuestMemory | None:
+        """The file behind the guest's memory; None if it is QEMU's own."""
+        if saved is None:
+            return GuestMemory.empty(self.spec.memory_mib) if self._savable else None
+        try:
+            if self._savable:
+                return GuestMemory.copied(saved, self.spec.memory_mib)
+            return GuestMemory.saved(saved)
+        except OSError as error:
+            raise InfraError(f"the saved memory cannot be used: {error}") from error
+
+    def _argv(
+        self,
+        wiring: Wiring,
+        flash: Flash | None,
+        memory: GuestMemory | None = None,
+        *,
+        incoming: bool = False,
+    ) -> list[str]:
         return argv(
             self.spec,
             program=self._program,
             accelerator=self._accelerator,
             wiring=wiring,
             flash=flash,
+            memory=None if memory is None else memory.option(),
+            incoming=incoming,
         )
 
     def _prepare_flash(self) -> Flash | None:
