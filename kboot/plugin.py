@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kboot.config import SETTINGS, Config, Setting, load
-from kboot.errors import ConfigError, InfraError, KbootError
+from kboot.errors import ConfigError, GuestError, InfraError, KbootError
 
 if TYPE_CHECKING:
     from kboot.artifacts import Kernel
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _MARKER = "kboot"
 _BOOT = pytest.StashKey["Boot"]()
+#: Whose frames stand between pytest and a test.
+_RUNNERS = {"_pytest", "pluggy", "pytest"}
 #: How much of the console a failure shows.
 _TAIL_LINES = 40
 
@@ -128,11 +130,17 @@ def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
     marker ``kboot`` chooses the machine, and ``fresh=True`` demands another one.
     """
     config, fresh = _config_for(request.node)
-    attempt = kboot_session.booted(
-        kboot_session.settings(config), name=request.node.name, fresh=fresh
+
+    def remember(attempt: Boot) -> None:
+        # Also one that fails to come up: the report of the test tells about it.
+        request.node.stash[_BOOT] = attempt
+
+    return kboot_session.booted(
+        kboot_session.settings(config),
+        name=request.node.name,
+        fresh=fresh,
+        on_attempt=remember,
     )
-    request.node.stash[_BOOT] = attempt
-    return attempt
 
 
 @pytest.fixture
@@ -159,29 +167,46 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show what the kernel said; count trouble with the host as an error, not as a failure."""
     error = call.excinfo.value if call.excinfo else None
-    if isinstance(error, KbootError) and call.excinfo:
-        _hide_our_frames(call.excinfo)
-    report = yield
+    shown = True
+    if isinstance(error, KbootError) and not item.config.getoption("fulltrace"):
+        shown = _hide_our_frames(error)
     attempt = item.stash.get(_BOOT, None)
     if call.when == "call" and attempt:
-        report.user_properties.extend(_properties(attempt))
+        item.user_properties.extend(_properties(attempt))
+    report = yield
+    if not shown:
+        report.longrepr = f"{type(error).__name__}: {error}"
     if report.failed and attempt:
         report.sections.extend(_sections(attempt))
+    # For pytest, its terminal and its JUnit file, what fails in its call has failed, and what fails
+    # in its set-up is an error. For kboot it does not matter when, but who is at fault.
     if isinstance(error, InfraError) and report.when == "call":
-        # What fails in its set-up is an error for pytest, its terminal and its JUnit file.
         report.when = "setup"
+    if isinstance(error, GuestError) and report.when == "setup":
+        report.when = "call"
     return report
 
 
-def _hide_our_frames(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Leave the test's own lines in the traceback: the message says what ours did."""
-    ours = Path(__file__).parent
-    acceptance = ours / "acceptance"
-    theirs = excinfo.traceback.filter(
-        lambda entry: acceptance in Path(entry.path).parents or ours not in Path(entry.path).parents
-    )
-    if theirs:
-        excinfo.traceback = theirs
+def _hide_our_frames(error: BaseException) -> bool:
+    """Leave the test's own lines in the traceback: the message says what ours did.
+
+    Returns whether there are any; a boot that failed in a fixture has none.
+    """
+    theirs = False
+    before = error.__traceback__
+    while before and before.tb_next:
+        frame = before.tb_next.tb_frame
+        if _is_ours(Path(frame.f_code.co_filename)):
+            before.tb_next = before.tb_next.tb_next
+        else:
+            before = before.tb_next
+            theirs = theirs or frame.f_globals.get("__name__", "").partition(".")[0] not in _RUNNERS
+    return theirs
+
+
+def _is_ours(path: Path) -> bool:
+    package = Path(__file__).parent
+    return package in path.parents and package / "acceptance" not in path.parents
 
 
 def _sections(attempt: Boot) -> list[tuple[str, str]]:

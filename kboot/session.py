@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from kboot.artifacts import Kernel, read_kernel
 from kboot.backend import Backend, BootServer
-from kboot.boot import Boot, BootSettings, boot, open_backend, settings_for
-from kboot.boot.attempt import OnPhase
+from kboot.boot import Boot, BootSettings, open_backend, power_on, settings_for
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
@@ -69,29 +68,32 @@ class Session:
         *,
         name: str,
         fresh: bool = False,
-        on_phase: OnPhase = lambda _milestone, _seconds: None,
+        on_attempt: Callable[[Boot], None] = lambda _attempt: None,
     ) -> Boot:
         """A machine with these settings that is ready: the one that is on, or another one.
 
-        `fresh` demands another one. `name` names its evidence.
+        `fresh` demands another one. `name` names its evidence. `on_attempt` is told the machine
+        before it is waited for.
         """
         running = self._running
         if running and not fresh and running.settings == settings and running.boot.pristine:
+            on_attempt(running.boot)
             return running.boot
         self.switch_off()
         self._count += 1
-        power = contextlib.ExitStack()
-        attempt = power.enter_context(
-            boot(
-                self.backend,
-                self.server,
-                self.kernel,
-                replace(settings, machine_name=f"{self._prefix}{self._count}"),
-                evidence_directory=self._evidence / f"{self._count:03d}-{_file_name(name)}",
-                on_phase=on_phase,
+        with contextlib.ExitStack() as power:
+            attempt = power.enter_context(
+                power_on(
+                    self.backend,
+                    self.server,
+                    self.kernel,
+                    replace(settings, machine_name=f"{self._prefix}{self._count}"),
+                    evidence_directory=self._evidence / f"{self._count:03d}-{_file_name(name)}",
+                )
             )
-        )
-        self._running = _Running(settings=settings, boot=attempt, power=power)
+            on_attempt(attempt)
+            attempt.wait_until_ready()
+            self._running = _Running(settings=settings, boot=attempt, power=power.pop_all())
         return attempt
 
     def switch_off(self) -> None:

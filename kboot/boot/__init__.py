@@ -18,6 +18,7 @@ from kboot.config import Config
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
+from kboot.errors import KernelCrash
 
 __all__ = [
     "Boot",
@@ -94,7 +95,10 @@ def power_on(
         except BaseException as error:
             evidence.write(evidence_directory, attempt, error, duration_s=time.monotonic() - start)
             raise
-        evidence.write(evidence_directory, attempt, None, duration_s=time.monotonic() - start)
+        # Nobody may have looked at the machine after it died.
+        fatal = console.fatal
+        crash = KernelCrash(fatal.title, fatal) if fatal else None
+        evidence.write(evidence_directory, attempt, crash, duration_s=time.monotonic() - start)
 
 
 @contextlib.contextmanager

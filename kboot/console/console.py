@@ -150,6 +150,13 @@ class Console:
             self._tape.settle()
             return tuple(self._tape.crashes.reports)
 
+    @property
+    def fatal(self) -> CrashReport | None:
+        """The crash that killed the kernel and that nobody expected, if there was one."""
+        with self._tape.changed:
+            self._tape.settle()
+            return self._tape.crashes.fatal
+
     def subscribe(self, callback: Callable[[Line], None]) -> Callable[[], None]:
         """Call `callback` with every whole line from now on, on the reader's thread.
 

@@ -1,0 +1,226 @@
+"""The pytest plugin as its users meet it: pytest is run, and what it shows is read."""
+
+from __future__ import annotations
+
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+UNRELATED = "def test_nothing():\n    assert True\n"
+
+
+@pytest.fixture(autouse=True)
+def in_a_process_of_its_own(pytester: pytest.Pytester) -> None:
+    """With no settings of a project around."""
+    pytester.makeini("[pytest]\n")
+
+
+def run(pytester: pytest.Pytester, *arguments: str | Path) -> pytest.RunResult:
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *map(str, arguments))
+
+
+def test_without_a_kernel_it_is_not_to_be_seen(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(UNRELATED)
+    result = run(pytester)
+    result.assert_outcomes(passed=1)
+    assert "kboot:" not in result.stdout.str()
+
+
+def test_unused_it_imports_nothing_heavy(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_modules():
+            heavy = {"jinja2", "pexpect", "kubernetes", "paramiko", "requests", "click"}
+            assert not heavy & set(sys.modules)
+            assert "kboot.boot" not in sys.modules
+        """
+    )
+    run(pytester).assert_outcomes(passed=1)
+
+
+def test_a_fixture_without_a_kernel_says_what_to_do(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(kernel):\n    pass\n")
+    result = run(pytester)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*no kernel was named; say which: --kernel=FILE*"])
+
+
+def test_a_wrong_kernel_ends_the_run_at_once(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(UNRELATED)
+    result = run(pytester, "--kernel=nowhere/vmlinuz")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: kboot: *nowhere/vmlinuz*"])
+    assert "Traceback" not in result.stderr.str()
+
+
+def test_a_wrong_option_names_itself(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(UNRELATED)
+    result = run(pytester, "--kernel=vmlinuz", "--kboot-memory=lots")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: kboot: --kboot-memory: 'lots' is not *"])
+
+
+@pytest.mark.parametrize(
+    ("marker", "words"),
+    [
+        ("kboot(memry='2G')", "*has no setting memry*"),
+        ("kboot(cpus='many')", "*'many' is not *"),
+        ("kboot('2G')", "*takes settings by name*"),
+    ],
+)
+def test_a_mistake_in_a_marker_ends_the_run_before_it_starts(
+    pytester: pytest.Pytester, marker: str, words: str
+) -> None:
+    pytester.makepyfile(f"import pytest\n\n@pytest.mark.{marker}\ndef test_it(boot):\n    pass\n")
+    result = run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*kboot: *test_it: {words}"])
+
+
+def test_kernel_alone_runs_the_acceptance_suite_beside_the_projects_tests(
+    pytester: pytest.Pytester, debian_kernel: Path
+) -> None:
+    pytester.makepyfile(UNRELATED)
+    result = run(pytester, f"--kernel={debian_kernel}", "--collect-only", "-q")
+    result.stdout.fnmatch_lines(
+        [
+            "*::test_nothing",
+            "*test_acceptance.py::test_recovers_from_a_panic_by_itself",
+        ]
+    )
+
+
+def test_with_arguments_only_those_are_run(pytester: pytest.Pytester, debian_kernel: Path) -> None:
+    path = pytester.makepyfile(UNRELATED)
+    result = run(pytester, f"--kernel={debian_kernel}", "--collect-only", "-q", path)
+    assert "acceptance" not in result.stdout.str()
+
+
+SUITE = """
+import time
+
+import pytest
+
+from kboot.errors import InfraError
+
+
+def test_passes(guest, kernel):
+    assert guest.succeed("uname -r").strip() == kernel.release
+
+
+def test_shares_the_machine(boot, guest):
+    assert len(boot.boot_ids) == 1
+    assert guest.succeed("echo one").strip() == "one"
+
+
+def test_a_command_fails(guest):
+    guest.succeed("ls /nowhere")
+
+
+def test_the_host_is_at_fault(boot):
+    raise InfraError("the host is on fire")
+
+
+def test_does_not_look(boot):
+    boot.panic()
+    time.sleep(4)
+
+
+def test_gets_another_machine(boot):
+    assert boot.guest.succeed("echo two").strip() == "two"
+    assert not boot.console.reports
+
+
+@pytest.mark.kboot(cmdline="console=tty0")
+def test_never_begins(boot):
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(
+    tmp_path_factory: pytest.TempPathFactory, debian_kernel: Path
+) -> tuple[str, dict[str, ET.Element]]:
+    """What a run of `SUITE` printed, and its JUnit test cases by name."""
+    import subprocess
+
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "test_suite.py").write_text(SUITE)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    done = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "pytest", "-p", "no:cacheprovider", "test_suite.py"),
+            f"--kernel={debian_kernel}",
+            "--junitxml=junit.xml",
+            "--kboot-evidence=evidence",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    cases = ET.parse(folder / "junit.xml").iter("testcase")  # noqa: S314  our own run wrote it
+    return done.stdout, {case.attrib["name"]: case for case in cases}
+
+
+Suite = tuple[str, dict[str, ET.Element]]
+
+
+def test_the_header_says_what_is_tested(suite: Suite) -> None:
+    assert re.search(
+        r"^kboot: Linux \S+ \(x86_64\) from .*; backend qemu, bios", suite[0], re.MULTILINE
+    )
+
+
+def test_the_kernels_fault_is_a_failure_and_the_hosts_an_error(suite: Suite) -> None:
+    output, cases = suite
+    assert "3 failed, 3 passed, 1 error" in output
+    verdicts = {name: [child.tag for child in case] for name, case in cases.items()}
+    assert "failure" in verdicts["test_a_command_fails"]
+    assert "failure" in verdicts["test_does_not_look"]
+    assert "failure" in verdicts["test_never_begins"]
+    assert "error" in verdicts["test_the_host_is_at_fault"]
+
+
+def test_a_failure_shows_the_tests_own_line_and_not_kboots(suite: Suite) -> None:
+    output, _ = suite
+    assert 'guest.succeed("ls /nowhere")' in output
+    assert "No such file or directory" in output
+    assert "kboot/guest/guest.py" not in output
+
+
+def test_a_crash_nobody_looked_at_fails_the_test_and_is_shown(suite: Suite) -> None:
+    output, _ = suite
+    section = output.partition("_ test_does_not_look _")[2].partition("\n____")[0]
+    assert "KernelCrash" in section
+    assert "kboot crash:" in section
+    assert "sysrq_handle_crash" in section
+    assert "kboot console, last" in section
+
+
+def test_a_boot_that_failed_shows_its_console_and_its_evidence(suite: Suite) -> None:
+    output, _ = suite
+    section = output.partition("_ test_never_begins _")[2]
+    assert "no console=ttyS0" in section
+    assert "kboot: handoff" in section
+    (evidence,) = re.findall(r"^(/.*/evidence/\d+-test_never_begins)$", section, re.MULTILINE)
+    assert (Path(evidence) / "serial.log").stat().st_size > 1000
+    assert '"verdict": "failed"' in (Path(evidence) / "result.json").read_text()
+
+
+def test_junit_has_the_kernel_and_the_time_of_its_boot(suite: Suite) -> None:
+    _, cases = suite
+    properties = {
+        each.attrib["name"]: each.attrib["value"] for each in cases["test_passes"].iter("property")
+    }
+    assert properties["kboot.kernel.release"].startswith("6.")
+    assert float(properties["kboot.boot_s"]) > 1
+    assert float(properties["kboot.phase.linux_s"]) > 0
+    assert Path(properties["kboot.evidence"]).is_dir()
