@@ -1,0 +1,67 @@
+"""What looks like a crash and is none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.crash.crash_logs import DATA, encode, reports, scan
+
+CLEAN = sorted((DATA / "clean").glob("*.log"))
+_STAMP = re.compile(r"^\[ *\d+\.\d+\] ")
+
+
+@pytest.mark.parametrize("path", CLEAN, ids=lambda path: path.stem)
+def test_a_clean_log_raises_no_alarm(path: Path) -> None:
+    lines = _lines(path)
+    assert scan(encode(lines)) == []
+
+
+@pytest.mark.parametrize("path", CLEAN, ids=lambda path: path.stem)
+def test_a_clean_log_without_times_raises_no_alarm(path: Path) -> None:
+    assert scan(encode([_STAMP.sub("", line) for line in _lines(path)])) == []
+
+
+@pytest.mark.parametrize("path", CLEAN, ids=lambda path: path.stem)
+def test_a_clean_log_behind_a_prefix_raises_no_alarm(path: Path) -> None:
+    assert scan(encode([f"2024-01-02T03:04:05Z {line}" for line in _lines(path)])) == []
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "# echo 'Kernel panic - not syncing: test'",
+        '$ printf "BUG: unable to handle kernel NULL pointer dereference at 0\\n"',
+        "/ # grep 'general protection fault: 0000 [#1]' /var/log/kern.log",
+        "+ echo 'kernel BUG at mm/slub.c:1!'",
+        'expecting "Oops: 0000 [#1]"',
+    ],
+)
+def test_ones_own_input_and_its_echo_are_no_crash(command: str) -> None:
+    quoted = re.split("['\"]", command)[1]
+    assert reports(encode(["[    1.000000] Run /init", command, quoted, "# "])) == []
+    assert reports(encode([command, quoted, "# "])) == []
+
+
+def test_a_first_line_without_time_needs_a_trace_where_the_kernel_stamps_its_lines() -> None:
+    before = "[    1.000000] Linux version 6.1.0 (a@b) (gcc) #1 SMP"
+    first = "general protection fault: 0000 [#1] SMP"
+    assert reports(encode([before, first, *["user text"] * 20])) == []
+    trace = ["CPU: 0 PID: 1 Comm: init Not tainted", "RIP: 0010:foo+0x1/0x2"]
+    assert reports(encode([before, first, *trace]))[0].function == "foo"
+
+
+def test_a_vague_line_of_a_program_is_no_crash_without_a_trace() -> None:
+    assert reports(encode(["BUG: cannot find the thing", "next test"])) == []
+    assert reports(encode(["WARNING: this is only a test", "next test"])) == []
+
+
+def test_a_vague_line_of_the_kernel_is_one() -> None:
+    report = reports(encode(["[    3.000000] BUG: arch topology borken"]))[0]
+    assert (report.kind, report.title) == ("bug", "BUG: arch topology borken")

@@ -1,0 +1,143 @@
+"""``kboot crash`` as its user meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.crash.crash_logs import DATA
+
+C_SOURCE = """\
+const char linux_banner[] = "Linux version 6.1.0 (a@b) (gcc) #1 SMP";
+
+__attribute__((noinline)) int inner(volatile int *where)
+{
+    return *where;
+}
+
+int outer(volatile int *where)
+{
+    int value = inner(where);
+    return value + 1;
+}
+
+int main(void)
+{
+    return linux_banner[0] + outer(0);
+}
+"""
+
+
+def crash(*argv: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "kboot", "crash", *argv]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def vmlinux(tmp_path: Path) -> Path:
+    """A small program that has what of a kernel image matters here."""
+    source = tmp_path / "kernel.c"
+    source.write_text(C_SOURCE, encoding="utf-8")
+    image = tmp_path / "vmlinux"
+    subprocess.run(["gcc", "-g", "-O1", "-o", str(image), str(source)], check=True)
+    return image
+
+
+def oops(release: str = "6.1.0") -> bytes:
+    lines = [
+        "general protection fault: 0000 [#1] SMP",
+        f"CPU: 0 PID: 7 Comm: t Not tainted {release} #1",
+        "RIP: 0010:inner+0x1/0x3",
+        "Call Trace:",
+        " outer+0x5/0x9",
+        " made_up+0x5/0x9",
+        "---[ end trace 0000000000000000 ]---",
+    ]
+    return "\n".join(lines).encode() + b"\n"
+
+
+def test_a_crash_is_told_and_exits_with_1() -> None:
+    done = crash(str(DATA / "gpf-4.14.log"))
+    text = done.stdout.decode()
+    assert done.returncode == 1
+    assert "general protection fault in sess_put" in text
+    assert "caused by: general protection fault in sess_put (line 3)" in text
+    assert "-> sess_put+0x5f/0x1b0  net/sess/core.c:411" in text
+
+
+def test_a_clean_log_exits_with_0_and_says_nothing() -> None:
+    done = crash(str(DATA / "clean" / "debian-6.1-boot.log"))
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_json_is_one_object_per_report_and_line() -> None:
+    done = crash("--json", str(DATA / "gpf-4.14.log"))
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["kind"], first["function"]) == ("general-protection", "sess_put")
+    assert second["caused_by"]["start_line"] == first["start_line"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"\x1f\x8b\x08\x00rest", "gzip"), (b"\x7fELF\x02\x01", "ELF"), (None, "No such file")],
+)
+def test_what_is_no_log_gets_one_line_and_exit_code_2(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    path = tmp_path / "input"
+    if content is not None:
+        path.write_bytes(content)
+    done = crash(str(path))
+    assert done.returncode == 2
+    assert words in done.stderr.decode()
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_standard_input_is_followed_live() -> None:
+    command = [sys.executable, "-m", "kboot", "crash", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write(b"[    1.000000] Kernel panic - not syncing: now\n")
+        running.stdin.flush()
+        began = time.monotonic()
+        assert running.stdout.readline() == b"panic: now\n"
+        assert time.monotonic() - began < 20
+        running.stdin.close()
+        assert running.wait(20) == 1
+
+
+def test_vmlinux_adds_file_and_line(tmp_path: Path, vmlinux: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(oops())
+    done = crash("--vmlinux", str(vmlinux), str(log))
+    text = done.stdout.decode()
+    assert done.returncode == 1, done.stderr
+    assert "kernel.c:5" in text
+    assert "kernel.c:10" in text
+    assert "made_up+0x5/0x9\n" in text
+
+
+def test_another_kernels_vmlinux_is_refused(tmp_path: Path, vmlinux: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(oops("6.9.9"))
+    done = crash("--vmlinux", str(vmlinux), str(log))
+    assert done.returncode == 2
+    assert "is Linux 6.1.0, but the log is of Linux 6.9.9" in done.stderr.decode()
+
+
+def test_a_stripped_vmlinux_is_refused(tmp_path: Path, vmlinux: Path) -> None:
+    stripped = tmp_path / "stripped"
+    shutil.copy(vmlinux, stripped)
+    subprocess.run(["strip", str(stripped)], check=True)
+    log = tmp_path / "log"
+    log.write_bytes(oops())
+    done = crash("--vmlinux", str(stripped), str(log))
+    assert done.returncode == 2
+    assert "has no symbol table" in done.stderr.decode()
