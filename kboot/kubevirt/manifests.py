@@ -1,0 +1,113 @@
+"""What kboot puts on a cluster, as functions of values: lists of objects as the API takes them."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+from kboot import templates
+from kboot.kubevirt import patch
+from kboot.kubevirt.names import object_name
+from kboot.kubevirt.settings import ClusterSettings
+
+Manifest = dict[str, Any]
+
+HTTP_PORT = 8080
+UPLOAD_PORT = 8081
+
+HEARTBEAT = "kboot.dev/heartbeat"
+TTL = "kboot.dev/ttl-seconds"
+USER = "kboot.dev/user"
+
+#: A run whose heartbeat is older than this is dead.
+TTL_S = 900
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run, as its objects know it."""
+
+    #: From `kboot.kubevirt.names.new_run`.
+    identifier: str
+    namespace: str
+    #: The uid of its owner object; empty before that is there, and for people who only read.
+    owner_uid: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the owner, the boot server and its Service."""
+        return object_name(self.identifier)
+
+
+def timestamp(moment: datetime.datetime) -> str:
+    """A time as Kubernetes writes it."""
+    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def owner(run: Run, *, user: str, now: datetime.datetime) -> Manifest:
+    """The object that owns all others of the run, and says that the run lives."""
+    (manifest,) = _parse(
+        "nginx/kubernetes/run.yaml",
+        object_name=run.name,
+        namespace=run.namespace,
+        run=run.identifier,
+        user=user,
+        heartbeat=timestamp(now),
+        ttl_s=TTL_S,
+    )
+    return manifest
+
+
+def boot_server(run: Run, settings: ClusterSettings, *, token: str) -> list[Manifest]:
+    """Secret, ConfigMap, Service, Pod and NetworkPolicy of the boot server, in that order.
+
+    `token` is what opens the port for uploads.
+    """
+    nginx_conf = templates.render(
+        "nginx/kubernetes/nginx.conf",
+        run=run.identifier,
+        http_port=HTTP_PORT,
+        upload_port=UPLOAD_PORT,
+    )
+    manifests = _parse(
+        "nginx/kubernetes/server.yaml",
+        object_name=run.name,
+        namespace=run.namespace,
+        run=run.identifier,
+        owner_uid=run.owner_uid,
+        token=token,
+        nginx_conf=nginx_conf,
+        image=settings.nginx_image,
+        pull_secrets=settings.pull_secrets,
+        claim=settings.claim,
+        http_port=HTTP_PORT,
+        upload_port=UPLOAD_PORT,
+    )
+    return [patch.apply(settings.patches, manifest) for manifest in manifests]
+
+
+def storage(namespace: str, settings: ClusterSettings) -> Manifest:
+    """The claim for artifacts that outlive runs. It belongs to none, and stays."""
+    (manifest,) = _parse(
+        "nginx/kubernetes/storage.yaml",
+        claim=settings.claim,
+        namespace=namespace,
+        storage_class=settings.storage_class,
+        size_gib=settings.storage_gib,
+    )
+    return patch.apply(settings.patches, manifest)
+
+
+def to_yaml(manifests: list[Manifest]) -> str:
+    """Manifests as text for ``kubectl apply -f -``."""
+    import yaml  # noqa: PLC0415
+
+    text: str = yaml.safe_dump_all(manifests, sort_keys=False)
+    return text
+
+
+def _parse(template: str, **values: object) -> list[Manifest]:
+    import yaml  # noqa: PLC0415
+
+    return list(yaml.safe_load_all(templates.render(template, **values)))

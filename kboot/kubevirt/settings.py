@@ -1,0 +1,37 @@
+"""What the user may choose about the cluster, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+#: nginx with its DAV module, and a user 101.
+NGINX_IMAGE = "docker.io/library/nginx:1.28-alpine"
+
+Attach = Literal["running", "paused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """How kboot uses a cluster."""
+
+    #: Of the kubeconfig file; None for its current one, or for the pod that we run in.
+    context: str | None = None
+    #: None for the context's own.
+    namespace: str | None = None
+    nginx_image: str = NGINX_IMAGE
+    #: Secrets that are there already, for the pulling of images.
+    pull_secrets: tuple[str, ...] = ()
+    #: How the cluster's DNS names end.
+    domain: str = "cluster.local"
+    #: A claim for artifacts that outlive the run; empty: they go with it.
+    claim: str = ""
+    storage_class: str = ""
+    storage_gib: int = 10
+    #: A disk with iPXE for UEFI: a container image, or ``pvc:<claim>``; empty for none.
+    ipxe_disk: str = ""
+    #: When the console is attached: as soon as the machine runs, or before its first instruction,
+    #: for which it is started paused.
+    attach: Attach = "running"
+    #: What `kboot.kubevirt.patch.read` returns.
+    patches: tuple[dict[str, Any], ...] = ()

@@ -1,0 +1,140 @@
+"""A `MachineSpec` as a KubeVirt VirtualMachine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kboot.backend import MachineSpec
+from kboot.errors import ConfigError
+from kboot.kubevirt import patch
+from kboot.kubevirt.manifests import Manifest, Run
+from kboot.kubevirt.names import MACHINE_LABEL, labels, object_name
+from kboot.kubevirt.settings import ClusterSettings
+
+#: Architectures as KubeVirt names them.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+#: The most cores in a socket; beyond, there are more sockets. q35 takes 255 of them and more.
+_CORES_PER_SOCKET = 64
+
+#: The network card that the machine boots from.
+INTERFACE = "default"
+_IPXE_VOLUME = "ipxe"
+
+
+def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest:
+    """The VirtualMachine for `spec`: stopped, owned by the run, to be started by hand.
+
+    `ConfigError` for what a cluster's machine cannot have.
+    """
+    if spec.architecture not in ARCHITECTURES:
+        raise ConfigError(
+            f"the kubevirt backend has no machine for {spec.architecture}; "
+            f"it has: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    if spec.extra_arguments:
+        raise ConfigError(
+            "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
+        )
+    own = labels(run.identifier, component="machine") | {
+        MACHINE_LABEL: object_name(run.identifier, spec.name).removeprefix(run.name + "-")
+    }
+    metadata: dict[str, Any] = {
+        "name": object_name(run.identifier, spec.name),
+        "namespace": run.namespace,
+        "labels": own,
+    }
+    if run.owner_uid:
+        metadata["ownerReferences"] = [
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": run.name, "uid": run.owner_uid}
+        ]
+    template = {"metadata": {"labels": own}, "spec": _instance(spec, settings)}
+    whole = {
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachine",
+        "metadata": metadata,
+        # A machine that powers itself off stays off, for the test to see.
+        "spec": {"runStrategy": "Manual", "template": template},
+    }
+    return patch.apply(settings.patches, whole)
+
+
+def _instance(spec: MachineSpec, settings: ClusterSettings) -> dict[str, Any]:
+    instance: dict[str, Any] = {
+        "architecture": ARCHITECTURES[spec.architecture],
+        # A machine under test has nothing to save: stopping one means cutting its power.
+        "terminationGracePeriodSeconds": 0,
+        "domain": {
+            "memory": {"guest": f"{spec.memory_mib}Mi"},
+            "cpu": _cpu(spec.cpus),
+            "firmware": {"bootloader": _bootloader(spec)},
+            "devices": _devices(spec),
+        },
+        "networks": [{"name": INTERFACE, "pod": {}}],
+    }
+    if settings.attach == "paused":
+        instance["startStrategy"] = "Paused"
+    if settings.ipxe_disk and spec.firmware == "uefi":
+        _add_ipxe_disk(instance, settings)
+    return instance
+
+
+def _devices(spec: MachineSpec) -> dict[str, Any]:
+    interface = {
+        "name": INTERFACE,
+        "masquerade": {},
+        # iPXE loads about three times as fast through it as through virtio (ROMs of 2019).
+        "model": "e1000e",
+        # Without an order, KubeVirt switches the card's boot ROM off.
+        "bootOrder": 1,
+        "macAddress": spec.mac_address,
+        # Behind masquerade, only ports that are named here can be reached.
+        "ports": [{"port": 22}],
+        "dhcpOptions": {"bootFileName": spec.boot_file},
+    }
+    return {
+        "autoattachGraphicsDevice": False,
+        "autoattachSerialConsole": True,
+        # The record that gaps are filled from.
+        "logSerialConsole": True,
+        "rng": {},
+        "interfaces": [interface],
+    }
+
+
+def _bootloader(spec: MachineSpec) -> dict[str, Any]:
+    if spec.firmware == "uefi":
+        return {"efi": {"secureBoot": False}}
+    # Without useSerial, SeaBIOS and iPXE write to a screen that nobody sees.
+    return {"bios": {"useSerial": True}}
+
+
+def _cpu(cpus: int) -> dict[str, int]:
+    """As few sockets as possible, all alike; none to be plugged in later.
+
+    KubeVirt would keep room for four times as many (1.9), more than a machine can have.
+    """
+    for sockets in range(-(-cpus // _CORES_PER_SOCKET), cpus + 1):
+        if cpus % sockets == 0:
+            return {
+                "sockets": sockets,
+                "maxSockets": sockets,
+                "cores": cpus // sockets,
+                "threads": 1,
+            }
+    raise AssertionError(f"{cpus} processors")
+
+
+def _add_ipxe_disk(instance: dict[str, Any], settings: ClusterSettings) -> None:
+    """A disk that UEFI boots iPXE from, for firmware whose own network boot is not iPXE."""
+    kind, _, claim = settings.ipxe_disk.partition(":")
+    if kind == "pvc":
+        source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim}}
+    else:
+        source = {"containerDisk": {"image": settings.ipxe_disk}}
+        if settings.pull_secrets:
+            source["containerDisk"]["imagePullSecret"] = settings.pull_secrets[0]
+    devices = instance["domain"]["devices"]
+    devices["interfaces"][0]["bootOrder"] = 2
+    devices["disks"] = [{"name": _IPXE_VOLUME, "disk": {"bus": "virtio"}, "bootOrder": 1}]
+    instance["volumes"] = [{"name": _IPXE_VOLUME, **source}]

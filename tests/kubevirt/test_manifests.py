@@ -1,0 +1,228 @@
+"""What kboot asks a cluster for, held against the schemas that a real one published."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kboot.backend import MachineSpec
+from kboot.errors import ConfigError
+from kboot.kubevirt import manifests, names, patch, virtual_machine
+from kboot.kubevirt.settings import ClusterSettings
+from tests.kubevirt import schema
+from tests.kubevirt.recordings import needs_recordings
+
+RUN = manifests.Run(identifier="r123456789", namespace="team", owner_uid="c0ffee")
+SPEC = MachineSpec(name="m-1", boot_file="http://kboot/boot.ipxe")
+FULL = ClusterSettings(
+    pull_secrets=("registry",), claim="artifacts", ipxe_disk="registry/ipxe:1", attach="paused"
+)
+
+
+def everything(settings: ClusterSettings) -> list[dict[str, Any]]:
+    now = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    return [
+        manifests.owner(RUN, user="someone", now=now),
+        *manifests.boot_server(RUN, settings, token="t0ken"),
+        manifests.storage("team", ClusterSettings(claim="artifacts", storage_class="fast")),
+    ]
+
+
+def machine(**changes: Any) -> dict[str, Any]:
+    settings = changes.pop("settings", ClusterSettings())
+    spec = MachineSpec(**({"name": "m-1", "boot_file": "http://kboot/boot.ipxe"} | changes))
+    return virtual_machine.manifest(spec, RUN, settings)
+
+
+@pytest.mark.parametrize("settings", [ClusterSettings(), FULL], ids=["plain", "full"])
+def test_the_api_server_knows_every_field_of_the_boot_server(settings: ClusterSettings) -> None:
+    for manifest in everything(settings):
+        assert schema.faults(manifest) == []
+
+
+@needs_recordings
+@pytest.mark.parametrize("settings", [ClusterSettings(), FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_the_api_server_knows_every_field_of_a_machine(
+    settings: ClusterSettings, firmware: str
+) -> None:
+    assert schema.faults(machine(settings=settings, firmware=firmware, cpus=200)) == []
+
+
+@needs_recordings
+def test_the_validator_finds_a_field_in_the_wrong_place() -> None:
+    wrong = machine()
+    wrong["spec"]["template"]["spec"]["domain"]["bootFileName"] = "http://kboot/"
+    assert schema.faults(wrong) == ["$.spec.template.spec.domain: unknown field bootFileName"]
+    pod = manifests.boot_server(RUN, ClusterSettings(), token="t")[3]
+    pod["spec"]["containers"][0]["imagePolicy"] = "Always"
+    assert schema.faults(pod) == ["$.spec.containers[0]: unknown field imagePolicy"]
+
+
+def test_the_boot_server_keeps_to_restricted_pod_security() -> None:
+    pod = manifests.boot_server(RUN, ClusterSettings(), token="t")[3]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = pod["containers"]
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    allowed = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+    assert all(volume.keys() - {"name"} <= allowed for volume in pod["volumes"])
+
+
+def test_the_token_is_in_the_secret_only() -> None:
+    secret, *others = manifests.boot_server(RUN, ClusterSettings(), token="s3cr3t")
+    assert secret["kind"] == "Secret"
+    assert "s3cr3t" in str(secret)
+    assert "s3cr3t" not in str(others)
+
+
+def test_everything_of_a_run_carries_its_labels_and_goes_with_its_owner() -> None:
+    owner, *rest = [*everything(ClusterSettings())[:-1], machine()]
+    assert owner["metadata"]["labels"] == names.labels("r123456789", component="run")
+    for manifest in rest:
+        assert manifest["metadata"]["labels"].items() >= {names.RUN_LABEL: "r123456789"}.items()
+        assert manifest["metadata"]["ownerReferences"] == [
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": "kboot-r123456789", "uid": "c0ffee"}
+        ]
+
+
+def test_a_machine_boots_from_the_network_with_its_serial_line_on() -> None:
+    spec = machine()["spec"]
+    assert spec["runStrategy"] == "Manual"
+    domain = spec["template"]["spec"]["domain"]
+    assert domain["firmware"]["bootloader"] == {"bios": {"useSerial": True}}
+    (card,) = domain["devices"]["interfaces"]
+    assert card["bootOrder"] == 1
+    assert card["dhcpOptions"] == {"bootFileName": "http://kboot/boot.ipxe"}
+    assert card["macAddress"] == SPEC.mac_address
+    assert "panicDevices" not in domain["devices"]
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] == 0
+
+
+def test_a_uefi_machine_boots_ipxe_from_its_disk_where_there_is_one() -> None:
+    def boot_order(settings: ClusterSettings, firmware: str) -> tuple[int, list[int]]:
+        devices = machine(settings=settings, firmware=firmware)["spec"]["template"]["spec"][
+            "domain"
+        ]["devices"]
+        disks = [disk["bootOrder"] for disk in devices.get("disks", [])]
+        return devices["interfaces"][0]["bootOrder"], disks
+
+    assert boot_order(FULL, "uefi") == (2, [1])
+    assert boot_order(FULL, "bios") == (1, [])
+    assert boot_order(ClusterSettings(), "uefi") == (1, [])
+    volume = machine(settings=ClusterSettings(ipxe_disk="pvc:ipxe"), firmware="uefi")
+    assert volume["spec"]["template"]["spec"]["volumes"] == [
+        {"name": "ipxe", "persistentVolumeClaim": {"claimName": "ipxe"}}
+    ]
+
+
+@given(st.integers(1, 255))
+def test_processors_are_in_sockets_that_are_alike(cpus: int) -> None:
+    cpu = machine(cpus=cpus)["spec"]["template"]["spec"]["domain"]["cpu"]
+    assert cpu["sockets"] * cpu["cores"] * cpu["threads"] == cpus
+    assert cpu["cores"] <= 64
+    assert cpu["maxSockets"] == cpu["sockets"]
+
+
+def test_what_a_cluster_does_not_have_is_the_users_mistake() -> None:
+    with pytest.raises(ConfigError, match="no machine for riscv64"):
+        machine(architecture="riscv64")
+    with pytest.raises(ConfigError, match="qemu_arguments are for the qemu backend"):
+        machine(extra_arguments=("-cpu", "host"))
+
+
+LABEL = r"[a-z]([a-z0-9-]*[a-z0-9])?"
+
+
+@given(st.text(max_size=90))
+def test_every_name_is_a_dns_label(what: str) -> None:
+    import re
+
+    name = names.object_name("r123456789", what)
+    assert re.fullmatch(LABEL, name)
+    assert len(name) <= 63
+
+
+@given(st.lists(st.text("abcXYZ-_.ä", max_size=80), unique=True, max_size=20))
+def test_different_machines_have_different_names(machines: list[str]) -> None:
+    found = {names.object_name("r123456789", what) for what in machines}
+    assert len(found) == len(machines)
+
+
+def test_runs_do_not_share_a_name() -> None:
+    assert len({names.new_run() for _ in range(1000)}) == 1000
+
+
+def test_a_patch_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "patch.yaml"
+    path.write_text("""
+kind: VirtualMachine
+spec:
+  template:
+    spec:
+      nodeSelector: {disk: fast}
+      tolerations: [{key: ci, operator: Exists}]
+      domain:
+        cpu: {dedicatedCpuPlacement: true}
+        devices:
+          rng: null
+          interfaces:
+            - {name: default, model: virtio}
+---
+kind: Pod
+spec:
+  containers:
+    - name: nginx
+      resources: {limits: {memory: 1Gi}}
+""")
+    settings = ClusterSettings(patches=patch.read(path))
+    plain, patched = machine(), machine(settings=settings)
+    spec = patched["spec"]["template"]["spec"]
+    assert spec["nodeSelector"] == {"disk": "fast"}
+    assert spec["domain"]["cpu"]["dedicatedCpuPlacement"] is True
+    assert spec["domain"]["cpu"]["cores"] == 1
+    assert "rng" not in spec["domain"]["devices"]
+    (card,) = spec["domain"]["devices"]["interfaces"]
+    assert card["model"] == "virtio"
+    assert card["bootOrder"] == 1
+    assert machine() == plain
+    pod = manifests.boot_server(RUN, settings, token="t")[3]
+    assert pod["spec"]["containers"][0]["resources"]["limits"] == {"memory": "1Gi"}
+    assert pod["spec"]["containers"][0]["command"][0] == "nginx"
+
+
+def test_directives_delete_and_replace() -> None:
+    base = {"list": [{"name": "a", "x": 1}, {"name": "b"}], "map": {"x": 1, "y": 2}}
+    change = {
+        "list": [{"name": "a", "$patch": "delete"}, {"name": "c", "x": 3}],
+        "map": {"$patch": "replace", "z": 3},
+    }
+    assert patch.merge(base, change) == {
+        "list": [{"name": "b"}, {"name": "c", "x": 3}],
+        "map": {"z": 3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("kind: Secret", "a kind of VirtualMachine, Pod"),
+        ("- 1", "a kind of VirtualMachine, Pod"),
+        ("kind: Pod\nmetadata: {name: mine}", "metadata.name is kboot's to choose"),
+        ("kind: [", "cannot be read"),
+    ],
+)
+def test_a_patch_that_is_none_is_told_with_its_file(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    path = tmp_path / "patch.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=complaint) as error:
+        patch.read(path)
+    assert str(path) in str(error.value)
