@@ -18,6 +18,8 @@ _MAX_FOREIGN = 25
 _MAX_SILENCE = 300
 #: A first line that needs a trace must get it within this many lines.
 _TRACE_WITHIN = 15
+_NONE: list[Draft] = []
+_OWN = grammar.Verdict.OWN
 #: A panic this many lines after a report may be its consequence.
 _CHAIN_LINES = 60
 
@@ -66,9 +68,12 @@ class Drafts:
         for draft in mine if len(mine) < 2 else list(mine):
             self._add(draft, line)
         if not line.number % 64:
-            for draft in list(self._open):
-                if line.number - draft.end_line > _MAX_SILENCE:
-                    self._complete(draft, cut=False)
+            self._complete_forgotten(line.number)
+
+    def _complete_forgotten(self, number: int) -> None:
+        for draft in list(self._open):
+            if number - draft.end_line > _MAX_SILENCE:
+                self._complete(draft, cut=False)
 
     def complete_all(self, *, cut: bool) -> None:
         """Complete every open report. `cut`: nothing more will come."""
@@ -81,31 +86,34 @@ class Drafts:
         return events
 
     def _of(self, line: KernelLine) -> list[Draft]:
-        mine = self._by_caller.get(line.caller, [])
-        if not line.stamped and any(draft.stamped for draft in mine):
-            # Where the kernel's lines are stamped, one without is a program's.
-            return [draft for draft in mine if not draft.stamped]
-        return mine
+        mine = self._by_caller.get(line.caller, _NONE)
+        if line.stamped or not mine:
+            return mine
+        # Where the kernel's lines are stamped, one without is a program's, unless it is indented
+        # like the later lines of a record in dmesg's output.
+        indented = line.text.startswith("        ")
+        return [draft for draft in mine if indented or not draft.stamped]
 
     def _add(self, draft: Draft, line: KernelLine) -> None:
         text = line.text
         draft.lines.append(text)
         count = len(draft.lines)
         verdict = grammar.classify(draft, text)
-        if verdict is grammar.Verdict.FOREIGN:
-            if count - draft.kept >= _MAX_FOREIGN:
-                self._complete(draft, cut=False)
-                return
-        else:
+        if verdict is _OWN:
             draft.kept = count
             draft.end_line = line.number
             draft.end_offset = line.end
+            if draft.announced and count < _MAX_LINES:
+                return
         if verdict is grammar.Verdict.END:
+            draft.kept = count
+            draft.end_line = line.number
+            draft.end_offset = line.end
             draft.ended = True
             self._complete(draft, cut=False)
         elif not draft.announced:
             self._doubt(draft, count)
-        elif count >= _MAX_LINES:
+        elif count >= _MAX_LINES or count - draft.kept >= _MAX_FOREIGN:
             self._complete(draft, cut=False)
 
     def _doubt(self, draft: Draft, count: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from kboot.crash import skiplists
 from kboot.crash.model import CrashKind
@@ -38,6 +39,7 @@ def _lists(kind: CrashKind) -> list[re.Pattern[str]]:
 _LISTS = {kind: _lists(kind) for kind in CrashKind}
 
 
+@lru_cache(maxsize=8192)
 def _guilty(kind: CrashKind, function: str) -> bool:
     return not any(names.match(function) for names in _LISTS[kind])
 

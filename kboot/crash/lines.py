@@ -24,7 +24,9 @@ _KERNEL_PREFIX = re.compile(rf"(?:<\d+>)?{_TIME}{_CALLER}{_VENDOR} ?")
 _TIME_AND_CALLER = re.compile(rf"{_TIME}{_CALLER}{_VENDOR} ?")
 _CALLER_ONLY = re.compile(r"(?:<\d+>)?\[ *([TC]\d+)(?:/[TC]?\d+)?\] ")
 
-_DATE = r"\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[ ]?Z|[ ]?[+-]\d\d:?\d\d)?"
+_DATE = (
+    r"\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[ ]?Z|[ ]?[+-]\d\d:?\d\d(?:[ ]UTC)?)?"
+)
 _LOG_PREFIX = re.compile(
     rf"""
     (?: \[{_DATE}\] | {_DATE}                                       # 2024-01-02T03:04:05Z
@@ -37,7 +39,7 @@ _LOG_PREFIX = re.compile(
       | (?:DEBUG|INFO|NOTICE|WARN|ERR|ERROR|CRIT|EMERG)(?=\s+\[)    # a level before more prefix
       | [\w./@:-]+\s?\|                                             # console|
       | \[(?:console|serial|kernel|guest|vm|qemu|tty\w*)[^\]]*\]:?
-      | (?:kern|user)\s?\.?:?\s?(?:emerg|alert|crit|err|warn|notice|info|debug)\s?:  # dmesg -x
+      | kern\s?[.:]\s?(?:emerg|alert|crit|err|warn|notice|info|debug)\s*:?   # dmesg -x, syslog
     )[ \t]*
     """,
     re.VERBOSE,
@@ -98,4 +100,5 @@ def _foreign(line: str) -> tuple[str, str, bool]:
     # A log prefix ends with one space; more of them are the kernel's indentation.
     prefix = line[:position]
     indent = max(0, len(prefix) - len(prefix.rstrip(" ")) - 1)
-    return line[position - indent :], "", "kernel:" in prefix
+    # rsyslog writes the line feed within a record as "#012".
+    return line[position - indent :].removeprefix("#012"), "", "kernel:" in prefix

@@ -62,7 +62,7 @@ LOCKS = _names(
     r"_*up(?:_read|_write)?|_*rwsem_\w+|call_rwsem_\w+|percpu_(?:down|up)_\w+|_*percpu_rwsem_\w+",
     r"_*rcu_read_(?:un)?lock\w*|rcu_lock_\w+|_*srcu_read_\w+|srcu_lock_\w+|rcu_dereference\w*",
     r"class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
-    r"_*bit_spin_\w+|seqcount_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
+    r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
 )
 
 #: Helpers that touch what they are given.
