@@ -1,8 +1,9 @@
 # The guest's end of kboot's command line: it reads requests from the serial line and answers.
 #
 # POSIX sh, for busybox ash, dash and bash. It is typed into a shell at login (comments and
-# indentation are left out then), so it has to be short. N is the nonce of the session, digits; everything it
-# prints is a frame, described in frames.py:   ~N:SEQUENCE:TAG:INDEX:LENGTH:PAYLOAD;
+# indentation are left out then), so it has to be short. N is the nonce of the session, digits.
+#
+# All it prints are frames, described in frames.py:   ~N:SEQUENCE:TAG:INDEX:LENGTH:PAYLOAD;
 # A request is a line with the same text twice and its length in characters, so that lost bytes show
 # even in a row of equal ones:   LENGTH|REQUEST|REQUEST
 # where REQUEST is:   @N SEQUENCE VERB ARGUMENTS

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot.console import Console
+from kboot.crash import CrashKind
+from kboot.deadline import Deadline
+from kboot.errors import KernelCrash
+from kboot.guest import Guest, login
+from tests.soak_console import FLOOD, KMSG_UNLIMITED, booted, soak
+
+
+@pytest.fixture(scope="module")
+def machine(
+    debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Console, Guest]]:
+    """A real kernel under emulation, at root's shell."""
+    record = tmp_path_factory.mktemp("machine")
+    with booted(debian_kernel, record, command_line=KMSG_UNLIMITED) as console:
+        yield console, login(console, "root", "kboot", Deadline(120))
+
+
+def test_commands_in_a_real_guest_are_exact_and_quick(machine: tuple[Console, Guest]) -> None:
+    _, guest = machine
+    assert guest.succeed("uname -s") == "Linux\n"
+    durations = sorted(guest.run("echo quick").duration_s for _ in range(15))
+    assert durations[7] < 0.5
+    text = "x" * 20_000
+    assert guest.run(f"printf %s {text}; exit 7").stdout == text
+
+
+def test_commands_under_a_flood_of_kernel_messages_are_exact(
+    machine: tuple[Console, Guest],
+) -> None:
+    console, guest = machine
+    before = console.mark()
+    flood = guest.spawn(FLOOD)
+    assert soak(guest, 30, seed=1) == {"exact": 30, "wrong": 0, "refused": 0}
+    flood.kill(Deadline(20))
+    flood.wait(Deadline(20))
+    assert console.raw(before).count(b"flood\r\n") > 100
+
+
+def test_files_travel_into_a_real_guest_and_back(
+    machine: tuple[Console, Guest], tmp_path: Path
+) -> None:
+    _, guest = machine
+    local, back = tmp_path / "local", tmp_path / "back"
+    local.write_bytes(bytes(range(256)) * 20)
+    guest.put(local, "/tmp/file", Deadline(60))
+    guest.get("/tmp/file", back, Deadline(60))
+    assert back.read_bytes() == local.read_bytes()
+
+
+def test_a_command_in_a_guest_that_crashes_raises_the_crash(
+    machine: tuple[Console, Guest],
+) -> None:
+    console, guest = machine
+    with console.expecting(lambda report: report.kind is CrashKind.PANIC) as box:
+        guest.spawn("sleep 0.5; echo c > /proc/sysrq-trigger")
+        assert console.wait_for_crash(box, Deadline(60)).fatal
+    console.expect_reset()
+    guest = login(console, "root", "kboot", Deadline(120))
+    with pytest.raises(KernelCrash) as caught:
+        guest.run("echo c > /proc/sysrq-trigger", timeout_s=60)
+    assert "sysrq" in caught.value.report.title
