@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from kboot.crash import skiplists
 from kboot.crash.model import CrashKind
-from kboot.crash.stack import Entry, Section
+from kboot.crash.stack import Entry, sections
 
 K = CrashKind
 
@@ -45,16 +45,17 @@ def _guilty(kind: CrashKind, function: str) -> bool:
 
 
 def choose(
-    kind: CrashKind, named: Sequence[str], entries: Sequence[Entry], parts: Sequence[Section]
+    kind: CrashKind, named: Sequence[str], entries: Sequence[Entry], text: str
 ) -> str | None:
     """The guilty function, or None when the report names none at all.
 
-    `named` are the functions that the report's own first or lock lines tell, innermost first.
+    `named` are the functions that the report's own first or lock lines tell, innermost first;
+    `entries` are the frames in `text`.
     """
     for function in named:
         if function and _guilty(kind, function):
             return function
-    ordered = [entry for entry in _main(kind, entries, parts) if entry.frame.reliable]
+    ordered = [entry for entry in _main(kind, entries, text) if entry.frame.reliable]
     if not ordered:
         ordered = list(entries)
     start = next((i for i, entry in enumerate(ordered) if entry.is_pc), 0)
@@ -65,9 +66,9 @@ def choose(
     return rest[0] if rest else None
 
 
-def _main(kind: CrashKind, entries: Sequence[Entry], parts: Sequence[Section]) -> list[Entry]:
+def _main(kind: CrashKind, entries: Sequence[Entry], text: str) -> list[Entry]:
     """The frames of the stack that the report is about: not of who allocated or freed."""
     if kind in STALLED:
         return list(entries)
-    main = [part for part in parts if part.is_main]
+    main = [part for part in sections(text) if part.is_main]
     return [e for e in entries if any(part.start <= e.position < part.end for part in main)]

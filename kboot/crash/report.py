@@ -125,7 +125,7 @@ def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashRep
     text = "\n".join(draft.lines[: draft.kept])
     kind = draft.kind
     found = stack.entries(text)
-    function = guilty.choose(kind, list(_named(draft, text)), found, stack.sections(text))
+    function = guilty.choose(kind, list(_named(draft, text)), found, text)
     task, pid, cpu = _who(draft, text)
     taint = _TAINT.search(text)
     return CrashReport(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from kboot.crash.model import Frame
@@ -71,18 +72,32 @@ def entries(text: str) -> list[Entry]:
 
 def _entry(match: re.Match[str]) -> Entry:
     register, link, address, guess, symbol, offset, size, module, place, inline = match.groups()
-    frame = Frame(
+    frame = _frame(symbol, offset, size, module, address, guess is None, place or inline)
+    is_pc = register is not None and link is None
+    return Entry(frame=frame, position=match.start(), is_pc=is_pc)
+
+
+# The reports of one kernel share most of their frames.
+@lru_cache(maxsize=4096)
+def _frame(
+    symbol: str,
+    offset: str | None,
+    size: str | None,
+    module: str | None,
+    address: str | None,
+    reliable: bool,
+    location: str | None,
+) -> Frame:
+    return Frame(
         function=base_name(symbol),
         symbol=symbol,
         offset=int(offset, 16) if offset else None,
         size=int(size, 16) if size else None,
         module=module,
         address=_address(address) if address else None,
-        reliable=guess is None,
-        location=place or inline,
+        reliable=reliable,
+        location=location,
     )
-    is_pc = register is not None and link is None
-    return Entry(frame=frame, position=match.start(), is_pc=is_pc)
 
 
 def _address(digits: str) -> int | None:
