@@ -11,7 +11,13 @@
     │   └── ConsoleClosed    the serial line went away
     └── GuestError           the kernel or its user space                  exit code 1
         ├── GuestTimeout     it hung, or never got there in time
+        │   ├── NoCrash          the crash that was expected did not come
+        │   ├── NoReboot         the machine runs on instead of rebooting
+        │   └── HungAfterPanic   its kernel died and then stood still
         ├── KernelCrash      it crashed; ``.report`` says how
+        │   ├── WrongCrash       another crash than the expected one
+        │   └── SecondCrash      one more crash after the expected one
+        ├── RebootLoop       it reboots, and is down again before it is ready
         ├── WrongKernel      the kernel that runs is not the one that was pushed
         └── CommandFailed    a command in the guest exited non-zero; ``.result`` has its output
 
@@ -72,6 +78,22 @@ class GuestTimeout(GuestError):
     """The guest did not get there in its time."""
 
 
+class NoCrash(GuestTimeout):
+    """The crash that a test expected did not come."""
+
+
+class NoReboot(GuestTimeout):
+    """The machine did not reboot: its firmware never ran again."""
+
+
+class HungAfterPanic(GuestTimeout):
+    """The kernel crashed as expected, and then stood still instead of rebooting."""
+
+
+class RebootLoop(GuestError):
+    """The machine went down again before it was ready."""
+
+
 class WrongKernel(GuestError):
     """A kernel came up, but not the one that was pushed."""
 
@@ -82,6 +104,14 @@ class KernelCrash(GuestError):
     def __init__(self, message: str, report: CrashReport) -> None:
         super().__init__(message)
         self.report = report
+
+
+class WrongCrash(KernelCrash):
+    """The kernel crashed otherwise than a test expected."""
+
+
+class SecondCrash(KernelCrash):
+    """The kernel crashed as expected, and then once more."""
 
 
 class CommandFailed(GuestError):

@@ -11,7 +11,8 @@ from pathlib import Path
 from kboot.artifacts import Kernel
 from kboot.backend import Backend, BootServer, MachineSpec
 from kboot.boot import evidence, script
-from kboot.boot.attempt import Boot, ExpectedCrash, OnPhase
+from kboot.boot.attempt import Boot, OnPhase
+from kboot.boot.expectations import ExpectedCrash, Wanted, wanted
 from kboot.boot.milestones import Expected, Milestone, Phase
 from kboot.boot.settings import BootSettings, settings_for
 from kboot.config import Config
@@ -26,10 +27,12 @@ __all__ = [
     "ExpectedCrash",
     "Milestone",
     "Phase",
+    "Wanted",
     "boot",
     "open_backend",
     "power_on",
     "settings_for",
+    "wanted",
 ]
 
 

@@ -11,12 +11,20 @@ from pathlib import Path
 
 from kboot.artifacts import Kernel
 from kboot.backend import BootServer, Fetch, Machine
+from kboot.boot import expectations
+from kboot.boot.expectations import ExpectedCrash, Judge
 from kboot.boot.milestones import Expected, Milestone, Milestones, Phase
 from kboot.boot.settings import BootSettings
 from kboot.console import Console, Line
-from kboot.crash import CrashReport
 from kboot.deadline import Deadline
-from kboot.errors import GuestError, GuestTimeout, WrongKernel
+from kboot.errors import (
+    GuestError,
+    GuestTimeout,
+    KernelCrash,
+    NoReboot,
+    RebootLoop,
+    WrongKernel,
+)
 from kboot.guest import Guest, login
 from kboot.log import logger, step
 
@@ -34,20 +42,6 @@ _LEAD_S = 1
 _SCRIPT_LINE = re.compile(r"kboot: script \w")
 
 OnPhase = Callable[[Milestone, float], None]
-
-
-class ExpectedCrash:
-    """A crash that a test provokes; `report` is there when the ``with`` has ended."""
-
-    def __init__(self) -> None:
-        self._report: CrashReport | None = None
-
-    @property
-    def report(self) -> CrashReport:
-        """How the kernel crashed."""
-        if self._report is None:
-            raise RuntimeError("the crash is known after the `with`, not inside")
-        return self._report
 
 
 class Boot:
@@ -88,6 +82,10 @@ class Boot:
         self._scripts_seen = 0
         self._expecting = 0
         self._reports_when_ready = 0
+        #: What the machine is to come back from.
+        self._crash: ExpectedCrash | None = None
+        #: Decides about what the kernel reported in passing.
+        self.judge = Judge()
         self.milestones.reach(Phase.SCHEDULED, time.monotonic(), "backend")
         console.subscribe(self._see_line)
 
@@ -175,12 +173,25 @@ class Boot:
     def wait_for_reboot(self, timeout_s: float | None = None) -> None:
         """Wait until the machine is back: another script fetch, another kernel, another boot_id.
 
-        Without `timeout_s`, it may take as long as the first boot.
+        Without `timeout_s`, it may take as long as the first boot. `NoReboot` if it runs on,
+        `HungAfterPanic` if it stands still after an expected crash, `SecondCrash` or `RebootLoop`
+        if it goes down once more, `WrongKernel` if another kernel comes up.
         """
         if self.milestones.ready:
             self._begin_life()
-        with step("wait for the reboot"):
-            self.wait_until_ready(timeout_s)
+        try:
+            with step("wait for the reboot"):
+                self.wait_until_ready(timeout_s)
+        except (KernelCrash, NoReboot) as error:
+            if self._crash is None:
+                raise
+            raise expectations.not_recovered(
+                error,
+                self._crash,
+                command_line=self.command_line,
+                last_line=self.console.last_line,
+            ) from error
+        self._crash = None
 
     def reboot(self) -> None:
         """Have the guest reboot itself in good order, and wait until it is back."""
@@ -210,30 +221,41 @@ class Boot:
     def expect_crash(
         self, kind: str | None = None, *, match: str | None = None, timeout_s: float = 60.0
     ) -> Iterator[ExpectedCrash]:
-        """The block provokes a crash of this kind, whose title matches the pattern `match`.
+        """The block provokes a crash of this kind or family, see `kboot.boot.expectations.Wanted`.
 
-        Any other crash stays fatal. If none has come `timeout_s` after the block's end, that is a
-        `GuestTimeout`. A reboot after it is expected as well: see `wait_for_reboot`.
+        `match` is found in its title or its first line. When the kernel dies of it, the block ends
+        there. `WrongCrash` for another crash, `SecondCrash` for one that does not follow from the
+        first, `NoCrash` if none has come `timeout_s` after the block's end. A reboot after it is
+        expected as well: see `wait_for_reboot`.
         """
-
-        def expected(report: CrashReport) -> bool:
-            same_kind = kind is None or report.kind == kind
-            return same_kind and (match is None or re.search(match, report.title) is not None)
-
-        crash = ExpectedCrash()
+        description = expectations.wanted(kind, match)
         self._expecting += 1
         try:
-            with self.console.expecting(expected) as caught:
+            with expectations.expecting(self.console, description, timeout_s=timeout_s) as crash:
                 yield crash
-                crash._report = self.console.wait_for_crash(caught, Deadline(timeout_s))
-                if crash.report.fatal:
-                    self._begin_life()
+            self.judge.expect(crash)
+            self._crash = crash
+            if crash.fatal:
+                self._begin_life(crash.died_at)
         finally:
             self._expecting -= 1
 
     def check(self) -> None:
         """Return if all is well now; raise what is wrong with the host or the guest."""
         self.console.check()
+
+    def check_reports(self) -> None:
+        """`check`, and raise `KernelCrash` for a report that nobody expected or allowed.
+
+        Each report counts once. The setting ``warnings`` may have it logged instead.
+        """
+        self.check()
+        unexpected = self.judge.sort(self.console.reports)
+        for report in unexpected:
+            logger.warning("%s: the kernel reported: %s", self.settings.machine_name, report.title)
+        if unexpected and self.settings.warnings == "fail":
+            more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
+            raise KernelCrash(f"the kernel reported: {unexpected[0].title}{more}", unexpected[0])
 
     # ------------------------------------------------------------------------------- inside
 
@@ -260,7 +282,9 @@ class Boot:
         self.machine.check()
         self.server.check()
         if self._scripts_seen > len(self.history) + self._expecting:
-            raise GuestError("the guest rebooted by itself")
+            if self.milestones.ready:
+                raise GuestError("the guest rebooted by itself")
+            raise RebootLoop("reboot loop: the machine rebooted before it was ready")
 
     def _observe(self) -> None:
         """Look at both witnesses now; raise what they prove to be wrong."""
@@ -270,7 +294,10 @@ class Boot:
             self._announce()
         while self._lines:
             line = self._lines.popleft()
+            old_life = self.milestones.waits_for_reset
             self.milestones.see_line(line.text, line.time_s)
+            if old_life and not self.milestones.waits_for_reset:
+                self.judge.new_life(line.start)
             if _PROMPT_IN_LINE.search(line.text):
                 self.milestones.see_prompt(line.time_s)
             self._announce()
@@ -293,12 +320,16 @@ class Boot:
 
     def _expect_reset(self) -> None:
         self.console.expect_reset()
-        # What was printed until now is of the old life.
-        self._lines.clear()
-        self._begin_life()
+        self._crash = None
+        self._begin_life(self.console.mark())
 
-    def _begin_life(self) -> None:
-        """The machine is going through a reset, or has been: its next boot is another one."""
+    def _begin_life(self, offset: int = 0) -> None:
+        """The machine is going through a reset, or has been: its next boot is another one.
+
+        What was printed before the byte `offset` is of the old life.
+        """
+        while self._lines and self._lines[0].start < offset:
+            self._lines.popleft()
         self._guest = None
         self._announced = 0
         now = time.monotonic()

@@ -67,6 +67,9 @@ def result(boot: Boot, error: BaseException | None, *, duration_s: float) -> dic
         "boots": [milestones.durations_s() for milestones in boot.history],
         "boot_ids": boot.boot_ids,
         "crashes": [dataclasses.asdict(report) for report in boot.console.reports],
+        "allowed": [
+            {"title": allowed.report.title, "by": str(allowed.by)} for allowed in boot.judge.allowed
+        ],
     }
 
 

@@ -12,7 +12,14 @@ from enum import StrEnum
 from typing import Literal
 
 from kboot.backend import Fetch
-from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, WrongKernel
+from kboot.errors import (
+    GuestError,
+    GuestTimeout,
+    InfraError,
+    KbootError,
+    NoReboot,
+    WrongKernel,
+)
 
 
 class Phase(StrEnum):
@@ -78,6 +85,8 @@ class Expected:
 
 #: The first lines after a reset: SeaBIOS, EDK II, iPXE, or our own script.
 _RESET = re.compile(r"SeaBIOS|BdsDxe|UEFI|iPXE|kboot: script")
+#: The kernel's promise after a panic with panic=N.
+_REBOOTING = re.compile(r"Rebooting in (\d+) seconds")
 _DHCP = re.compile(r"\bnet\d+: \d+\.\d+\.\d+\.\d+/|^Filename: ")
 _SCRIPT = re.compile(r"kboot: script (\w+)")
 _HANDOFF = re.compile(r"kboot: handoff (\w+)")
@@ -113,7 +122,9 @@ class Milestones:
         self.expected = expected
         self.start = start
         self.again = again
-        self._waits_for_reset = again
+        #: Nothing of this boot was seen yet: the machine is still in its last one.
+        self.waits_for_reset = again
+        self._reset_delay_s = 0
         self.reached: dict[Phase, Milestone] = {}
         self._fetched: set[str] = set()
 
@@ -126,10 +137,12 @@ class Milestones:
 
     def see_line(self, line: str, time: float) -> None:
         """One whole line from the console. Raises what the line proves to be wrong."""
-        if self._waits_for_reset:
+        if self.waits_for_reset:
+            if match := _REBOOTING.search(line):
+                self._reset_delay_s = int(match[1])
             if not _RESET.search(line):
                 return
-            self._waits_for_reset = False
+            self.waits_for_reset = False
         if line.strip():
             self.reach(Phase.FIRMWARE, time, "console")
         if _DHCP.search(line):
@@ -152,7 +165,7 @@ class Milestones:
 
     def see_prompt(self, time: float) -> None:
         """The login prompt, or a shell's, is there."""
-        if not self._waits_for_reset:
+        if not self.waits_for_reset:
             self.reach(Phase.READY, time, "console")
 
     def see_fetch(self, fetch: Fetch, time: float) -> None:
@@ -201,7 +214,8 @@ class Milestones:
 
     def overdue(self, now: float) -> bool:
         """Whether the current phase has used up its budget."""
-        return not self.ready and now - self.since > BUDGETS_S[self.current]
+        delay = self._reset_delay_s if self.waits_for_reset else 0
+        return not self.ready and now - self.since > BUDGETS_S[self.current] + delay
 
     def durations_s(self) -> dict[str, float]:
         """Seconds from each milestone's forerunner to it, for those reached, in their order."""
@@ -237,7 +251,7 @@ class Milestones:
             advice = _console_advice(self.expected.command_line)
             return GuestTimeout(f"the kernel was started and printed nothing in {waited}; {advice}")
         if self.again and phase in {Phase.SCHEDULED, Phase.FIRMWARE}:
-            return GuestTimeout(f"the machine did not reboot in {waited}")
+            return NoReboot(f"the machine did not reboot in {waited}")
         last = max(self.reached, key=ORDER.index, default=None)
         after = f" after {last}" if last else ""
         # Until the kernel runs, nothing can be its fault.

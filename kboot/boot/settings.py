@@ -8,7 +8,7 @@ from pathlib import Path
 from kboot.artifacts import Kernel, require_architecture
 from kboot.backend import Firmware
 from kboot.boot import script
-from kboot.config import Config
+from kboot.config import Config, Warnings
 from kboot.rootfs import resolve_rootfs
 
 
@@ -30,6 +30,8 @@ class BootSettings:
     password: str = "kboot"  # noqa: S105  of our own initramfs, which holds no secret
     #: For a boot, from power-on to the login prompt.
     timeout_s: float = 180.0
+    #: What a test makes of reports that the kernel survives, see `Boot.check_reports`.
+    warnings: Warnings = "fail"
     #: For the hypervisor, as they are.
     extra_arguments: tuple[str, ...] = ()
 
@@ -55,5 +57,6 @@ def settings_for(kernel: Kernel, config: Config, *, machine_name: str = "m0") ->
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
+        warnings=config.warnings,
         extra_arguments=config.qemu_arguments,
     )

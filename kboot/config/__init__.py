@@ -18,6 +18,7 @@ from kboot.config import parse
 from kboot.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+Warnings = Literal["fail", "report"]
 
 #: The places to boot in.
 BACKENDS = ("qemu",)
@@ -144,6 +145,14 @@ class Config:
         default=180.0,
         metadata=_about(
             "the time one boot may take: 90, 90s, 3m", "TIME", parse.seconds, name="timeout"
+        ),
+    )
+    warnings: Warnings = field(
+        default="fail",
+        metadata=_about(
+            "what a test makes of a WARNING or another report that the kernel survived",
+            "WHAT",
+            choices=get_args(Warnings),
         ),
     )
     #: None: kept for the length of the run only.

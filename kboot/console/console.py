@@ -209,10 +209,13 @@ class Console:
             return self._tape.record.read(position)
 
     def expecting(
-        self, wanted: Callable[[CrashReport], bool]
+        self, wanted: Callable[[CrashReport], bool], *, ends_waits: bool = False
     ) -> AbstractContextManager[ExpectedCrash]:
-        """Within this ``with``, crashes that `wanted` accepts go into the box and end no wait."""
-        return self._tape.crashes.expecting(wanted)
+        """Within this ``with``, crashes that `wanted` accepts go into the box and end no wait.
+
+        With `ends_waits`, a fatal one does end them, in this ``with`` but not after it.
+        """
+        return self._tape.crashes.expecting(wanted, ends_waits=ends_waits)
 
     def watch(self, what: str) -> Callable[[float], None]:
         """For a wait of one's own for `what`: a function that lets time pass.

@@ -33,8 +33,9 @@ class CrashScanner(Protocol):
 class ExpectedCrash:
     """Receives the crash that a test provokes; see `Console.expecting`."""
 
-    def __init__(self, wanted: Callable[[CrashReport], bool]) -> None:
+    def __init__(self, wanted: Callable[[CrashReport], bool], *, ends_waits: bool = False) -> None:
         self._wanted = wanted
+        self.ends_waits = ends_waits
         self.reports: list[CrashReport] = []
 
     @property
@@ -83,14 +84,21 @@ class CrashLog:
         self.fatal = None
 
     @contextmanager
-    def expecting(self, wanted: Callable[[CrashReport], bool]) -> Iterator[ExpectedCrash]:
-        """Put crashes that `wanted` accepts into a box for the length of the ``with``."""
-        box = ExpectedCrash(wanted)
+    def expecting(
+        self, wanted: Callable[[CrashReport], bool], *, ends_waits: bool = False
+    ) -> Iterator[ExpectedCrash]:
+        """Put crashes that `wanted` accepts into a box for the length of the ``with``.
+
+        With `ends_waits`, a fatal one ends waits as any other does, until the ``with`` ends.
+        """
+        box = ExpectedCrash(wanted, ends_waits=ends_waits)
         self._boxes.append(box)
         try:
             yield box
         finally:
             self._boxes.remove(box)
+            if any(report is self.fatal for report in box.reports):
+                self.fatal = None
 
     @property
     def open(self) -> bool:
@@ -104,6 +112,6 @@ class CrashLog:
                 continue
             self._opened = None
             self.reports.append(event)
-            wanted = any(box.take(event) for box in reversed(self._boxes))
-            if event.fatal and not wanted and self.fatal is None:
+            taker = next((box for box in reversed(self._boxes) if box.take(event)), None)
+            if event.fatal and self.fatal is None and (taker is None or taker.ends_waits):
                 self.fatal = event
