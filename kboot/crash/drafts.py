@@ -30,12 +30,9 @@ class Drafts:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.last: CrashReport | None = None
-        self._open: list[Draft] = []
+        self.open: list[Draft] = []
         #: The same reports by caller; a caller that only contributes to another's has it here too.
         self._by_caller: dict[str, list[Draft]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._open)
 
     def begin(self, rule: Rule, match: re.Match[str], line: KernelLine) -> None:
         """Take a report's first line, unless a report that runs already has it as its next one."""
@@ -54,16 +51,18 @@ class Drafts:
 
     def start(self, draft: Draft) -> None:
         """Open a report."""
-        self._open.append(draft)
+        self.open.append(draft)
         self._by_caller.setdefault(draft.caller, []).append(draft)
         if not draft.rule.needs_trace:
             self._announce(draft)
 
     def extend(self, line: KernelLine) -> None:
         """Give a line to the reports it belongs to."""
-        mine = self._of(line)
+        mine = self._by_caller.get(line.caller, _NONE)
+        if not line.stamped:
+            mine = self._of(line)
         if not mine and grammar.FOREIGN_CPU.match(line.text):
-            collectors = [d for d in self._open if d.kind in grammar.COLLECTORS]
+            collectors = [d for d in self.open if d.kind in grammar.COLLECTORS]
             mine = self._by_caller[line.caller] = collectors[-1:]
         for draft in mine if len(mine) < 2 else list(mine):
             self._add(draft, line)
@@ -71,13 +70,13 @@ class Drafts:
             self._complete_forgotten(line.number)
 
     def _complete_forgotten(self, number: int) -> None:
-        for draft in list(self._open):
+        for draft in list(self.open):
             if number - draft.end_line > _MAX_SILENCE:
                 self._complete(draft, cut=False)
 
     def complete_all(self, *, cut: bool) -> None:
         """Complete every open report. `cut`: nothing more will come."""
-        for draft in list(self._open):
+        for draft in list(self.open):
             self._complete(draft, cut=cut)
 
     def take(self) -> list[Event]:
@@ -130,7 +129,7 @@ class Drafts:
         )
 
     def _forget(self, draft: Draft) -> None:
-        self._open.remove(draft)
+        self.open.remove(draft)
         for caller, drafts in list(self._by_caller.items()):
             rest = [other for other in drafts if other is not draft]
             if rest:
@@ -140,10 +139,10 @@ class Drafts:
 
     def _complete(self, draft: Draft, *, cut: bool) -> None:
         """Turn a draft into a report, after the one that may have caused it."""
-        if draft not in self._open:
+        if draft not in self.open:
             return
         if draft.rule.is_panic:
-            for other in [d for d in self._open if d.panicked]:
+            for other in [d for d in self.open if d.panicked]:
                 other.ended |= draft.ended
                 self._complete(other, cut=cut)
         self._forget(draft)

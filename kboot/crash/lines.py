@@ -62,7 +62,7 @@ class KernelLine(NamedTuple):
     end: int
 
 
-def parse(raw: bytes, *, number: int, start: int, end: int) -> KernelLine:
+def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
     """Take one console line (with or without its line end) apart."""
     line = raw.decode("utf-8", "replace").rstrip("\r\n\0 ")
     if "\x1b" in line:

@@ -92,10 +92,10 @@ class Scanner:
         self._keep(end)
         raw, size = self._head, self._partial_size
         if size > _LONG_LINE:
-            raw = _ends(self._head + self._tail)
+            raw = _shortened(self._head + self._tail)
         self._drop_partial()
         candidate = _CANDIDATE.search(raw) is not None
-        if self._drafts or candidate:
+        if self._drafts.open or candidate:
             self._read(raw, size, candidate=candidate)
         else:
             self._line += 1
@@ -103,32 +103,43 @@ class Scanner:
 
     def _region(self, data: bytes, end: int) -> None:
         """Read whole lines: `data` up to `end`."""
-        position = 0
         # Searching for each literal in turn is faster than one pattern for all of them.
-        hit = -1 if any(literal in data for literal in _LITERALS) else end
+        if not any(literal in data for literal in _LITERALS):
+            self._calm(data, 0, end)
+            return
+        position = 0
         while position < end:
-            if hit < position:
-                found = _CANDIDATE.search(data, position, end)
-                hit = end if found is None else found.start()
-            if not self._drafts:
-                start = end if hit == end else data.rfind(b"\n", position, hit) + 1 or position
-                self._line += data.count(b"\n", position, start)
-                self._offset += start - position
-                position = start
-                if position == end:
-                    break
+            found = _CANDIDATE.search(data, position, end)
+            if found is None:
+                self._calm(data, position, end)
+                return
+            start = data.rfind(b"\n", position, found.start()) + 1 or position
+            self._calm(data, position, start)
+            position = data.find(b"\n", start) + 1
+            self._read(_shortened(data[start:position]), position - start, candidate=True)
+
+    def _calm(self, data: bytes, position: int, end: int) -> None:
+        """Read whole lines of which none begins a report: only open reports want them."""
+        drafts = self._drafts
+        while drafts.open and position < end:
             line_end = data.find(b"\n", position) + 1
-            raw = data[position:line_end]
-            if len(raw) > _LONG_LINE:
-                raw = _ends(raw)
-            self._read(raw, line_end - position, candidate=hit < line_end)
+            size = line_end - position
+            self._line += 1
+            self._offset += size
+            raw = _shortened(data[position:line_end])
+            line = parse(raw, self._line, self._offset - size, self._offset)
+            if line.stamped:
+                self._triggers.stamped_log = True
+            drafts.extend(line)
             position = line_end
+        self._line += data.count(b"\n", position, end)
+        self._offset += end - position
 
     def _read(self, raw: bytes, size: int, *, candidate: bool) -> None:
         """Read one line. `candidate`: it contains one of the literals."""
         self._line += 1
         self._offset += size
-        line = parse(raw, number=self._line, start=self._offset - size, end=self._offset)
+        line = parse(raw, self._line, self._offset - size, self._offset)
         trigger = None
         if candidate:
             begins, surprise = self._resets.seen(line, stamped_log=self._triggers.stamped_log)
@@ -138,13 +149,13 @@ class Scanner:
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:
             self._drafts.begin(*trigger, line)
-        elif self._drafts:
+        elif self._drafts.open:
             self._drafts.extend(line)
 
     def _new_boot(self, line: KernelLine, *, surprise: bool) -> None:
         """A firmware or a kernel began anew."""
         last = self._drafts.last
-        died = bool(self._drafts) or (last is not None and last.fatal)
+        died = bool(self._drafts.open) or (last is not None and last.fatal)
         self._drafts.complete_all(cut=True)
         self._drafts.last = None
         match = _RESET.pattern.match(line.text.strip())
@@ -153,5 +164,5 @@ class Scanner:
             self._drafts.complete_all(cut=False)
 
 
-def _ends(line: bytes) -> bytes:
-    return line[:_LINE_PART] + line[-_LINE_PART:]
+def _shortened(line: bytes) -> bytes:
+    return line if len(line) <= _LONG_LINE else line[:_LINE_PART] + line[-_LINE_PART:]
