@@ -86,7 +86,12 @@ def _against_model(value: Any, name: str, path: str) -> Iterator[str]:
 
 
 _PYTHON = {"str": "string", "int": "integer", "bool": "boolean"}
-_SCALARS: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "boolean": bool, "number": (int, float)}
+_SCALARS: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+    "number": (int, float),
+}
 
 
 def _is(value: Any, kind: str) -> bool:

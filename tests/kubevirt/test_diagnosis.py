@@ -1,0 +1,176 @@
+"""Every refusal that a real cluster has given, told with who has to do what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kboot.kube import errors
+from kboot.kubevirt import diagnosis
+from tests.kubevirt.recordings import calls, needs_recordings, rows, watched
+
+pytestmark = needs_recordings
+
+
+class Picture:
+    """The objects of a recording as they were at a moment, by kind and name."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def machine(self, name: str) -> tuple[Any, list[Any], Any]:
+        pods = [each for (kind, _), each in self.objects.items() if kind == "pod"]
+        return self.objects.get(("vmi", name)), pods, self.objects.get(("vm", name))
+
+
+def history(recording: str) -> Iterator[tuple[float, str, Picture]]:
+    """The moments of a recording at which an object changed: time, name, and what was there."""
+    picture = Picture()
+    for row in rows(recording, "watch"):
+        event, kind = row["event"], row["resource"]
+        name = event["object"]["metadata"]["name"]
+        if event["type"] == "DELETED":
+            picture.objects.pop((kind, name), None)
+        else:
+            picture.objects[kind, name] = event["object"]
+        yield row["t"], name, picture
+
+
+def first_fault(recording: str, machine: str) -> tuple[float, str]:
+    """When, and in which words, a machine's fault is known first."""
+    for time, _, picture in history(recording):
+        if fault := diagnosis.machine_fault(*picture.machine(machine)):
+            return time, fault
+    raise AssertionError("no fault was found")
+
+
+def refused(row: dict[str, Any]) -> str:
+    """The words for a call of the recording that was refused."""
+    body = json.dumps(row["response"]).encode()
+    return str(errors.api_error(row["method"], row["path"], row["status"], body, namespace="ceo"))
+
+
+def test_a_machine_that_fits_no_node_is_told_with_the_schedulers_reason() -> None:
+    time, fault = first_fault("errors", "big")
+    assert fault.startswith("machine big: pod virt-launcher-big-mcl8k finds no node: 0/1 nodes")
+    assert "1 Insufficient memory" in fault
+    assert "lower memory or cpus" in fault
+    # The pod was refused 0.088 s after the machine was started.
+    assert time < 0.2
+
+
+def test_a_machine_over_quota_is_told_with_the_quota() -> None:
+    _, fault = first_fault("errors", "quota")
+    assert "a quota of namespace ceo does not allow the pod: exceeded quota: q" in fault
+    assert "used: pods=1, limited: pods=1" in fault
+
+
+def test_pod_security_is_told_with_the_setting_to_change() -> None:
+    time, fault = first_fault("psa-denied", "m1")
+    assert "Pod Security of namespace ceo refuses KubeVirt's pod" in fault
+    assert (
+        "spec.configuration.seccompConfiguration.virtualMachineInstanceProfile.customProfile."
+        "runtimeDefaultProfile: true" in fault
+    )
+    assert time < 1
+
+
+def test_an_image_that_cannot_be_pulled_is_named() -> None:
+    pods = [pod for pod in watched("errors", "pod") if pod["metadata"]["name"] == "noimg"]
+    fault = next(fault for pod in pods if (fault := diagnosis.pod_fault(pod)))
+    assert "the image localhost/none:1 cannot be pulled (ErrImagePull)" in fault
+    assert "connection refused" in fault
+    assert "--pull-secret" in fault
+
+
+def test_a_killed_launcher_pod_is_no_fault_of_the_guests() -> None:
+    fault = ""
+    for _, _, picture in history("errors"):
+        vmi, pods, vm = picture.machine("paused")
+        if diagnosis.phase_of(vmi) == "Failed":
+            fault = diagnosis.machine_fault(vmi, pods, vm) or ""
+            break
+    assert fault.startswith("machine paused was ended from outside: its launcher pod is gone")
+
+
+def test_a_machine_that_boots_has_no_fault_on_its_way() -> None:
+    seen = set()
+    for time, _, picture in history("lifecycle-bios"):
+        vmi, pods, vm = picture.machine("m2")
+        if time > 60:
+            break
+        seen.add(diagnosis.phase_of(vmi))
+        assert diagnosis.machine_fault(vmi, pods, vm) is None
+    assert {"", "Pending", "Scheduling", "Scheduled", "Running"} <= seen
+
+
+def test_a_guest_that_powers_off_is_told_from_a_machine_that_failed() -> None:
+    off = [vmi for vmi in watched("lifecycle-bios", "vmi") if diagnosis.powered_off(vmi)]
+    assert off
+    assert all(diagnosis.machine_fault(vmi, [], None) is None for vmi in off)
+
+
+@pytest.mark.parametrize(
+    ("method", "path_end", "words"),
+    [
+        ("PUT", "x/start", "may not update virtualmachines/start (subresources.kubevirt.io)"),
+        ("GET", "x/console", "may not get virtualmachineinstances/console"),
+        ("GET", "proxy/boot.ipxe", "may not get services/proxy in namespace ceo"),
+    ],
+)
+def test_what_an_account_may_not_do_is_named_with_the_remedy(
+    method: str, path_end: str, words: str
+) -> None:
+    (row,) = calls("errors", method, path_end)
+    message = refused(row)
+    assert "system:serviceaccount:ceo:weak may not" in message
+    assert words in message
+    assert "kboot doctor --backend kubevirt --rbac" in message
+
+
+def test_refused_creations_say_why() -> None:
+    machines = [row for row in calls("errors", "POST", "/virtualmachines") if row["status"] >= 400]
+    texts = [refused(row) for row in machines]
+    assert any("uses model ne3000 that is not supported" in text for text in texts)
+    assert any("a lowercase RFC 1123 subdomain" in text for text in texts)
+    assert any("may not create virtualmachines (kubevirt.io)" in text for text in texts)
+    pods = [refused(row) for row in calls("errors", "POST", "/pods") if row["status"] >= 400]
+    assert any("Pod Security of namespace ceo refuses the boot server's pod" in it for it in pods)
+    assert any("a quota of namespace ceo does not allow the pod" in text for text in pods)
+
+
+def test_a_service_without_a_server_is_told_so() -> None:
+    (row,) = calls("errors", "GET", "http:empty:http/proxy/x")
+    assert "the boot server does not answer behind its Service" in refused(row)
+
+
+def test_a_cluster_without_kubevirt_and_a_missing_namespace_are_told_apart() -> None:
+    def words(path: str, text: str) -> str:
+        body = json.dumps({"kind": "Status", "message": text}).encode()
+        return str(errors.api_error("GET", path, 404, body, namespace="gone"))
+
+    path = "/apis/kubevirt.io/v1/namespaces/gone/virtualmachines"
+    assert "has no KubeVirt" in words(path, "the server could not find the requested resource")
+    assert "has no KubeVirt" in str(
+        errors.api_error("GET", path, 404, b"404 page not found\n", namespace="gone")
+    )
+    assert "no namespace gone" in words(path, 'namespaces "gone" not found')
+    assert "no KubeVirt" not in words(path, 'virtualmachines.kubevirt.io "m1" not found')
+
+
+def test_the_role_holds_every_right_that_was_tried() -> None:
+    role, binding = errors.role("team")
+    rights = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert ("subresources.kubevirt.io", "virtualmachines/start", "update") in rights
+    assert ("", "services/proxy", "update") in rights
+    assert ("kubevirt.io", "virtualmachines", "patch") in rights
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
