@@ -19,12 +19,15 @@ from kboot.errors import ConfigError, GuestError, InfraError, KbootError
 if TYPE_CHECKING:
     from kboot.artifacts import Kernel
     from kboot.backend import BootServer
-    from kboot.boot import Boot
+    from kboot.boot import Boot, Wanted
     from kboot.guest import Guest
     from kboot.session import Session
 
 _MARKER = "kboot"
+_ALLOW_MARKER = "kboot_allow_warning"
 _BOOT = pytest.StashKey["Boot"]()
+#: The name of the property that holds a report that a test allowed.
+_ALLOWED = "kboot.allowed"
 #: Whose frames stand between pytest and a test.
 _RUNNERS = {"_pytest", "pluggy", "pytest"}
 #: How much of the console a failure shows.
@@ -51,6 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         f"{_MARKER}(**settings): settings for this test's machine, such as memory='2G', cpus=4, "
         "firmware='uefi', cmdline='...'; fresh=True demands a machine that no test has used",
+    )
+    config.addinivalue_line(
+        "markers",
+        f"{_ALLOW_MARKER}(kind=None, match=None): a report of the kernel that does not fail this "
+        "test, by its kind, or by a pattern for its title or first line, or both",
     )
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
     if _option(config, "kernel") is None:
@@ -84,9 +92,10 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
-        if item.get_closest_marker(_MARKER):
+        if item.get_closest_marker(_MARKER) or item.get_closest_marker(_ALLOW_MARKER):
             try:
                 _config_for(item)
+                _allowances(item)
             except ConfigError as error:
                 raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
 
@@ -134,6 +143,7 @@ def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
     def remember(attempt: Boot) -> None:
         # Also one that fails to come up: the report of the test tells about it.
         request.node.stash[_BOOT] = attempt
+        attempt.judge.allowances = _allowances(request.node)
 
     return kboot_session.booted(
         kboot_session.settings(config),
@@ -154,10 +164,10 @@ def guest(boot: Boot) -> Guest:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """A test whose machine crashed has failed, even if it has not looked."""
+    """A test whose kernel crashed or complained has failed, even if it has not looked."""
     result = yield
     if attempt := item.stash.get(_BOOT, None):
-        attempt.check()
+        attempt.check_reports()
     return result
 
 
@@ -172,6 +182,8 @@ def pytest_runtest_makereport(
         shown = _hide_our_frames(error)
     attempt = item.stash.get(_BOOT, None)
     if call.when == "call" and attempt:
+        # A test that failed by itself does not leave its reports to the next one.
+        attempt.judge.sort(attempt.console.reports)
         item.user_properties.extend(_properties(attempt))
     report = yield
     if not shown:
@@ -185,6 +197,22 @@ def pytest_runtest_makereport(
     if isinstance(error, GuestError) and report.when == "setup":
         report.when = "call"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what the kernel reported and tests had allowed."""
+    lines = [
+        f"{report.nodeid}: {value}"
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, value in report.user_properties
+        if name == _ALLOWED
+    ]
+    if lines:
+        terminalreporter.section("kboot: reports of the kernel that tests allow")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def _hide_our_frames(error: BaseException) -> bool:
@@ -227,6 +255,7 @@ def _properties(attempt: Boot) -> list[tuple[str, object]]:
         ("kboot.boot_s", round(sum(phases.values()), 3)),
         *((f"kboot.phase.{name}_s", seconds) for name, seconds in phases.items()),
         ("kboot.evidence", str(attempt.evidence_directory)),
+        *((_ALLOWED, f"{each.report.title} ({each.by})") for each in attempt.judge.take_allowed()),
     ]
 
 
@@ -266,3 +295,16 @@ def _config_for(item: pytest.Item) -> tuple[Config, bool]:
             f"it has fresh, {', '.join(sorted(known))}"
         )
     return _read_config(item.config, chosen), fresh
+
+
+def _allowances(item: pytest.Item) -> list[Wanted]:
+    """What a test's markers allow the kernel to report."""
+    from kboot.boot import wanted  # noqa: PLC0415
+
+    found = []
+    for marker in item.iter_markers(_ALLOW_MARKER):
+        chosen = dict(zip(("kind", "match"), marker.args, strict=False)) | dict(marker.kwargs)
+        if len(marker.args) > 2 or not chosen or chosen.keys() - {"kind", "match"}:
+            raise ConfigError(f"the marker {_ALLOW_MARKER} takes kind, match, or both")
+        found.append(wanted(**chosen))
+    return found

@@ -15,6 +15,7 @@ from kboot.boot import Boot, BootSettings, open_backend, power_on, settings_for
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
+from kboot.log import logger
 
 _SERVER_START_LIMIT_S = 120.0
 
@@ -100,6 +101,12 @@ class Session:
         """Switch the machine off that is on, if one is, and write its evidence."""
         if self._running:
             running, self._running = self._running, None
+            for report in running.boot.judge.sort(running.boot.console.reports):
+                logger.warning(
+                    "the kernel reported, when no test was running: %s; see %s",
+                    report.title,
+                    running.boot.evidence_directory,
+                )
             running.power.close()
 
     def close(self) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 from kboot.artifacts import Kernel
 from kboot.backend import BootServer, Fetch, Machine
 from kboot.boot import expectations
-from kboot.boot.expectations import ExpectedCrash, Judge
+from kboot.boot.expectations import ExpectedCrash
+from kboot.boot.judge import Judge
 from kboot.boot.milestones import Expected, Milestone, Milestones, Phase
 from kboot.boot.settings import BootSettings
 from kboot.console import Console, Line
+from kboot.crash import CrashReport
 from kboot.deadline import Deadline
 from kboot.errors import (
     GuestError,
@@ -231,7 +233,9 @@ class Boot:
         description = expectations.wanted(kind, match)
         self._expecting += 1
         try:
-            with expectations.expecting(self.console, description, timeout_s=timeout_s) as crash:
+            with expectations.expecting(
+                self.console, description, tolerates=self._tolerates, timeout_s=timeout_s
+            ) as crash:
                 yield crash
             self.judge.expect(crash)
             self._crash = crash
@@ -239,6 +243,12 @@ class Boot:
                 self._begin_life(crash.died_at)
         finally:
             self._expecting -= 1
+
+    def _tolerates(self, report: CrashReport) -> bool:
+        """Whether the kernel may say this in passing."""
+        if report.fatal:
+            return False
+        return self.settings.warnings == "report" or self.judge.allowance(report) is not None
 
     def check(self) -> None:
         """Return if all is well now; raise what is wrong with the host or the guest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kboot.config import parse
@@ -165,9 +165,16 @@ def chain(report: CrashReport) -> Iterator[CrashReport]:
 
 @contextlib.contextmanager
 def expecting(
-    console: Console, description: Wanted, *, timeout_s: float
+    console: Console,
+    description: Wanted,
+    *,
+    tolerates: Callable[[CrashReport], bool],
+    timeout_s: float,
 ) -> Iterator[ExpectedCrash]:
-    """For `Boot.expect_crash`: the part of it that needs the console only."""
+    """For `Boot.expect_crash`: the part of it that needs the console only.
+
+    A report that the kernel survives, and that `tolerates` lets pass, is no other crash.
+    """
     crash = ExpectedCrash(description)
     before = len(console.reports)
     with console.expecting(crash.accept, ends_waits=True):
@@ -181,11 +188,17 @@ def expecting(
             # A command that got no answer, and the reason why.
             if not crash.fatal:
                 raise
-        others = console.reports[before:]
+        others = [
+            report
+            for report in console.reports[before:]
+            if not crash.includes(report) and not tolerates(report)
+        ]
     if crash.reports:
-        return
+        others = [other for other in others if other.start_offset > crash.report.start_offset]
     if others:
         raise _other(crash, description, others[-1])
+    if crash.reports:
+        return
     raise NoCrash(
         f"expected {description}; none came in {timeout_s:g} s, "
         f"last console line: {console.last_line!r}"
@@ -237,59 +250,3 @@ def not_recovered(
             f"ready: {again.title}"
         )
     return SecondCrash(f"on its way back from {title} the machine crashed: {again.title}", again)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allowed:
-    """A report that a test had allowed."""
-
-    report: CrashReport
-    by: Wanted
-
-
-class Judge:
-    """Sorts what the kernel reported in passing: expected, allowed, or to be answered for.
-
-    Pure: `sort` takes all reports so far, and looks at each once.
-    """
-
-    def __init__(self) -> None:
-        #: What the test that runs allows.
-        self.allowances: Sequence[Wanted] = ()
-        #: What tests have allowed so far.
-        self.allowed: list[Allowed] = []
-        self._expected: list[ExpectedCrash] = []
-        self._lives: list[int] = []
-        self._seen = 0
-
-    def expect(self, crash: ExpectedCrash) -> None:
-        """A test expected this crash."""
-        self._expected.append(crash)
-
-    def new_life(self, offset: int) -> None:
-        """The machine began anew at this byte of the console's record."""
-        self._lives.append(offset)
-
-    def sort(self, reports: Sequence[CrashReport]) -> list[CrashReport]:
-        """The new reports that nobody asked for. Those of a kernel's death are no part of it."""
-        new = [report for report in reports[self._seen :] if not report.fatal]
-        self._seen = len(reports)
-        return [report for report in new if not self._covered(report)]
-
-    def _covered(self, report: CrashReport) -> bool:
-        if any(
-            crash.includes(report) or self._is_aftermath(report, crash) for crash in self._expected
-        ):
-            return True
-        for allowance in self.allowances:
-            if allowance.fits(report):
-                self.allowed.append(Allowed(report=report, by=allowance))
-                return True
-        return False
-
-    def _is_aftermath(self, report: CrashReport, crash: ExpectedCrash) -> bool:
-        """Whether a kernel said it that was dying of `crash`."""
-        if not crash.fatal:
-            return False
-        rebirth = next((life for life in self._lives if life > crash.died_at), float("inf"))
-        return crash.died_at < report.start_offset < rebirth
