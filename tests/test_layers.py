@@ -21,7 +21,7 @@ ROWS = (
     {"errors"},
     {"deadline", "log", "crash"},
     {"process", "backend"},
-    {"state", "templates", "qmp"},
+    {"state", "templates", "qmp", "snapshots"},
     {"config", "console", "artifacts", "kube", "ssh"},
     {"rootfs", "guest", "nginx"},
     {"qemu", "kubevirt"},

@@ -121,8 +121,7 @@ class QemuMachine:
             deadline = Deadline(_CONTROL_LIMIT_S)
             try:
                 snapshot.save_devices(self._qmp, directory / snapshot.DEVICES, deadline)
-                with (directory / snapshot.MEMORY).open("xb") as file:
-                    snapshot.copy_sparse(self._memory.descriptor, file.fileno())
+                self._memory.save(directory)
             except OSError as error:
                 raise InfraError(f"the machine cannot be saved: {error}") from error
             finally:

@@ -11,7 +11,6 @@ QEMU 4.0), which leaves out memory that is mapped from a shared file.
 
 from __future__ import annotations
 
-import mmap
 import os
 import socket
 from pathlib import Path
@@ -20,13 +19,10 @@ from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.qemu.argv import Memory
 from kboot.qmp import Qmp
+from kboot.snapshots import sparse
 
 MEMORY = "memory"
 DEVICES = "devices"
-
-#: Memory is copied, or left out if it is all zeros, in blocks of this size.
-_BLOCK = 64 << 10
-_ZEROS = bytes(_BLOCK)
 
 #: QEMU knows the channel that is handed over to it by this name.
 _CHANNEL = "kboot-state"
@@ -76,8 +72,13 @@ class GuestMemory:
         """A copy of what was saved, for a machine that will be saved again."""
         memory = cls.empty(size_mib)
         with (directory / MEMORY).open("rb") as source:
-            copy_sparse(source.fileno(), memory.descriptor)
+            sparse.copy(source.fileno(), memory.descriptor)
         return memory
+
+    def save(self, directory: Path) -> None:
+        """Write it to `directory`; the guest must stand still."""
+        with (directory / MEMORY).open("xb") as file:
+            sparse.copy(self.descriptor, file.fileno())
 
     def option(self) -> Memory:
         """For QEMU's command line."""
@@ -86,32 +87,6 @@ class GuestMemory:
     def close(self) -> None:
         """Give our side up; QEMU has its own."""
         os.close(self.descriptor)
-
-
-def copy_sparse(source: int, target: int) -> None:
-    """Copy a file into another, leaving out blocks of zeros; the sizes are the same then."""
-    size = os.fstat(source).st_size
-    os.ftruncate(target, size)
-    with mmap.mmap(source, size, prot=mmap.PROT_READ) as view:
-        for start, end in _extents(source, size):
-            for offset in range(start, end, _BLOCK):
-                block = view[offset : min(offset + _BLOCK, end)]
-                if block != _ZEROS[: len(block)]:
-                    os.pwrite(target, block, offset)
-
-
-def _extents(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """The parts of a sparse file that hold data."""
-    extents = []
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            break
-        end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        extents.append((start, end))
-    return extents
 
 
 def save_devices(qmp: Qmp, target: Path, deadline: Deadline) -> None:
