@@ -366,6 +366,24 @@ def test_a_signal_during_the_boot(
     assert "Traceback" not in output
 
 
+def test_ctrl_c_of_pytest_during_the_boot(debian_kernel: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it(boot):\n    pass\n")
+    before = _processes()
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", f"--kernel={debian_kernel}", "test_it.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        for _ in Deadline(30).poll(0.05):
+            if len(_processes() - before) >= 2:  # nginx and QEMU
+                break
+        child.send_signal(signal.SIGINT)
+        output, _ = child.communicate(timeout=20)
+    assert child.returncode == pytest.ExitCode.INTERRUPTED
+    assert "KeyboardInterrupt" in output
+
+
 def test_sigkill_of_pytest_leaves_no_process_and_the_next_run_sweeps(
     debian_kernel: Path, tmp_path: Path
 ) -> None:
