@@ -82,7 +82,7 @@ _BEFORE_DIE = frozenset(
         K.KFENCE,
     }
 )
-_DIE_WITHIN = 25
+_DIE_WITHIN = 40
 _INLINE_DEPTH = 8
 
 
@@ -106,8 +106,10 @@ def _closing(draft: Draft, text: str) -> Verdict:
 
 def continues(draft: Draft, rule: Rule) -> bool:
     """Whether a line that could begin a report by `rule` is a part of `draft`."""
-    if rule.is_die and draft.kind in _BEFORE_DIE and not draft.has_die and not draft.has_trace:
-        draft.has_die = len(draft.lines) < _DIE_WITHIN
+    if rule.is_die and draft.kind in _BEFORE_DIE and not draft.has_die:
+        # "Bad mode in" and others show the registers first.
+        shown = draft.has_trace and draft.kind not in (K.OOPS, K.PAGE_FAULT, K.NULL_DEREFERENCE)
+        draft.has_die = len(draft.lines) < _DIE_WITHIN and not shown
         return draft.has_die
     if draft.rule.is_panic:
         return rule.is_panic

@@ -15,12 +15,17 @@ _ANSI = re.compile(
 )
 
 # Amlogic kernels put the CPU behind the time: "[  153.449188@2]".
-_TIME = r"\[ *\d{1,9}\.\d{3,6}(?:@\d+)?\]"
+_TIME = r"\[ *\d{1,9}\.(?:\d{3,6})?(?:@\d+)?\]"
 _CALLER = r"(?: ?\[ *([TC]\d+)(?:/[TC]?\d+)?\])?"
-# MediaTek and other vendor kernels put CPU and task behind the time: "(0)[123:name]".
-# Samsung's say "[0:  swapper/0:    1]" there.
-_VENDOR = r"(?: ?\(\d+\)\[\d+:[^\]]{1,16}\]| {1,2}[A-Z]?\[\d: *[^\]:]{1,16}: *\d+\])?"
-_KERNEL_PREFIX = re.compile(rf"(?:<\d+>)?{_TIME}{_CALLER}{_VENDOR} ?")
+# Vendors put CPU and task behind the time: MediaTek "(0)[123:name]", Huawei "[pid:1,cpu0,name]",
+# Samsung "[0:  swapper/0:    1]".
+_VENDOR = (
+    r"(?: ?\(\d+\)\[\d+:[^\]]{1,16}\]| ?\[pid:\d+,cpu\d+,[^\]]{0,16}\]"
+    r"| {1,2}[A-Z]?\[\d: *[^\]:]{1,16}: *\d+\])?"
+)
+# A log that was cut begins in the midst of a time.
+_CUT_TIME = r"\d{1,9}\.\d{6}\]"
+_KERNEL_PREFIX = re.compile(rf"(?:<\d+>)?(?:{_TIME}|{_CUT_TIME}){_CALLER}{_VENDOR} ?")
 _TIME_AND_CALLER = re.compile(rf"{_TIME}{_CALLER}{_VENDOR} ?")
 _CALLER_ONLY = re.compile(r"(?:<\d+>)?\[ *([TC]\d+)(?:/[TC]?\d+)?\] ")
 

@@ -33,7 +33,8 @@ _FRAME = re.compile(
         (?:[ ]\[(?P<module>[\w-]+)(?:[ ][^\]]*)?\])?
         (?:[ ](?P<location>[\w./+-]+:\d+))?
       | [ ](?P<inline_location>[\w./+-]+\.[chSs]:\d+)(?:[ ]\[inline\])?
-      | \)?[ ]from[ ]
+      | [ ]\((?P<decoded_location>[\w./+-]+:\d+)[^)\n]*\)     # scripts/decode_stacktrace.sh
+      | (?:[ ]\[[\w-]+\])?\)?[ ]from[ ]                      # arm
     )
     """,
     re.VERBOSE | re.MULTILINE,
@@ -71,8 +72,10 @@ def entries(text: str) -> list[Entry]:
 
 
 def _entry(match: re.Match[str]) -> Entry:
-    register, link, address, guess, symbol, offset, size, module, place, inline = match.groups()
-    frame = _frame(symbol, offset, size, module, address, guess is None, place or inline)
+    register, link, address, guess, symbol, offset, size, module, *places = match.groups()
+    frame = _frame(
+        symbol, offset, size, module, address, guess is None, next(filter(None, places), None)
+    )
     is_pc = register is not None and link is None
     return Entry(frame=frame, position=match.start(), is_pc=is_pc)
 
