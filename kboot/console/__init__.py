@@ -1,7 +1,8 @@
 """The serial console: always read, recorded with times, waited on in races with the crash."""
 
-from kboot.console.console import Console, Match
+from kboot.console.console import Console
 from kboot.console.crashes import CrashScanner, ExpectedCrash
+from kboot.console.match import Match
 from kboot.console.text import Line
 
 __all__ = ["Console", "CrashScanner", "ExpectedCrash", "Line", "Match"]

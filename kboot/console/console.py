@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from kboot.backend import Stream
 from kboot.console.crashes import CrashScanner, ExpectedCrash
+from kboot.console.match import Match, Pattern, describe
 from kboot.console.reader import Reader
 from kboot.console.tape import Tape
 from kboot.console.text import Line
@@ -21,35 +21,11 @@ from kboot.crash import CrashReport
 from kboot.deadline import Deadline
 from kboot.errors import ConsoleClosed
 
-Pattern = str | re.Pattern[str]
-
 #: A printk record that landed behind a prompt: ``login: [   12.345678] random: crng init done``.
 _PRINTK = r"(?:<\d+>)?\[ *\d+\.\d+\]"
 
 #: Lines shown by `Match.before`.
 _BEFORE_LINES = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
-    """What `Console.expect` found. pexpect's ``before``, ``after`` and ``match`` are all here."""
-
-    #: Which of the patterns it was, from 0.
-    index: int
-    match: re.Match[str]
-    #: The text of the line it was found in.
-    text: str
-    #: Seconds on the monotonic clock when that line ended (for a prompt: when it was seen).
-    time_s: float
-    #: The position behind the line, for ``since=``.
-    end: int
-    #: What came between the start of the wait and the match: its last 1000 lines.
-    before: str
-
-    @property
-    def after(self) -> str:
-        """The text that matched."""
-        return self.match.group()
 
 
 class Console:
@@ -178,7 +154,7 @@ class Console:
         start = self._cursor if since is None else since
         from kboot.console.engine import search  # noqa: PLC0415  pexpect, where it is used
 
-        source = LineSource(self._tape, self._wait(deadline, _describe(patterns)), start)
+        source = LineSource(self._tape, self._wait(deadline, describe(patterns)), start)
         index, match = search(patterns, source.next_line)
         return self._found(source.line, index, match, start)
 
@@ -195,7 +171,7 @@ class Console:
         start = self._cursor if since is None else since
         from kboot.console.engine import search  # noqa: PLC0415  pexpect, where it is used
 
-        source = PromptSource(self._tape, self._wait(deadline, _describe(texts)), start)
+        source = PromptSource(self._tape, self._wait(deadline, describe(texts)), start)
         index, match = search(tails, source.next_text)
         return self._found(source.line, index, match, start)
 
@@ -294,9 +270,3 @@ class Console:
             end=end,
             before="\n".join([*lines, match.string[: match.start()]]),
         )
-
-
-def _describe(patterns: Sequence[Pattern]) -> str:
-    """The patterns in an error message."""
-    texts = [pattern if isinstance(pattern, str) else pattern.pattern for pattern in patterns]
-    return " or ".join(repr(text) for text in texts)
