@@ -6,6 +6,7 @@ import base64
 import shlex
 import string
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout
@@ -52,6 +53,16 @@ def twice(text: str) -> bytes:
     return f"{len(text)}|{text}|{text}\n".encode()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentState:
+    """What the host must know to go on with an agent that it meets again, in a restored machine."""
+
+    nonce: str
+    sequence: int
+    checksum: int
+    has_base64: bool
+
+
 class NoAnswer(GuestError):
     """Nobody in the guest answers requests."""
 
@@ -84,6 +95,25 @@ class ShellAgent:
             raise GuestError(f"the guest has neither {lacking}: no command can be run exactly")
         self.checksum = Checksum(checksum)
         self.has_base64 = encoder == 1
+
+    @property
+    def state(self) -> AgentState:
+        """To go on from with `resumed`, on another channel to the same agent."""
+        return AgentState(
+            nonce=self._nonce,
+            sequence=self._sequence,
+            checksum=int(self.checksum),
+            has_base64=self.has_base64,
+        )
+
+    @classmethod
+    def resumed(cls, channel: Channel, state: AgentState) -> ShellAgent:
+        """The host's end of an agent that runs already and stands where `state` says."""
+        agent = cls(channel, state.nonce)
+        agent._sequence = state.sequence
+        agent.checksum = Checksum(state.checksum)
+        agent.has_base64 = state.has_base64
+        return agent
 
     # Runner ---------------------------------------------------------------------------------
 

@@ -74,6 +74,11 @@ class Guest:
         self._runner = runner
         self._command_timeout_s = command_timeout_s
 
+    @property
+    def runner(self) -> Runner:
+        """What carries the commands."""
+        return self._runner
+
     def run(
         self,
         command: str | bytes,
