@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from kboot.crash import skiplists
 from kboot.crash.model import CrashKind
@@ -18,8 +19,9 @@ from kboot.crash.stack import Entry, sections
 K = CrashKind
 
 #: What the CPU was doing is all there is to these: whoever stands at the instruction pointer.
-_FAULTS = frozenset({K.DIVIDE_ERROR, K.INVALID_OPCODE, K.DOUBLE_FAULT, K.WARNING, K.UBSAN, K.KCSAN})
+_FAULTS = frozenset({K.DIVIDE_ERROR, K.INVALID_OPCODE, K.DOUBLE_FAULT, K.UBSAN, K.KCSAN})
 _SLEEPING = frozenset({K.HUNG_TASK, K.ATOMIC_SLEEP, K.INVALID_WAIT_CONTEXT, K.WORKQUEUE_LOCKUP})
+_IDLE = frozenset({"do_idle", "cpu_startup_entry", "cpu_idle_loop", "rcu_gp_kthread"})
 STALLED = frozenset({K.SOFT_LOCKUP, K.HARD_LOCKUP, K.RCU_STALL})
 
 
@@ -58,12 +60,27 @@ def choose(
     ordered = [entry for entry in _main(kind, entries, text) if entry.frame.reliable]
     if not ordered:
         ordered = list(entries)
+    if kind in STALLED and (busy := _busy(ordered)) is not None:
+        return busy
     start = next((i for i, entry in enumerate(ordered) if entry.is_pc), 0)
     for entry in ordered[start:] + ordered[:start]:
         if _guilty(kind, entry.frame.function):
             return entry.frame.function
     rest = [*filter(None, named), *(entry.frame.function for entry in ordered[start:])]
     return rest[0] if rest else None
+
+
+def _busy(entries: Sequence[Entry]) -> str | None:
+    """The first function at which a CPU was at work, among CPUs of which some were idle."""
+    starts = [index for index, entry in enumerate(entries) if entry.is_pc]
+    for start, end in pairwise([*starts, len(entries)]):
+        functions = [entry.frame.function for entry in entries[start:end]]
+        if not _IDLE.isdisjoint(functions):
+            continue
+        for function in functions:
+            if _guilty(K.RCU_STALL, function):
+                return function
+    return None
 
 
 def _main(kind: CrashKind, entries: Sequence[Entry], text: str) -> list[Entry]:

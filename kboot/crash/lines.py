@@ -26,7 +26,9 @@ _VENDOR = (
 # A log that was cut begins in the midst of a time.
 _CUT_TIME = r"\d{1,9}\.\d{6}\]"
 _KERNEL_PREFIX = re.compile(rf"(?:<\d+>)?(?:{_TIME}|{_CUT_TIME}){_CALLER}{_VENDOR} ?")
-_TIME_AND_CALLER = re.compile(rf"{_TIME}{_CALLER}{_VENDOR} ?")
+#: In the midst of a line only a time as the kernel itself writes it counts.
+_FULL_TIME = r"\[ *\d{1,9}\.\d{6}(?:@\d+)?\]"
+_TIME_AND_CALLER = re.compile(rf"{_FULL_TIME}{_CALLER}{_VENDOR} ?")
 _CALLER_ONLY = re.compile(r"(?:<\d+>)?\[ *([TC]\d+)(?:/[TC]?\d+)?\] ")
 
 _DATE = (

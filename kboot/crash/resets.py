@@ -65,13 +65,16 @@ class ResetWatch:
             self._may_restart = True
         elif _FIRMWARE.search(words) and not line.stamped:
             return self._new_boot(kernel=False)
-        elif (
-            _KERNEL.match(words)
-            and (line.stamped or not stamped_log)
-            and line.number > self._replay_until
-        ):
-            return self._new_boot(kernel=True)
+        elif _KERNEL.match(words) and (line.stamped or not stamped_log):
+            return self._kernel_banner(line)
         return False, False
+
+    def _kernel_banner(self, line: KernelLine) -> tuple[bool, bool]:
+        if line.number <= self._replay_until:
+            return False, False
+        begins, surprise = self._new_boot(kernel=True)
+        # Without a time it may just as well be a program that prints /proc/version.
+        return begins and line.stamped, surprise and line.stamped
 
     def _new_boot(self, *, kernel: bool) -> tuple[bool, bool]:
         surprise = self._kernel_runs and not self._may_restart
