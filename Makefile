@@ -10,6 +10,7 @@ PYTEST_ARGS ?=
 venv := .venv
 bin := $(venv)/bin
 ready := $(venv)/.ready
+headers := build/kernel/headers/build
 sources := kboot tests bench conftest.py
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
@@ -34,17 +35,22 @@ $(ready): pyproject.toml .ci/install-packages
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --retries 5 -e '.[dev]'
 	@touch $@
 
-kernel: $(KERNEL) ## fetch a real Debian kernel package, once
+kernel: $(KERNEL) $(headers) ## fetch a real Debian kernel package and its headers, once
 
 # Only this one: a mistyped KERNEL=PATH must not be fetched as if it were the user's kernel.
 build/kernel/debian.deb: | $(ready)
 	@.ci/fetch-kernel $@
 
+# Only of Debian's kernel: the module that the tests crash it with is built for no other.
+$(headers): build/kernel/debian.deb .ci/fetch-headers
+	@.ci/fetch-headers build/kernel/debian.deb $(@D)
+	@touch -h $@
+
 demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on it
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
 
-test: $(ready) $(KERNEL) ## run the tests, with real boots of a real kernel
+test: $(ready) $(KERNEL) $(headers) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(PYTEST_ARGS)
 
 check: $(ready) ## look for mistakes without running anything: ruff and mypy
@@ -59,7 +65,7 @@ format: $(ready) ## format the code
 bench: $(ready) $(KERNEL) ## measure against references; print a table, write build/bench.json
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m bench $(BENCH)
 
-soak: $(ready) $(KERNEL) ## run the tests COUNT times over, until one fails
+soak: $(ready) $(KERNEL) $(headers) ## run the tests COUNT times over, until one fails
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
