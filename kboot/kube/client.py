@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube.errors import api_error
+from kboot.kube.errors import ApiError, api_error
 from kboot.kube.resources import Resource, resource_for
 from kboot.log import logger
 
@@ -74,10 +74,23 @@ class Client:
         return answer["items"] or [], answer["metadata"].get("resourceVersion", "")
 
     def create(self, manifest: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
-        """Create an object; a field that the cluster does not know is an error."""
-        path = resource_for(manifest).path(manifest["metadata"]["namespace"])
+        """Create an object; a field that the cluster does not know is an error.
+
+        One of this name and with these labels that is there already counts as created: it was, by
+        an attempt whose answer was lost.
+        """
+        resource, metadata = resource_for(manifest), manifest["metadata"]
         query = {"fieldValidation": "Strict"}
-        made: dict[str, Any] = self.json("POST", path, deadline, query=query, body=manifest)
+        try:
+            path = resource.path(metadata["namespace"])
+            made: dict[str, Any] = self.json("POST", path, deadline, query=query, body=manifest)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            made = self.get(resource, metadata["name"], deadline)
+            labels = made["metadata"].get("labels") or {}
+            if not metadata.get("labels", {}).items() <= labels.items():
+                raise
         return made
 
     def patch(
@@ -102,8 +115,8 @@ class Client:
         body = {"gracePeriodSeconds": grace_s, "propagationPolicy": "Background"}
         try:
             self.json("DELETE", resource.path(self.namespace, name), deadline, body=body)
-        except ClusterError as error:
-            if getattr(error, "status", 0) == 404:
+        except ApiError as error:
+            if error.status == 404:
                 return False
             raise
         return True

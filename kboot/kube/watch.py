@@ -70,7 +70,7 @@ class Watch:
         with self.changed:
             answer = self._answer
         if answer is not None:
-            _shut(answer)
+            shut(answer)
         if self._thread:
             self._thread.join(timeout=5)
 
@@ -194,7 +194,7 @@ def lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         raise ConnectionError(str(error)) from error
 
 
-def _shut(answer: urllib3.BaseHTTPResponse) -> None:
+def shut(answer: urllib3.BaseHTTPResponse) -> None:
     """End a read of `answer` in another thread."""
     try:
         answer.shutdown()

@@ -7,6 +7,7 @@ frame for a channel number. KubeVirt wants binary frames of the bare bytes; text
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -48,6 +49,17 @@ class WebSocket:
             self._left = data.encode() if isinstance(data, str) else data
         found, self._left = self._left[:size], self._left[size:]
         return found
+
+    def readable(self, timeout_s: float) -> bool:
+        """Wait for bytes, or the end of the stream, and say whether `recv` would return now."""
+        connection: Any = self._connection
+        try:
+            # Decrypted already, or not yet off the wire.
+            if self._left or (connection.is_ssl() and connection.sock.pending()):
+                return True
+            return bool(select.select([connection.sock], [], [], timeout_s)[0])
+        except (OSError, ValueError, AttributeError):
+            return True
 
     def sendall(self, data: bytes, /) -> None:
         """Send all of `data` in binary frames."""

@@ -1,1 +1,6 @@
 """The cluster backend: a KubeVirt VirtualMachine, and an nginx Pod to boot it from."""
+
+from kboot.kubevirt.backend import KubevirtBackend, open_kubevirt
+from kboot.kubevirt.settings import ClusterSettings
+
+__all__ = ["ClusterSettings", "KubevirtBackend", "open_kubevirt"]

@@ -1,0 +1,197 @@
+"""A machine's serial line through the API server, which lasts as long as the machine does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError
+from kboot.kube import WebSocket
+from kboot.kubevirt import gap
+from kboot.log import logger
+
+#: An API server may be away for so long; then the console is lost.
+_RECONNECT_S = 60.0
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+
+#: Losses within ten seconds that only another session can be the cause of: the serial line takes
+#: one at a time, and the newest wins.
+_QUARREL = 50
+_QUARREL_S = 10.0
+
+#: How long the first bytes after a gap are waited for, and their coming into the record.
+_HEAD_WAIT_S = 1.0
+_RECORD_WAIT_S = 3.0
+
+#: What SeaBIOS says before it waits ten seconds for a key, where a machine was started paused.
+_BOOT_MENU = b"boot menu"
+
+_MEMORY_BYTES = 4096
+
+
+class ConsoleStream:
+    """The serial line as a `kboot.backend.Stream`: it reconnects, and marks what it missed.
+
+    `connect` opens the websocket. `alive` says whether the machine is still the one whose line
+    this is: if not, the stream ends. `read_record` returns the cluster's record of the line.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[Deadline], WebSocket],
+        *,
+        alive: Callable[[], bool],
+        read_record: Callable[[Deadline], bytes],
+        from_the_start: bool,
+        deadline: Deadline,
+    ) -> None:
+        """`from_the_start` says that the machine waits for us before its first instruction."""
+        self._connect = connect
+        self._alive = alive
+        self._read_record = read_record
+        self._changed = threading.Condition()
+        self._socket: WebSocket | None = connect(deadline)
+        self._closed = False
+        self._ready = b""
+        self._heard = b""
+        self._losses: deque[float] = deque(maxlen=_QUARREL)
+        self._menu = from_the_start
+        self._missed_since: float | None = None if from_the_start else time.monotonic()
+
+    def recv(self, size: int, /) -> bytes:
+        """Wait for bytes; empty when the machine is gone. OSError if its line cannot be had."""
+        while not self._closed:
+            if self._ready:
+                data, self._ready = self._ready[:size], self._ready[size:]
+                return data
+            socket = self._socket
+            if socket is None:
+                break
+            if self._missed_since is not None:
+                self._ready = self._fill(socket, time.monotonic() - self._missed_since)
+                self._missed_since = None
+                continue
+            if data := socket.recv(65536):
+                self._ready = data
+                self._hear(data)
+            elif not self._reconnect():
+                break
+        return b""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of `data`; while the connection is being made anew, wait for it."""
+        deadline = Deadline(_RECONNECT_S)
+        while True:
+            with self._changed:
+                while self._socket is None and not self._closed and not deadline.expired:
+                    self._changed.wait(deadline.remaining)
+                socket = self._socket
+            if socket is None or self._closed:
+                raise ConnectionError("the machine's serial line is gone")
+            try:
+                socket.sendall(data)
+            except OSError:
+                # The reader finds out as well, and sees to it.
+                self._wait_until_lost(socket, deadline)
+                if deadline.expired:
+                    raise
+            else:
+                return
+
+    def close(self) -> None:
+        """Give the stream up; a `recv` that waits in another thread returns."""
+        with self._changed:
+            self._closed = True
+            socket, self._socket = self._socket, None
+            self._changed.notify_all()
+        if socket is not None:
+            socket.close()
+
+    # -------------------------------------------------------------------------------- inside
+
+    def _hear(self, data: bytes) -> None:
+        self._heard = (self._heard + data)[-_MEMORY_BYTES:]
+        if self._menu and _BOOT_MENU in self._heard:
+            # Any key ends the wait, but for escape, which opens the menu.
+            self._heard = b""
+            socket = self._socket
+            if socket is not None:
+                socket.sendall(b"\r")
+
+    def _wait_until_lost(self, socket: WebSocket, deadline: Deadline) -> None:
+        """Wait until the reader has given `socket` up."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._socket is not socket or self._closed, timeout=deadline.remaining
+            )
+
+    def _reconnect(self) -> bool:
+        """Connect anew; False if the machine is not the same any more, or we are closed."""
+        lost = time.monotonic()
+        self._count_loss(lost)
+        with self._changed:
+            old, self._socket = self._socket, None
+        if old is not None:
+            old.close()
+        deadline = Deadline(_RECONNECT_S)
+        pause = _FIRST_PAUSE_S
+        error: ClusterError | None = None
+        while not self._closed and self._alive():
+            try:
+                socket = self._connect(deadline)
+            except ClusterError as refusal:
+                error = refusal
+            else:
+                return self._take(socket, lost)
+            if deadline.expired:
+                raise ConnectionError(f"the machine's console cannot be had again: {error}")
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, timeout=pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        return False
+
+    def _take(self, socket: WebSocket, lost: float) -> bool:
+        with self._changed:
+            if self._closed:
+                socket.close()
+                return False
+            self._socket = socket
+            self._changed.notify_all()
+        self._missed_since = lost
+        logger.debug("the console is connected again after %.2f s", time.monotonic() - lost)
+        return True
+
+    def _count_loss(self, now: float) -> None:
+        if len(self._losses) == _QUARREL and now - self._losses[0] < _QUARREL_S:
+            raise ConnectionError(
+                "another session takes the machine's console again and again; it allows one: end "
+                "the other one (virtctl console, a web console)"
+            )
+        self._losses.append(now)
+
+    def _fill(self, socket: WebSocket, lost_s: float) -> bytes:
+        """What was missed, as far as the record has it, and the first bytes that came after."""
+        head = b""
+        deadline = Deadline(_HEAD_WAIT_S)
+        while len(head) < gap.HEAD_BYTES and socket.readable(deadline.remaining):
+            data = socket.recv(65536)
+            if not data:
+                break
+            head += data
+        before, deadline = self._heard, Deadline(_RECORD_WAIT_S)
+        self._hear(head)
+        missed = None
+        for _ in deadline.poll(0.3):
+            try:
+                missed = gap.find(before, self._read_record(deadline), head)
+            except ClusterError as error:
+                logger.debug("no record of the console: %s", error)
+                break
+            if missed is not None or self._closed or not self._alive():
+                break
+        found = missed or gap.Gap(missed=b"", complete=False)
+        return found.marked(lost_s) + head
