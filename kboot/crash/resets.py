@@ -29,6 +29,7 @@ GOODBYE = (
 REPLAY = (b"dmesg", b"journalctl")
 #: Every line that matters here contains one of these.
 LITERALS = FIRMWARE + KERNEL + GOODBYE + REPLAY
+_WORDS = tuple(literal.decode() for literal in LITERALS)
 
 _FIRMWARE = re.compile(
     r"SeaBIOS \(version|UEFI firmware \(version|U-Boot (?:SPL )?20\d\d\."
@@ -59,6 +60,8 @@ class ResetWatch:
     def seen(self, line: KernelLine, *, stamped_log: bool) -> tuple[bool, bool]:
         """Take a line: (it begins a new boot, and nobody asked for that)."""
         words = line.text.lstrip()
+        if not any(literal in words for literal in _WORDS):
+            return False, False
         if _REPLAY.search(words) and not line.stamped:
             self._replay_until = line.number + _REPLAY_LINES
         elif _GOODBYE.match(words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kboot.crash.catalogue import RULES
@@ -17,6 +18,20 @@ _QUOTING = re.compile(
 )
 #: The same rule for a line whose origin is in doubt.
 _DOUBTED = {rule: replace(rule, needs_trace=True) for rule in RULES}
+
+_ANCHORS = tuple(dict.fromkeys(rule.anchor for rule in RULES))
+_RULES_OF = {anchor: tuple(rule for rule in RULES if rule.anchor == anchor) for anchor in _ANCHORS}
+_ORDER = {rule: place for place, rule in enumerate(RULES)}
+
+
+def _applicable(words: str) -> Sequence[Rule]:
+    """The rules whose anchor the line contains, in order of precedence."""
+    present = [anchor for anchor in _ANCHORS if anchor in words]
+    if len(present) == 1:
+        return _RULES_OF[present[0]]
+    return sorted(
+        (rule for anchor in present for rule in _RULES_OF[anchor]), key=_ORDER.__getitem__
+    )
 
 
 class TriggerFinder:
@@ -33,19 +48,18 @@ class TriggerFinder:
         if not line.stamped and words in self._quoted:
             # What a command quoted, it prints: "# echo 'Kernel panic - not syncing: test'".
             return None
-        for rule in RULES:
-            if rule.anchor not in words:
-                continue
+        rules = _applicable(words)
+        for rule in rules:
             match = rule.pattern.match(words)
             if match is not None:
                 doubted = not line.stamped and (self.stamped_log or rule.is_vague)
                 return (_DOUBTED[rule] if doubted else rule), match
-        return None if line.stamped else self._find_glued(words)
+        return None if line.stamped else self._find_glued(words, rules)
 
-    def _find_glued(self, words: str) -> tuple[Rule, re.Match[str]] | None:
+    def _find_glued(self, words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
         """A first line behind a prompt or a program's unfinished line."""
-        for rule in RULES:
-            if rule.needs_trace or rule.is_vague or rule.anchor not in words:
+        for rule in rules:
+            if rule.needs_trace or rule.is_vague:
                 continue
             match = rule.pattern.search(words)
             if match is None:
