@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kboot.artifacts import Kernel
-from kboot.backend import Backend, BootServer, MachineSpec
+from kboot.backend import Backend, BootServer, Machine, MachineSpec, SnapshotBackend
 from kboot.boot import evidence, script
 from kboot.boot.attempt import Boot, OnPhase
 from kboot.boot.expectations import ExpectedCrash, Wanted, wanted
 from kboot.boot.milestones import Expected, Milestone, Phase
+from kboot.boot.saved import SavedBoot
 from kboot.boot.settings import BootSettings, settings_for
 from kboot.config import Config
 from kboot.console import Console
@@ -60,26 +61,34 @@ def power_on(
     *,
     evidence_directory: Path,
     on_phase: OnPhase = lambda _milestone, _seconds: None,
+    saved: SavedBoot | None = None,
+    savable: bool = False,
 ) -> Iterator[Boot]:
     """Switch a machine on that boots `kernel` from `server`; it is gone after the ``with``.
 
     Inside, `Boot.wait_until_ready` follows the boot. `on_phase` is called with each milestone and
     the seconds since power-on. However the block ends, `evidence_directory` then tells about it.
+
+    With `saved`, the machine does not boot but goes on from there, and is ready. With `savable`, it
+    can be saved. Both need a `SnapshotBackend`.
     """
     evidence.prepare(evidence_directory)
     start = time.monotonic()
-    deadline = Deadline(settings.timeout_s)
-    expected, text = _publish(server, kernel, settings)
+    nonce = saved.expected.nonce if saved else secrets.token_hex(8)
+    expected, text = _publish(server, kernel, settings, nonce)
     boot_file = server.write(f"{settings.machine_name}/boot.ipxe", text)
     (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
     with contextlib.ExitStack() as stack:
-        machine = stack.enter_context(backend.power_on(_spec(settings, boot_file), deadline))
+        machine = stack.enter_context(
+            _switch_on(backend, machine_spec(settings, boot_file), settings, saved, savable=savable)
+        )
         console = stack.enter_context(
             Console(
                 machine.stream,
                 record=evidence_directory,
                 scanner=Scanner(),
                 check=lambda: attempt.check_host(),
+                past=saved.past() if saved else b"",
             )
         )
         attempt = Boot(
@@ -94,6 +103,8 @@ def power_on(
             on_phase=on_phase,
         )
         try:
+            if saved:
+                attempt.adopt(saved)
             yield attempt
         except BaseException as error:
             evidence.write(evidence_directory, attempt, error, duration_s=time.monotonic() - start)
@@ -128,9 +139,28 @@ def boot(
         attempt.check()
 
 
-def _publish(server: BootServer, kernel: Kernel, settings: BootSettings) -> tuple[Expected, str]:
+def _switch_on(
+    backend: Backend,
+    spec: MachineSpec,
+    settings: BootSettings,
+    saved: SavedBoot | None,
+    *,
+    savable: bool,
+) -> contextlib.AbstractContextManager[Machine]:
+    deadline = Deadline(settings.timeout_s)
+    if saved is None and not savable:
+        return backend.power_on(spec, deadline)
+    if not isinstance(backend, SnapshotBackend):
+        raise TypeError(f"the backend {backend.name} has no machines that can be saved")
+    return backend.power_on(
+        spec, deadline, saved=saved.directory if saved else None, savable=savable
+    )
+
+
+def _publish(
+    server: BootServer, kernel: Kernel, settings: BootSettings, nonce: str
+) -> tuple[Expected, str]:
     """Put the artifacts on the server; what is to be seen of them, and the boot script."""
-    nonce = secrets.token_hex(8)
     query = f"m={settings.machine_name}&b={nonce}"
     kernel_url = server.put(kernel.image)
     initrd_urls = [server.put(path) for path in settings.initrds]
@@ -165,7 +195,8 @@ def _publish(server: BootServer, kernel: Kernel, settings: BootSettings) -> tupl
     return expected, text
 
 
-def _spec(settings: BootSettings, boot_file: str) -> MachineSpec:
+def machine_spec(settings: BootSettings, boot_file: str = "") -> MachineSpec:
+    """The machine that these settings ask for."""
     return MachineSpec(
         name=settings.machine_name,
         boot_file=boot_file,

@@ -15,6 +15,7 @@ from kboot.boot import expectations
 from kboot.boot.expectations import ExpectedCrash
 from kboot.boot.judge import Judge
 from kboot.boot.milestones import Expected, Milestone, Milestones, Phase
+from kboot.boot.saved import WAKE_LIMIT_S, SavedBoot
 from kboot.boot.settings import BootSettings
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
@@ -22,12 +23,14 @@ from kboot.deadline import Deadline
 from kboot.errors import (
     GuestError,
     GuestTimeout,
+    InfraError,
     KernelCrash,
     NoReboot,
     RebootLoop,
     WrongKernel,
 )
 from kboot.guest import Guest, login
+from kboot.guest.resume import resume
 from kboot.log import logger, step
 
 #: How often the two witnesses are asked while a boot is under way.
@@ -75,6 +78,9 @@ class Boot:
         self.history = [Milestones(expected, start=start)]
         #: The guest's boot_id, one for each boot so far.
         self.boot_ids: list[str] = []
+        #: The snapshot that it went on from instead of being booted; None if it was booted.
+        self.restored_from: str | None = None
+        self._fetched_before: tuple[Fetch, ...] = ()
         self._expected = expected
         self._on_phase = on_phase
         self._announced = 0
@@ -125,9 +131,12 @@ class Boot:
         """What this machine has asked the boot server for, in all its boots."""
         wanted = self._expected
         return [
-            fetch
-            for fetch in self.server.fetches()
-            if fetch.query == wanted.query or fetch.path == wanted.script_path
+            *self._fetched_before,
+            *(
+                fetch
+                for fetch in self.server.fetches()
+                if fetch.query == wanted.query or fetch.path == wanted.script_path
+            ),
         ]
 
     def wait_until_ready(self, timeout_s: float | None = None) -> None:
@@ -145,6 +154,23 @@ class Boot:
         with step("log in"):
             self._guest = login(self.console, self.settings.user, self.settings.password, deadline)
         self._prove_identity(self._guest)
+        self._reports_when_ready = len(self.console.reports)
+
+    def adopt(self, saved: SavedBoot) -> None:
+        """Take up a machine that goes on from where it was saved: it is ready, as it was then.
+
+        `GuestError` if the guest does not answer, `InfraError` if it is another one.
+        """
+        self.history = [saved.history()]
+        self.restored_from = saved.key
+        self._fetched_before = saved.fetches
+        self._fetch_count = len(self.server.fetches())
+        self._scripts_seen = 1
+        with step("wake the guest"):
+            self._guest, boot_id = resume(self.console, saved.agent, Deadline(WAKE_LIMIT_S))
+        if boot_id != saved.boot_id:
+            raise InfraError(f"another machine was restored: its boot_id is {boot_id}")
+        self.boot_ids.append(boot_id)
         self._reports_when_ready = len(self.console.reports)
 
     def wait_for_line(self, pattern: str, timeout_s: float | None = None) -> str:
@@ -331,6 +357,8 @@ class Boot:
     def _expect_reset(self) -> None:
         self.console.expect_reset()
         self._crash = None
+        # It may have gone through more lives than were waited for.
+        self._scripts_seen = len(self.history)
         self._begin_life(self.console.mark())
 
     def _begin_life(self, offset: int = 0) -> None:

@@ -44,11 +44,15 @@ class Console:
         record: Path | None,
         scanner: CrashScanner,
         check: Callable[[], None] | None = None,
+        past: bytes = b"",
     ) -> None:
+        """`past` is what was printed before, on other streams: of a machine that was restored."""
         self._stream = stream
         self._tape = Tape(record, scanner)
+        if past:
+            self._tape.take(past)
         self._check = check
-        self._cursor = 0
+        self._cursor = len(past)
         self._sending = threading.Lock()
         self._reader = Reader(self._tape)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import secrets
 import time
 from collections.abc import Mapping
@@ -17,12 +18,18 @@ from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError
 from kboot.guest.agent import AgentState, ShellAgent
+from kboot.guest.bootstrap import agent_text
 from kboot.guest.guest import Guest
 from kboot.guest.reseed import reseed_program
 
 _PROGRAM = '"$KBOOT_DIR/reseed"'
 #: Of which 32 are enough; base64 makes them a word for any shell.
 _SEED_BYTES = 32
+
+
+def guest_digest() -> str:
+    """A digest of all that runs in the guest for us: another one after every change to it."""
+    return hashlib.sha256(agent_text("0").encode() + reseed_program()).hexdigest()[:16]
 
 
 def prepare(guest: Guest, deadline: Deadline) -> Mapping[str, Any]:
@@ -38,28 +45,27 @@ def prepare(guest: Guest, deadline: Deadline) -> Mapping[str, Any]:
     return dataclasses.asdict(guest.runner.state)
 
 
-def resume(console: Console, state: Mapping[str, Any], deadline: Deadline) -> Guest:
+def resume(console: Console, state: Mapping[str, Any], deadline: Deadline) -> tuple[Guest, str]:
     """The guest that `prepare` was called for, on the console of a machine that goes on from there.
 
-    `GuestError` if it does not answer.
+    And its boot_id. `GuestError` if it does not answer.
     """
     guest = Guest(ShellAgent.resumed(console, AgentState(**state)))
-    wake(guest, deadline)
-    return guest
+    return guest, wake(guest, deadline)
 
 
-def wake(guest: Guest, deadline: Deadline) -> None:
-    """Set the guest's clock to our time of day, and give its kernel new random numbers.
+def wake(guest: Guest, deadline: Deadline) -> str:
+    """Set the guest's clock to our time of day, give its kernel new random numbers; its boot_id.
 
     The clock is right to about a second. `GuestError` if one of them cannot be done.
     """
     seed = base64.b64encode(secrets.token_bytes(_SEED_BYTES)).decode()
     now = round(time.time())
+    command = (
+        f"echo {seed} | {_PROGRAM} && date -u -s @{now} >/dev/null && "
+        "read id </proc/sys/kernel/random/boot_id && echo $id"
+    )
     try:
-        guest.succeed(
-            f"echo {seed} | {_PROGRAM} && date -u -s @{now} >/dev/null", deadline=deadline
-        )
+        return guest.succeed(command, deadline=deadline).strip()
     except CommandFailed as error:
-        raise GuestError(
-            f"the guest cannot set its clock and its random numbers: {error}"
-        ) from error
+        raise GuestError(f"the guest cannot set clock and random numbers: {error}") from error
