@@ -67,7 +67,7 @@ def choose(
         if _guilty(kind, entry.frame.function):
             return entry.frame.function
     rest = [*filter(None, named), *(entry.frame.function for entry in ordered[start:])]
-    return rest[0] if rest else None
+    return next((name for name in rest if not skiplists.REPORTERS.match(name)), None)
 
 
 def _busy(entries: Sequence[Entry]) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from kboot.crash import guilty, stack
 from kboot.crash.lines import KernelLine
-from kboot.crash.model import CrashKind, CrashReport
+from kboot.crash.model import CrashKind, CrashReport, Frame
 from kboot.crash.rules import Rule
 
 K = CrashKind
@@ -132,7 +132,7 @@ def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashRep
         kind=kind,
         title=_title(draft, function, text),
         function=function,
-        frames=tuple(entry.frame for entry in found),
+        frames=_frames(found, function),
         start_line=draft.start_line,
         end_line=draft.end_line,
         start_offset=draft.start_offset,
@@ -146,6 +146,14 @@ def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashRep
         caused_by=caused_by,
         text=text,
     )
+
+
+def _frames(entries: list[stack.Entry], function: str | None) -> tuple[Frame, ...]:
+    """The frames, among which the guilty function always is, even if only a first line has it."""
+    frames = tuple(entry.frame for entry in entries)
+    if function is None or any(frame.function == function for frame in frames):
+        return frames
+    return (Frame(function=function, symbol=function), *frames)
 
 
 def _named(draft: Draft, text: str) -> Iterator[str]:
