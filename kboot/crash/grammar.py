@@ -120,5 +120,6 @@ def continues(draft: Draft, rule: Rule) -> bool:
         # Up to 4.8 KASAN had SLUB print the object: "BUG kmalloc-64 (Not tainted): kasan: bad ...".
         return not draft.has_trace
     if draft.kind is K.MEMORY_LEAK:
-        return rule.anchor == "unreferenced object 0x" and len(draft.lines) == 1
+        told = any(rule.anchor in line for line in draft.lines)
+        return rule.kind is K.MEMORY_LEAK and not told
     return bool(rule.needs_trace)

@@ -115,3 +115,13 @@ def test_a_log_cut_anywhere_after_the_first_line_still_gives_its_kind(golden: Go
     for end in range(golden.line, len(golden.lines) + 1, 3):
         cut = [f"[    9.000001] {line}" for line in golden.lines[:end]]
         assert reports(encode(cut))[0].start_line == golden.line
+
+
+@each_golden
+@pytest.mark.parametrize("prefix", ["bare", "time"])
+def test_other_messages_in_between_change_nothing(golden: Golden, prefix: str) -> None:
+    other = PREFIXES[prefix](7) + "eth0: renamed from veth1"
+    mixed = [line for own in disguise(golden, prefix) for line in (own, other)]
+    report = reports(encode(mixed))[0]
+    assert what(report)[:3] == wanted(golden)[:3]
+    assert report.start_line == 2 * (golden.line + 2) - 1
