@@ -66,6 +66,7 @@ _OWN = re.compile(
     """,
     re.VERBOSE,
 )
+_CLOSERS = frozenset("-=R")
 _CLOSING = re.compile(r"\s*(?:---\[ end |={40,}$|Rebooting in \d)")
 #: What is said before the header of die(): the header belongs to the same report.
 _BEFORE_DIE = frozenset(
@@ -90,10 +91,11 @@ def classify(draft: Draft, text: str) -> Verdict:
     """Look at one more line of the report's own context; note on the draft what it shows."""
     if not draft.has_trace and _TRACE.match(text):
         draft.has_trace = True
-    if ("[ end " in text or "=====" in text or "Rebooting in" in text) and _CLOSING.match(text):
+    first = text[:1]
+    if (first in _CLOSERS or "[ end " in text) and _CLOSING.match(text):
         return _closing(draft, text)
     # Frames are indented, and they are most of all lines.
-    return Verdict.OWN if text[:1] in " " or _OWN.match(text) else Verdict.FOREIGN
+    return Verdict.OWN if first in " " or _OWN.match(text) else Verdict.FOREIGN
 
 
 def _closing(draft: Draft, text: str) -> Verdict:
