@@ -23,7 +23,10 @@
  * must not become a jump, for then the function were not in the trace.
  */
 static volatile unsigned long nothing;
-static volatile unsigned long seconds = 8;
+
+static unsigned long seconds = 5;
+module_param(seconds, ulong, 0);
+MODULE_PARM_DESC(seconds, "How long lockups, stalls and hung tasks last");
 
 static noinline void zoo_null(void)
 {
@@ -106,7 +109,6 @@ static noinline void zoo_invalid_opcode(void)
 		asm volatile(".byte 0x0f, 0xb9, 0xc0");
 }
 
-/* Of a frame that is bigger than a page it is the guard page that stops it. */
 static noinline unsigned long zoo_stack_overflow(unsigned long depth)
 {
 	volatile char frame[512];
@@ -134,15 +136,21 @@ static noinline void zoo_soft_lockup(void)
 	preempt_enable();
 }
 
+static struct rcu_head request;
+
+static void fulfil(struct rcu_head *head)
+{
+}
+
+/* The thread that begins the grace period we hold up needs this CPU, perhaps the only one. */
 static noinline void zoo_rcu_stall(void)
 {
 	unsigned long end = jiffies + seconds * HZ;
 
 	rcu_read_lock();
-	preempt_disable();
+	call_rcu(&request, fulfil);
 	while (time_before(jiffies, end))
-		cpu_relax();
-	preempt_enable();
+		cond_resched();
 	rcu_read_unlock();
 }
 
@@ -241,6 +249,7 @@ static int __init zoo_open(void)
 static void __exit zoo_close(void)
 {
 	remove_proc_entry("kboot_zoo", NULL);
+	rcu_barrier();
 }
 
 module_init(zoo_open);

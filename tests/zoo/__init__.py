@@ -1,0 +1,1 @@
+"""A kernel module full of crashes, and the machine they are met on."""
