@@ -132,6 +132,7 @@ class Backend(Protocol):
         """Switch a machine on; it is gone at the end of the ``with``."""
 
 
+@runtime_checkable
 class SnapshotMachine(Machine, Protocol):
     """A machine whose state can be saved, and that can go on from a saved one."""
 

@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         f"{_MARKER}(**settings): settings for this test's machine, such as memory='2G', cpus=4, "
-        "firmware='uefi', cmdline='...'; fresh=True demands a machine that no test has used",
+        "firmware='uefi', cmdline='...'; fresh=True demands one that was booted for this very test",
     )
     config.addinivalue_line(
         "markers",
@@ -135,9 +135,11 @@ def boot_server(kboot_session: Session) -> BootServer:
 def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
     """A machine on which the kernel under test is up and ready.
 
-    Tests that want the same machine share it until something happens to it: a crash, a reboot. The
-    marker ``kboot`` chooses the machine, and ``fresh=True`` demands another one.
+    The setting ``isolation`` says whether other tests have had it before. The marker ``kboot``
+    chooses the machine, and ``fresh=True`` demands one that was booted for this very test.
     """
+    from kboot.isolation import User  # noqa: PLC0415
+
     config, fresh = _config_for(request.node)
 
     def remember(attempt: Boot) -> None:
@@ -149,6 +151,7 @@ def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
         kboot_session.settings(config),
         name=request.node.name,
         fresh=fresh,
+        user=User(test=request.node.nodeid, module=request.node.nodeid.partition("::")[0]),
         on_attempt=remember,
     )
 
@@ -254,6 +257,7 @@ def _properties(attempt: Boot) -> list[tuple[str, object]]:
         ("kboot.machine", attempt.machine_description),
         ("kboot.boot_s", round(sum(phases.values()), 3)),
         *((f"kboot.phase.{name}_s", seconds) for name, seconds in phases.items()),
+        *([("kboot.restored_from", attempt.restored_from)] if attempt.restored_from else []),
         ("kboot.evidence", str(attempt.evidence_directory)),
         *((_ALLOWED, f"{each.report.title} ({each.by})") for each in attempt.judge.take_allowed()),
     ]

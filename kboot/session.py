@@ -12,10 +12,14 @@ from pathlib import Path
 from kboot.artifacts import Kernel, read_kernel
 from kboot.backend import Backend, BootServer
 from kboot.boot import Boot, BootSettings, open_backend, power_on, settings_for
-from kboot.config import Config
+from kboot.boot.saved import SavedBoot
+from kboot.config import Config, Isolation
 from kboot.deadline import Deadline
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, GuestError, InfraError
+from kboot.isolation import Snapshots, User, condition, may_share, resolve
 from kboot.log import logger
+from kboot.snapshots import SnapshotStore
+from kboot.state import cache_directory
 
 _SERVER_START_LIMIT_S = 120.0
 
@@ -27,13 +31,27 @@ class _Running:
     settings: BootSettings
     boot: Boot
     power: contextlib.ExitStack
+    user: User
+    #: As it was when it was handed out, see `isolation.condition`; None if nobody will ask.
+    condition: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """What somebody asks for; see `Session.booted`."""
+
+    settings: BootSettings
+    name: str
+    user: User
+    on_attempt: Callable[[Boot], None]
 
 
 class Session:
     """Starts what is asked for when it is asked for first; `open_session` ends it all.
 
-    One machine is on at a time. It is handed out again when the settings are the same and nothing
-    has happened to it; otherwise it is switched off and another one boots.
+    One machine is on at a time. It is handed out again when the settings are the same, and
+    `kboot.isolation` allows it; otherwise it is switched off. Another one then goes on from where
+    one like it was saved, or boots.
     """
 
     def __init__(self, config: Config, *, evidence: Path, prefix: str) -> None:
@@ -43,6 +61,8 @@ class Session:
         self._stack = contextlib.ExitStack()
         self._running: _Running | None = None
         self._count = 0
+        #: Saved machines whose first reports were judged already.
+        self._judged: set[str] = set()
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -59,9 +79,21 @@ class Session:
         """The boot server."""
         return self._stack.enter_context(self.backend.serve(Deadline(_SERVER_START_LIMIT_S)))
 
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        """The saved machines that this run's may go on from."""
+        store = SnapshotStore(
+            cache_directory("snapshots"), limit_mib=self.config.snapshot_cache_mib
+        )
+        return Snapshots(self.backend, self.kernel, self._stack.enter_context(store))
+
     def settings(self, config: Config) -> BootSettings:
         """The settings of a machine under `config`."""
         return settings_for(self.kernel, config)
+
+    def isolation(self, settings: BootSettings) -> Isolation:
+        """Who shares machines with these settings: not ``auto``."""
+        return resolve(self.config.isolation, restores=self.snapshots.can_have(settings))
 
     def booted(
         self,
@@ -69,18 +101,65 @@ class Session:
         *,
         name: str,
         fresh: bool = False,
+        user: User | None = None,
         on_attempt: Callable[[Boot], None] = lambda _attempt: None,
     ) -> Boot:
         """A machine with these settings that is ready: the one that is on, or another one.
 
-        `fresh` demands another one. `name` names its evidence. `on_attempt` is told the machine
-        before it is waited for.
+        `fresh` demands one that was booted for this call. `name` names its evidence, and `user` who
+        asks for it. `on_attempt` is told the machine before it is waited for.
         """
+        wish = _Wish(
+            settings=settings, name=name, user=user or User(test=name), on_attempt=on_attempt
+        )
         running = self._running
-        if running and not fresh and running.settings == settings and running.boot.pristine:
+        if running and not fresh and self._may_stay(running, wish):
+            running.user = wish.user
             on_attempt(running.boot)
             return running.boot
         self.switch_off()
+        if self.isolation(settings) in {"test", "module"} and self.snapshots.can_have(settings):
+            return self._pristine(wish, fresh=fresh)
+        return self._switch_on(wish)
+
+    def _may_stay(self, running: _Running, wish: _Wish) -> bool:
+        """Whether the machine that is on will do."""
+        policy = self.isolation(wish.settings)
+        if running.settings != wish.settings or not may_share(policy, running.user, wish.user):
+            return False
+        if policy == "none":
+            return running.boot.milestones.ready and running.boot.console.fatal is None
+        return condition(running.boot) == running.condition
+
+    def _pristine(self, wish: _Wish, *, fresh: bool) -> Boot:
+        """A machine that goes on from a saved one, or else one that boots, and is saved."""
+        if not fresh and (attempt := self._restore(wish)):
+            return attempt
+        with self.snapshots.making(wish.settings, Deadline(wish.settings.timeout_s)):
+            # Another worker may have made it in the meantime.
+            if not fresh and (attempt := self._restore(wish)):
+                return attempt
+            attempt = self._switch_on(wish, savable=True)
+            if self.snapshots.find(wish.settings) is None:
+                self.snapshots.save(attempt, wish.settings)
+            return attempt
+
+    def _restore(self, wish: _Wish) -> Boot | None:
+        """A machine that goes on from a saved one; None if there is none that works."""
+        saved = self.snapshots.find(wish.settings)
+        if saved is None:
+            return None
+        try:
+            return self._switch_on(wish, saved=saved)
+        except (GuestError, InfraError) as error:
+            self.server.check()
+            logger.warning("the saved machine %s does not run and is removed: %s", saved.key, error)
+            self.snapshots.refuse(saved)
+            return None
+
+    def _switch_on(
+        self, wish: _Wish, *, saved: SavedBoot | None = None, savable: bool = False
+    ) -> Boot:
         self._count += 1
         with contextlib.ExitStack() as power:
             attempt = power.enter_context(
@@ -88,13 +167,29 @@ class Session:
                     self.backend,
                     self.server,
                     self.kernel,
-                    replace(settings, machine_name=f"{self._prefix}{self._count}"),
-                    evidence_directory=self._evidence / f"{self._count:03d}-{_file_name(name)}",
+                    replace(wish.settings, machine_name=f"{self._prefix}{self._count}"),
+                    evidence_directory=self._evidence
+                    / f"{self._count:03d}-{_file_name(wish.name)}",
+                    saved=saved,
+                    savable=savable,
                 )
             )
-            on_attempt(attempt)
-            attempt.wait_until_ready()
-            self._running = _Running(settings=settings, boot=attempt, power=power.pop_all())
+            if saved and saved.key in self._judged:
+                # What the kernel said when it booted counts once, as on a machine that is shared.
+                attempt.judge.sort(attempt.console.reports)
+            wish.on_attempt(attempt)
+            if saved is None:
+                attempt.wait_until_ready()
+            shared = self.isolation(wish.settings) in {"module", "session"}
+            self._running = _Running(
+                settings=wish.settings,
+                boot=attempt,
+                user=wish.user,
+                condition=condition(attempt) if shared else None,
+                power=power.pop_all(),
+            )
+        if saved:
+            self._judged.add(saved.key)
         return attempt
 
     def switch_off(self) -> None:

@@ -26,6 +26,7 @@ ROWS = (
     {"rootfs", "guest", "nginx"},
     {"qemu", "kubevirt"},
     {"boot"},
+    {"isolation"},
     {"session"},
     {"report", "testing", "doctor"},
     {"acceptance"},

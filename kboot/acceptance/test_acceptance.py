@@ -16,6 +16,8 @@ def _witnesses(boot: Boot) -> dict[Phase, str]:
     return {phase: milestone.witness for phase, milestone in boot.milestones.reached.items()}
 
 
+# However machines are come by elsewhere, this kernel is booted in this run.
+@pytest.mark.kboot(fresh=True)
 def test_boots_to_ready_with_both_witnesses(boot: Boot) -> None:
     witnesses = _witnesses(boot)
     assert witnesses[Phase.SCRIPT] == "server"

@@ -66,6 +66,8 @@ def result(boot: Boot, error: BaseException | None, *, duration_s: float) -> dic
         "duration_s": round(duration_s, 3),
         "boots": [milestones.durations_s() for milestones in boot.history],
         "boot_ids": boot.boot_ids,
+        # Then the first boot is that of the machine which was saved.
+        "restored_from": boot.restored_from,
         "crashes": [dataclasses.asdict(report) for report in boot.console.reports],
         "allowed": [
             {"title": allowed.report.title, "by": str(allowed.by)} for allowed in boot.judge.allowed

@@ -18,6 +18,7 @@ from kboot.backend import Fetch, SnapshotMachine
 from kboot.boot.milestones import Expected, Milestone, Milestones, Phase, Witness
 from kboot.boot.settings import BootSettings
 from kboot.deadline import Deadline
+from kboot.errors import InfraError
 from kboot.guest.resume import guest_digest, prepare
 from kboot.snapshots import Entry, SnapshotStore
 
@@ -102,14 +103,15 @@ def parts(
     }
 
 
-def save(
-    boot: Boot, machine: SnapshotMachine, store: SnapshotStore, key: Mapping[str, str]
-) -> SavedBoot | None:
+def save(boot: Boot, store: SnapshotStore, key: Mapping[str, str]) -> SavedBoot | None:
     """Save a machine that has just become ready; it then runs on.
 
     None if the store has not kept it. `GuestError` if the guest cannot be made ready for it,
     `InfraError` or OSError if the machine cannot be saved.
     """
+    machine = boot.machine
+    if not isinstance(machine, SnapshotMachine):
+        raise InfraError(f"{boot.machine_description}: this machine cannot be saved")
     agent = prepare(boot.guest, Deadline(WAKE_LIMIT_S))
 
     def fill(directory: Path) -> Mapping[str, Any]:

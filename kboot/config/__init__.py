@@ -18,6 +18,7 @@ from kboot.config import parse
 from kboot.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+Isolation = Literal["auto", "test", "module", "session", "none"]
 Warnings = Literal["fail", "report"]
 
 #: The places to boot in.
@@ -153,6 +154,25 @@ class Config:
             "what a test makes of a WARNING or another report that the kernel survived",
             "WHAT",
             choices=get_args(Warnings),
+        ),
+    )
+    isolation: Isolation = field(
+        default="auto",
+        metadata=_about(
+            "who gets a pristine machine: each test, each module, only who finds it touched "
+            "(session), nobody (none); auto is test where machines are restored in no time, "
+            "else session",
+            "NAME",
+            choices=get_args(Isolation),
+        ),
+    )
+    snapshot_cache_mib: int = field(
+        default=4096,
+        metadata=_about(
+            "the disk space for saved machines, in the user's cache directory",
+            "SIZE",
+            parse.memory_mib,
+            name="snapshot_cache",
         ),
     )
     #: None: kept for the length of the run only.

@@ -159,6 +159,11 @@ class SnapshotStore:
         entry.directory.with_name(f"{entry.key}{_LOCK}").unlink(missing_ok=True)
         return True
 
+    def discard(self, key: str) -> None:
+        """Remove an entry that we found and that does not work, whoever uses it."""
+        self._held.pop(key, None)
+        shutil.rmtree(self._directory / key, ignore_errors=True)
+
     def trim(self) -> list[Entry]:
         """Remove the least recently used entries until the rest is within the limit."""
         entries = self.entries()

@@ -1,0 +1,128 @@
+"""A pristine machine for every test, or every module, or for all: who may share one, and where
+pristine machines come from.
+
+Where the backend can save machines, one that has just booted is saved, and every further one goes
+on from there. That takes a fraction of a second; elsewhere it takes a boot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kboot.artifacts import Kernel
+from kboot.artifacts.cache import sha256_of
+from kboot.backend import Backend, SnapshotBackend
+from kboot.boot import Boot, BootSettings, machine_spec
+from kboot.boot.saved import SavedBoot, parts, save
+from kboot.config import Isolation
+from kboot.deadline import Deadline
+from kboot.errors import KbootError
+from kboot.log import logger
+from kboot.snapshots import SnapshotStore
+
+#: How long a guest may take to say whether it was touched.
+_LOOK_LIMIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """Who asks for a machine."""
+
+    test: str = ""
+    module: str = ""
+
+
+def resolve(isolation: Isolation, *, restores: bool) -> Isolation:
+    """What ``auto`` means: a pristine machine for every test where that is quick."""
+    if isolation != "auto":
+        return isolation
+    return "test" if restores else "session"
+
+
+def may_share(isolation: Isolation, last: User, following: User) -> bool:
+    """Whether `following` may have the machine that `last` had, if that is as it was."""
+    match isolation:
+        case "test":
+            return last == following
+        case "module":
+            return last.module == following.module
+        case _:
+            return True
+
+
+def condition(boot: Boot) -> str:
+    """What must stay as it is for others to have the machine as well: its kernel's taint.
+
+    For a machine that is not well it is another text each time.
+    """
+    if boot.pristine:
+        try:
+            boot.check()
+            return boot.guest.succeed(
+                "cat /proc/sys/kernel/tainted", deadline=Deadline(_LOOK_LIMIT_S)
+            )
+        except KbootError as error:
+            logger.info("%s cannot be used any more: %s", boot.settings.machine_name, error)
+    return secrets.token_hex()
+
+
+class Snapshots:
+    """The saved machines of one backend and one kernel."""
+
+    def __init__(self, backend: Backend, kernel: Kernel, store: SnapshotStore) -> None:
+        self._backend = backend
+        self._kernel = kernel
+        self._store = store
+        self._digests: dict[tuple[Path, int, int], str] = {}
+
+    def can_have(self, settings: BootSettings) -> bool:
+        """Whether such machines can be saved."""
+        return isinstance(self._backend, SnapshotBackend) and (
+            self._backend.snapshot_fault(machine_spec(settings)) is None
+        )
+
+    def find(self, settings: BootSettings) -> SavedBoot | None:
+        """The saved machine for these settings, or None."""
+        entry = self._store.find(self._key(settings))
+        return None if entry is None else SavedBoot.of(entry)
+
+    def making(
+        self, settings: BootSettings, deadline: Deadline
+    ) -> contextlib.AbstractContextManager[None]:
+        """Within this ``with``, others that want to save the same machine wait for us."""
+        return self._store.making(self._key(settings), deadline)
+
+    def save(self, boot: Boot, settings: BootSettings) -> None:
+        """Save a machine that has just become ready; if that fails, say so and do without."""
+        try:
+            save(boot, self._store, self._key(settings))
+        except (KbootError, OSError) as error:
+            boot.check()
+            logger.warning("the machine is not saved, so every test boots its own: %s", error)
+
+    def refuse(self, saved: SavedBoot) -> None:
+        """Remove a saved machine that does not work."""
+        self._store.discard(saved.key)
+
+    def _key(self, settings: BootSettings) -> Mapping[str, str]:
+        if not isinstance(self._backend, SnapshotBackend):
+            raise TypeError(f"the backend {self._backend.name} saves no machines")
+        return {
+            **parts(
+                settings,
+                kernel_sha256=self._kernel.sha256,
+                initrd_sha256s=tuple(self._digest(path) for path in settings.initrds),
+            ),
+            **self._backend.snapshot_identity(machine_spec(settings)),
+        }
+
+    def _digest(self, path: Path) -> str:
+        found = path.stat()
+        stamp = (path, found.st_size, found.st_mtime_ns)
+        if stamp not in self._digests:
+            self._digests[stamp] = sha256_of(path)
+        return self._digests[stamp]
