@@ -89,6 +89,22 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto`` with a kernel to test: as many workers as the host has room for machines."""
+    if _option(config, "kernel") is None:
+        return None
+    from kboot import parallel  # noqa: PLC0415
+
+    settings = _read_config(config)
+    return parallel.workers(
+        cpus=parallel.host_cpus(),
+        available_mib=parallel.host_available_mib(),
+        machine_cpus=settings.cpus,
+        machine_mib=settings.memory_mib,
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:

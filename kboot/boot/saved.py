@@ -119,6 +119,8 @@ def save(boot: Boot, store: SnapshotStore, key: Mapping[str, str]) -> SavedBoot 
         machine.snapshot(directory)
         first = boot.history[0]
         return {
+            "about": f"Linux {boot.kernel.release}, {boot.settings.firmware}, "
+            f"{boot.settings.memory_mib} MiB, {boot.machine_description}",
             "expected": dataclasses.asdict(first.expected),
             "boot_id": boot.boot_id,
             "milestones": [

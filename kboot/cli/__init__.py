@@ -54,6 +54,7 @@ class LazyGroup(click.Group):
         "test": ("kboot.cli.test:test", "Run the acceptance tests on a kernel."),
         "crash": ("kboot.cli.crash:crash", "Say what killed a kernel, from its console log."),
         "doctor": ("kboot.cli.doctor:doctor", "Look for what kboot needs on this host."),
+        "cache": ("kboot.cli.cache:cache", "List the saved machines on this host."),
         "gc": ("kboot.cli.gc:gc", "Remove what killed runs have left on this host."),
         "completion": ("kboot.cli.completion:completion", "Print a shell's completion script."),
     }
