@@ -119,6 +119,13 @@ def test_a_child_left_behind_does_not_hold_a_command_up(guest: Guest) -> None:
     assert guest.succeed("echo next") == "next\n"
 
 
+def test_finished_commands_leave_no_files(guest: Guest) -> None:
+    for _ in range(5):
+        guest.run("echo output; echo errors >&2")
+    # Those of the last command, which may still be asked for, and of the one that looks.
+    assert len(guest.succeed("ls $KBOOT_DIR").split()) <= 10
+
+
 def test_a_long_command_and_a_megabyte_of_output_arrive_whole(guest: Guest) -> None:
     text = "".join(random.Random(1).choices("abc'\"\\ é\n", k=65_000))
     quoted = text.replace("'", "'\\''")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from kboot.console import Console
 from kboot.crash import CrashKind
 from kboot.deadline import Deadline
-from kboot.errors import KernelCrash
+from kboot.errors import GuestError, KernelCrash
 from kboot.guest import Guest, login
 from tests.soak_console import FLOOD, KMSG_UNLIMITED, booted, soak
 
@@ -53,6 +54,20 @@ def test_files_travel_into_a_real_guest_and_back(
     guest.put(local, "/tmp/file", Deadline(60))
     guest.get("/tmp/file", back, Deadline(60))
     assert back.read_bytes() == local.read_bytes()
+
+
+def test_a_full_disk_in_the_guest_is_named_and_passes(machine: tuple[Console, Guest]) -> None:
+    _, guest = machine
+    guest.spawn("sleep 6; rm $KBOOT_DIR/fill")
+    filled = guest.run("dd if=/dev/zero of=$KBOOT_DIR/fill bs=1M", timeout_s=60)
+    assert filled.exit_status == 1
+    with pytest.raises(GuestError, match="cannot write temporary files"):
+        guest.run("true " + "x" * 60_000)
+    for _ in Deadline(30).poll(0.5):
+        with contextlib.suppress(GuestError):
+            guest.run("true " + "x" * 60_000)
+            break
+    assert guest.succeed("echo on") == "on\n"
 
 
 def test_a_command_in_a_guest_that_crashes_raises_the_crash(

@@ -47,9 +47,8 @@ sum() {
 
 # finished JOB: set A to its exit status and the sums of its output, or to 0 while it runs.
 finished() {
-  A=0
-  [ -s $D/$1.r ] || return 0
   read -r A <$D/$1.r
+  [ $A != no ] || { A=0; return 0; }
   sum $D/$1.o
   A=2.$A.$C
   sum $D/$1.e
@@ -80,13 +79,15 @@ long() {
     -e "\$s/\(.*\):\(.*\)/~$N:$1:$2:\1:$(((n - 1) % w + 1)):\2;/"
 }
 
-# start JOB LOUD: run a command; if LOUD, send short output and the end unasked.
+# start JOB LOUD: run a command; if LOUD, send short output and the end unasked. The status has its
+# place on the disk before the command begins, for that may fill the disk.
 start() {
+  echo "no " >$D/$1.r || return 1
   (
     $S sh $D/$1.c </dev/null >$D/$1.o 2>$D/$1.e &
     echo $! >$D/$1.p
     wait $!
-    echo $? >$D/$1.r
+    printf '%-3s' $? 1<>$D/$1.r
     [ $2 = 1 ] || exit
     finished $1
     I=$IFS IFS=.
@@ -104,7 +105,7 @@ start() {
 # free JOB: forget a finished command.
 free() {
   eval "wait \${w$1:-0}; unset w$1"
-  rm -f $D/$1.*
+  rm -f $D/$1.c $D/$1.o $D/$1.e $D/$1.p $D/$1.r
 }
 
 E=0
@@ -126,17 +127,13 @@ while [ $E -lt 20 ]; do
   case $V in
     h) A=$K.$B ;;
     c)
-      [ $2 != 0 ] || : >$D/$1.c
+      [ $2 != 0 ] || true >$D/$1.c
       printf %b "$3" >>$D/$1.c || A=9
       ;;
     r)
       [ $3 = 0 ] || free $3
       [ "$4" = - ] || printf %b "$4" >$D/$1.c || A=9
-      if [ $A = 1 ]; then
-        say 0 $Q 1
-        start $1 $2
-        continue
-      fi
+      [ $A = 9 ] || start $1 $2 || A=9
       ;;
     s) finished $1 ;;
     g)
