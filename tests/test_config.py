@@ -210,7 +210,7 @@ def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
 
 
 def test_every_field_is_a_setting_with_names_of_its_own() -> None:
-    assert [setting.field for setting in config.SETTINGS] == [f.name for f in fields(Config)]
+    assert {setting.field for setting in config.SETTINGS} == {f.name for f in fields(Config)}
     for attribute in ("name", "option", "pytest_option", "variable"):
         names = [getattr(setting, attribute) for setting in config.SETTINGS]
         assert len(set(names)) == len(names)

@@ -48,6 +48,11 @@ def open_backend(config: Config) -> Iterator[Backend]:
                 program=config.qemu, accelerator=config.accel, nginx=config.nginx
             ) as backend:
                 yield backend
+        case "kubevirt":
+            from kboot.kubevirt import open_kubevirt, settings_from  # noqa: PLC0415
+
+            with open_kubevirt(settings_from(config)) as cluster:
+                yield cluster
         case unknown:
             raise AssertionError(f"config let the backend {unknown!r} pass")
 

@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 
 from kboot.backend import Firmware
 from kboot.config import parse
+from kboot.config.about import about
+from kboot.config.cluster import ClusterConfig
 from kboot.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
@@ -22,7 +24,7 @@ Isolation = Literal["auto", "test", "module", "session", "none"]
 Warnings = Literal["fail", "report"]
 
 #: The places to boot in.
-BACKENDS = ("qemu",)
+BACKENDS = ("qemu", "kubevirt")
 
 #: Variables of kboot's own that are not settings.
 RESERVED_VARIABLES = ("KBOOT_RUN", "KBOOT_DEBUG", "KBOOT_TEST_KERNEL")
@@ -69,49 +71,30 @@ class Setting:
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
 
-def _about(
-    help_: str,
-    metavar: str,
-    parse_: parse.Parse | None = None,
-    *,
-    name: str = "",
-    choices: tuple[str, ...] = (),
-    repeated: bool = False,
-) -> dict[str, Any]:
-    return {
-        "help": help_,
-        "metavar": metavar,
-        "parse": parse_ or parse.choice(choices),
-        "name": name,
-        "choices": choices,
-        "repeated": repeated,
-    }
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(ClusterConfig):
     """What the user has decided. Paths are absolute; a source's mistakes never get this far."""
 
     #: A path or a URL; None if no kernel was named.
     kernel: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "the kernel to boot: an image, a .deb or .rpm package, a build tree, or a URL",
             "FILE",
             parse.source,
         ),
     )
-    backend: str = field(default="qemu", metadata=_about("where to boot", "NAME", choices=BACKENDS))
+    backend: str = field(default="qemu", metadata=about("where to boot", "NAME", choices=BACKENDS))
     #: ``tiny``, or a path.
     rootfs: str = field(
         default="tiny",
-        metadata=_about(
+        metadata=about(
             "what to boot into: tiny (busybox), or an initramfs image", "tiny|FILE", parse.rootfs
         ),
     )
     initrd: tuple[Path, ...] = field(
         default=(),
-        metadata=_about(
+        metadata=about(
             "one more initramfs image to load after the root file system; may be repeated",
             "FILE",
             parse.paths,
@@ -119,24 +102,24 @@ class Config:
         ),
     )
     cmdline: str = field(
-        default="", metadata=_about("more parameters for the kernel", "TEXT", parse.text)
+        default="", metadata=about("more parameters for the kernel", "TEXT", parse.text)
     )
     memory_mib: int = field(
         default=512,
-        metadata=_about(
+        metadata=about(
             "the machine's memory: 512 (MiB), 512M, 2G", "SIZE", parse.memory_mib, name="memory"
         ),
     )
     cpus: int = field(
-        default=1, metadata=_about("the machine's processors", "N", parse.number(1, 255))
+        default=1, metadata=about("the machine's processors", "N", parse.number(1, 255))
     )
     firmware: Firmware = field(
         default="bios",
-        metadata=_about("the machine's firmware", "NAME", choices=get_args(Firmware)),
+        metadata=about("the machine's firmware", "NAME", choices=get_args(Firmware)),
     )
     accel: Accelerator = field(
         default="auto",
-        metadata=_about(
+        metadata=about(
             "how QEMU runs the guest: kvm if it works and tcg (emulation) if not, or one of them",
             "NAME",
             choices=get_args(Accelerator),
@@ -144,13 +127,13 @@ class Config:
     )
     timeout_s: float = field(
         default=180.0,
-        metadata=_about(
+        metadata=about(
             "the time one boot may take: 90, 90s, 3m", "TIME", parse.seconds, name="timeout"
         ),
     )
     warnings: Warnings = field(
         default="fail",
-        metadata=_about(
+        metadata=about(
             "what a test makes of a WARNING or another report that the kernel survived",
             "WHAT",
             choices=get_args(Warnings),
@@ -158,7 +141,7 @@ class Config:
     )
     isolation: Isolation = field(
         default="auto",
-        metadata=_about(
+        metadata=about(
             "who gets a pristine machine: each test, each module, only who finds it touched "
             "(session), nobody (none); auto is test where machines are restored in no time, "
             "else session",
@@ -168,7 +151,7 @@ class Config:
     )
     snapshot_cache_mib: int = field(
         default=4096,
-        metadata=_about(
+        metadata=about(
             "the disk space for saved machines, in the user's cache directory",
             "SIZE",
             parse.memory_mib,
@@ -178,37 +161,37 @@ class Config:
     #: None: kept for the length of the run only.
     evidence: Path | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "the directory to keep each boot's logs and configuration in", "DIRECTORY", parse.path
         ),
     )
     user: str = field(
         default="root",
-        metadata=_about("who to log in as, where there is a login", "NAME", parse.word),
+        metadata=about("who to log in as, where there is a login", "NAME", parse.word),
     )
     password: str = field(
-        default="kboot", metadata=_about("the password to log in with", "TEXT", parse.text)
+        default="kboot", metadata=about("the password to log in with", "TEXT", parse.text)
     )
     qemu: str = field(
-        default="qemu-system-x86_64", metadata=_about("the QEMU program", "PROGRAM", parse.word)
+        default="qemu-system-x86_64", metadata=about("the QEMU program", "PROGRAM", parse.word)
     )
     qemu_arguments: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
-            "more arguments for QEMU, as a shell would split them", "TEXT", parse.words
-        ),
+        metadata=about("more arguments for QEMU, as a shell would split them", "TEXT", parse.words),
     )
-    nginx: str = field(default="nginx", metadata=_about("the nginx program", "PROGRAM", parse.word))
+    nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))
 
 
-#: Every setting, in the order of `Config`.
+_OF_CLUSTERS = {each.name for each in fields(ClusterConfig)}
+
+#: Every setting: those for all backends first, those about a cluster last.
 SETTINGS: tuple[Setting, ...] = tuple(
     Setting(
         field=each.name,
         default=each.default,
         **{**each.metadata, "name": each.metadata["name"] or each.name},
     )
-    for each in fields(Config)
+    for each in sorted(fields(Config), key=lambda each: each.name in _OF_CLUSTERS)
 )
 
 

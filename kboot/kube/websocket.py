@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 _SUBPROTOCOL = "plain.kubevirt.io"
 _CONNECT_S = 20.0
 
+#: A connection that a firewall has forgotten is found out: a probe each 20 s, dead after three.
+_KEEPALIVE = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 20),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 20),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
+)
+
 
 class WebSocket:
     """A connected websocket as a `kboot.backend.Stream`."""
@@ -91,15 +99,15 @@ def open_websocket(client: Client, path: str, deadline: Deadline) -> WebSocket:
 
     url = "ws" + (client.host + path).removeprefix("http")
     client.calls += 1
+    timeout_s = max(0.1, min(_CONNECT_S, deadline.remaining))
     try:
         connection = websocket.create_connection(
             url,
-            timeout=max(0.1, min(_CONNECT_S, deadline.remaining)),
+            timeout=timeout_s,
             subprotocols=[_SUBPROTOCOL],
             header=client.authorisation(),
-            sslopt=_tls(client.configuration),
             enable_multithread=True,
-            **_proxy(client.configuration),
+            **_route(client.configuration, timeout_s),
         )
     except websocket.WebSocketBadStatusException as error:
         body = error.resp_body or b""
@@ -111,23 +119,43 @@ def open_websocket(client: Client, path: str, deadline: Deadline) -> WebSocket:
 
 
 def _tls(configuration: Any) -> dict[str, Any]:
+    """How to be sure of the server, and it of us, as the kubeconfig says."""
     if not configuration.host.startswith("https"):
         return {}
-    options: dict[str, Any] = {
-        "cert_reqs": ssl.CERT_REQUIRED if configuration.verify_ssl else ssl.CERT_NONE,
-        "check_hostname": bool(configuration.verify_ssl),
-        "ca_certs": configuration.ssl_ca_cert,
-        "certfile": configuration.cert_file,
-        "keyfile": configuration.key_file,
-        "server_hostname": getattr(configuration, "tls_server_name", None),
-    }
-    return {key: value for key, value in options.items() if value is not None}
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    name = getattr(configuration, "tls_server_name", None)
+    return {"context": context} | ({"server_hostname": name} if name else {})
 
 
-def _proxy(configuration: Any) -> dict[str, Any]:
-    """The kubeconfig's proxy; without one, none: the library would look into the environment."""
+def _connected(configuration: Any, timeout_s: float) -> socket.socket:
+    """A connection to the API server itself."""
+    server = urlsplit(configuration.host)
+    tls = _tls(configuration)
+    host, port = str(server.hostname), server.port or (443 if tls else 80)
+    connection = socket.create_connection((host, port), timeout=timeout_s)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option, value in _KEEPALIVE:
+        connection.setsockopt(*option, value)
+    if not tls:
+        return connection
+    secured: ssl.SSLSocket = tls["context"].wrap_socket(
+        connection, server_hostname=tls.get("server_hostname", host)
+    )
+    return secured
+
+
+def _route(configuration: Any, timeout_s: float) -> dict[str, Any]:
+    """The options for the way to the server: straight, or by the kubeconfig's proxy.
+
+    Without a proxy the connection is our own: the library would look for one in the environment.
+    """
     if not configuration.proxy:
-        return {"http_no_proxy": ["*"]}
+        return {"socket": _connected(configuration, timeout_s)}
     proxy = urlsplit(configuration.proxy)
     if not proxy.hostname:
         raise ConfigError(f"the kubeconfig's proxy-url has no host: {configuration.proxy}")
@@ -137,6 +165,7 @@ def _proxy(configuration: Any) -> dict[str, Any]:
         "proxy_type": {"https": "http"}.get(proxy.scheme, proxy.scheme),
         # Given, so that the environment's list of exceptions is not looked at.
         "http_no_proxy": [""],
+        "sslopt": _tls(configuration),
     }
     if proxy.username:
         options["http_proxy_auth"] = (proxy.username, proxy.password or "")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from kboot.config import Config
+from kboot.config.cluster import Attach, ClusterConfig
+from kboot.kubevirt import patch
 
 #: nginx with its DAV module, and a user 101.
-NGINX_IMAGE = "docker.io/library/nginx:1.28-alpine"
-
-Attach = Literal["running", "paused"]
+NGINX_IMAGE = ClusterConfig().nginx_image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +37,20 @@ class ClusterSettings:
     attach: Attach = "running"
     #: What `kboot.kubevirt.patch.read` returns.
     patches: tuple[dict[str, Any], ...] = ()
+
+
+def settings_from(config: Config) -> ClusterSettings:
+    """The cluster settings of a configuration. `ConfigError` if its patch file is not one."""
+    return ClusterSettings(
+        context=config.context,
+        namespace=config.namespace,
+        nginx_image=config.nginx_image,
+        pull_secrets=config.pull_secrets,
+        domain=config.cluster_domain,
+        claim=config.claim,
+        storage_class=config.storage_class,
+        storage_gib=config.storage_gib,
+        ipxe_disk=config.ipxe_disk,
+        attach=config.attach,
+        patches=patch.read(config.patch) if config.patch else (),
+    )

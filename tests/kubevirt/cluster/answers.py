@@ -1,0 +1,83 @@
+"""What the API server says, in the words of the recordings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+_GROUPS = {
+    "virtualmachines": "kubevirt.io",
+    "virtualmachineinstances": "kubevirt.io",
+    "networkpolicies": "networking.k8s.io",
+}
+
+
+def status(code: int, reason: str, message: str, **details: Any) -> web.Response:
+    body: dict[str, Any] = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": message,
+        "reason": reason,
+        "code": code,
+    }
+    if details:
+        body["details"] = details
+    return web.json_response(body, status=code)
+
+
+def full(plural: str) -> str:
+    """A kind with its group, as messages name it: ``virtualmachines.kubevirt.io``."""
+    group = _GROUPS.get(plural)
+    return f"{plural}.{group}" if group else plural
+
+
+def details(plural: str, name: str) -> dict[str, str]:
+    group = {"group": _GROUPS[plural]} if plural in _GROUPS else {}
+    return {"name": name, **group, "kind": plural}
+
+
+def not_found(plural: str, name: str) -> web.Response:
+    message = f'{full(plural)} "{name}" not found'
+    return status(404, "NotFound", message, **details(plural, name))
+
+
+def already_exists(plural: str, name: str) -> web.Response:
+    message = f'{full(plural)} "{name}" already exists'
+    return status(409, "AlreadyExists", message, **details(plural, name))
+
+
+def no_machine(singular: str, name: str) -> web.Response:
+    """The subresources' way of it: in the singular."""
+    message = f'{singular}.kubevirt.io "{name}" not found'
+    return status(404, "NotFound", message, name=name, group="kubevirt.io", kind=singular)
+
+
+def conflict(name: str, why: str) -> web.Response:
+    message = f'Operation cannot be fulfilled on virtualmachine.kubevirt.io "{name}": {why}'
+    return status(409, "Conflict", message, name=name, group="kubevirt.io", kind="virtualmachine")
+
+
+def underway() -> web.Response:
+    why = "unable to complete request: stop/start already underway"
+    return status(
+        500,
+        "InternalError",
+        f"Internal error occurred: {why}",
+        causes=[{"message": why}],
+    )
+
+
+def not_running() -> web.Response:
+    return status(400, "BadRequest", "VMI is not running")
+
+
+def strict(faults: list[str]) -> web.Response:
+    text = ", ".join(fault.replace("$.", "") for fault in faults)
+    return status(400, "BadRequest", f"strict decoding error: {text}")
+
+
+def unauthorised() -> web.Response:
+    return status(401, "Unauthorized", "Unauthorized")

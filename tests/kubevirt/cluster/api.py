@@ -1,0 +1,275 @@
+"""The test cluster's API server: paths, verbs, watches, and the ways to pods and machines."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from tests.kubevirt import schema
+from tests.kubevirt.cluster import answers
+from tests.kubevirt.cluster.faults import Faults, cut
+from tests.kubevirt.cluster.machines import Virt
+from tests.kubevirt.cluster.pods import Kubelet
+from tests.kubevirt.cluster.store import Gone, Object, Store
+from tests.kubevirt.recordings import RECORDINGS
+
+_PATH = re.compile(
+    r"/apis?/(?P<version>v1|[\w.]+/\w+)/namespaces/(?P<namespace>[^/]+)/(?P<plural>[^/?]+)"
+    r"(?:/(?P<name>[^/?]+))?(?:/(?P<sub>[^/?]+))?(?:/(?P<rest>.*))?"
+)
+_KINDS = {
+    "configmaps",
+    "events",
+    "networkpolicies",
+    "persistentvolumeclaims",
+    "pods",
+    "secrets",
+    "services",
+    "virtualmachineinstances",
+    "virtualmachines",
+}
+
+
+class Api:
+    def __init__(
+        self, store: Store, kubelet: Kubelet, virt: Virt, *, token: str, namespaces: set[str]
+    ) -> None:
+        self._store = store
+        self._kubelet = kubelet
+        self._virt = virt
+        self.token = token
+        self._namespaces = namespaces
+        self.faults = Faults()
+        #: Method and path of every request so far.
+        self.calls: list[str] = []
+        #: Verb and resource (``update virtualmachines/start``) that the account may not.
+        self.forbidden: set[str] = set()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request."""
+        self.calls.append(f"{request.method} {request.path_qs}")
+        if fault := self.faults.take(request):
+            if fault.done:
+                await self._answer(request)
+                cut(request)
+            elif (answer := await self.faults.happen(fault, request)) is not None:
+                return answer
+        return await self._answer(request)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {self.token}":
+            return answers.unauthorised()
+        match = _PATH.fullmatch(request.path)
+        if match is None or match["plural"] not in _KINDS:
+            return web.Response(status=404, text="404 page not found\n")
+        where = match.groupdict()
+        if refusal := self._forbid(request, where):
+            return refusal
+        if where["namespace"] not in self._namespaces and request.method == "POST":
+            return answers.status(404, "NotFound", f'namespaces "{where["namespace"]}" not found')
+        if where["version"].startswith("subresources."):
+            return await self._act(request, where)
+        handlers = {"log": self._log, "proxy": self._proxy}
+        return await handlers.get(where["sub"], self._object)(request, where)
+
+    # ----------------------------------------------------------------------------- objects
+
+    async def _object(self, request: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
+        plural, namespace, name = where["plural"], where["namespace"], where["name"]
+        if name:
+            found = self._store.get(plural, namespace, name)
+            if found is None:
+                return answers.not_found(plural, name)
+            if request.method == "PATCH":
+                return await self._patch(request, plural, found)
+            if request.method == "DELETE":
+                self._store.delete(plural, found)
+            return web.json_response(found)
+        if request.method == "POST":
+            return await self._create(request, plural, namespace)
+        if request.query.get("watch") == "true":
+            return await self._watch(request, plural, namespace)
+        items = [
+            each for each in self._store.find(plural, namespace) if _selects(request.query, each)
+        ]
+        version = str(self._store.version)
+        return web.json_response({"items": items, "metadata": {"resourceVersion": version}})
+
+    async def _create(self, request: web.Request, plural: str, namespace: str) -> web.Response:
+        manifest: Object = await request.json()
+        name = manifest["metadata"]["name"]
+        strict = request.query.get("fieldValidation") == "Strict"
+        known = "kubevirt" not in manifest["apiVersion"] or RECORDINGS.is_dir()
+        if strict and known and (faults := schema.faults(manifest)):
+            return answers.strict(faults)
+        if self._store.get(plural, namespace, name):
+            return answers.already_exists(plural, name)
+        if plural == "virtualmachines":
+            manifest["status"] = {"printableStatus": "Stopped", "conditions": []}
+        return web.json_response(self._store.create(plural, manifest), status=201)
+
+    async def _patch(self, request: web.Request, plural: str, found: Object) -> web.Response:
+        change = await request.json()
+
+        def apply(current: Object) -> None:
+            if request.content_type == "application/json-patch+json":
+                for step in change:
+                    _json_patch(current, step)
+            else:
+                _merge(current, change)
+
+        return web.json_response(self._store.update(plural, found, apply))
+
+    async def _watch(self, request: web.Request, plural: str, namespace: str) -> web.StreamResponse:
+        stream = web.StreamResponse()
+        stream.content_type = "application/json"
+        await stream.prepare(request)
+        version = int(request.query["resourceVersion"])
+        try:
+            async for event in self._store.watch(plural, namespace, version):
+                if _selects(request.query, event["object"]):
+                    await stream.write(json.dumps(event).encode() + b"\n")
+        except Gone:
+            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+            await stream.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+        return stream
+
+    # ------------------------------------------------------------------- pods and machines
+
+    async def _act(self, request: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
+        namespace, name, action = where["namespace"], where["name"], where["sub"]
+        if action == "console":
+            return await self._virt.console(request, namespace, name)
+        if where["plural"] == "virtualmachines":
+            return self._virt.act(namespace, name, action)
+        return self._virt.act_on_instance(namespace, name, action)
+
+    async def _log(self, request: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
+        pod = self._store.get("pods", where["namespace"], where["name"])
+        if pod is None:
+            return answers.not_found("pods", where["name"])
+        if request.query.get("container") == "guest-console-log":
+            machine = pod["metadata"]["labels"]["vm.kubevirt.io/name"]
+            lines = self._virt.instances[machine].lines().splitlines(keepends=True)
+            return web.Response(body=b"".join(lines[-int(request.query["tailLines"]) :]))
+        running = self._kubelet.running.get(pod["metadata"]["uid"])
+        if running is None or not running.log.exists():
+            return answers.status(400, "BadRequest", "container is waiting to start")
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        async for data in self._kubelet.follow(running):
+            await stream.write(data)
+        return stream
+
+    async def _proxy(self, request: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
+        _, name, port = where["name"].split(":")
+        service = self._store.get("services", where["namespace"], name)
+        if service is None:
+            return answers.not_found("services", name)
+        here = self._endpoint(service, port)
+        if here is None:
+            return answers.status(
+                503, "ServiceUnavailable", f'no endpoints available for service "{name}"'
+            )
+        url = f"http://127.0.0.1:{here}/{where['rest']}"
+        # The API server keeps the caller's authorisation for itself.
+        headers = {key: value for key, value in request.headers.items() if key != "Authorization"}
+        async with (
+            aiohttp.ClientSession(auto_decompress=False) as session,
+            session.request(
+                request.method,
+                url,
+                data=request.content.iter_chunked(1 << 20) if request.can_read_body else None,
+                headers=headers,
+            ) as answer,
+        ):
+            stream = web.StreamResponse(status=answer.status)
+            if "Content-Length" in answer.headers:
+                stream.content_length = int(answer.headers["Content-Length"])
+            await stream.prepare(request)
+            async for data in answer.content.iter_chunked(1 << 20):
+                await stream.write(data)
+            return stream
+
+    def _endpoint(self, service: Object, port: str) -> int | None:
+        """The port on this host of a ready pod behind a Service."""
+        wanted = service["spec"]["selector"].items()
+        numbers = [each["port"] for each in service["spec"]["ports"] if each["name"] == port]
+        if not numbers:
+            return None
+        target = {80: 8080}.get(numbers[0], numbers[0])
+        for pod in self._store.find("pods", service["metadata"]["namespace"]):
+            running = self._kubelet.running.get(pod["metadata"]["uid"])
+            ready = {"type": "Ready", "status": "True"} in pod.get("status", {}).get(
+                "conditions", ()
+            )
+            if running and ready and wanted <= pod["metadata"]["labels"].items():
+                return running.ports.get(target)
+        return None
+
+    def _forbid(self, request: web.Request, where: Mapping[str, str]) -> web.Response | None:
+        verbs = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+        reading = "get" if where["name"] else "list"
+        verb = verbs.get(request.method, reading)
+        resource = "/".join(filter(None, (where["plural"], where["sub"])))
+        if f"{verb} {resource}" not in self.forbidden:
+            return None
+        group = where["version"].rpartition("/")[0]
+        text = (
+            f'{answers.full(where["plural"])} is forbidden: User "tester" cannot {verb} resource '
+            f'"{resource}" in API group "{group}" in the namespace "{where["namespace"]}"'
+        )
+        return answers.status(403, "Forbidden", text)
+
+
+def _selects(query: Mapping[str, str], thing: Object) -> bool:
+    labels = thing["metadata"].get("labels", {})
+    for term in filter(None, query.get("labelSelector", "").split(",")):
+        key, _, value = term.partition("=")
+        if labels.get(key) != value:
+            return False
+    if field := query.get("fieldSelector"):
+        path, _, value = field.partition("=")
+        found: Any = thing
+        for part in path.split("."):
+            found = found.get(part, {})
+        return bool(found == value)
+    return True
+
+
+def _merge(current: Object, change: Mapping[str, Any]) -> None:
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(current.get(key), dict):
+            _merge(current[key], value)
+        elif value is None:
+            current.pop(key, None)
+        else:
+            current[key] = copy.deepcopy(value)
+
+
+def _json_patch(current: Any, step: Mapping[str, Any]) -> None:
+    *parents, last = step["path"].lstrip("/").split("/")
+    for part in parents:
+        current = current[int(part) if isinstance(current, list) else part]
+    assert step["op"] == "add"
+    current[last] = step["value"]
+
+
+async def serve(api: Api) -> tuple[web.AppRunner, int]:
+    """Listen on a free port of the loopback interface."""
+    app = web.Application(client_max_size=1 << 40)
+    app.router.add_route("*", "/{path:.*}", api.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port: int = runner.addresses[0][1]
+    await asyncio.sleep(0)
+    return runner, port

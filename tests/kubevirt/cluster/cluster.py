@@ -1,0 +1,152 @@
+"""Start and stop the test cluster, and reach into it from a test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kboot import state
+from tests.kubevirt.cluster.api import Api, serve
+from tests.kubevirt.cluster.faults import Fault
+from tests.kubevirt.cluster.machines import Instance, MakeGuest, Virt, qemu
+from tests.kubevirt.cluster.pods import Kubelet
+from tests.kubevirt.cluster.store import Object, Store
+
+TOKEN = "cluster-t0ken"
+NAMESPACE = "team"
+
+_Result = TypeVar("_Result")
+
+
+class Cluster:
+    """A running test cluster. Its parts live on a thread of their own; reach them by `call`."""
+
+    store: Store
+    kubelet: Kubelet
+    virt: Virt
+    api: Api
+    port: int
+
+    def __init__(self, directory: Path, make_guest: MakeGuest) -> None:
+        self.directory = directory
+        self._make_guest = make_guest
+        self._loop = asyncio.new_event_loop()
+        self._stop: asyncio.Event
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="test-cluster")
+
+    # ------------------------------------------------------------------------ for tests
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def write_kubeconfig(
+        self, path: Path, *, token: str = TOKEN, namespace: str = NAMESPACE
+    ) -> Path:
+        """A kubeconfig file for this cluster; JSON is YAML."""
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {"server": self.url}}],
+            "users": [{"name": "tester", "user": {"token": token}}],
+            "contexts": [
+                {
+                    "name": "test",
+                    "context": {"cluster": "test", "user": "tester", "namespace": namespace},
+                }
+            ],
+        }
+        path.write_text(json.dumps(config))
+        return path
+
+    def call(self, function: Callable[[], _Result]) -> _Result:
+        """Run `function` on the cluster's own thread."""
+
+        async def run() -> _Result:
+            return function()
+
+        return self.wait(run())
+
+    def wait(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+
+    def order(self, pattern: str, **fault: Any) -> None:
+        """What the next requests that the pattern finds get instead of an answer."""
+        self.call(lambda: self.api.faults.order(Fault(pattern=pattern, **fault)))
+
+    def objects(self, plural: str) -> list[Object]:
+        return self.call(lambda: list(self.store.find(plural)))
+
+    def instance(self) -> Instance:
+        """The one machine there is."""
+        (instance,) = self.virt.instances.values()
+        return instance
+
+    def drop_consoles(self) -> None:
+        def drop() -> None:
+            for instance in self.virt.instances.values():
+                instance.drop_session()
+
+        self.call(drop)
+
+    def delete(self, plural: str, name: str) -> None:
+        def delete() -> None:
+            for thing in self.store.find(plural):
+                if thing["metadata"]["name"] == name:
+                    self.store.delete(plural, thing)
+
+        self.call(delete)
+
+    def calls(self, pattern: str = "") -> list[str]:
+        return self.call(lambda: [call for call in self.api.calls if pattern in call])
+
+    # ------------------------------------------------------------------------- its life
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self._thread.start()
+        self._ready.wait(10)
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._main())
+        self._loop.close()
+
+    async def _main(self) -> None:
+        self._stop = asyncio.Event()
+        self.store = Store()
+        self.kubelet = Kubelet(self.store, self.directory, "cluster.local")
+        self.virt = Virt(self.store, self.kubelet, self.directory, self._make_guest)
+        self.api = Api(self.store, self.kubelet, self.virt, token=TOKEN, namespaces={NAMESPACE})
+        runner, self.port = await serve(self.api)
+        self._ready.set()
+        await self._stop.wait()
+        self.store.end_watches()
+        self.virt.close()
+        self.kubelet.close()
+        await runner.cleanup()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def running_cluster(make_guest: MakeGuest = qemu) -> Iterator[Cluster]:
+    """A test cluster for the length of the ``with``."""
+    with state.run_directory() as directory:
+        cluster = Cluster(directory, make_guest)
+        with cluster.running():
+            yield cluster

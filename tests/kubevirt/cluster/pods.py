@@ -1,0 +1,207 @@
+"""What a kubelet does for boot server pods: run their nginx, as a real one on this host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from kboot import process, state
+from tests.kubevirt.cluster.store import Object, Store, now
+
+_NOBODY = 65534
+
+#: The image that no registry has.
+MISSING_IMAGE = "localhost/none:1"
+
+
+class RunningPod:
+    """A pod's nginx."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log = directory / "log"
+        #: Ports on this host, by the pod's own.
+        self.ports: dict[int, int] = {}
+        self.stop = contextlib.ExitStack()
+        self.process: process.Process
+
+
+class Kubelet:
+    def __init__(self, store: Store, directory: Path, domain: str) -> None:
+        self._store = store
+        self._directory = directory
+        self._domain = domain
+        #: By uid.
+        self.running: dict[str, RunningPod] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        store.listeners.append(self._notice)
+
+    def _notice(self, event: str, plural: str, pod: Object) -> None:
+        if plural != "pods" or "kubevirt.io" in pod["metadata"].get("labels", {}):
+            return
+        if event == "ADDED":
+            task = asyncio.get_running_loop().create_task(self._run(pod))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif event == "DELETED" and (running := self.running.pop(pod["metadata"]["uid"], None)):
+            running.stop.close()
+
+    def close(self) -> None:
+        for running in self.running.values():
+            running.stop.close()
+
+    async def _run(self, pod: Object) -> None:
+        self._store.status("pods", pod, phase="Pending", conditions=_conditions(ready=False))
+        await asyncio.sleep(0.05)
+        image = pod["spec"]["containers"][0]["image"]
+        if image == MISSING_IMAGE:
+            self._waits(pod, "ErrImagePull", f'failed to pull and unpack image "{image}"')
+            return
+        self._waits(pod, "ContainerCreating", "")
+        await asyncio.sleep(0.1)
+        uid = pod["metadata"]["uid"]
+        running = RunningPod(self._directory / f"pod-{uid[:8]}")
+        self.running[uid] = running
+        self._start(pod, running)
+        await self._wait_until_up(running, pod)
+        container = _container(pod, ready=True, state={"running": {"startedAt": now()}})
+        self._store.status(
+            "pods",
+            pod,
+            phase="Running",
+            podIP="10.244.0.9",
+            conditions=_conditions(ready=True),
+            containerStatuses=[container],
+        )
+        while running.process.exit_status() is None:
+            await asyncio.sleep(0.1)
+            if uid not in self.running:
+                return
+        ended = {"exitCode": 137, "reason": "Error", "finishedAt": now()}
+        container = _container(pod, ready=False, state={"terminated": ended})
+        self._store.status(
+            "pods",
+            pod,
+            phase="Failed",
+            conditions=_conditions(ready=False),
+            containerStatuses=[container],
+        )
+
+    def _waits(self, pod: Object, reason: str, message: str) -> None:
+        waiting = {"reason": reason, "message": message} if message else {"reason": reason}
+        container = _container(pod, ready=False, state={"waiting": waiting})
+        self._store.status("pods", pod, containerStatuses=[container])
+
+    def _start(self, pod: Object, running: RunningPod) -> None:
+        """Lay out what the pod mounts, and run its nginx on free ports of this host."""
+        base = running.directory
+        for folder in (base, base / "srv"):
+            folder.mkdir()
+        namespace = pod["metadata"]["namespace"]
+        texts: dict[str, str] = {}
+        for volume in pod["spec"]["volumes"]:
+            if name := volume.get("configMap", {}).get("name"):
+                texts |= self._must(namespace, "configmaps", name)["data"]
+            if name := volume.get("secret", {}).get("secretName"):
+                texts |= self._must(namespace, "secrets", name)["stringData"]
+        for port in re.findall(r"listen (\d+);", texts["nginx.conf"]):
+            running.ports[int(port)] = free_port()
+        (base / "token.conf").write_text(texts["token.conf"])
+        (base / "nginx.conf").write_text(self._local(texts["nginx.conf"], pod, running))
+        user = _NOBODY if os.geteuid() == 0 else None
+        if user is not None:
+            for path in (base, base / "srv", base / "token.conf"):
+                os.chown(path, user, user)
+        argv = ["nginx", "-e", "stderr", "-p", str(base), "-c", str(base / "nginx.conf")]
+        env = state.environment(self._directory)
+        running.log.touch()
+        running.log.chmod(0o666)
+        running.process = running.stop.enter_context(
+            process.spawn(argv, log=running.log, env=env, user=user)
+        )
+
+    def _local(self, text: str, pod: Object, running: RunningPod) -> str:
+        """The pod's configuration with the paths and ports of this host.
+
+        Machines here have no cluster DNS: in scripts, the Service's name is written as the address
+        that it would have led them to.
+        """
+        name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+        text = text.replace("/srv/", f"{running.directory}/srv/")
+        text = text.replace("/etc/kboot/token/", f"{running.directory}/")
+        text = text.replace("/dev/stdout", str(running.log))
+        for port, here in running.ports.items():
+            text = text.replace(f"listen {port};", f"listen 127.0.0.1:{here};")
+        service = f"http://{name}.{namespace}.svc.{self._domain}/"
+        http = running.ports[8080]
+        return re.sub(
+            r"(location /\w+/scripts/ \{)",
+            rf"\1 sub_filter {service} http://10.0.2.2:{http}/; sub_filter_once off; "
+            "sub_filter_types *;",
+            text,
+        )
+
+    def _must(self, namespace: str, plural: str, name: str) -> Object:
+        found = self._store.get(plural, namespace, name)
+        assert found is not None, f"the pod mounts {plural}/{name}, which is not there"
+        return found
+
+    async def _wait_until_up(self, running: RunningPod, pod: Object) -> None:
+        probe = pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]
+        url = f"http://127.0.0.1:{running.ports[8080]}{probe['path']}"
+        async with aiohttp.ClientSession() as session:
+            while running.process.exit_status() is None:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(url) as answer:
+                        if answer.status == 200:
+                            return
+                await asyncio.sleep(0.05)
+        raise AssertionError(f"nginx ended: {running.log.read_text()}")
+
+    async def follow(self, running: RunningPod) -> AsyncIterator[bytes]:
+        """The pod's log from its beginning, as it grows, until the pod is gone."""
+        with running.log.open("rb") as log:
+            while True:
+                if data := log.read(65536):
+                    yield data
+                elif running not in self.running.values():
+                    return
+                else:
+                    await asyncio.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _conditions(*, ready: bool) -> list[dict[str, Any]]:
+    word = "True" if ready else "False"
+    return [
+        {"type": "PodScheduled", "status": "True"},
+        {"type": "Initialized", "status": "True"},
+        {"type": "Ready", "status": word},
+        {"type": "ContainersReady", "status": word},
+    ]
+
+
+def _container(pod: Object, *, ready: bool, state: Object) -> Object:
+    spec = pod["spec"]["containers"][0]
+    return {
+        "name": spec["name"],
+        "image": spec["image"],
+        "imageID": "",
+        "ready": ready,
+        "restartCount": 0,
+        "state": state,
+    }

@@ -1,0 +1,33 @@
+"""Fixtures: a test cluster, and kboot's configuration pointed at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kubevirt.cluster import Cluster, running_cluster
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Cluster]:
+    """A test cluster for a module's tests."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(
+    shared_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
+    """The module's test cluster, as the current context of this test's kubeconfig."""
+    path = shared_cluster.write_kubeconfig(tmp_path / "kubeconfig")
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    # What is meant for the Internet is not meant for the cluster.
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    shared_cluster.call(shared_cluster.api.calls.clear)
+    shared_cluster.call(shared_cluster.api.forbidden.clear)
+    yield shared_cluster
+    shared_cluster.call(shared_cluster.api.faults.pending.clear)
