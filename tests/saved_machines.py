@@ -1,0 +1,92 @@
+"""For tests of machines that are saved and restored: a place for them, and one that has booted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kboot.artifacts import Kernel, read_kernel
+from kboot.backend import BootServer
+from kboot.boot import Boot, BootSettings, open_backend, power_on
+from kboot.boot.saved import SavedBoot
+from kboot.config import Config
+from kboot.deadline import Deadline
+from kboot.isolation import Snapshots
+from kboot.qemu import QemuBackend
+from kboot.rootfs import module_initramfs, overlay_initramfs, tiny_initramfs
+from kboot.snapshots import SnapshotStore
+
+Restore = Callable[[], contextlib.AbstractContextManager[Boot]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where machines boot, are saved, and go on."""
+
+    backend: QemuBackend
+    server: BootServer
+    kernel: Kernel
+    snapshots: Snapshots
+    directory: Path
+
+    @contextlib.contextmanager
+    def booted(self, settings: BootSettings) -> Iterator[Boot]:
+        """A machine that has booted and can be saved."""
+        with self._on(settings, savable=True) as boot:
+            boot.wait_until_ready()
+            yield boot
+
+    def restored(
+        self, settings: BootSettings, name: str
+    ) -> contextlib.AbstractContextManager[Boot]:
+        """A machine that goes on from the saved one."""
+        saved = self.snapshots.find(settings)
+        assert saved
+        return self._on(replace(settings, machine_name=name), saved=saved)
+
+    def _on(
+        self, settings: BootSettings, *, saved: SavedBoot | None = None, savable: bool = False
+    ) -> contextlib.AbstractContextManager[Boot]:
+        return power_on(
+            self.backend,
+            self.server,
+            self.kernel,
+            settings,
+            evidence_directory=self.directory / settings.machine_name,
+            saved=saved,
+            savable=savable,
+        )
+
+
+@contextlib.contextmanager
+def open_place(package: Path, directory: Path) -> Iterator[Place]:
+    """A place with a store of its own, for the kernel in `package`."""
+    kernel = read_kernel(package)
+    store = directory / "store"
+    store.mkdir()
+    with (
+        open_backend(Config(accel="tcg")) as backend,
+        backend.serve(Deadline(60)) as server,
+        SnapshotStore(store, limit_mib=4096) as opened,
+    ):
+        assert isinstance(backend, QemuBackend)
+        yield Place(
+            backend=backend,
+            server=server,
+            kernel=kernel,
+            snapshots=Snapshots(backend, kernel, opened),
+            directory=directory,
+        )
+
+
+def networked(kernel: Kernel) -> BootSettings:
+    """The tiny system with an address from DHCP."""
+    return BootSettings(
+        initrds=(
+            tiny_initramfs(),
+            module_initramfs(kernel, ["e1000e"]),
+            overlay_initramfs({"/etc/kboot/network": b""}),
+        )
+    )

@@ -1,0 +1,237 @@
+"""A machine that was saved goes on: as the one that it was, at another time, with other secrets."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kboot.backend import MachineSpec
+from kboot.boot import Boot, BootSettings, Phase
+from kboot.deadline import Deadline
+from kboot.errors import InfraError
+from kboot.qemu.accel import qemu_version
+from kboot.qemu.identity import identity
+from kboot.qemu.snapshot import opaque_option
+from kboot.rootfs import tiny_initramfs
+from tests.saved_machines import Place, networked, open_place
+
+SPEC = MachineSpec(name="m0", boot_file="http://10.0.2.2:1/boot.ipxe")
+
+
+def parts(spec: MachineSpec) -> dict[str, str]:
+    return dict(identity(spec, program="/usr/bin/qemu-system-x86_64", accelerator="tcg"))
+
+
+# --------------------------------------------------------------------------- what it depends on
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"memory_mib": 1024},
+        {"cpus": 2},
+        {"mac_address": "52:54:00:6b:62:02"},
+        {"firmware": "uefi"},
+        {"extra_arguments": ("-device", "virtio-rng-pci")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_machine_has_another_identity(change: dict[str, object]) -> None:
+    assert parts(replace(SPEC, **change)) != parts(SPEC)  # type: ignore[arg-type]
+
+
+def test_the_name_and_the_boot_file_may_change() -> None:
+    assert parts(replace(SPEC, name="m1", boot_file="http://10.0.2.2:2/x")) == parts(SPEC)
+
+
+def test_the_identity_names_qemu_its_firmware_and_the_processor() -> None:
+    found = parts(SPEC)
+    assert found["qemu"] == qemu_version("qemu-system-x86_64")
+    assert "efi-e1000e.rom" in found["firmware"]
+    assert "bios-256k.bin" in found["firmware"]
+    assert found["processor"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("-device", "virtio-rng-pci"), None),
+        (("-cpu", "max,-avx2"), None),
+        (("-drive", "file=disk.img"), "-drive"),
+        (("--drive", "file=disk.img"), "--drive"),
+        (("-hda", "disk.img"), "-hda"),
+        (("-m", "4G"), "-m"),
+    ],
+)
+def test_a_machine_with_state_elsewhere_is_not_saved(
+    arguments: tuple[str, ...], fault: str | None
+) -> None:
+    assert opaque_option(arguments) == fault
+
+
+# ------------------------------------------------------------------------------ real machines
+
+
+@pytest.fixture(scope="module")
+def place(debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with open_place(debian_kernel, tmp_path_factory.mktemp("place")) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def settings(place: Place) -> BootSettings:
+    return networked(place.kernel)
+
+
+@pytest.fixture(scope="module")
+def original(place: Place, settings: BootSettings) -> dict[str, str]:
+    """What a machine said about itself before it was saved; its network was up."""
+    with place.booted(settings) as boot:
+        boot.guest.wait_until_succeeds("ip addr show dev eth0 | grep 10.0.2.15", Deadline(30))
+        place.snapshots.save(boot, settings)
+        # It runs on.
+        assert boot.guest.succeed("echo on").strip() == "on"
+        return {
+            "boot_id": boot.boot_id,
+            "cmdline": boot.guest.succeed("cat /proc/cmdline"),
+            "uptime": boot.guest.succeed("cut -d ' ' -f 1 /proc/uptime"),
+            "at": str(time.monotonic()),
+            "serial": (boot.evidence_directory / "serial.log").read_text(errors="replace"),
+        }
+
+
+@pytest.fixture(scope="module")
+def twin(place: Place, settings: BootSettings, original: dict[str, str]) -> Iterator[Boot]:
+    """A machine that went on from there, for tests that only look."""
+    assert original
+    with place.restored(settings, "twin") as boot:
+        yield boot
+
+
+def test_it_is_the_machine_that_was_booted(
+    twin: Boot, original: dict[str, str], place: Place
+) -> None:
+    assert twin.boot_ids == [original["boot_id"]]
+    assert twin.guest.succeed("cat /proc/sys/kernel/random/boot_id").strip() == twin.boot_id
+    assert twin.guest.succeed("cat /proc/cmdline") == original["cmdline"]
+    assert set(twin.command_line.split()) <= set(original["cmdline"].split())
+    assert twin.guest.succeed("uname -r").strip() == place.kernel.release
+    assert twin.restored_from
+
+
+def test_the_witnesses_of_its_boot_are_kept(twin: Boot, place: Place) -> None:
+    assert twin.milestones.contradiction() is None
+    assert twin.milestones.reached[Phase.SCRIPT].witness == "server"
+    assert twin.milestones.reached[Phase.READY].witness == "console"
+    assert any(fetch.path.endswith(place.kernel.sha256) for fetch in twin.fetches)
+    assert 0 < twin.milestones.durations_s()["linux"] < 60
+
+
+def test_the_console_remembers_what_was_said_before(twin: Boot) -> None:
+    texts = [line.text for line in twin.console.lines()]
+    assert any("Linux version" in text for text in texts)
+    twin.guest.succeed("echo after the restore >/dev/ttyS0")
+    twin.console.expect("after the restore", Deadline(10), since=0)
+    log = (twin.evidence_directory / "serial.log").read_text(errors="replace")
+    assert "Linux version" in log
+    assert "after the restore" in log
+
+
+def test_its_clock_is_right_and_its_uptime_goes_on_where_it_was(
+    twin: Boot, original: dict[str, str]
+) -> None:
+    before = time.time()
+    guest_time = int(twin.guest.succeed("date +%s"))
+    assert before - 2 <= guest_time <= time.time() + 2
+    uptime = float(twin.guest.succeed("cut -d ' ' -f 1 /proc/uptime"))
+    # The time between saving and restoring has not passed for the guest.
+    assert uptime > float(original["uptime"]) - 5
+    since_restore = time.monotonic() - twin.console.started_s
+    assert uptime < float(original["uptime"]) + since_restore + 2
+
+
+def test_its_network_works(twin: Boot) -> None:
+    url = twin.server.url("beacon/up")
+    assert twin.guest.succeed(f"wget -q -O - {url}", timeout_s=20).strip() == "ok"
+
+
+def test_twins_draw_different_random_numbers_from_the_first_one_on(
+    place: Place, settings: BootSettings, original: dict[str, str]
+) -> None:
+    assert original
+    drawn = []
+    for number in range(3):
+        with place.restored(settings, f"random{number}") as boot:
+            drawn.append(boot.guest.succeed("head -c 32 /dev/urandom | md5sum"))
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_it_reboots_from_this_runs_server_under_its_own_name(
+    place: Place, settings: BootSettings, original: dict[str, str]
+) -> None:
+    with place.restored(settings, "rebooter") as boot:
+        boot.reset()
+        assert boot.boot_id != original["boot_id"]
+        assert len(boot.boot_ids) == 2
+        assert boot.milestones.contradiction() is None
+        new = [fetch for fetch in boot.fetches if "m=rebooter" in fetch.query]
+        assert any(fetch.path.endswith(place.kernel.sha256) for fetch in new)
+        assert boot.guest.succeed("echo back").strip() == "back"
+
+
+def test_ten_in_a_row_are_all_right_and_leave_nothing(
+    place: Place, settings: BootSettings, original: dict[str, str]
+) -> None:
+    def held() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    seconds = []
+    before = 0
+    for number in range(10):
+        begin = time.monotonic()
+        with place.restored(settings, f"row{number}") as boot:
+            assert boot.boot_id == original["boot_id"]
+            assert boot.guest.run("test -e /root/mark").exit_status == 1
+            boot.guest.succeed("echo mine >/root/mark")
+            seconds.append(time.monotonic() - begin)
+        before = before or held()
+    assert held() <= before
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 << 20
+    assert sorted(seconds)[5] < 3
+
+
+def test_qemu_does_not_take_another_machines_state(
+    place: Place, settings: BootSettings, original: dict[str, str]
+) -> None:
+    assert original
+    saved = place.snapshots.find(settings)
+    assert saved
+    other = replace(SPEC, name="other", memory_mib=256)
+    with (
+        pytest.raises(InfraError),
+        place.backend.power_on(other, Deadline(20), saved=saved.directory),
+    ):
+        pytest.fail("it runs")
+
+
+def test_a_machine_that_was_not_meant_to_be_saved_says_so(place: Place, tmp_path: Path) -> None:
+    with (
+        place.backend.power_on(replace(SPEC, name="plain"), Deadline(20)) as machine,
+        pytest.raises(InfraError, match="was not switched on to be saved"),
+    ):
+        machine.snapshot(tmp_path)
+
+
+def test_under_uefi_as_well(place: Place) -> None:
+    settings = BootSettings(machine_name="uefi", firmware="uefi", initrds=(tiny_initramfs(),))
+    with place.booted(settings) as boot:
+        place.snapshots.save(boot, settings)
+        boot_id = boot.boot_id
+    with place.restored(settings, "uefi-twin") as twin:
+        assert twin.boot_id == boot_id
+        assert twin.guest.succeed("cat /sys/firmware/efi/fw_platform_size").strip() == "64"
