@@ -87,10 +87,10 @@ class Zoo:
         boot.judge.sort(boot.console.reports)
         return boot
 
-    def meet(self, animal: str, *, before: str = ":") -> int:
-        """Have the guest meet an animal; the exit status of the process that did."""
-        command = f"{before}; echo {animal} > /proc/kboot_zoo"
-        return self.boot.guest.run(command, timeout_s=60).exit_status
+    def meet(self, *animals: str, before: str = ":") -> None:
+        """Run a command in the guest, and then have a process for each animal meet it."""
+        for animal in animals:
+            self.boot.guest.run(f"{before}; echo {animal} > /proc/kboot_zoo", timeout_s=60)
 
     def change_script(self, old: str, new: str) -> None:
         """Replace a text in the script that the machine boots from."""

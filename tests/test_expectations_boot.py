@@ -1,0 +1,194 @@
+"""Expected crashes on a real machine, and each way in which they do not go as expected."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot.errors import (
+    HungAfterPanic,
+    KernelCrash,
+    NoCrash,
+    NoReboot,
+    RebootLoop,
+    SecondCrash,
+    WrongCrash,
+    WrongKernel,
+)
+from kboot.rootfs import overlay_initramfs
+from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build, machine
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
+    with machine(tmp_path_factory.mktemp("zoo")) as opened:
+        yield opened
+
+
+def test_no_crash(zoo: Zoo) -> None:
+    boot = zoo.open()
+    with (
+        pytest.raises(NoCrash, match="expected a crash of kind panic; none came in 1 s"),
+        boot.expect_crash("panic", timeout_s=1),
+    ):
+        pass
+
+
+def test_a_wrong_crash(zoo: Zoo) -> None:
+    boot = zoo.open()
+    with (
+        pytest.raises(WrongCrash, match="of kind divide-error; what came is kernel BUG") as caught,
+        boot.expect_crash("divide-error", timeout_s=2),
+    ):
+        zoo.meet("bug")
+    assert caught.value.report.function == "zoo_bug"
+
+
+def test_a_crash_of_the_right_kind_in_the_wrong_place(zoo: Zoo) -> None:
+    boot = zoo.open()
+    with (
+        pytest.raises(WrongCrash, match="that matches 'elsewhere'; what came is kernel BUG"),
+        boot.expect_crash("bug", match="elsewhere", timeout_s=2),
+    ):
+        zoo.meet("bug")
+
+
+def test_a_second_crash(zoo: Zoo) -> None:
+    boot = zoo.open()
+    with (
+        pytest.raises(SecondCrash, match=r"after .*zoo_bug\) came another: divide error"),
+        boot.expect_crash("bug"),
+    ):
+        zoo.meet("bug", "divide")
+
+
+def test_the_same_crash_twice_is_one(zoo: Zoo) -> None:
+    boot = zoo.open()
+    with boot.expect_crash("bug") as crash:
+        zoo.meet("bug", "bug")
+    assert len(crash.reports) == 2
+
+
+def test_a_command_that_ends_in_a_death_ends_the_block(zoo: Zoo) -> None:
+    boot = zoo.open()
+    went_on = []
+    with boot.expect_crash("stack-corruption"):
+        zoo.meet("stack_corruption")
+        went_on.append(True)
+    boot.wait_for_reboot()
+    assert went_on == []
+
+
+def test_a_crash_and_no_reboot(zoo: Zoo) -> None:
+    boot = zoo.open()
+    with boot.expect_crash("oops"):
+        zoo.meet("null")
+    with pytest.raises(NoReboot, match="its kernel went on after NULL pointer dereference"):
+        boot.wait_for_reboot(3)
+
+
+def test_a_hang_after_the_panic(zoo: Zoo) -> None:
+    boot = zoo.open()
+    with boot.expect_crash("panic"):
+        zoo.meet("stack_corruption", before="echo 0 > /proc/sys/kernel/panic")
+    with pytest.raises(HungAfterPanic, match=r"hung after its crash .*zoo_stack_corruption"):
+        boot.wait_for_reboot(5)
+
+
+def test_a_reboot_into_another_kernel(zoo: Zoo) -> None:
+    boot = zoo.open()
+    # What a machine does that falls back to the kernel on its disk.
+    zoo.change_script("kboot.nonce=", "other.nonce=")
+    with boot.expect_crash("panic"):
+        boot.panic()
+    with pytest.raises(WrongKernel, match="was not started by this boot"):
+        boot.wait_for_reboot()
+
+
+def test_a_second_crash_on_the_way_back(zoo: Zoo) -> None:
+    boot = zoo.open()
+    zoo.change_script("panic=-1", f"panic=-1 rdinit={SHORT_INIT}")
+    with boot.expect_crash("panic"):
+        boot.panic()
+    with pytest.raises(SecondCrash, match=r"on its way back .*attempted to kill init") as caught:
+        boot.wait_for_reboot()
+    assert caught.value.report.kind == "init-killed"
+
+
+def test_a_reboot_loop(zoo: Zoo) -> None:
+    boot = zoo.open()
+    zoo.change_script("panic=-1", f"panic=-1 rdinit={RESETTING_INIT}")
+    with boot.expect_crash("panic"):
+        boot.panic()
+    with pytest.raises(RebootLoop, match="went down again before it was ready"):
+        boot.wait_for_reboot()
+
+
+def test_a_report_that_nobody_wanted(zoo: Zoo) -> None:
+    boot = zoo.open()
+    zoo.meet("warn")
+    with pytest.raises(KernelCrash, match="the kernel reported: WARNING in zoo_warn"):
+        boot.check_reports()
+    assert not boot.pristine
+
+
+# ------------------------------------------------------------------------------- under pytest
+
+_SUITE = """
+import pytest
+
+def visit(guest):
+    guest.succeed("insmod /lib/kboot_zoo.ko")  # Fails where it is there: each test has a new guest.
+    guest.succeed("echo warn > /proc/kboot_zoo")
+
+@pytest.mark.kboot_allow_warning("warning", match="zoo_warn")
+def test_allowed(guest):
+    visit(guest)
+
+@pytest.mark.kboot_allow_warning(match="elsewhere")
+def test_not_allowed(guest):
+    visit(guest)
+
+@pytest.mark.kboot(warnings="report")
+def test_only_reported(guest):
+    visit(guest)
+"""
+
+
+def test_a_warning_fails_its_test_unless_it_is_allowed(tmp_path: Path) -> None:
+    overlay = overlay_initramfs({"/lib/kboot_zoo.ko": build(tmp_path)})
+    (tmp_path / "test_it.py").write_text(_SUITE, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-ra", "test_it.py"]
+    done = subprocess.run(
+        [*command, f"--kernel={KERNEL}", f"--kboot-initrd={overlay}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 failed, 2 passed" in done.stdout, done.stdout
+    assert "KernelCrash: the kernel reported: WARNING in zoo_warn" in done.stdout
+    summary = done.stdout.partition("reports of the kernel that tests allow")[2]
+    assert "::test_allowed: WARNING in zoo_warn (a crash of kind warning that matches" in summary
+    assert "::test_not_allowed: WARNING" not in summary
+
+
+@pytest.mark.parametrize("arguments", ["", "1, 2, 3", "'wrning'", "text='x'"])
+def test_a_marker_that_cannot_be_meant_ends_the_run(tmp_path: Path, arguments: str) -> None:
+    (tmp_path / "test_it.py").write_text(
+        f"import pytest\n@pytest.mark.kboot_allow_warning({arguments})\ndef test_it():\n    pass\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_it.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert "ERROR: kboot: test_it.py::test_it: " in done.stderr
