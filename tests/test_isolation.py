@@ -1,0 +1,280 @@
+"""What one test does to its machine, the next one never sees."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kboot import parallel
+from kboot.artifacts import read_kernel
+from kboot.config import Config, Isolation
+from kboot.isolation import User, may_share, resolve
+from kboot.session import open_session
+from kboot.snapshots import SnapshotStore
+from kboot.state import cache_directory
+
+FIRST = User(test="a.py::one", module="a.py")
+SECOND = User(test="a.py::two", module="a.py")
+STRANGER = User(test="b.py::one", module="b.py")
+
+
+@pytest.mark.parametrize(
+    ("isolation", "neighbours", "strangers"),
+    [
+        ("test", False, False),
+        ("module", True, False),
+        ("session", True, True),
+        ("none", True, True),
+    ],
+)
+def test_who_may_share_a_machine(isolation: Isolation, neighbours: bool, strangers: bool) -> None:
+    assert may_share(isolation, FIRST, SECOND) is neighbours
+    assert may_share(isolation, FIRST, STRANGER) is strangers
+    # One test that asks twice means one machine.
+    assert may_share(isolation, FIRST, FIRST)
+
+
+def test_auto_is_for_every_test_where_that_is_quick() -> None:
+    assert resolve("auto", restores=True) == "test"
+    assert resolve("auto", restores=False) == "session"
+    assert resolve("module", restores=True) == "module"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "available_mib", "machine_cpus", "machine_mib", "expected"),
+    [
+        (8, 64_000, 1, 512, 8),
+        (8, 64_000, 4, 512, 2),
+        (64, 8_000, 1, 1792, 3),
+        (1, 64_000, 4, 512, 1),
+        (8, 100, 1, 512, 1),
+    ],
+    ids=["a processor each", "four each", "memory is short", "few processors", "no memory"],
+)
+def test_so_many_machines_as_have_room(
+    cpus: int, available_mib: int, machine_cpus: int, machine_mib: int, expected: int
+) -> None:
+    assert (
+        parallel.workers(
+            cpus=cpus,
+            available_mib=available_mib,
+            machine_cpus=machine_cpus,
+            machine_mib=machine_mib,
+        )
+        == expected
+    )
+
+
+def test_this_host_has_processors_and_memory() -> None:
+    assert parallel.host_cpus() >= 1
+    assert parallel.host_available_mib() > 64
+
+
+# --------------------------------------------------------------------------------- real machines
+
+VANDALS = """
+def clean(boot):
+    assert not boot.console.reports
+    assert len(boot.boot_ids) == 1
+    guest = boot.guest
+    assert guest.succeed("cat /proc/sys/kernel/tainted").strip() == "0"
+    assert guest.run("test -e /root/mark").exit_status == 1
+    assert "127.0.0.1" in guest.succeed("ip addr show dev lo")
+    free_kib = int(guest.succeed("awk '/^MemFree/ {print $2}' /proc/meminfo"))
+    assert free_kib > 300 * 1024
+    guest.succeed("echo mine >/root/mark")
+
+
+def test_begins(boot):
+    clean(boot)
+
+
+def test_panics(boot):
+    clean(boot)
+    with boot.expect_crash("panic"):
+        boot.panic()
+
+
+def test_fills_the_memory(boot):
+    clean(boot)
+    boot.guest.run("mount -t tmpfs none /mnt; dd if=/dev/zero of=/mnt/x bs=1M count=350")
+    free_kib = int(boot.guest.succeed("awk '/^MemFree/ {print $2}' /proc/meminfo"))
+    assert free_kib < 200 * 1024
+
+
+def test_breaks_the_network(boot):
+    clean(boot)
+    boot.machine.set_link(up=False)
+    boot.guest.succeed("ip addr flush dev lo && ip link set lo down")
+
+
+def test_taints_the_kernel(boot):
+    clean(boot)
+    boot.guest.succeed("echo 64 >/proc/sys/kernel/tainted")
+
+
+def test_dies_unexpectedly(boot):
+    clean(boot)
+    boot.panic()
+    boot.guest.run("sleep 30")
+
+
+def test_hangs(boot):
+    clean(boot)
+    boot.guest.run("sleep 100", timeout_s=1)
+
+
+def test_ends(boot):
+    clean(boot)
+    assert boot.restored_from
+"""
+
+
+def run_pytest(directory: Path, suite: str, kernel: Path, *arguments: str) -> str:
+    """Run a suite on the kernel; what pytest printed. The JUnit file is junit.xml."""
+    (directory / "test_suite.py").write_text(suite)
+    (directory / "pytest.ini").write_text("[pytest]\n")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio"),
+            *(f"--kernel={kernel}", "--kboot-accel=tcg", "--junitxml=junit.xml"),
+            *arguments,
+            "test_suite.py",
+        ],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def outcomes(directory: Path) -> dict[str, str]:
+    """Test -> passed, failure or error, as JUnit has it."""
+    cases = ET.parse(directory / "junit.xml").iter("testcase")  # noqa: S314  ours
+    return {
+        case.attrib["name"]: next(
+            (child.tag for child in case if child.tag in {"failure", "error"}), "passed"
+        )
+        for case in cases
+    }
+
+
+def properties(directory: Path, name: str) -> list[str]:
+    """The values of one property of all test cases that have it."""
+    found = ET.parse(directory / "junit.xml").iter("property")  # noqa: S314  ours
+    return [each.attrib["value"] for each in found if each.attrib["name"] == name]
+
+
+def test_no_test_sees_what_another_did_to_its_machine(debian_kernel: Path, tmp_path: Path) -> None:
+    output = run_pytest(tmp_path, VANDALS, debian_kernel)
+    found = outcomes(tmp_path)
+    guilty = {"test_dies_unexpectedly", "test_hangs"}
+    assert {name for name, outcome in found.items() if outcome != "passed"} == guilty, output
+    assert len(found) == 8
+
+
+WORKERS = """
+import os
+import pytest
+
+@pytest.mark.parametrize("number", range(8))
+def test_own_machine(boot, number, record_property):
+    guest = boot.guest
+    assert guest.run("test -e /root/mark").exit_status == 1
+    guest.succeed(f"echo {number} >/root/mark; sleep 0.3")
+    assert guest.succeed("cat /root/mark").strip() == str(number)
+    record_property("worker", os.environ["PYTEST_XDIST_WORKER"])
+    record_property("machine", boot.settings.machine_name)
+    record_property("server", boot.server.url(""))
+    record_property("boot_id", boot.boot_id)
+
+
+def test_own_server(boot):
+    boot.reset()
+    assert boot.milestones.contradiction() is None
+"""
+
+
+def test_workers_share_saved_machines_and_nothing_else(debian_kernel: Path, tmp_path: Path) -> None:
+    output = run_pytest(tmp_path, WORKERS, debian_kernel, "-n2", "--kboot-evidence=evidence")
+    assert set(outcomes(tmp_path).values()) == {"passed"}, output
+    assert len(outcomes(tmp_path)) == 9
+    assert set(properties(tmp_path, "worker")) == {"gw0", "gw1"}
+    machines = properties(tmp_path, "machine")
+    assert len(set(machines)) == len(machines) == 8
+    assert len(set(properties(tmp_path, "server"))) == 2
+    # All but the one that was saved, at most, have gone on from it.
+    assert len(set(properties(tmp_path, "boot_id"))) == 1
+    assert len(properties(tmp_path, "kboot.restored_from")) >= 8
+    evidence = [Path(path) for path in properties(tmp_path, "kboot.evidence")]
+    assert {path.parent.parent for path in evidence} == {tmp_path / "evidence"}
+    assert all((path / "serial.log").stat().st_size for path in evidence)
+    assert all((path / "result.json").is_file() for path in evidence)
+    assert re.search(r"9 passed", output)
+
+
+NEIGHBOURS = """
+def test_first(boot):
+    boot.guest.succeed("echo mine >/root/mark")
+
+
+def test_shares(boot):
+    boot.guest.succeed("test -e /root/mark")
+    boot.guest.succeed("echo 64 >/proc/sys/kernel/tainted")
+
+
+def test_gets_another_one(boot):
+    assert boot.guest.run("test -e /root/mark").exit_status == 1
+    assert boot.guest.succeed("cat /proc/sys/kernel/tainted").strip() == "0"
+"""
+
+
+def test_a_module_shares_a_machine_until_something_happens_to_it(
+    debian_kernel: Path, tmp_path: Path
+) -> None:
+    output = run_pytest(tmp_path, NEIGHBOURS, debian_kernel, "--kboot-isolation=module")
+    assert set(outcomes(tmp_path).values()) == {"passed"}, output
+
+
+def test_a_saved_machine_that_does_not_run_is_made_anew(
+    debian_kernel: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    image = read_kernel(debian_kernel).image
+    config = Config(kernel=str(image), accel="tcg")
+    store = SnapshotStore(cache_directory("snapshots"), limit_mib=4096)
+    with open_session(config, evidence=tmp_path / "first") as session:
+        boot = session.booted(session.settings(config), name="first")
+        boot_id = boot.boot_id
+        assert boot.restored_from is None
+    (good,) = store.entries()
+
+    def fill(directory: Path) -> Mapping[str, Any]:
+        with (directory / "memory").open("wb") as memory:
+            memory.truncate(config.memory_mib << 20)
+        (directory / "console").write_bytes(b"")
+        (directory / "devices").write_bytes(b"not what QEMU wrote")
+        return good.note
+
+    store.remove(good)
+    with store:
+        store.add(good.parts, fill)
+    with open_session(config, evidence=tmp_path / "second") as session:
+        settings = session.settings(config)
+        boot = session.booted(settings, name="second")
+        assert boot.restored_from is None
+        assert boot.boot_id != boot_id
+        assert "does not run and is removed" in caplog.text
+        assert session.booted(settings, name="third").restored_from == good.key
