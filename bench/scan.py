@@ -15,6 +15,7 @@ from kboot import process
 from kboot.crash import Scanner
 
 LOGS = Path(__file__).resolve().parent.parent / "tests" / "data" / "crash"
+REAL_LOGS = LOGS.parent / "zoo"
 BOOT_LOG = LOGS / "clean" / "debian-6.1-boot.log"
 _QUIET_SIZE = 200_000_000
 _DENSE_SIZE = 20_000_000
@@ -29,8 +30,12 @@ def quiet_block() -> bytes:
 
 
 def dense_block() -> bytes:
-    """All golden logs back to back, each by its own task, as a kernel with caller fields prints."""
-    out = []
+    """All the crash logs there are, back to back.
+
+    Those of real crashes as they came, and the short composed ones each by its own task, as a
+    kernel with caller fields prints.
+    """
+    out = [path.read_bytes() for path in sorted(REAL_LOGS.glob("*.log"))]
     for number, path in enumerate(sorted(LOGS.glob("*.log"))):
         for at, line in enumerate(path.read_bytes().splitlines()):
             out.append(b"[%5d.%06d][ T%d] %s\r\n" % (9 + number, at, 400 + number, line))
