@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot.artifacts import Kernel
-from kboot.artifacts.cache import sha256_of
+from kboot.artifacts import Kernel, sha256_of
 from kboot.backend import Backend, SnapshotBackend
 from kboot.boot import Boot, BootSettings, machine_spec
 from kboot.boot.saved import SavedBoot, parts, save

@@ -45,7 +45,12 @@ def open_backend(config: Config) -> Iterator[Backend]:
             from kboot.qemu import open_qemu  # noqa: PLC0415  only the one that is used
 
             with open_qemu(
-                program=config.qemu, accelerator=config.accel, nginx=config.nginx
+                program=config.qemu,
+                accelerator=config.accel,
+                nginx=config.nginx,
+                saved_firmware_mib=(
+                    config.snapshot_cache_mib if config.firmware_start == "saved" else None
+                ),
             ) as backend:
                 yield backend
         case "kubevirt":

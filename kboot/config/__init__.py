@@ -20,6 +20,7 @@ from kboot.config.cluster import ClusterConfig
 from kboot.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+FirmwareStart = Literal["real", "saved"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
 Warnings = Literal["fail", "report"]
 
@@ -147,6 +148,15 @@ class Config(ClusterConfig):
             "else session",
             "NAME",
             choices=get_args(Isolation),
+        ),
+    )
+    firmware_start: FirmwareStart = field(
+        default="real",
+        metadata=about(
+            "how machines start: with firmware and DHCP (real), or in a state that was saved when "
+            "these were done, just before iPXE asks for its script (saved)",
+            "NAME",
+            choices=get_args(FirmwareStart),
         ),
     )
     snapshot_cache_mib: int = field(

@@ -6,20 +6,23 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kboot import nginx, process, state
 from kboot.backend import BootServer, Firmware, MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
-from kboot.qemu import accel
+from kboot.log import step
+from kboot.qemu import accel, firmware_state
 from kboot.qemu.firmware import find_uefi
+from kboot.qemu.firmware_state import GUEST_GATEWAY
 from kboot.qemu.identity import identity
 from kboot.qemu.machine import QemuMachine
-from kboot.qemu.snapshot import opaque_option
+from kboot.qemu.snapshot import SavedFirmware, opaque_option
+from kboot.snapshots import Entry, SnapshotStore
 
-#: Where a guest behind QEMU's user network finds the loopback interface of its host.
-GUEST_GATEWAY = "10.0.2.2"
+__all__ = ["GUEST_GATEWAY", "QemuBackend", "open_qemu"]
 
 #: The architectures kboot has a machine for.
 _MACHINES = {"x86_64"}
@@ -30,8 +33,17 @@ class QemuBackend:
 
     name = "qemu"
 
-    def __init__(self, directory: Path, *, program: str, accelerator: str, nginx: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        program: str,
+        accelerator: str,
+        nginx: str,
+        firmware_store: SnapshotStore | None = None,
+    ) -> None:
         self._directory = directory
+        self._firmware_store = firmware_store
         self._program = process.find_program(program)
         self._nginx = process.find_program(nginx)
         self._accelerator = accel.choose(self._program, accelerator)
@@ -81,6 +93,11 @@ class QemuBackend:
         folder = self._directory / f"{spec.name}-{secrets.token_hex(4)}"
         folder.mkdir()
         try:
+            firmware = None if saved else self._saved_firmware(spec, deadline)
+            tftp = folder / "tftp"
+            if firmware:
+                tftp.mkdir()
+                firmware_state.serve_next(tftp, spec.boot_file)
             machine = QemuMachine(
                 spec,
                 program=self._program,
@@ -88,19 +105,72 @@ class QemuBackend:
                 directory=folder,
                 saved=saved,
                 savable=savable,
+                firmware=firmware,
+                tftp=tftp if firmware else None,
             )
             with machine.powered_on(deadline):
                 yield machine
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
+        """The state that such a machine starts from, made if need be; None for a real start."""
+        store = self._firmware_store
+        if store is None or self.snapshot_fault(spec) is not None:
+            return None
+        parts = firmware_state.firmware_parts(self.snapshot_identity(spec))
+        with store.making(parts, deadline):
+            entry = store.find(parts) or self._save_firmware(store, parts, spec, deadline)
+        if entry is None:
+            return None
+        return SavedFirmware(directory=entry.directory, key=firmware_state.KEY)
+
+    def _save_firmware(
+        self,
+        store: SnapshotStore,
+        parts: Mapping[str, str],
+        spec: MachineSpec,
+        deadline: Deadline,
+    ) -> Entry | None:
+        folder = self._directory / f"firmware-{secrets.token_hex(4)}"
+        folder.mkdir()
+        try:
+            firmware_state.serve_first(folder)
+            machine = QemuMachine(
+                replace(spec, boot_file=firmware_state.FIRST_BOOT_FILE),
+                program=self._program,
+                accelerator=self._accelerator,
+                directory=folder,
+                savable=True,
+                tftp=folder,
+            )
+            with step(f"save the firmware's state ({spec.firmware})"):
+                return store.add(parts, firmware_state.saver(machine, deadline))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
 
 @contextlib.contextmanager
-def open_qemu(*, program: str, accelerator: str, nginx: str) -> Iterator[QemuBackend]:
+def open_qemu(
+    *, program: str, accelerator: str, nginx: str, saved_firmware_mib: int | None = None
+) -> Iterator[QemuBackend]:
     """The backend, for the length of a run: it owns a run directory.
 
     `accelerator` is ``auto``, ``kvm`` or ``tcg``; `program` and `nginx` name the two programs or
-    give their paths. Raises `ProcessError` if one of them is missing.
+    give their paths. With `saved_firmware_mib`, machines start from a saved state of their
+    firmware, kept among the saved machines that have this much space together. Raises
+    `ProcessError` if a program is missing.
     """
-    with state.run_directory() as directory:
-        yield QemuBackend(directory, program=program, accelerator=accelerator, nginx=nginx)
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(state.run_directory())
+        store = None
+        if saved_firmware_mib is not None:
+            place = state.cache_directory("snapshots")
+            store = stack.enter_context(SnapshotStore(place, limit_mib=saved_firmware_mib))
+        yield QemuBackend(
+            directory,
+            program=program,
+            accelerator=accelerator,
+            nginx=nginx,
+            firmware_store=store,
+        )

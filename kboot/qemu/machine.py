@@ -18,7 +18,8 @@ from kboot.errors import GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
 from kboot.qemu.argv import Accelerator, Flash, Wiring, argv
-from kboot.qemu.snapshot import GuestMemory
+from kboot.qemu.snapshot import GuestMemory, SavedFirmware
+from kboot.qemu.stream import SocketStream
 from kboot.qmp import Qmp, QmpClosed
 
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
@@ -41,6 +42,8 @@ class SocketStream:
 
     def close(self) -> None:
         """Give the stream up; a `recv` that waits in another thread returns."""
+        firmware: SavedFirmware | None = None,
+        tftp: Path | None = None,
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -49,6 +52,8 @@ class SocketStream:
 class QemuMachine:
     """A machine on this host (see `kboot.backend.Machine`). Made by `power_on`."""
 
+        self._firmware = firmware
+        self._tftp = tftp
     def __init__(
         self,
         spec: MachineSpec,
@@ -61,7 +66,8 @@ class QemuMachine:
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
-        A machine that is `savable` costs a copy of that state.
+        A machine that is `savable` costs a copy of that state. With `firmware`, every start from
+        empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
         """
         self.spec = spec
         self._saved = saved
@@ -89,7 +95,8 @@ class QemuMachine:
     @property
     def description(self) -> str:
         """Such as ``QEMU 7.2.22, tcg``."""
-        return f"QEMU {self._qmp.version}, {self._accelerator}"
+        shortcut = ", saved firmware" if self._firmware else ""
+        return f"QEMU {self._qmp.version}, {self._accelerator}{shortcut}"
 
     @property
     def pid(self) -> int:
@@ -179,6 +186,13 @@ class QemuMachine:
             with step(f"QEMU {self.spec.name}"):
                 self._switch_on(deadline, saved=self._saved)
             yield
+        if saved is None and self._firmware:
+            self._start(deadline, self._firmware.directory)
+            self._stream.sendall(self._firmware.key)
+        else:
+            self._start(deadline, saved)
+
+    def _start(self, deadline: Deadline, saved: Path | None) -> None:
         finally:
             self._power.close()
 
@@ -243,6 +257,7 @@ class QemuMachine:
             self.spec,
             program=self._program,
             accelerator=self._accelerator,
+            tftp=self._tftp,
             wiring=wiring,
             flash=flash,
             memory=None if memory is None else memory.option(),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 from kboot.deadline import Deadline
@@ -46,6 +47,15 @@ def opaque_option(arguments: tuple[str, ...]) -> str | None:
         if exact or family:
             return word
     return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedFirmware:
+    """A state in which the firmware is up and waits; see `kboot.qemu.firmware_state`."""
+
+    directory: Path
+    #: What it waits for on the serial line.
+    key: bytes
 
 
 class GuestMemory:
