@@ -26,34 +26,9 @@ from kboot.qmp import Qmp, QmpClosed
 _CONTROL_LIMIT_S = 20.0
 
 
-class SocketStream:
-    """A connected socket as a `kboot.backend.Stream`."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self.sendall = connection.sendall
-
-    def recv(self, size: int, /) -> bytes:
-        """Wait for bytes; empty at the end of the stream."""
-        try:
-            return self._socket.recv(size)
-        except ConnectionError:
-            return b""
-
-    def close(self) -> None:
-        """Give the stream up; a `recv` that waits in another thread returns."""
-        firmware: SavedFirmware | None = None,
-        tftp: Path | None = None,
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-
 class QemuMachine:
     """A machine on this host (see `kboot.backend.Machine`). Made by `power_on`."""
 
-        self._firmware = firmware
-        self._tftp = tftp
     def __init__(
         self,
         spec: MachineSpec,
@@ -63,6 +38,8 @@ class QemuMachine:
         directory: Path,
         saved: Path | None = None,
         savable: bool = False,
+        firmware: SavedFirmware | None = None,
+        tftp: Path | None = None,
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
@@ -71,6 +48,8 @@ class QemuMachine:
         """
         self.spec = spec
         self._saved = saved
+        self._firmware = firmware
+        self._tftp = tftp
         self._savable = savable
         self._program = program
         self._accelerator: Accelerator = accelerator
@@ -186,6 +165,10 @@ class QemuMachine:
             with step(f"QEMU {self.spec.name}"):
                 self._switch_on(deadline, saved=self._saved)
             yield
+        finally:
+            self._power.close()
+
+    def _switch_on(self, deadline: Deadline, *, saved: Path | None) -> None:
         if saved is None and self._firmware:
             self._start(deadline, self._firmware.directory)
             self._stream.sendall(self._firmware.key)
@@ -193,10 +176,6 @@ class QemuMachine:
             self._start(deadline, saved)
 
     def _start(self, deadline: Deadline, saved: Path | None) -> None:
-        finally:
-            self._power.close()
-
-    def _switch_on(self, deadline: Deadline, *, saved: Path | None) -> None:
         with contextlib.ExitStack() as stack:
             memory = self._open_memory(saved)
             inherited: tuple[int, ...] = ()
@@ -257,11 +236,11 @@ class QemuMachine:
             self.spec,
             program=self._program,
             accelerator=self._accelerator,
-            tftp=self._tftp,
             wiring=wiring,
             flash=flash,
             memory=None if memory is None else memory.option(),
             incoming=incoming,
+            tftp=self._tftp,
         )
 
     def _prepare_flash(self) -> Flash | None:
