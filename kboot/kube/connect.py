@@ -41,9 +41,11 @@ def _blank() -> Any:
 
 def _from_file(configuration: Any, context: str | None) -> str:
     config = _library()
+    # Named, as the library asks the environment only once in its life.
+    path = os.environ.get("KUBECONFIG") or str(_default_file())
     try:
-        config.load_kube_config(context=context, client_configuration=configuration)
-        contexts, current = config.list_kube_config_contexts()
+        config.load_kube_config(path, context=context, client_configuration=configuration)
+        contexts, current = config.list_kube_config_contexts(path)
     except (config.ConfigException, OSError, ValueError, TypeError) as error:
         which = f"context {context}" if context else "the current context"
         raise ConfigError(
@@ -72,6 +74,10 @@ def _library() -> Any:
     return config
 
 
+def _default_file() -> Path:
+    return Path("~/.kube/config").expanduser()
+
+
 def _has_kubeconfig() -> bool:
-    places = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+    places = os.environ.get("KUBECONFIG") or str(_default_file())
     return any(Path(place).is_file() for place in places.split(os.pathsep) if place)

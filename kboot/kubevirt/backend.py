@@ -24,7 +24,8 @@ from kboot.kubevirt.server import ClusterServer
 from kboot.kubevirt.settings import ClusterSettings
 from kboot.log import logger
 
-_START_LIMIT_S = 60.0
+#: A cluster that cannot be reached at the beginning is told soon.
+_START_LIMIT_S = 15.0
 _END_LIMIT_S = 30.0
 #: Well below the time to live, so that a few may be lost.
 _HEARTBEAT_S = 60.0

@@ -276,13 +276,14 @@ class Virt:
             if instance.session is not None:
                 with contextlib.suppress(ConnectionError, RuntimeError):
                     await instance.session.send_bytes(data)
-        self._set_phase(instance, "Failed")
+        if instance.guest is guest:
+            self._set_phase(instance, "Failed")
 
     async def _mind(self, instance: Instance) -> None:
         """See when the guest switches itself off."""
         while instance.guest and not instance.guest.powered_off():
             await asyncio.sleep(0.1)
-        instance.tasks = []
+        instance.tasks = [task for task in instance.tasks if task is not asyncio.current_task()]
         self._cut(instance)
         await asyncio.sleep(0.25)
         self._set_phase(instance, "Succeeded")

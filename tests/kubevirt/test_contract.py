@@ -1,0 +1,276 @@
+"""The test cluster says what the recorded cluster said: its lies would show here."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kboot.backend import MachineSpec
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError
+from kboot.kube import VIRTUAL_MACHINES, VMIS, ApiError, Client, Watch, connect, open_websocket
+from kboot.kube.resources import SERVICES, VM_ACTIONS, VMI_ACTIONS
+from kboot.kubevirt import manifests, virtual_machine
+from kboot.kubevirt.settings import ClusterSettings
+from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.recordings import calls, needs_recordings, rows, watched
+from tests.kubevirt.talking import talking
+
+pytestmark = needs_recordings
+
+RUN = manifests.Run(identifier="r123456789", namespace="team")
+NAME = "kboot-r123456789-m"
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Cluster]:
+    with running_cluster(talking) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[Client]:
+    client = connect()
+    yield client
+    for vm in cluster.objects("virtualmachines"):
+        client.delete(VIRTUAL_MACHINES, vm["metadata"]["name"], Deadline(5))
+    client.close()
+
+
+def create(client: Client) -> None:
+    spec = MachineSpec(name="m", boot_file="http://none/")
+    client.create(virtual_machine.manifest(spec, RUN, ClusterSettings()), Deadline(5))
+
+
+def ask(client: Client, action: str, name: str = NAME) -> tuple[int, str]:
+    """Status and message of a subresource call."""
+    resource = VMI_ACTIONS if action in INSTANCE_ACTIONS else VM_ACTIONS
+    path = resource.path(client.namespace, name, action)
+    try:
+        answer = client.send("PUT", path, Deadline(5), body=lambda: [b"{}"], retry=False)
+    except ApiError as error:
+        return error.status, error.text
+    return answer.status, ""
+
+
+INSTANCE_ACTIONS = {"reset", "softreboot", "pause", "unpause"}
+
+
+def console(client: Client, name: str = NAME) -> tuple[int, str]:
+    path = VMI_ACTIONS.path(client.namespace, name, "console")
+    try:
+        open_websocket(client, path, Deadline(5)).close()
+    except ApiError as error:
+        return error.status, error.text
+    return 101, ""
+
+
+def recorded(action: str, *, nth: int = 0, machine: str = "m2") -> tuple[int, str]:
+    """Status and message of a recorded call, with our machine's name in it."""
+    method = "GET" if action == "console" else "PUT"
+    found = calls("lifecycle-bios", method, f"/{machine}/{action}")[nth]
+    message = found["response"].get("message", "") if found["response"] else ""
+    return found["status"], message.replace(f'"{machine}"', f'"{NAME}"')
+
+
+def wait_until_running(client: Client) -> list[str]:
+    """The phases that the machine goes through from now on until it runs."""
+    phases: list[str] = []
+    with Watch(client, VMIS) as watch:
+
+        def see() -> bool | None:
+            vmi = watch.get(NAME)
+            phase = vmi["status"]["phase"] if vmi else ""
+            if phase and phases[-1:] != [phase]:
+                phases.append(phase)
+            return phase == "Running" or None
+
+        assert watch.wait_for(see, Deadline(10), interval_s=0.01)
+    return phases
+
+
+def test_a_machine_that_is_stopped_answers_as_recorded(client: Client) -> None:
+    create(client)
+    assert console(client) == recorded("console")
+    assert ask(client, "stop") == recorded("stop")
+    assert ask(client, "restart") == recorded("restart")
+    status, message = recorded("start", machine="nope")
+    assert ask(client, "start", "nope") == (status, message.replace(NAME, "nope"))
+
+
+def test_a_name_that_is_taken_is_refused_as_recorded(client: Client) -> None:
+    create(client)
+    other = MachineSpec(name="m", boot_file="http://other/")
+    manifest = virtual_machine.manifest(other, RUN, ClusterSettings())
+    manifest["metadata"]["labels"] = {"made-by": "somebody else"}
+    with pytest.raises(ApiError) as error:
+        client.create(manifest, Deadline(5))
+    row = calls("lifecycle-bios", "POST", "/virtualmachines")[1]
+    assert error.value.status == row["status"]
+    assert error.value.reason == row["response"]["reason"]
+    assert error.value.text == row["response"]["message"].replace('"m2"', f'"{NAME}"')
+
+
+def test_a_start_goes_through_the_recorded_phases(client: Client) -> None:
+    create(client)
+    assert ask(client, "start")[0] == recorded("start")[0] == 202
+    phases = wait_until_running(client)
+    there: list[str] = []
+    for vmi in watched("lifecycle-bios", "vmi"):
+        phase = vmi["status"].get("phase", "") if "status" in vmi else ""
+        if phase and there[-1:] != [phase]:
+            there.append(phase)
+    assert there[:4] == ["Pending", "Scheduling", "Scheduled", "Running"]
+    assert phases == [phase for phase in there[:4] if phase in phases]
+    assert phases[-1] == "Running"
+
+
+def test_a_second_start_is_answered_as_recorded(client: Client) -> None:
+    create(client)
+    ask(client, "start")
+    at_once = ask(client, "start")
+    wait_until_running(client)
+    # Within some milliseconds "already underway", a 500; from then on a conflict.
+    conflict = calls("uefi-pxe-e99", "PUT", "/m3/start")[1]
+    assert conflict["status"] == 409
+    words = conflict["response"]["message"].replace('"m3"', f'"{NAME}"')
+    assert at_once in {recorded("start", nth=1), (409, words)}
+    assert recorded("start", nth=1)[0] == 500
+    assert ask(client, "start") == (409, words)
+
+
+def test_a_console_before_the_machine_runs_is_refused_as_recorded(client: Client) -> None:
+    create(client)
+    ask(client, "start")
+    refusals = {(row["status"], row["response"]["message"]) for row in _consoles()}
+    seen = set()
+    for _ in Deadline(5).poll(0.02):
+        status, message = console(client)
+        if status == 101:
+            break
+        seen.add((status, message.replace(NAME, "m2")))
+    assert (400, "VMI is not running") in seen
+    assert seen <= refusals
+
+
+def test_a_second_console_takes_the_first_ones_place_without_a_word(client: Client) -> None:
+    create(client)
+    ask(client, "start")
+    wait_until_running(client)
+    path = VMI_ACTIONS.path(client.namespace, NAME, "console")
+    first = open_websocket(client, path, Deadline(5))
+    assert first.recv(10)
+    second = open_websocket(client, path, Deadline(5))
+    end = Deadline(5)
+    while first.recv(65536):
+        assert not end.expired
+    assert second.recv(10)
+    second.close()
+    opened = next(rows("lifecycle-bios", "console_open"))
+    assert opened["subprotocol"] == "plain.kubevirt.io"
+    lost = next(rows("lifecycle-bios", "console_error"))
+    assert "Connection to remote host was lost" in lost["error"]
+
+
+def test_reset_pause_and_unpause_are_answered_as_recorded(client: Client) -> None:
+    create(client)
+    ask(client, "start")
+    wait_until_running(client)
+    for action in ("reset", "softreboot", "pause", "unpause"):
+        assert ask(client, action) == (200, "")
+        assert calls("lifecycle-bios", "PUT", f"/m2/{action}")[0]["status"] == 200
+
+
+def test_the_service_proxy_without_a_server_is_answered_as_recorded(client: Client) -> None:
+    service = manifests.boot_server(RUN, ClusterSettings(), token="t")[2]
+    service["metadata"]["name"] = "empty"
+    client.create(service, Deadline(5))
+    for name in ("http:empty:http", "http:empty:nope", "http:none:http"):
+        path = SERVICES.path(client.namespace, name, "proxy")
+        with pytest.raises(ApiError) as error:
+            client.send("GET", f"{path}/x", Deadline(5), retry=False)
+        (row,) = calls("errors", "GET", f"/{name}/proxy/x")
+        assert (error.value.status, error.value.text) == (
+            row["status"],
+            row["response"]["message"],
+        )
+    client.delete(SERVICES, "empty", Deadline(5))
+
+
+def test_what_an_account_may_not_is_refused_as_recorded(cluster: Cluster, client: Client) -> None:
+    cluster.call(lambda: cluster.api.forbidden.add("update virtualmachines/start"))
+    cluster.call(lambda: cluster.api.forbidden.add("create virtualmachines"))
+    status, message = ask(client, "start", "x")
+    (row,) = calls("errors", "PUT", "/x/start")
+    assert status == row["status"] == 403
+    pattern = r'cannot update resource "virtualmachines/start" in API group "(\S+)"'
+    theirs = re.search(pattern, row["response"]["message"])
+    ours = re.search(pattern, message)
+    assert theirs
+    assert ours
+    assert ours[1] == theirs[1]
+    with pytest.raises(ClusterError, match=r"may not create virtualmachines \(kubevirt.io\)"):
+        create(client)
+
+
+def test_a_field_in_the_wrong_place_is_refused(client: Client) -> None:
+    spec = MachineSpec(name="m", boot_file="http://none/")
+    manifest = virtual_machine.manifest(spec, RUN, ClusterSettings())
+    manifest["spec"]["template"]["spec"]["domain"]["bootFileName"] = "http://none/"
+    with pytest.raises(ApiError, match=r"domain: unknown field bootFileName") as error:
+        client.create(manifest, Deadline(5))
+    assert error.value.status == 400
+
+
+def test_a_guest_that_powers_off_ends_as_recorded(cluster: Cluster, client: Client) -> None:
+    create(client)
+    ask(client, "start")
+    wait_until_running(client)
+    guest: Any = cluster.instance().guest
+    guest.off = True
+    with Watch(client, VMIS) as watch:
+
+        def ended() -> str | None:
+            phase = (watch.get(NAME) or {}).get("status", {}).get("phase")
+            return phase if phase != "Running" else None
+
+        assert watch.wait_for(ended, Deadline(5)) == "Succeeded"
+    assert any(vmi["status"].get("phase") == "Succeeded" for vmi in _instances())
+    # A start then is taken, and makes another instance.
+    assert ask(client, "start")[0] == 202
+    wait_until_running(client)
+
+
+def test_a_launcher_pod_that_is_deleted_takes_its_machine_along_at_once(
+    cluster: Cluster, client: Client
+) -> None:
+    create(client)
+    ask(client, "start")
+    wait_until_running(client)
+    pod = next(pod for pod in cluster.objects("pods") if "virt-launcher" in json.dumps(pod))
+    start = time.monotonic()
+    cluster.delete("pods", pod["metadata"]["name"])
+    with Watch(client, VMIS) as watch:
+
+        def failed() -> bool | None:
+            return (watch.get(NAME) or {})["status"]["phase"] == "Failed" or None
+
+        assert watch.wait_for(failed, Deadline(5))
+    assert time.monotonic() - start < 1
+
+
+def _consoles() -> Iterator[dict[str, Any]]:
+    for name in ("lifecycle-bios", "uefi-pxe-e99", "psa-denied"):
+        for row in rows(name, "call"):
+            if row["path"].endswith("/console") and row["status"] >= 400:
+                row["response"]["message"] = re.sub(r'"m\d"', '"m2"', row["response"]["message"])
+                yield row
+
+
+def _instances() -> Iterator[dict[str, Any]]:
+    return (vmi for vmi in watched("lifecycle-bios", "vmi") if "status" in vmi)
