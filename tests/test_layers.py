@@ -29,6 +29,7 @@ ROWS = (
     {"isolation"},
     {"session"},
     {"report", "testing", "doctor"},
+    {"cluster_doctor"},
     {"acceptance"},
     {"plugin", "cli"},
 )
@@ -38,13 +39,26 @@ HOMES = {
     "subprocess": {"process"},
     "pexpect": {"console"},
     "kubernetes": {"kube"},
+    "urllib3": {"kube"},
+    "websocket": {"kube"},
+    "yaml": {"kubevirt"},
     "paramiko": {"ssh"},
     "jinja2": {"templates"},
     "click": {"cli"},
 }
 
 #: What the plugin must not bring into the pytest runs of people who only have kboot installed.
-HEAVY = {"jinja2", "pexpect", "kubernetes", "paramiko", "requests", "click", "zstandard"}
+HEAVY = {
+    "click",
+    "jinja2",
+    "kubernetes",
+    "paramiko",
+    "pexpect",
+    "requests",
+    "urllib3",
+    "yaml",
+    "zstandard",
+}
 
 
 def sources() -> list[Path]:

@@ -53,9 +53,10 @@ class LazyGroup(click.Group):
         "boot": ("kboot.cli.boot:boot", "Boot a kernel; does it come up?"),
         "test": ("kboot.cli.test:test", "Run the acceptance tests on a kernel."),
         "crash": ("kboot.cli.crash:crash", "Say what killed a kernel, from its console log."),
-        "doctor": ("kboot.cli.doctor:doctor", "Look for what kboot needs on this host."),
+        "doctor": ("kboot.cli.doctor:doctor", "Look for what kboot needs."),
         "cache": ("kboot.cli.cache:cache", "List the saved machines on this host."),
-        "gc": ("kboot.cli.gc:gc", "Remove what killed runs have left on this host."),
+        "status": ("kboot.cli.status:status", "Show the runs that are there."),
+        "gc": ("kboot.cli.gc:gc", "Remove what killed runs have left."),
         "completion": ("kboot.cli.completion:completion", "Print a shell's completion script."),
     }
 

@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kboot.cli.options import config_options, load_config
 from kboot.errors import InfraError
 
+if TYPE_CHECKING:
+    from kboot.doctor import Check
+
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+
+#: Where each backend's checks are. They bring in most of kboot, which --help can do without.
+_CHECKS = {
+    "qemu": ("kboot.doctor", "LOCAL_CHECKS"),
+    "kubevirt": ("kboot.cluster_doctor", "CLUSTER_CHECKS"),
+}
 
 
 @click.command(
     epilog="Exit code 0: all fine, or warnings only. 3: something has to be mended before a boot."
 )
-@config_options("memory", "firmware", "accel", "qemu", "nginx")
+@config_options(
+    "backend",
+    "memory",
+    "cpus",
+    "firmware",
+    "accel",
+    "qemu",
+    "nginx",
+    "context",
+    "namespace",
+    "nginx_image",
+    "pull_secret",
+    "patch",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON list.")
+@click.option("--rbac", is_flag=True, help="Print the Role that a cluster's account needs.")
 @click.pass_context
-def doctor(context: click.Context, /, *, as_json: bool, **options: Any) -> None:
-    """Look for what kboot needs on this host, and say what to do about what is missing."""
-    # It brings in most of kboot, which --help and completion can do without.
-    from kboot.doctor import LOCAL_CHECKS, examine  # noqa: PLC0415
+def doctor(context: click.Context, /, *, as_json: bool, rbac: bool, **options: Any) -> None:
+    """Look for what kboot needs, on this host or a cluster, and say what to do about the rest."""
+    from kboot.doctor import examine  # noqa: PLC0415
 
-    findings = examine(load_config(options), LOCAL_CHECKS)
+    config = load_config(options)
+    if rbac:
+        _print_role(config.namespace or "default")
+        return
+    findings = examine(config, _checks(config.backend))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
@@ -36,3 +63,16 @@ def doctor(context: click.Context, /, *, as_json: bool, **options: Any) -> None:
                 click.echo(f"{'':22}-> {finding.remedy}")
     if any(finding.level == "error" for finding in findings):
         context.exit(InfraError.exit_code)
+
+
+def _checks(backend: str) -> tuple[Check, ...]:
+    module, name = _CHECKS[backend]
+    checks: tuple[Check, ...] = getattr(importlib.import_module(module), name)
+    return checks
+
+
+def _print_role(namespace: str) -> None:
+    from kboot.kube import role  # noqa: PLC0415
+    from kboot.kubevirt.manifests import to_yaml  # noqa: PLC0415
+
+    click.echo(to_yaml(role(namespace)), nl=False)

@@ -51,6 +51,10 @@ class Api:
         self.calls: list[str] = []
         #: Verb and resource (``update virtualmachines/start``) that the account may not.
         self.forbidden: set[str] = set()
+        self.kubevirt: Object = {
+            "spec": {},
+            "status": {"phase": "Deployed", "observedKubeVirtVersion": "v1.9.0"},
+        }
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
@@ -66,18 +70,28 @@ class Api:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {self.token}":
             return answers.unauthorised()
+        if review := await self._review(request):
+            return review
         match = _PATH.fullmatch(request.path)
         if match is None or match["plural"] not in _KINDS:
             return web.Response(status=404, text="404 page not found\n")
         where = match.groupdict()
         if refusal := self._forbid(request, where):
             return refusal
-        if where["namespace"] not in self._namespaces and request.method == "POST":
-            return answers.status(404, "NotFound", f'namespaces "{where["namespace"]}" not found')
         if where["version"].startswith("subresources."):
             return await self._act(request, where)
         handlers = {"log": self._log, "proxy": self._proxy}
         return await handlers.get(where["sub"], self._object)(request, where)
+
+    async def _review(self, request: web.Request) -> web.Response | None:
+        """What the account may do, and how KubeVirt is set up."""
+        if request.path.endswith("/selfsubjectrulesreviews"):
+            rule = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}
+            rules = [] if self.forbidden else [rule]
+            return web.json_response({"status": {"resourceRules": rules}}, status=201)
+        if request.path == "/apis/kubevirt.io/v1/kubevirts":
+            return web.json_response({"items": [self.kubevirt]})
+        return None
 
     # ----------------------------------------------------------------------------- objects
 
@@ -111,6 +125,8 @@ class Api:
             return answers.strict(faults)
         if self._store.get(plural, namespace, name):
             return answers.already_exists(plural, name)
+        if request.query.get("dryRun") == "All":
+            return web.json_response(manifest, status=201)
         if plural == "virtualmachines":
             manifest["status"] = {"printableStatus": "Stopped", "conditions": []}
         return web.json_response(self._store.create(plural, manifest), status=201)
@@ -215,6 +231,9 @@ class Api:
         return None
 
     def _forbid(self, request: web.Request, where: Mapping[str, str]) -> web.Response | None:
+        if where["namespace"] not in self._namespaces and request.method == "POST":
+            missing = f'namespaces "{where["namespace"]}" not found'
+            return answers.status(404, "NotFound", missing)
         verbs = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
         reading = "get" if where["name"] else "list"
         verb = verbs.get(request.method, reading)

@@ -1,0 +1,89 @@
+"""Which runs are on the cluster, which of them are dead, and how they are removed."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kboot.deadline import Deadline
+from kboot.kube import CONFIG_MAPS, VIRTUAL_MACHINES, Client
+from kboot.kubevirt.manifests import HEARTBEAT, TTL, USER
+from kboot.kubevirt.names import RUN_LABEL, selector
+
+_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterRun:
+    """One run's owner object, and what hangs on it."""
+
+    #: The name of the owner object, and of the boot server.
+    name: str
+    identifier: str
+    #: Who runs it: ``user@host``.
+    user: str
+    #: Seconds since it began.
+    age_s: float
+    #: Seconds since it said last that it lives.
+    silent_s: float
+    #: After how much silence it is dead.
+    ttl_s: float
+    #: Its machines, with their states as KubeVirt words them.
+    machines: tuple[tuple[str, str], ...]
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has been silent for too long."""
+        return self.silent_s > self.ttl_s
+
+
+def find_runs(client: Client, *, now: datetime.datetime | None = None) -> list[ClusterRun]:
+    """The runs in the client's namespace, the oldest first.
+
+    Only what carries kboot's labels and its annotations is looked at.
+    """
+    deadline = Deadline(_LIMIT_S)
+    owners, _ = client.find(
+        CONFIG_MAPS, deadline, labelSelector=f"{selector()},app.kubernetes.io/component=run"
+    )
+    machines, _ = client.find(VIRTUAL_MACHINES, deadline, labelSelector=selector())
+    moment = now or datetime.datetime.now(datetime.UTC)
+    runs = [_read(owner, machines, moment) for owner in owners]
+    return sorted((run for run in runs if run), key=lambda run: -run.age_s)
+
+
+def remove(client: Client, run: ClusterRun) -> bool:
+    """Delete a run with all that belongs to it; whether it was still there."""
+    return client.delete(CONFIG_MAPS, run.name, Deadline(_LIMIT_S))
+
+
+def _read(
+    owner: Mapping[str, Any], machines: Iterable[Mapping[str, Any]], now: datetime.datetime
+) -> ClusterRun | None:
+    """A run from its owner object; None if it is not one after all."""
+    metadata = owner["metadata"]
+    notes = metadata.get("annotations") or {}
+    identifier = metadata.get("labels", {}).get(RUN_LABEL)
+    try:
+        heartbeat = datetime.datetime.fromisoformat(notes[HEARTBEAT])
+        created = datetime.datetime.fromisoformat(metadata["creationTimestamp"])
+        ttl_s = float(notes[TTL])
+    except (KeyError, ValueError):
+        return None
+    if not identifier:
+        return None
+    own = [each for each in machines if each["metadata"]["labels"].get(RUN_LABEL) == identifier]
+    return ClusterRun(
+        name=metadata["name"],
+        identifier=identifier,
+        user=notes.get(USER, "unknown"),
+        age_s=(now - created).total_seconds(),
+        silent_s=(now - heartbeat).total_seconds(),
+        ttl_s=ttl_s,
+        machines=tuple(
+            (vm["metadata"]["name"], str(vm.get("status", {}).get("printableStatus", "unknown")))
+            for vm in own
+        ),
+    )

@@ -1,0 +1,181 @@
+"""What kboot leaves on a cluster, who sees it, and who removes it; and what doctor says."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kboot.cli import main
+from kboot.cluster_doctor import allows_restricted, lacking_rights
+from kboot.deadline import Deadline
+from kboot.kube import errors
+from kboot.kubevirt import ClusterSettings, open_kubevirt
+from kboot.kubevirt.manifests import HEARTBEAT
+from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.talking import talking
+
+#: A run with a boot server and a machine, that says when it is up and then goes on for ever.
+RUN = """
+import time
+from kboot.backend import MachineSpec
+from kboot.deadline import Deadline
+from kboot.kubevirt import ClusterSettings, open_kubevirt
+with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
+    spec = MachineSpec(name="m", boot_file=server.write("m/boot.ipxe", "#!ipxe"))
+    with backend.power_on(spec, Deadline(20)) as machine:
+        while machine.stream.recv(65536):
+            print("up", flush=True)
+"""
+
+ROUNDS = int(os.environ.get("KBOOT_SOAK_ROUNDS") or 4)
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Cluster]:
+    with running_cluster(talking) as cluster:
+        yield cluster
+
+
+def everything(cluster: Cluster) -> set[tuple[str, str]]:
+    return cluster.call(
+        lambda: {(plural, name) for plural, _, name in cluster.store.objects if plural != "events"}
+    )
+
+
+def make_old(cluster: Cluster) -> None:
+    """Let the heartbeats of all runs be long ago."""
+
+    def change(owner: dict[str, Any]) -> None:
+        owner["metadata"]["annotations"][HEARTBEAT] = "2026-01-01T00:00:00Z"
+
+    def change_all() -> None:
+        for owner in cluster.store.find("configmaps"):
+            if HEARTBEAT in owner["metadata"].get("annotations", {}):
+                cluster.store.update("configmaps", owner, change)
+
+    cluster.call(change_all)
+
+
+def foreign(cluster: Cluster) -> set[tuple[str, str]]:
+    """Objects of others, some of which look a little like ours."""
+    labels = {"app.kubernetes.io/managed-by": "kboot", "app.kubernetes.io/component": "run"}
+    for name, own in (("theirs", {}), ("alike", labels)):
+        thing = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "team", "labels": own},
+        }
+        cluster.call(lambda thing=thing: cluster.store.create("configmaps", thing))  # type: ignore[misc]
+    return {("configmaps", "theirs"), ("configmaps", "alike")}
+
+
+def test_runs_that_were_killed_are_removed_and_nothing_else_is_touched(cluster: Cluster) -> None:
+    before = everything(cluster) | foreign(cluster)
+    for _ in range(ROUNDS):
+        run = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE)
+        time.sleep(random.uniform(0.6, 3.0))
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+    assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+    with open_kubevirt(ClusterSettings()) as living:
+        make_old(cluster)
+        owner = cluster.call(lambda: cluster.store.get("configmaps", "team", living.run.name))
+        assert owner is not None
+
+        def beat(owner: dict[str, Any]) -> None:
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            owner["metadata"]["annotations"][HEARTBEAT] = now
+
+        cluster.call(lambda: cluster.store.update("configmaps", owner, beat))
+        assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+        assert everything(cluster) == before | {("configmaps", living.run.name)}
+    assert everything(cluster) == before
+    for _, name in before:
+        cluster.delete("configmaps", name)
+
+
+def test_status_and_gc_show_what_is_there_before_anything_goes(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE) as run:
+        assert run.stdout
+        assert run.stdout.readline() == b"up\n"
+        assert main(["status", "--backend", "kubevirt"]) == 0
+        shown = capsys.readouterr().out
+        assert " old, lives\n  kboot-r" in shown
+        assert shown.rstrip().endswith("-m  Running")
+        run.kill()
+    make_old(cluster)
+    before = everything(cluster)
+    assert main(["gc", "--backend", "kubevirt"]) == 0
+    shown = capsys.readouterr().out
+    assert "would remove run kboot-r" in shown
+    assert ", machine kboot-r" in shown
+    assert "say --yes to do it" in shown
+    assert everything(cluster) == before
+    assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+    assert everything(cluster) == set()
+    assert main(["status", "--backend", "kubevirt"]) == 0
+    assert capsys.readouterr().out.endswith("no run is there\n")
+
+
+def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kboot.kubevirt.backend._HEARTBEAT_S", 0.05)
+    with open_kubevirt(ClusterSettings()) as backend:
+        make_old(cluster)
+        for _ in Deadline(5).poll(0.05):
+            owner = cluster.call(lambda: cluster.store.get("configmaps", "team", backend.run.name))
+            assert owner
+            if not owner["metadata"]["annotations"][HEARTBEAT].startswith("2026-01-01"):
+                return
+    pytest.fail("the heartbeat is still old")
+
+
+def test_doctor_finds_a_cluster_that_is_fit(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--backend", "kubevirt", "--json"]) == 0
+    findings = {each["subject"]: each for each in json.loads(capsys.readouterr().out)}
+    assert findings["cluster"]["text"].endswith("namespace team")
+    assert findings["objects"]["text"] == "the cluster would take all 6 of a run"
+    assert findings["kubevirt"]["level"] == "warning"
+    assert "runtimeDefaultProfile: true" in findings["kubevirt"]["remedy"]
+    assert everything(cluster) == set()
+
+
+def test_doctor_finds_what_an_account_may_not(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.call(lambda: cluster.api.forbidden.add("create pods"))
+    assert main(["doctor", "--backend", "kubevirt"]) == 3
+    shown = capsys.readouterr().out
+    assert "we may not get configmaps, list configmaps" in shown
+    assert "--rbac" in shown
+    assert "tester may not create pods" in shown
+
+
+def test_doctor_prints_a_role_that_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    assert main(["doctor", "--rbac", "--namespace", "ci"]) == 0
+    role, binding = yaml.safe_load_all(capsys.readouterr().out)
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "ci"
+    assert lacking_rights(role["rules"]) == []
+    assert lacking_rights([]) != []
+
+
+def test_the_seccomp_setting_is_looked_for_where_it_is() -> None:
+    profile = {"customProfile": {"runtimeDefaultProfile": True}}
+    setting = {"seccompConfiguration": {"virtualMachineInstanceProfile": profile}}
+    assert allows_restricted({"spec": {"configuration": setting}})
+    assert not allows_restricted({"spec": {"configuration": {"seccompConfiguration": None}}})
+    assert "customProfile.runtimeDefaultProfile" in errors.SECCOMP_SETTING
