@@ -28,6 +28,8 @@ class MachineSpec:
     architecture: str = "x86_64"
     #: Fixed, so that the guest keeps its lease and the access log can be read by machine.
     mac_address: str = "52:54:00:6b:62:01"
+    #: Whether the guest's ssh port is to be reached from here, see `SshMachine`.
+    ssh: bool = False
     #: Passed to the hypervisor as they are; only the qemu backend takes any.
     extra_arguments: tuple[str, ...] = ()
 
@@ -130,6 +132,14 @@ class Backend(Protocol):
 
     def power_on(self, spec: MachineSpec, deadline: Deadline) -> AbstractContextManager[Machine]:
         """Switch a machine on; it is gone at the end of the ``with``."""
+
+
+@runtime_checkable
+class SshMachine(Machine, Protocol):
+    """A machine whose guest can be reached by ssh."""
+
+    def ssh_address(self) -> tuple[str, int]:
+        """Host and port here that lead to the guest's port 22. `InfraError` if there are none."""
 
 
 @runtime_checkable

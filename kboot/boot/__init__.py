@@ -112,6 +112,7 @@ def power_on(
             start=start,
             on_phase=on_phase,
         )
+        stack.callback(attempt.hang_up)
         try:
             if saved:
                 attempt.adopt(saved)
@@ -214,5 +215,6 @@ def machine_spec(settings: BootSettings, boot_file: str = "") -> MachineSpec:
         cpus=settings.cpus,
         firmware=settings.firmware,
         architecture=settings.architecture,
+        ssh=settings.channel != "console",
         extra_arguments=settings.extra_arguments,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from kboot.artifacts import Kernel
 from kboot.backend import BootServer, Fetch, Machine
 from kboot.boot import expectations
+from kboot.boot.channel import reach_by_ssh
 from kboot.boot.expectations import ExpectedCrash
 from kboot.boot.judge import Judge
 from kboot.boot.milestones import Expected, Milestone, Milestones, Phase
@@ -85,6 +86,7 @@ class Boot:
         self._on_phase = on_phase
         self._announced = 0
         self._guest: Guest | None = None
+        self._by_ssh: Guest | None = None
         self._lines: deque[Line] = deque()
         self._fetch_count = 0
         self._scripts_seen = 0
@@ -101,7 +103,12 @@ class Boot:
 
     @property
     def guest(self) -> Guest:
-        """The booted system, logged in."""
+        """The booted system, logged in: by ssh if that was wanted, or else on its console."""
+        return self._by_ssh or self.console_guest
+
+    @property
+    def console_guest(self) -> Guest:
+        """The booted system, logged in on its console."""
         if self._guest is None:
             raise GuestError("the guest is not up: its boot, or its reboot, was not waited for")
         return self._guest
@@ -154,6 +161,7 @@ class Boot:
         with step("log in"):
             self._guest = login(self.console, self.settings.user, self.settings.password, deadline)
         self._prove_identity(self._guest)
+        self._reach(self._guest, deadline)
         self._reports_when_ready = len(self.console.reports)
 
     def adopt(self, saved: SavedBoot) -> None:
@@ -171,6 +179,7 @@ class Boot:
         if boot_id != saved.boot_id:
             raise InfraError(f"another machine was restored: its boot_id is {boot_id}")
         self.boot_ids.append(boot_id)
+        self._reach(self._guest, Deadline(WAKE_LIMIT_S))
         self._reports_when_ready = len(self.console.reports)
 
     def wait_for_line(self, pattern: str, timeout_s: float | None = None) -> str:
@@ -223,7 +232,7 @@ class Boot:
 
     def reboot(self) -> None:
         """Have the guest reboot itself in good order, and wait until it is back."""
-        guest = self.guest
+        guest = self.console_guest
         self._expect_reset()
         guest.spawn(f"sleep {_LEAD_S}; reboot")
         self.wait_for_reboot()
@@ -292,6 +301,12 @@ class Boot:
         if unexpected and self.settings.warnings == "fail":
             more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
             raise KernelCrash(f"the kernel reported: {unexpected[0].title}{more}", unexpected[0])
+
+    def hang_up(self) -> None:
+        """End the ssh connection, if there is one."""
+        by_ssh, self._by_ssh = self._by_ssh, None
+        if by_ssh:
+            by_ssh.close()
 
     # ------------------------------------------------------------------------------- inside
 
@@ -369,10 +384,14 @@ class Boot:
         while self._lines and self._lines[0].start < offset:
             self._lines.popleft()
         self._guest = None
+        self.hang_up()
         self._announced = 0
         now = time.monotonic()
         self.history.append(Milestones(self._expected, start=now, again=True))
         self.milestones.reach(Phase.SCHEDULED, now, "backend")
+
+    def _reach(self, guest: Guest, deadline: Deadline) -> None:
+        self._by_ssh = reach_by_ssh(self.machine, self.console, self.settings, guest, deadline)
 
     def _prove_identity(self, guest: Guest) -> None:
         """The third proof, from inside; and a reboot must have drawn another boot_id."""

@@ -112,7 +112,7 @@ def save(boot: Boot, store: SnapshotStore, key: Mapping[str, str]) -> SavedBoot 
     machine = boot.machine
     if not isinstance(machine, SnapshotMachine):
         raise InfraError(f"{boot.machine_description}: this machine cannot be saved")
-    agent = prepare(boot.guest, Deadline(WAKE_LIMIT_S))
+    agent = prepare(boot.console_guest, Deadline(WAKE_LIMIT_S))
 
     def fill(directory: Path) -> Mapping[str, Any]:
         (directory / CONSOLE).write_bytes(boot.console.raw(0))

@@ -8,8 +8,9 @@ from pathlib import Path
 from kboot.artifacts import Kernel, require_architecture
 from kboot.backend import Firmware
 from kboot.boot import script
-from kboot.config import Config, Warnings
-from kboot.rootfs import resolve_rootfs
+from kboot.config import Channel, Config, Warnings
+from kboot.rootfs import overlay_initramfs, resolve_rootfs
+from kboot.ssh import authorized_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class BootSettings:
     password: str = "kboot"  # noqa: S105  of our own initramfs, which holds no secret
     #: For a boot, from power-on to the login prompt.
     timeout_s: float = 180.0
+    #: With ``auto`` and ``ssh``, the machine's ssh port can be reached from here.
+    channel: Channel = "console"
     #: What a test makes of reports that the kernel survives, see `Boot.check_reports`.
     warnings: Warnings = "fail"
     #: For the hypervisor, as they are.
@@ -46,6 +49,9 @@ def settings_for(kernel: Kernel, config: Config, *, machine_name: str = "m0") ->
     rootfs = resolve_rootfs(
         config.rootfs, architecture=kernel.architecture, password=config.password
     )
+    # The tiny system has no ssh server, unless the user brings one and says so.
+    channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
+    keys = () if channel == "console" else (_keys(config.user),)
     return BootSettings(
         machine_name=machine_name,
         architecture=kernel.architecture,
@@ -53,10 +59,17 @@ def settings_for(kernel: Kernel, config: Config, *, machine_name: str = "m0") ->
         cpus=config.cpus,
         firmware=config.firmware,
         command_line=config.cmdline,
-        initrds=(*rootfs, *config.initrd),
+        initrds=(*rootfs, *config.initrd, *keys),
+        channel=channel,
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
         warnings=config.warnings,
         extra_arguments=config.qemu_arguments,
     )
+
+
+def _keys(user: str) -> Path:
+    """An initramfs that lets us in by ssh."""
+    home = "/root" if user == "root" else f"/home/{user}"
+    return overlay_initramfs({f"{home}/.ssh/authorized_keys": authorized_key().encode() + b"\n"})

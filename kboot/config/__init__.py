@@ -23,6 +23,7 @@ Accelerator = Literal["auto", "kvm", "tcg"]
 FirmwareStart = Literal["real", "saved"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
 Warnings = Literal["fail", "report"]
+Channel = Literal["auto", "console", "ssh"]
 
 #: The places to boot in.
 BACKENDS = ("qemu", "kubevirt")
@@ -132,12 +133,30 @@ class Config(ClusterConfig):
             "the time one boot may take: 90, 90s, 3m", "TIME", parse.seconds, name="timeout"
         ),
     )
+    channel: Channel = field(
+        default="auto",
+        metadata=about(
+            "how commands reach the guest: by ssh if it has a server, by the serial console if "
+            "not, or one of them",
+            "NAME",
+            choices=get_args(Channel),
+        ),
+    )
     warnings: Warnings = field(
         default="fail",
         metadata=about(
             "what a test makes of a WARNING or another report that the kernel survived",
             "WHAT",
             choices=get_args(Warnings),
+        ),
+    )
+    firmware_start: FirmwareStart = field(
+        default="real",
+        metadata=about(
+            "how machines start: with firmware and DHCP (real), or in a state that was saved when "
+            "these were done, just before iPXE asks for its script (saved)",
+            "NAME",
+            choices=get_args(FirmwareStart),
         ),
     )
     isolation: Isolation = field(
@@ -148,15 +167,6 @@ class Config(ClusterConfig):
             "else session",
             "NAME",
             choices=get_args(Isolation),
-        ),
-    )
-    firmware_start: FirmwareStart = field(
-        default="real",
-        metadata=about(
-            "how machines start: with firmware and DHCP (real), or in a state that was saved when "
-            "these were done, just before iPXE asks for its script (saved)",
-            "NAME",
-            choices=get_args(FirmwareStart),
         ),
     )
     snapshot_cache_mib: int = field(

@@ -96,7 +96,9 @@ def argv(
     # is written twice.
     boot_file = _escaped(spec.boot_file)
     files = "" if tftp is None else f",tftp={_escaped(tftp)}"
-    option("-netdev", f"user,id=net0,bootfile={boot_file}{files}")
+    # QEMU chooses the port, which nobody else can have then, and tells it: `info usernet`.
+    forward = ",hostfwd=tcp:127.0.0.1:0-:22" if spec.ssh else ""
+    option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{forward}")
     # e1000e: iPXE loads about 100 MB/s through it, and 30 MB/s through virtio-net (ROMs of 2019).
     option("-device", f"e1000e,netdev=net0,mac={spec.mac_address},bootindex=1")
     # From the network or not at all: no tour through other devices after iPXE has given up.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import socket
@@ -24,6 +25,9 @@ from kboot.qmp import Qmp, QmpClosed
 
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
 _CONTROL_LIMIT_S = 20.0
+
+#: A line of ``info usernet``: protocol, descriptor, source address and port.
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\] +\d+ +([\d.]+) +(\d+) ")
 
 
 class QemuMachine:
@@ -122,6 +126,19 @@ class QemuMachine:
         with self._lock, step("restore"):
             self._power.close()
             self._switch_on(Deadline(_CONTROL_LIMIT_S), saved=directory)
+
+    def ssh_address(self) -> tuple[str, int]:
+        """Host and port here that lead to the guest's port 22. `InfraError` if there are none."""
+        with self._lock:
+            text = self._qmp.execute(
+                "human-monitor-command",
+                Deadline(_CONTROL_LIMIT_S),
+                **{"command-line": "info usernet"},
+            )
+        match = _FORWARD.search(text)
+        if match is None:
+            raise InfraError(f"QEMU forwards no port to the guest; it says: {text.strip()!r}")
+        return match[1], int(match[2])
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
