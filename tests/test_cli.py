@@ -37,8 +37,8 @@ sys.exit(kboot.cli.main(["extra", *sys.argv[1:]]))
 UNWINDING = """
     @contextlib.contextmanager
     def machine():
-        print("on", flush=True)
         try:
+            print("on", flush=True)
             yield
         finally:
             print("off", flush=True)
