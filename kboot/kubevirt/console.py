@@ -183,7 +183,6 @@ class ConsoleStream:
                 break
             head += data
         before, deadline = self._heard, Deadline(_RECORD_WAIT_S)
-        self._hear(head)
         missed = None
         for _ in deadline.poll(0.3):
             try:
@@ -194,4 +193,8 @@ class ConsoleStream:
             if missed is not None or self._closed or not self._alive():
                 break
         found = missed or gap.Gap(missed=b"", complete=False)
+        if missed is None:
+            # What comes next does not follow what was heard before.
+            self._heard = b""
+        self._hear(found.missed + head)
         return found.marked(lost_s) + head

@@ -6,6 +6,8 @@ import asyncio
 import copy
 import json
 import re
+import ssl
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +51,7 @@ class Api:
         self.faults = Faults()
         #: Method and path of every request so far.
         self.calls: list[str] = []
+        self._transports: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
         #: Verb and resource (``update virtualmachines/start``) that the account may not.
         self.forbidden: set[str] = set()
         self.kubevirt: Object = {
@@ -59,6 +62,8 @@ class Api:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
         self.calls.append(f"{request.method} {request.path_qs}")
+        if request.transport is not None:
+            self._transports.add(request.transport)
         if fault := self.faults.take(request):
             if fault.done:
                 await self._answer(request)
@@ -66,6 +71,13 @@ class Api:
             elif (answer := await self.faults.happen(fault, request)) is not None:
                 return answer
         return await self._answer(request)
+
+    async def hang_up(self) -> None:
+        """Cut all connections: an orderly end of TLS may wait for its other side for long."""
+        for transport in self._transports:
+            if isinstance(transport, asyncio.WriteTransport):
+                transport.abort()
+        await asyncio.sleep(0.05)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {self.token}":
@@ -281,13 +293,13 @@ def _json_patch(current: Any, step: Mapping[str, Any]) -> None:
     current[last] = step["value"]
 
 
-async def serve(api: Api) -> tuple[web.AppRunner, int]:
+async def serve(api: Api, context: ssl.SSLContext) -> tuple[web.AppRunner, int]:
     """Listen on a free port of the loopback interface."""
     app = web.Application(client_max_size=1 << 40)
     app.router.add_route("*", "/{path:.*}", api.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
     port: int = runner.addresses[0][1]
     await asyncio.sleep(0)

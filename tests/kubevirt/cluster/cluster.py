@@ -16,6 +16,7 @@ from tests.kubevirt.cluster.faults import Fault
 from tests.kubevirt.cluster.machines import Instance, MakeGuest, Virt, qemu
 from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.store import Object, Store
+from tests.kubevirt.cluster.tls import server_context
 
 TOKEN = "cluster-t0ken"
 NAMESPACE = "team"
@@ -31,6 +32,8 @@ class Cluster:
     virt: Virt
     api: Api
     port: int
+    #: What clients know the API server by: the kubeconfig's certificate-authority-data.
+    authority: str
 
     def __init__(self, directory: Path, make_guest: MakeGuest) -> None:
         self.directory = directory
@@ -44,7 +47,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://127.0.0.1:{self.port}"
 
     def write_kubeconfig(
         self, path: Path, *, token: str = TOKEN, namespace: str = NAMESPACE
@@ -54,7 +57,15 @@ class Cluster:
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": self.url}}],
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {
+                        "server": self.url,
+                        "certificate-authority-data": self.authority,
+                    },
+                }
+            ],
             "users": [{"name": "tester", "user": {"token": token}}],
             "contexts": [
                 {
@@ -130,12 +141,14 @@ class Cluster:
         self.kubelet = Kubelet(self.store, self.directory, "cluster.local")
         self.virt = Virt(self.store, self.kubelet, self.directory, self._make_guest)
         self.api = Api(self.store, self.kubelet, self.virt, token=TOKEN, namespaces={NAMESPACE})
-        runner, self.port = await serve(self.api)
+        context, self.authority = server_context()
+        runner, self.port = await serve(self.api, context)
         self._ready.set()
         await self._stop.wait()
         self.store.end_watches()
         self.virt.close()
         self.kubelet.close()
+        await self.api.hang_up()
         await runner.cleanup()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
