@@ -77,7 +77,7 @@ def test_survives_a_hard_reset(boot: Boot) -> None:
     assert boot.guest.succeed("echo back").strip() == "back"
 
 
-@pytest.mark.kboot(firmware="uefi")
+@pytest.mark.kboot(firmware="uefi", fresh=True)
 def test_boots_under_uefi(request: pytest.FixtureRequest, uefi_fault: str | None) -> None:
     if uefi_fault is not None:
         pytest.skip(uefi_fault)
