@@ -4,6 +4,7 @@
 PYTHON ?= python3
 KERNEL ?= build/kernel/debian.deb
 COUNT ?= 10
+RESTORES ?= 500
 BENCH ?=
 PYTEST_ARGS ?=
 
@@ -64,13 +65,15 @@ format: $(ready) ## format the code
 
 bench: $(ready) $(KERNEL) ## measure against references; print a table, write build/bench.json
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m bench $(BENCH)
+	$(bin)/python -m bench.plot
 
-soak: $(ready) $(KERNEL) $(headers) ## run the tests COUNT times over, until one fails
+soak: $(ready) $(KERNEL) $(headers) ## run the tests COUNT times over, and many restores in a row
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
 			$(bin)/python -m pytest -q -x $(PYTEST_ARGS) || exit 1; \
 	done
+	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
 
 build: $(ready) ## build the wheel and the source archive into build/dist
 	$(bin)/python -m build --no-isolation --outdir build/dist
