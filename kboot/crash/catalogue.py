@@ -74,6 +74,7 @@ _STALLS = (
     row(
         K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"CPU \d+ (?:self-)?detected hard LOCKUP", "hard lockup"
     ),
+    row(K.HARD_LOCKUP, "LOCKUP", r"Watchdog CPU:\d+ (?:detected )?Hard LOCKUP", "hard lockup"),
     row(K.HARD_LOCKUP, "LOCKUP", r"BUG: NMI Watchdog detected LOCKUP", "hard lockup"),
     row(
         K.RCU_STALL,
@@ -84,7 +85,7 @@ _STALLS = (
     row(
         K.HUNG_TASK,
         "INFO: ",
-        r"INFO: task (?P<task>.+):(?P<pid>\d+) (?:blocked for more|can't die for more)",
+        r"INFO: task (?P<task>.+):(?P<pid>\d+) (?:blocked|blocked in I/O wait|can't die) for more",
         "task hung",
     ),
     row(K.WORKQUEUE_LOCKUP, "BUG", r"BUG: workqueue lockup - pool", "workqueue lockup"),
@@ -106,9 +107,10 @@ _MEMORY = (
     row(K.SLAB_CORRUPTION, "slab error in", rf"slab error in {AT}", "slab error"),
 )
 
-_NO_ACCESS = r"(?:paging req|access|read|write|execute|pointer|unknown|data|instruction)"
+#: What cannot be handled: the words of arm64's fault_info[], and of others' own.
+_NO_ACCESS = r"(?:paging req|[\w ]+? (?:at|for|from|in|on|to)\b|[\w ]+ at$)"
 _BUGS = (
-    row(K.BUG, "BUG", r"[Kk]ernel BUG at (?P<file>\S+)", "kernel BUG"),
+    row(K.BUG, "BUG", r"[Kk]ernel BUG at (?P<file>\S+:\d+|[0-9a-f]{8,})", "kernel BUG"),
     row(K.BUG, "[#", r"Kernel (?:BUG|bug detected)\s?\[#\d", "kernel BUG", is_die=True),
     row(
         K.NULL_DEREFERENCE,
@@ -140,6 +142,7 @@ _BUGS = (
         "unregister_netdevice: waiting for a device to become free",
     ),
     row(K.BUG, "BUG", r"BUG: Dentry \S+ .*still in use", "dentry still in use"),
+    row(K.BUG, "Busy inodes after", r"VFS: Busy inodes after unmount of", "busy inodes"),
     row(K.DOUBLE_FAULT, "ANIC: ", r"(?:traps: )?PANIC: double fault", "double fault"),
     row(K.OOPS, "ANIC: ", r"(?:traps: )?PANIC: early exception", "early exception"),
     row(
@@ -149,7 +152,10 @@ _BUGS = (
         "machine check",
     ),
     row(
-        K.OOPS, "Unhandled fault: ", r"Unhandled fault: .*\(0x[0-9a-f]+\) at 0x", "unhandled fault"
+        K.OOPS,
+        "Unhandled fault",
+        r"Unhandled fault(?:: .*\(0x[0-9a-f]+\))? at 0x",
+        "unhandled fault",
     ),
     row(K.BUG, "CFI failure", rf"CFI failure at {AT}", "CFI failure"),
     row(K.BUG, "CFI failure", r"CFI failure \(target: ", "CFI failure"),
@@ -182,6 +188,7 @@ _DIES = (
     die(K.BUG, "BUG|Kernel BUG", "kernel BUG"),
     die(K.INVALID_OPCODE, "invalid opcode|[Uu]ndefined instr|[Ii]llegal instr", "invalid opcode"),
     die(K.DOUBLE_FAULT, "double fault", "double fault"),
+    die(K.STACK_OVERFLOW, "kernel stack overflow", "stack overflow"),
     die(
         K.OOPS,
         r"stack segment|int3|debug|alignment|overflow|bounds|invalid TSS|segment not|control prot"
@@ -252,11 +259,12 @@ FILTER = (
     b"unreferenced object 0x",
     b"Machine Check Exception",
     b"Bad mode in ",
-    b"Unhandled fault: ",
+    b"Unhandled fault",
     b"SError Interrupt",
     b"CFI failure",
     b"suspected memory leak",
     b"Insufficient stack",
     b"Slab corruption",
     b"slab error in",
+    b"Busy inodes after",
 )

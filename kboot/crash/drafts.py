@@ -37,7 +37,9 @@ class Drafts:
     def begin(self, rule: Rule, match: re.Match[str], line: KernelLine) -> None:
         """Take a report's first line, unless a report that runs already has it as its next one."""
         mine = self._of(line)
-        if any(grammar.continues(draft, rule) for draft in mine):
+        # A log that two daemons write has every line twice.
+        first = [match.string[match.start() :]]
+        if any(draft.lines == first or grammar.continues(draft, rule) for draft in mine):
             self.extend(line)
             return
         for draft in list(mine):

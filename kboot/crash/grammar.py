@@ -55,7 +55,7 @@ _OWN = re.compile(
       | [<\[(]* [\w.$]+ (?:\(\))? \+0x[0-9a-f]+/0x            # a frame
       | \?\s | \[<[0-9a-fx\s]*(?:inline)?\s*>\] | \[[0-9a-f]{{8,16}}\]
       | [\w.$]+\ [\w./-]+\.[chS]:\d+                         # an inlined frame
-      | </?[A-Z\#_]\w*>                                     # <IRQ>
+      | <{{1,2}}/?[A-Z\#_]\w*>                                   # <IRQ>
       | {_REGISTER} | {_REGISTER_RISC}
       | (?:{_WORD})\b
       | \d+-\.*: | \(detected\ | \(t= | ->\s | \#\d+: | >?[0-9a-f]{{8,16}}: | ffff[0-9a-f]+\s
@@ -115,13 +115,19 @@ def continues(draft: Draft, rule: Rule) -> bool:
         return draft.has_die
     if draft.rule.is_panic:
         return rule.is_panic
+    return bool(rule.needs_trace) or _repeats(draft, rule)
+
+
+def _repeats(draft: Draft, rule: Rule) -> bool:
+    """Whether a report of `draft`'s kind has more than one line that could be its first."""
     if rule.kind is draft.kind and draft.kind in (K.KASAN, K.KMSAN):
         # A symbolised log repeats the first line for every inlined function.
         return len(draft.lines) <= _INLINE_DEPTH and not draft.has_trace
     if draft.kind is K.KASAN and rule.kind is K.SLAB_CORRUPTION:
         # Up to 4.8 KASAN had SLUB print the object: "BUG kmalloc-64 (Not tainted): kasan: bad ...".
         return not draft.has_trace
-    if draft.kind is K.MEMORY_LEAK:
-        told = any(rule.anchor in line for line in draft.lines)
-        return rule.kind is K.MEMORY_LEAK and not told
-    return bool(rule.needs_trace)
+    if draft.kind is K.HARD_LOCKUP and rule.kind is K.HARD_LOCKUP:
+        # The message of the WARN that reported lockups up to 4.2.
+        return draft.rule.kind is K.WARNING
+    told = any(rule.anchor in line for line in draft.lines)
+    return draft.kind is rule.kind is K.MEMORY_LEAK and not told

@@ -27,7 +27,7 @@ STALLED = frozenset({K.SOFT_LOCKUP, K.HARD_LOCKUP, K.RCU_STALL})
 
 def _lists(kind: CrashKind) -> list[re.Pattern[str]]:
     chosen = [skiplists.REPORTERS, skiplists.LOCKS, skiplists.HELPERS]
-    if kind not in _FAULTS:
+    if kind not in _FAULTS | STALLED:
         chosen.append(skiplists.ALLOCATORS)
     if kind is K.MEMORY_LEAK:
         chosen.append(skiplists.CONTAINERS)

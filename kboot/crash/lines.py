@@ -32,16 +32,19 @@ _TIME_AND_CALLER = re.compile(rf"{_FULL_TIME}{_CALLER}{_VENDOR} ?")
 _CALLER_ONLY = re.compile(r"(?:<\d+>)?\[ *([TC]\d+)(?:/[TC]?\d+)?\] ")
 
 _DATE = (
-    r"\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[ ]?Z|[ ]?[+-]\d\d:?\d\d(?:[ ]UTC)?)?"
+    r"\d{4}[-/]\d\d[-/]\d\d(?:T|,?\ )\d\d:\d\d:\d\d(?:[.,]\d+)?"
+    r"(?:[ ]?Z|[ ]?[+-]\d\d:?\d\d(?:[ ]UTC)?)?"
 )
 _LOG_PREFIX = re.compile(
     rf"""
     (?: \[{_DATE}\] | {_DATE}                                       # 2024-01-02T03:04:05Z
       | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]?                            # [00:01:02]
       | \[?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)\ [A-Z][a-z]{{2}}\ [\ \d]\d\ [\d:]{{8}}\ \d{{4}}\]?
-      | [A-Z][a-z]{{2}}\ [\ \d]\d\ \d\d:\d\d:\d\d                    # Jan  2 03:04:05
+      | [^\W\d_]{{2,5}}\.?\ [\ \d]?\d\ \d\d:\d\d:\d\d                 # Jan  2 03:04:05, also févr.
       | (?:[\w.-]+\ )?kernel(?:\[\d+\])?:                           # host kernel:
       | <\d{{1,3}}>                                                 # printk or syslog level
+      | \d+,\d+,\d+,[-c+][^;\s]{{0,99}};                            # /dev/kmsg: 4,339,5140900,-;
+      | \d{{5}}(?=\s)                                                # ktest: seconds
       | \{{[^{{}}"]*"[^{{}}]*\}}                                    # Loki labels
       | (?:DEBUG|INFO|NOTICE|WARN|ERR|ERROR|CRIT|EMERG)(?=\s+\[)    # a level before more prefix
       | [\w./@:-]+\s?\|                                             # console|

@@ -20,9 +20,12 @@ _BY_FILE = (
     ("lib/debugobjects.c", K.ODEBUG, "ODEBUG bug"),
     ("lib/list_debug.c", K.DATA_CORRUPTION, "list corruption"),
     ("mm/usercopy.c", K.USERCOPY, "usercopy"),
+    # Up to 4.2 the lockup detector reports through WARN.
+    ("kernel/watchdog.c", K.HARD_LOCKUP, "hard lockup"),
 )
 _TASK = re.compile(
-    r"PID: (?P<pid>\d+),? [Cc]omm: (?P<task>.+?)(?=,? (?:Not t|T)ainted|$)", re.MULTILINE
+    r"PID: (?P<pid>\d+),? [Cc]omm: (?P<task>.+?)(?=,? (?:Kdump: \w+ )?(?:Not t|T)ainted|$)",
+    re.MULTILINE,
 )
 _CPU = re.compile(r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: ")
 _BY_TASK = re.compile(r"\bby (?:task )?(?P<task>[^/\n]{1,32}(?:/\d+:[^/\n]+)?)/(?P<pid>\d+)\b")

@@ -25,6 +25,7 @@ GOODBYE = (
     b"Rebooting in ",
     b"Starting new kernel",
     b"crashdump kernel",
+    b"ysrq: Resetting",
 )
 REPLAY = (b"dmesg", b"journalctl")
 #: Every line that matters here contains one of these.
@@ -38,7 +39,7 @@ _FIRMWARE = re.compile(
 _KERNEL = re.compile(r"Linux version \d+\.\d+.*\(.*#\d")
 _GOODBYE = re.compile(
     r"reboot: |Restarting system|Rebooting in |(?:kexec_core: )?Starting new kernel"
-    r"|Starting crashdump kernel|systemd-shutdown.*(?:Rebooting|Powering off)"
+    r"|[Ss]ysrq: Resetting|Starting crashdump kernel|systemd-shutdown.*(?:Rebooting|Powering off)"
 )
 _REPLAY = re.compile(r"\b(?:dmesg|journalctl)\b")
 #: How long after somebody asked for the kernel's log its lines may be repetitions.

@@ -10,7 +10,7 @@ from kboot.crash.model import CrashKind
 #: A symbol with offset, "func+0x12/0x34"; the group is `at`.
 AT = r"(?:\[<[0-9a-fx]+>\] )?(?P<at>[A-Za-z_][\w.$]*)(?:\+0x|\(\)|\b)"
 #: What older kernels put in front of a soft or hard lockup.
-WATCHDOG = r"(?:NMI |Kernel )?(?:watchdog: )?"
+WATCHDOG = r"(?:NMI |Kernel )?(?:watchdog: )?(?:CPU\d+: )?"
 RCU = r"(?:rcu(?:_\w+)?: )?"
 #: Lockdep's first line: "[ INFO: ... ]" up to 4.10, "WARNING: ..." since.
 LOCKDEP = r"(?:\[ )?(?:WARNING|INFO|BUG): "

@@ -144,7 +144,8 @@ class Scanner:
         if candidate:
             begins, surprise = self._resets.seen(line, stamped_log=self._triggers.stamped_log)
             if begins:
-                self._new_boot(line, surprise=surprise)
+                # A syslog is no console: its daemon dies before the kernel says goodbye.
+                self._new_boot(line, surprise=surprise and b"kernel: " not in raw)
             trigger = self._triggers.find(line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:

@@ -82,6 +82,7 @@ HELPERS = _names(
     r"_*compound_head|page_to_\w+|virt_to_\w+|_*phys_addr\w*|folio_flags\w*|Page[A-Z]\w+|page_ref_\w+",
     r"(?:v|s|vs|sn|vsn|sc|vsc)n?printf|string|string_nocheck|pointer|number|format_decode|_*v?printk\w*",
     r"vprintk_\w+|console_\w+|dev_vprintk\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
+    r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop",
     r"seqprop_\w+|get_current|current_thread_info|cpu_relax|rep_nop|native_pause|_*raw_(?:read|write)\w*",
     r"(?:read|write)[bwlq](?:_relaxed)?|io(?:read|write)\d+\w*|(?:in|out)[bwl]|__preempt_\w+",
 )
@@ -93,8 +94,8 @@ ALLOCATORS = _names(
     r"discard_slab|free_slab|get_partial\w*|_*cache_(?:alloc|grow|free|flusharray|init)\w*",
     r"fallback_alloc|do_slab_free|memcg_slab_\w+|[gs]et_freepointer\w*|qlist_\w+|quarantine_\w+",
     r"_*(?:alloc|get|get_free|get_zeroed|free)_pages?(?:_\w+)?|get_page_from_freelist|prep_new_page",
-    r"post_alloc_hook|rmqueue\w*|_*free_(?:unref|one|pcp|hot_cold|the)\w*|_*put_(?:single_|compound_)?page\w*",
-    r"release_pages|folio_alloc\w*|_*folio_put\w*|folios_put\w*|_*poison_\w+|page_poison\w*|check_poison\w*",
+    r"post_alloc_hook|rmqueue\w*|_*free_(?:unref|one|pcp|hot_cold|the|compound|frozen|tail|large|huge)\w*|_*put_(?:single_|compound_)?page\w*",
+    r"release_pages|destroy_(?:large_folio|compound_page)|folio_alloc\w*|_*folio_put\w*|folios_put\w*|_*poison_\w+|page_poison\w*|check_poison\w*",
     r"_*kstr(?:n)?dup\w*|_*kmemdup\w*|kasprintf|kvasprintf\w*|v?memdup_\w+|strndup_user|_*kmemleak_\w+",
     r"_*create_object|delete_object\w*|devm_k\w+|pcpu_alloc\w*|_*alloc_percpu\w*|free_percpu|mempool_\w+",
     r"_*alloc_skb\w*|_*netdev_alloc_\w+|_*napi_alloc_\w+|_*build_skb\w*|kmalloc_reserve|_*kfree_skb\w*",
@@ -113,6 +114,8 @@ SLEEPERS = _names(
     r"_*schedule\w*|io_schedule\w*|preempt_schedule\w*|_*cond_resched\w*|_*switch_to\w*|context_switch",
     r"_*wait_for_(?:common|completion)\w*|do_wait_for_common|_*wait_on_(?:bit|page|buffer)\w*|wait_woken",
     r"bit_wait\w*|out_of_line_wait\w*|folio_wait_\w+|_*lock_page\w*|_*folio_lock\w*|_*lock_buffer",
+    # SPL's condition variables, on which ZFS sleeps.
+    r"_*cv_(?:timed)?wait\w*",
     r"msleep\w*|usleep_\w+|do_nanosleep|hrtimer_nanosleep|swait_\w+|prepare_to_\w+|finish_task_switch",
 )
 
@@ -123,7 +126,7 @@ INTERRUPTS = _names(
     r"print_(?:cpu|other_cpu)_?stall\w*|check_cpu_stall\w*|rcu_(?:sched_clock|check_|dump_|pending)\w*",
     r"_*rcu_pending|update_process_times|tick_\w+|_*hrtimer_\w+|_*run_hrtimer\w*|_*run_timers?\w*",
     r"timer_\w*interrupt|account_\w+|sched_tick|scheduler_tick|local_apic_timer\w*|\w*apic_timer\w*",
-    r"smp_\w+|\w*sysvec_\w+|call_timer_fn|expire_timers|irq_exit\w*|_*irq_(?:enter|exit|work|finalize|forced)\w*|_*do_softirq\w*|_*softirq\w*",
+    r"smp_(?!call_function)\w+|\w*sysvec_\w+|call_timer_fn|expire_timers|irq_exit\w*|_*irq_(?:enter|exit|work|finalize|forced)\w*|_*do_softirq\w*|_*softirq\w*",
     r"handle_softirqs|invoke_softirq|_*handle_\w*irq\w*|generic_handle_\w+|do_IRQ|\w*common_interrupt",
     r"ret_from_intr|retint_\w+|gic_\w+|arch_timer_\w+|do_interrupt_handler|call_on_irq_stack|do_irq\w*",
     r"(?:arch_)?call_function_\w+|flush_smp_\w+|csd_\w+|_*flush_tlb_\w+|on_each_cpu\w*|native_flush_\w+",

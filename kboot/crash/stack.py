@@ -24,6 +24,7 @@ _REGISTER = r"""
 _FRAME = re.compile(
     rf"""
     ^[ \t(]*
+    (?:<{{1,2}}/?[A-Z\#]\w*>{{1,2}}[ \t]+)?    # <IRQ>, on the line of a frame up to 4.5
     {_REGISTER}?
     (?:\[<?\s*(?P<address>[0-9a-fA-Fx]+|inline)\s*>?\][ ]*)*
     (?P<guess>\?[ ]*)?
@@ -33,7 +34,7 @@ _FRAME = re.compile(
         (?:[ ]\[(?P<module>[\w-]+)(?:[ ][^\]]*)?\])?
         (?:[ ](?P<location>[\w./+-]+:\d+))?
       | [ ](?P<inline_location>[\w./+-]+\.[chSs]:\d+)(?:[ ]\[inline\])?
-      | [ ]\((?P<decoded_location>[\w./+-]+:\d+)[^)\n]*\)     # scripts/decode_stacktrace.sh
+      | [ ]\((?P<decoded_location>[\w./+-]+:\d+)(?:[^)\n]*\)|$) # scripts/decode_stacktrace.sh
       | (?:[ ]\[[\w-]+\])?\)?[ ]from[ ]                      # arm
     )
     """,

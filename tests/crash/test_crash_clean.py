@@ -65,3 +65,28 @@ def test_a_vague_line_of_a_program_is_no_crash_without_a_trace() -> None:
 def test_a_vague_line_of_the_kernel_is_one() -> None:
     report = reports(encode(["[    3.000000] BUG: arch topology borken"]))[0]
     assert (report.kind, report.title) == ("bug", "BUG: arch topology borken")
+
+
+BANNER = "Linux version 6.1.0 (a@b) (gcc 12.2.0) #1 SMP Wed Mar  5"
+
+
+@pytest.mark.parametrize(
+    "prefix", ["Mar  5 06:07:08 box kernel: ", "2024-03-05T06:07:08 b kernel: "]
+)
+def test_a_syslog_of_many_days_holds_many_boots(prefix: str) -> None:
+    for stamp in ("", "[    0.000000] "):
+        lines = [f"{prefix}{stamp}{BANNER}", "Mar  5 18:00:00 box systemd[1]: Reached Power-Off."]
+        assert reports(encode(lines * 3)) == []
+
+
+def test_a_reset_by_the_magic_key_was_asked_for() -> None:
+    lines = [
+        f"[    0.000000] {BANNER}",
+        "[    9.000000] sysrq: Resetting",
+        "SeaBIOS (version 1.16)",
+    ]
+    assert reports(encode([*lines, f"[    0.000000] {BANNER}"])) == []
+
+
+def test_a_compilers_words_about_a_bug_are_none() -> None:
+    assert reports(encode(["foo.c:12:3: warning: kernel BUG at is not printed [-Wformat]"])) == []

@@ -199,3 +199,10 @@ def test_frames_tell_offset_size_module_and_reliability() -> None:
     assert [frame.reliable for frame in frames[1:3]] == [False, False]
     old = reports(encode(BY_NAME["null-x86-4.9"].lines))[0].frames[0]
     assert old.address == 0xFFFFFFFF8142A5D3
+
+
+def test_a_log_with_every_line_twice_holds_one_report() -> None:
+    golden = next(g for g in GOLDEN if g.name == "bad-page")
+    stamped = [f"Nov  3 15:20:05 box kernel: {line}" for line in golden.lines]
+    doubled = [line for line in stamped for _ in range(2)]
+    assert [report.title for report in reports(encode(doubled))] == [golden.title]
