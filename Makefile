@@ -17,10 +17,10 @@ sources := kboot tests bench conftest.py
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel demo test check format bench soak build clean
+.PHONY: help setup kernel demo test test-kubevirt check format bench soak build clean
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  KERNEL=PATH     the kernel package to boot ($(KERNEL))"
 	@echo "  PYTEST_ARGS=... more arguments for pytest, as in: make test PYTEST_ARGS='-k console -x'"
@@ -53,6 +53,10 @@ demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on i
 
 test: $(ready) $(KERNEL) $(headers) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(PYTEST_ARGS)
+
+test-kubevirt: $(ready) $(KERNEL) ## run the acceptance tests on the cluster of your kubeconfig
+	$(bin)/kboot doctor --backend kubevirt
+	$(bin)/kboot test --backend kubevirt $(KERNEL)
 
 check: $(ready) ## look for mistakes without running anything: ruff and mypy
 	$(bin)/ruff format --check $(sources)

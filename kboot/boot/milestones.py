@@ -155,7 +155,9 @@ class Milestones:
         if match := _STOPPED.search(line):
             raise self._script_failure(match[1], match[2])
         if Phase.HANDOFF not in self.reached and (match := _GAVE_UP.search(line)):
-            raise InfraError(f"the firmware found nothing to boot: {match[0].strip()}")
+            raise InfraError(
+                f"the firmware found nothing to boot: {match[0].strip()}{_remedy(match[0])}"
+            )
         if match := _LINUX.search(line):
             self._see_banner(match[1], time)
         if match := _COMMAND_LINE.search(line):
@@ -304,6 +306,17 @@ class Milestones:
             f"iPXE could not load the {what}: error {error}, "
             f"explained at https://ipxe.org/{error.removeprefix('0x')}"
         )
+
+
+def _remedy(failure: str) -> str:
+    """What to do about firmware that gave up, where that is known."""
+    if "PXE-E" not in failure and "NBP" not in failure:
+        return ""
+    # EDK II's own PXE client: it takes a URL for the name of a file on a TFTP server.
+    return (
+        "; this UEFI firmware boots from the network by itself instead of by iPXE, and by TFTP "
+        "only: give the machine a disk with iPXE (--ipxe-disk), or boot with --firmware bios"
+    )
 
 
 def _is_quiet(command_line: str) -> bool:

@@ -26,6 +26,7 @@ from kboot.kube import (
 from kboot.kube.resources import VM_ACTIONS, VMI_ACTIONS
 from kboot.kubevirt import diagnosis
 from kboot.kubevirt.console import ConsoleStream
+from kboot.kubevirt.forward import forwarded
 from kboot.kubevirt.manifests import Manifest, to_yaml
 from kboot.kubevirt.names import MACHINE_LABEL
 from kboot.log import logger, step
@@ -76,6 +77,8 @@ class ClusterMachine:
         self._stream: ConsoleStream
         self._link_up = True
         self._last: Mapping[str, Any] = {}
+        self._stack = contextlib.ExitStack()
+        self._ssh: tuple[str, int] | None = None
 
     # ------------------------------------------------------------------ what the protocol promises
 
@@ -141,6 +144,18 @@ class ClusterMachine:
                 f"machine {self._name} was replaced or deleted from outside while it ran"
             )
 
+    def ssh_address(self) -> tuple[str, int]:
+        """Where the guest's ssh port is to be reached, from this host, while the machine is on."""
+        with self._lock:
+            if self._ssh is None:
+                path = VMI_ACTIONS.path(self._client.namespace, self._name, "portforward/22/tcp")
+                self._ssh = self._stack.enter_context(
+                    forwarded(
+                        lambda: open_websocket(self._client, path, Deadline(_CONTROL_LIMIT_S))
+                    )
+                )
+            return self._ssh
+
     def evidence(self, directory: Path) -> None:
         """Write vm.yaml, to be applied by hand, and what the cluster said about it."""
         (directory / "vm.yaml").write_text(to_yaml([self._manifest]), encoding="utf-8")
@@ -164,10 +179,9 @@ class ClusterMachine:
                 self._client.create(self._manifest, deadline)
                 self._ask_until_changed("start", {}, "", deadline)
                 self._attach(deadline)
-            try:
+            with self._stack:
+                self._stack.callback(lambda: self._stream.close())
                 yield
-            finally:
-                self._stream.close()
         finally:
             self._delete()
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from kboot.boot.milestones import Expected, Milestones
+from kboot.errors import InfraError
 from kboot.kube import errors
 from kboot.kubevirt import diagnosis
 from tests.kubevirt.recordings import calls, needs_recordings, rows, watched
@@ -174,3 +176,24 @@ def test_the_role_holds_every_right_that_was_tried() -> None:
     assert ("", "services/proxy", "update") in rights
     assert ("kubevirt.io", "virtualmachines", "patch") in rights
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
+
+
+def test_uefi_that_does_not_boot_by_ipxe_is_told_with_the_remedy() -> None:
+    expected = Expected(
+        nonce="n",
+        query="m=m",
+        script_path="scripts/m/boot.ipxe",
+        kernel_path="artifacts/0",
+        initrd_paths={},
+        release="6.1.0",
+        command_line="",
+    )
+    milestones = Milestones(expected, start=0)
+    text = "".join(row["text"] for row in rows("uefi-pxe-e99", "console_data"))
+    with pytest.raises(InfraError, match=r"NBP filesize is 0; .* a disk with iPXE \(--ipxe-disk"):
+        _see_all(milestones, text)
+
+
+def _see_all(milestones: Milestones, text: str) -> None:
+    for line in text.splitlines():
+        milestones.see_line(line, 1)

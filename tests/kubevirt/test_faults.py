@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import BootServer, Machine, MachineSpec, Stream
+from kboot.backend import BootServer, Machine, MachineSpec, SshMachine, Stream
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, GuestError
 from kboot.kube import PODS, Watch, connect
@@ -233,6 +234,30 @@ def test_a_machine_that_fits_no_node_is_told_at_once(backend: KubevirtBackend) -
     ):
         pass
     assert time.monotonic() - start < 2
+
+
+def test_a_guests_ssh_port_is_reached_through_the_cluster(
+    cluster: Cluster, backend: KubevirtBackend
+) -> None:
+    with powered_on(backend) as machine, socket.create_server(("127.0.0.1", 0)) as server:
+        assert isinstance(machine, SshMachine)
+        address = machine.ssh_address()
+        assert machine.ssh_address() == address
+        # Nobody listens in the guest: the connection is closed at once.
+        with socket.create_connection(address, timeout=5) as near:
+            assert near.recv(10) == b""
+        cluster.virt.ports[22] = server.getsockname()[1]
+        with socket.create_connection(address, timeout=5) as near:
+            far, _ = server.accept()
+            with far:
+                far.sendall(b"SSH-2.0-banner\r\n")
+                assert near.recv(100) == b"SSH-2.0-banner\r\n"
+                near.sendall(bytes(range(256)) * 1000)
+                heard = b""
+                while len(heard) < 256_000:
+                    heard += far.recv(65536)
+                assert heard == bytes(range(256)) * 1000
+    cluster.virt.ports.clear()
 
 
 # ---------------------------------------------------------------------------- the boot server

@@ -175,6 +175,9 @@ class Api:
         namespace, name, action = where["namespace"], where["name"], where["sub"]
         if action == "console":
             return await self._virt.console(request, namespace, name)
+        if action == "portforward":
+            port = int(where["rest"].partition("/")[0])
+            return await self._virt.portforward(request, namespace, name, port)
         if where["plural"] == "virtualmachines":
             return self._virt.act(namespace, name, action)
         return self._virt.act_on_instance(namespace, name, action)

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from kboot.backend import MachineSpec
 from tests.kubevirt.cluster import answers
+from tests.kubevirt.cluster.faults import cut
 from tests.kubevirt.cluster.guests import Guest, QemuGuest
 from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.store import Object, Store, now
@@ -70,6 +71,8 @@ class Virt:
         self.instances: dict[str, Instance] = {}
         #: Machines whose start or stop is under way.
         self._underway: set[str] = set()
+        #: The guests' ports that are open, and what stands for them on this host.
+        self.ports: dict[int, int] = {}
         #: What refuses launcher pods: a quota, Pod Security.
         self.refusal = ""
         store.listeners.append(self._notice)
@@ -141,6 +144,34 @@ class Virt:
                 instance.guest.write(message.data)
         if instance.session is session:
             instance.session = None
+        return session
+
+    async def portforward(
+        self, request: web.Request, namespace: str, name: str, port: int
+    ) -> web.StreamResponse:
+        """A connection to a port of the guest: to the one on this host that stands for it."""
+        if self._store.get("virtualmachineinstances", namespace, name) is None:
+            return answers.no_machine("virtualmachineinstance", name)
+        here = self.ports.get(port)
+        if here is None:
+            return answers.status(500, "InternalError", f"dialing VM: port {port}: refused")
+        reader, writer = await asyncio.open_connection("127.0.0.1", here)
+        session = web.WebSocketResponse(protocols=["plain.kubevirt.io"], compress=False)
+        await session.prepare(request)
+
+        async def carry() -> None:
+            while data := await reader.read(65536):
+                await session.send_bytes(data)
+            cut(request)
+
+        task = self._spawn(carry())
+        try:
+            async for message in session:
+                if message.type == web.WSMsgType.BINARY:
+                    writer.write(message.data)
+        finally:
+            task.cancel()
+            writer.close()
         return session
 
     # --------------------------------------------------------------------------------- life
