@@ -40,13 +40,15 @@ def _blank() -> Any:
 
 
 def _from_file(configuration: Any, context: str | None) -> str:
+    from yaml import YAMLError  # noqa: PLC0415
+
     config = _library()
     # Named, as the library asks the environment only once in its life.
     path = os.environ.get("KUBECONFIG") or str(_default_file())
     try:
         config.load_kube_config(path, context=context, client_configuration=configuration)
         contexts, current = config.list_kube_config_contexts(path)
-    except (config.ConfigException, OSError, ValueError, TypeError) as error:
+    except (config.ConfigException, YAMLError, OSError, ValueError, TypeError) as error:
         which = f"context {context}" if context else "the current context"
         raise ConfigError(
             f"no cluster: {which} of the kubeconfig cannot be used: {error}; "

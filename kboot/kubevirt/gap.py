@@ -39,6 +39,7 @@ class Gap:
 def find(before: bytes, record: bytes, after: bytes) -> Gap | None:
     """What the record has between what was heard `before` and `after`; None if it has not yet.
 
+    None as well if so little was heard before that its place in the record is not certain.
     `before` is empty if nothing was heard before, and `after` if nothing has come yet: then all
     that the record has is taken.
     """
@@ -47,7 +48,7 @@ def find(before: bytes, record: bytes, after: bytes) -> Gap | None:
     position = 0
     if tail:
         found = text.rfind(tail)
-        if found < 0:
+        if found < 0 or (len(tail) < HEAD_BYTES and text.count(tail) > 1):
             return None
         position = found + len(tail)
     if not head:

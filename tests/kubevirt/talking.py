@@ -10,7 +10,10 @@ from tests.kubevirt.cluster.guests import Guest
 
 
 class TalkingGuest:
-    """Says ``line 0``, ``line 1``...; what is typed it says back at once."""
+    """Says ``line 0``, ``line 1``...; what is typed it says back at once.
+
+    Started paused, it shows a boot menu first and waits for a key, as KubeVirt's firmware does.
+    """
 
     def __init__(self, *, interval_s: float, paused: bool) -> None:
         self._interval_s = interval_s
@@ -20,11 +23,17 @@ class TalkingGuest:
         self.off = False
         self.commands: list[str] = []
         self._number = 0
+        self._menu = paused
         if not paused:
             self._going.set()
 
     async def read(self) -> bytes:
         await self._going.wait()
+        if self._menu:
+            self._menu = False
+            # Until somebody presses a key.
+            self._going.clear()
+            return b"Press ESC for boot menu.\r\n"
         try:
             said = await asyncio.wait_for(self._said.get(), self._interval_s)
         except TimeoutError:
@@ -33,6 +42,7 @@ class TalkingGuest:
         return b"" if self._dead else said
 
     def write(self, data: bytes) -> None:
+        self._going.set()
         self._said.put_nowait(b"echo " + data.strip() + b"\r\n")
 
     def command(self, name: str) -> None:

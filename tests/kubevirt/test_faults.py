@@ -17,7 +17,8 @@ import pytest
 from kboot.backend import BootServer, Machine, MachineSpec, SshMachine, Stream
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, GuestError
-from kboot.kube import PODS, Watch, connect
+from kboot.kube import PODS, Watch, connect, open_websocket
+from kboot.kube.resources import VMI_ACTIONS
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.cluster.pods import MISSING_IMAGE
@@ -114,9 +115,34 @@ def test_what_was_said_before_the_console_was_attached_is_filled_and_marked(
 
 def test_a_machine_that_is_started_paused_is_heard_from_its_first_byte(cluster: Cluster) -> None:
     with open_kubevirt(ClusterSettings(attach="paused")) as backend, powered_on(backend) as machine:
+        # The firmware's boot menu is skipped: somebody has pressed a key.
         heard = read_until(machine.stream, b"line 3\r\n")
-    assert heard.startswith(b"line 0\r\n")
+    assert heard.startswith(b"Press ESC for boot menu.\r\n")
+    assert b"line 0\r\n" in heard
     assert b"[kboot:" not in heard
+
+
+def test_a_fight_for_the_console_is_told_as_such(
+    cluster: Cluster, backend: KubevirtBackend
+) -> None:
+    client = connect()
+    stopped = threading.Event()
+
+    def steal(name: str) -> None:
+        path = VMI_ACTIONS.path("team", name, "console")
+        while not stopped.is_set():
+            open_websocket(client, path, Deadline(5)).close()
+
+    with powered_on(backend) as machine:
+        thief = threading.Thread(target=steal, args=[cluster.instance().vmi["metadata"]["name"]])
+        thief.start()
+        try:
+            with pytest.raises(ConnectionError, match="another session takes the machine's"):
+                read_until(machine.stream, b"never said", seconds=30)
+        finally:
+            stopped.set()
+            thief.join()
+    client.close()
 
 
 def test_what_is_typed_while_the_console_is_lost_arrives_when_it_is_back(

@@ -1,0 +1,72 @@
+"""Which cluster it is, and what is said when there is none."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError, ConfigError
+from kboot.kube import CONFIG_MAPS, connect
+
+
+def write(path: Path, server: str, **context: str) -> None:
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "one",
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": {"token": "s3cr3t"}}],
+        "contexts": [
+            {"name": "one", "context": {"cluster": "c", "user": "u", **context}},
+            {"name": "two", "context": {"cluster": "c", "user": "u", "namespace": "second"}},
+        ],
+    }
+    path.write_text(json.dumps(config))
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    return path
+
+
+def test_the_namespace_is_the_contexts_unless_another_is_named(kubeconfig: Path) -> None:
+    write(kubeconfig, "http://127.0.0.1:1")
+    assert connect().namespace == "default"
+    write(kubeconfig, "http://127.0.0.1:1", namespace="first")
+    assert connect().namespace == "first"
+    assert connect("two").namespace == "second"
+    assert connect("two", "mine").namespace == "mine"
+
+
+def test_without_a_cluster_the_user_is_told_where_one_would_be_named(kubeconfig: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no cluster: the current context .* KUBECONFIG"):
+        connect()
+    write(kubeconfig, "http://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="no cluster: context three"):
+        connect("three")
+    kubeconfig.write_text("not: [a kubeconfig")
+    with pytest.raises(ConfigError, match="no cluster"):
+        connect()
+
+
+def test_a_proxy_of_the_environment_is_not_for_the_cluster(
+    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    write(kubeconfig, "https://127.0.0.1:1")
+    assert connect().configuration.proxy is None
+
+
+def test_a_cluster_that_cannot_be_reached_is_named_and_no_secret_told(kubeconfig: Path) -> None:
+    write(kubeconfig, "http://127.0.0.1:1")
+    start = time.monotonic()
+    with pytest.raises(ClusterError, match=r"http://127.0.0.1:1 cannot be reached") as error:
+        connect().find(CONFIG_MAPS, Deadline(1))
+    assert time.monotonic() - start < 3
+    assert "s3cr3t" not in str(error.value)
