@@ -16,6 +16,7 @@ from aiohttp import web
 
 from tests.kubevirt import schema
 from tests.kubevirt.cluster import answers
+from tests.kubevirt.cluster.actions import Actions
 from tests.kubevirt.cluster.faults import Faults, cut
 from tests.kubevirt.cluster.machines import Virt
 from tests.kubevirt.cluster.pods import Kubelet
@@ -46,6 +47,7 @@ class Api:
         self._store = store
         self._kubelet = kubelet
         self._virt = virt
+        self._actions = Actions(virt)
         self.token = token
         self._namespaces = namespaces
         self.faults = Faults()
@@ -174,13 +176,13 @@ class Api:
     async def _act(self, request: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
         namespace, name, action = where["namespace"], where["name"], where["sub"]
         if action == "console":
-            return await self._virt.console(request, namespace, name)
+            return await self._actions.console(request, namespace, name)
         if action == "portforward":
             port = int(where["rest"].partition("/")[0])
-            return await self._virt.portforward(request, namespace, name, port)
+            return await self._actions.portforward(request, namespace, name, port)
         if where["plural"] == "virtualmachines":
-            return self._virt.act(namespace, name, action)
-        return self._virt.act_on_instance(namespace, name, action)
+            return self._actions.act(namespace, name, action)
+        return self._actions.act_on_instance(namespace, name, action)
 
     async def _log(self, request: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
         pod = self._store.get("pods", where["namespace"], where["name"])

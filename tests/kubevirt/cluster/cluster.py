@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from kboot import state
 from tests.kubevirt.cluster.api import Api, serve
 from tests.kubevirt.cluster.faults import Fault
-from tests.kubevirt.cluster.machines import Instance, MakeGuest, Virt, qemu
+from tests.kubevirt.cluster.instances import Instance
+from tests.kubevirt.cluster.machines import MakeGuest, Virt, qemu
 from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.store import Object, Store
 from tests.kubevirt.cluster.tls import server_context

@@ -1,0 +1,104 @@
+"""What is asked of machines: start, stop, reset, console, port-forward; answered as recorded."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from tests.kubevirt.cluster import answers
+from tests.kubevirt.cluster.faults import cut
+from tests.kubevirt.cluster.machines import Virt
+
+
+class Actions:
+    def __init__(self, virt: Virt) -> None:
+        self._virt = virt
+
+    def act(self, namespace: str, name: str, action: str) -> web.Response:
+        """start, stop and restart of a VirtualMachine."""
+        vm = self._virt.store.get("virtualmachines", namespace, name)
+        if vm is None:
+            return answers.no_machine("virtualmachine", name)
+        phase = self._virt.phase(name)
+        alive = phase not in {"", "Succeeded", "Failed"}
+        if action == "start":
+            if name in self._virt.underway and not phase:
+                return answers.underway()
+            if alive:
+                return answers.conflict(name, "VM is already running")
+            self._virt.spawn(self._virt.start(vm))
+        elif not alive:
+            why = "VM is not running: Halted" if action == "restart" else "VM is not running"
+            return answers.conflict(name, why)
+        elif action == "restart":
+            self._virt.spawn(self._virt.restart(vm))
+        else:
+            self._virt.spawn(self._virt.stop(vm))
+        self._virt.underway.add(name)
+        return web.Response(status=202)
+
+    def act_on_instance(self, namespace: str, name: str, action: str) -> web.Response:
+        """reset, softreboot, pause and unpause of a running instance."""
+        if self._virt.store.get("virtualmachineinstances", namespace, name) is None:
+            return answers.no_machine("virtualmachineinstance", name)
+        instance = self._virt.instances[name]
+        if self._virt.phase(name) != "Running" or instance.guest is None:
+            return answers.not_running()
+        instance.guest.command(action)
+        if action in {"pause", "unpause"}:
+            instance.paused = action == "pause"
+            self._virt.set_phase(instance, "Running", ready=True)
+        reasons = {"reset": "Reset", "pause": "Paused", "unpause": "Unpaused"}
+        self._virt.event(instance.vmi, "Normal", reasons.get(action, "SoftRebooted"), action)
+        return web.Response(status=200)
+
+    async def console(self, request: web.Request, namespace: str, name: str) -> web.StreamResponse:
+        """A console session, which ends the one before it."""
+        if self._virt.store.get("virtualmachineinstances", namespace, name) is None:
+            return answers.no_machine("virtualmachineinstance", name)
+        if self._virt.phase(name) != "Running":
+            return answers.not_running()
+        instance = self._virt.instances[name]
+        session = web.WebSocketResponse(protocols=["plain.kubevirt.io"], compress=False)
+        await session.prepare(request)
+        instance.drop_session()
+        instance.session = session
+        transport = request.transport
+        assert isinstance(transport, asyncio.Transport)
+        instance.transport = transport
+        async for message in session:
+            # A text frame is dropped without a word.
+            if message.type == web.WSMsgType.BINARY and instance.guest:
+                instance.guest.write(message.data)
+        if instance.session is session:
+            instance.session = None
+        return session
+
+    async def portforward(
+        self, request: web.Request, namespace: str, name: str, port: int
+    ) -> web.StreamResponse:
+        """A connection to a port of the guest: to the one on this host that stands for it."""
+        if self._virt.store.get("virtualmachineinstances", namespace, name) is None:
+            return answers.no_machine("virtualmachineinstance", name)
+        here = self._virt.ports.get(port)
+        if here is None:
+            return answers.status(500, "InternalError", f"dialing VM: port {port}: refused")
+        reader, writer = await asyncio.open_connection("127.0.0.1", here)
+        session = web.WebSocketResponse(protocols=["plain.kubevirt.io"], compress=False)
+        await session.prepare(request)
+
+        async def carry() -> None:
+            while data := await reader.read(65536):
+                await session.send_bytes(data)
+            cut(request)
+
+        task = self._virt.spawn(carry())
+        try:
+            async for message in session:
+                if message.type == web.WSMsgType.BINARY:
+                    writer.write(message.data)
+        finally:
+            task.cancel()
+            writer.close()
+        return session

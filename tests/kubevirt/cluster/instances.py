@@ -1,0 +1,124 @@
+"""The objects that KubeVirt makes of a VirtualMachine, and what runs behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+
+from aiohttp import web
+
+from kboot.backend import MachineSpec
+from tests.kubevirt.cluster.guests import Guest
+from tests.kubevirt.cluster.store import Object
+
+
+class Instance:
+    """A VirtualMachineInstance with its guest and its serial line."""
+
+    def __init__(self, vmi: Object, pod: Object) -> None:
+        self.vmi = vmi
+        self.pod = pod
+        self.guest: Guest | None = None
+        self.record = b""
+        self.session: web.WebSocketResponse | None = None
+        self.transport: asyncio.Transport | None = None
+        self.paused = False
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def lines(self) -> bytes:
+        """What the log container has: whole lines, without carriage returns."""
+        whole, newline, _ = self.record.replace(b"\r", b"").rpartition(b"\n")
+        return whole + newline
+
+    def drop_session(self) -> None:
+        """Cut the console as KubeVirt does: the TCP connection ends, without a close frame."""
+        self.session = None
+        if self.transport is not None:
+            self.transport.abort()
+            self.transport = None
+
+
+def instance_of(vm: Object) -> Object:
+    """The VirtualMachineInstance of a machine that is started."""
+    template, metadata = vm["spec"]["template"], vm["metadata"]
+    return {
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachineInstance",
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "labels": dict(template.get("metadata", {}).get("labels", {})),
+            "ownerReferences": [_owner(vm)],
+        },
+        "spec": template["spec"],
+        "status": {"phase": "Pending"},
+    }
+
+
+def launcher_pod(vmi: Object) -> Object:
+    """The pod that runs an instance; it has the instance's labels, and some more."""
+    name = vmi["metadata"]["name"]
+    own = {
+        "kubevirt.io": "virt-launcher",
+        "kubevirt.io/created-by": vmi["metadata"]["uid"],
+        "vm.kubevirt.io/name": name,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": f"virt-launcher-{name}-",
+            "namespace": vmi["metadata"]["namespace"],
+            "labels": {**vmi["metadata"]["labels"], **own},
+            "ownerReferences": [_owner(vmi)],
+        },
+        "spec": {"containers": [{"name": "compute", "image": "virt-launcher"}]},
+        "status": {"phase": "Pending"},
+    }
+
+
+def event_about(thing: Object, kind: str, reason: str, message: str) -> Object:
+    metadata = thing["metadata"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{metadata['name']}.{secrets.token_hex(8)}",
+            "namespace": metadata["namespace"],
+        },
+        "involvedObject": {
+            "kind": thing["kind"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        },
+        "type": kind,
+        "reason": reason,
+        "message": message,
+    }
+
+
+def _owner(thing: Object) -> Object:
+    return {
+        "apiVersion": thing["apiVersion"],
+        "kind": thing["kind"],
+        "name": thing["metadata"]["name"],
+        "uid": thing["metadata"]["uid"],
+        "controller": True,
+    }
+
+
+def machine_spec(vm: Object, resolve: Callable[[str], str]) -> MachineSpec:
+    spec = vm["spec"]["template"]["spec"]
+    domain = spec["domain"]
+    card = domain["devices"]["interfaces"][0]
+    guest = domain["memory"]["guest"]
+    assert guest.endswith("Mi")
+    return MachineSpec(
+        name=vm["metadata"]["name"],
+        boot_file=resolve(card["dhcpOptions"]["bootFileName"]),
+        memory_mib=int(guest.removesuffix("Mi")),
+        cpus=domain["cpu"]["cores"] * domain["cpu"].get("sockets", 1),
+        firmware="uefi" if "efi" in domain["firmware"]["bootloader"] else "bios",
+        mac_address=card["macAddress"],
+    )
