@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kboot.backend import BootServer
+from kboot.deadline import Deadline
+from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
 from tests.kubevirt.cluster import Cluster, running_cluster
 
 
@@ -31,3 +34,17 @@ def cluster(
     shared_cluster.call(shared_cluster.api.forbidden.clear)
     yield shared_cluster
     shared_cluster.call(shared_cluster.api.faults.pending.clear)
+
+
+@pytest.fixture
+def backend(cluster: Cluster) -> Iterator[KubevirtBackend]:
+    with open_kubevirt(ClusterSettings()) as backend:
+        yield backend
+    assert cluster.objects("virtualmachines") == []
+    assert cluster.objects("configmaps") == []
+
+
+@pytest.fixture
+def server(backend: KubevirtBackend) -> Iterator[BootServer]:
+    with backend.serve(Deadline(20)) as server:
+        yield server

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import re
 import ssl
 import weakref
 from collections.abc import Mapping
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -20,6 +18,7 @@ from tests.kubevirt.cluster.actions import Actions
 from tests.kubevirt.cluster.faults import Faults, cut
 from tests.kubevirt.cluster.machines import Virt
 from tests.kubevirt.cluster.pods import Kubelet
+from tests.kubevirt.cluster.selection import json_patch, merge, selects
 from tests.kubevirt.cluster.store import Gone, Object, Store
 from tests.kubevirt.recordings import RECORDINGS
 
@@ -125,7 +124,7 @@ class Api:
         if request.query.get("watch") == "true":
             return await self._watch(request, plural, namespace)
         items = [
-            each for each in self._store.find(plural, namespace) if _selects(request.query, each)
+            each for each in self._store.find(plural, namespace) if selects(request.query, each)
         ]
         version = str(self._store.version)
         return web.json_response({"items": items, "metadata": {"resourceVersion": version}})
@@ -151,9 +150,9 @@ class Api:
         def apply(current: Object) -> None:
             if request.content_type == "application/json-patch+json":
                 for step in change:
-                    _json_patch(current, step)
+                    json_patch(current, step)
             else:
-                _merge(current, change)
+                merge(current, change)
 
         return web.json_response(self._store.update(plural, found, apply))
 
@@ -164,7 +163,7 @@ class Api:
         version = int(request.query["resourceVersion"])
         try:
             async for event in self._store.watch(plural, namespace, version):
-                if _selects(request.query, event["object"]):
+                if selects(request.query, event["object"]):
                     await stream.write(json.dumps(event).encode() + b"\n")
         except Gone:
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
@@ -263,39 +262,6 @@ class Api:
             f'"{resource}" in API group "{group}" in the namespace "{where["namespace"]}"'
         )
         return answers.status(403, "Forbidden", text)
-
-
-def _selects(query: Mapping[str, str], thing: Object) -> bool:
-    labels = thing["metadata"].get("labels", {})
-    for term in filter(None, query.get("labelSelector", "").split(",")):
-        key, _, value = term.partition("=")
-        if labels.get(key) != value:
-            return False
-    if field := query.get("fieldSelector"):
-        path, _, value = field.partition("=")
-        found: Any = thing
-        for part in path.split("."):
-            found = found.get(part, {})
-        return bool(found == value)
-    return True
-
-
-def _merge(current: Object, change: Mapping[str, Any]) -> None:
-    for key, value in change.items():
-        if isinstance(value, dict) and isinstance(current.get(key), dict):
-            _merge(current[key], value)
-        elif value is None:
-            current.pop(key, None)
-        else:
-            current[key] = copy.deepcopy(value)
-
-
-def _json_patch(current: Any, step: Mapping[str, Any]) -> None:
-    *parents, last = step["path"].lstrip("/").split("/")
-    for part in parents:
-        current = current[int(part) if isinstance(current, list) else part]
-    assert step["op"] == "add"
-    current[last] = step["value"]
 
 
 async def serve(api: Api, context: ssl.SSLContext) -> tuple[web.AppRunner, int]:

@@ -1,0 +1,42 @@
+"""Selectors and patches, as far as kboot uses them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from tests.kubevirt.cluster.store import Object
+
+
+def selects(query: Mapping[str, str], thing: Object) -> bool:
+    labels = thing["metadata"].get("labels", {})
+    for term in filter(None, query.get("labelSelector", "").split(",")):
+        key, _, value = term.partition("=")
+        if labels.get(key) != value:
+            return False
+    if field := query.get("fieldSelector"):
+        path, _, value = field.partition("=")
+        found: Any = thing
+        for part in path.split("."):
+            found = found.get(part, {})
+        return bool(found == value)
+    return True
+
+
+def merge(current: Object, change: Mapping[str, Any]) -> None:
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(current.get(key), dict):
+            merge(current[key], value)
+        elif value is None:
+            current.pop(key, None)
+        else:
+            current[key] = copy.deepcopy(value)
+
+
+def json_patch(current: Any, step: Mapping[str, Any]) -> None:
+    *parents, last = step["path"].lstrip("/").split("/")
+    for part in parents:
+        current = current[int(part) if isinstance(current, list) else part]
+    assert step["op"] == "add"
+    current[last] = step["value"]

@@ -1,0 +1,130 @@
+"""An API server that is busy, broken, forgetful or strict: waited out, or told with the remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot.backend import BootServer
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError
+from kboot.kube import PODS, Watch, connect
+from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.powered import powered_on, read_until
+from tests.kubevirt.talking import talking
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Cluster]:
+    with running_cluster(talking) as cluster:
+        yield cluster
+
+
+def test_busy_and_broken_answers_are_waited_out(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.order("POST .*/configmaps", status=429, headers={"Retry-After": "1"})
+    cluster.order("POST .*/configmaps", status=500)
+    cluster.order("POST .*/configmaps", done=True)
+    cluster.order("GET .*/pods", count=2)
+    with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
+        server.check()
+    assert cluster.call(lambda: cluster.api.faults.pending) == []
+
+
+def test_a_watch_that_has_to_begin_anew_misses_nothing(cluster: Cluster) -> None:
+    client = connect()
+    with Watch(client, PODS) as watch:
+
+        def create(name: str) -> None:
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": name,
+                    "namespace": "team",
+                    # Not one for the kubelet to run.
+                    "labels": {"kubevirt.io": "test"},
+                },
+                "spec": {},
+            }
+            cluster.call(lambda: cluster.store.create("pods", pod))
+
+        def forget() -> None:
+            for pod in cluster.store.find("pods", "team"):
+                cluster.store.delete("pods", pod)
+            cluster.store.forget()
+
+        create("one")
+        assert watch.wait_for(lambda: watch.get("one"), Deadline(5))
+        cluster.call(cluster.store.end_watches)
+        create("two")
+        assert watch.wait_for(lambda: watch.get("two"), Deadline(5))
+        # The change is forgotten before it was seen: only a new list shows it.
+        cluster.call(forget)
+        create("three")
+        assert watch.wait_for(lambda: watch.get("three"), Deadline(5))
+        assert watch.get("one") is None
+        cluster.call(forget)
+        client.close()
+
+
+def test_a_token_that_was_renewed_in_the_file_is_taken(cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "kubeconfig"
+    cluster.write_kubeconfig(path, token="stale")
+    client = connect()
+    with pytest.raises(ClusterError, match="does not know who we are"):
+        client.find(PODS, Deadline(2))
+    cluster.write_kubeconfig(path)
+    assert client.find(PODS, Deadline(2))[0] == []
+    client.close()
+
+
+def test_an_account_without_rights_is_told_which_one_it_lacks(cluster: Cluster) -> None:
+    cluster.call(lambda: cluster.api.forbidden.add("list virtualmachineinstances"))
+    words = r"tester may not list virtualmachineinstances \(kubevirt.io\) in namespace team"
+    with pytest.raises(ClusterError, match=words), open_kubevirt(ClusterSettings()):
+        pass
+    assert cluster.objects("configmaps") == []
+
+
+def test_the_network_policy_is_done_without_where_it_may_not_be(cluster: Cluster) -> None:
+    cluster.call(lambda: cluster.api.forbidden.add("create networkpolicies"))
+    with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
+        server.check()
+        assert cluster.objects("networkpolicies") == []
+
+
+def test_a_namespace_that_is_not_there_is_named(cluster: Cluster) -> None:
+    with (
+        pytest.raises(ClusterError, match="the cluster has no namespace nowhere"),
+        open_kubevirt(ClusterSettings(namespace="nowhere")),
+    ):
+        pass
+
+
+def test_a_boot_takes_few_calls_however_long_it_takes(
+    cluster: Cluster, backend: KubevirtBackend, server: BootServer, tmp_path: Path
+) -> None:
+    kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
+    kernel.write_bytes(b"k" * 1000)
+    initrd.write_bytes(b"i" * 1000)
+    cluster.call(cluster.api.calls.clear)
+    server.put(kernel)
+    server.put(initrd)
+    server.write("m/boot.ipxe", "#!ipxe")
+    with powered_on(backend) as machine:
+        read_until(machine.stream, b"line 100\r\n")
+        so_far = len(cluster.calls())
+        for _ in Deadline(1.5).poll(0.05):
+            machine.stream.recv(65536)
+            machine.check()
+            server.check()
+            server.fetches()
+        assert len(cluster.calls()) == so_far
+        machine.evidence(tmp_path)
+    assert len(cluster.calls()) <= 15, "\n".join(cluster.calls())
+    assert "kboot.dev/run" in (tmp_path / "vm.yaml").read_text()
+    assert json.loads((tmp_path / "vmi.json").read_text())["status"]["phase"] == "Running"

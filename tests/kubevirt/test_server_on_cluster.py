@@ -1,0 +1,117 @@
+"""The boot server on a cluster: filled, cut short, guarded, killed, and read from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot.backend import BootServer
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError
+from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.cluster.pods import MISSING_IMAGE
+from tests.kubevirt.powered import eventually
+from tests.kubevirt.talking import talking
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Cluster]:
+    with running_cluster(talking) as cluster:
+        yield cluster
+
+
+def test_what_is_there_is_not_sent_again(
+    cluster: Cluster, server: BootServer, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"kernel" * 100_000)
+    two.write_bytes(one.read_bytes())
+    url = server.put(one)
+    assert server.put(two) == url
+    assert len([call for call in cluster.calls("artifacts/") if call.startswith("PUT")]) == 1
+
+
+def test_an_upload_that_is_cut_short_leaves_nothing_half_and_is_done_again(
+    cluster: Cluster, server: BootServer, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(bytes(range(256)) * 40_000)
+    cluster.order("PUT .*/artifacts/", cut_after=3_000_000)
+    cluster.order("PUT .*/artifacts/", status=503, headers={"Retry-After": "1"})
+    url = server.put(artifact)
+    (pod,) = cluster.kubelet.running.values()
+    stored = pod.directory / "srv" / "files" / "artifacts"
+    assert [path.name for path in stored.iterdir()] == [url.rpartition("/")[2]]
+    assert next(stored.iterdir()).read_bytes() == artifact.read_bytes()
+
+
+def test_nobody_stores_anything_without_the_token(
+    cluster: Cluster, backend: KubevirtBackend, server: BootServer
+) -> None:
+    (pod,) = cluster.kubelet.running.values()
+    import requests
+
+    session = requests.Session()
+    session.trust_env = False
+    upload = f"http://127.0.0.1:{pod.ports[8081]}/files/scripts/evil"
+    assert session.put(upload, data="x", timeout=5).status_code == 403
+    wrong = {"X-Kboot-Token": "wrong"}
+    assert session.put(upload, data="x", headers=wrong, timeout=5).status_code == 403
+    assert session.delete(upload, headers=wrong, timeout=5).status_code == 403
+    # The machines' port takes nothing at all.
+    url = f"http://127.0.0.1:{pod.ports[8080]}/{backend.run.identifier}/scripts/evil"
+    assert session.put(url, data="x", timeout=5).status_code == 405
+    server.check()
+
+
+def test_requests_of_machines_are_read_from_the_pods_log(
+    cluster: Cluster, server: BootServer
+) -> None:
+    url = server.write("m/boot.ipxe", "#!ipxe\n")
+    assert url.endswith("/scripts/m/boot.ipxe")
+    (pod,) = cluster.kubelet.running.values()
+    import requests
+
+    session = requests.Session()
+    session.trust_env = False
+    path = url.partition(".svc.cluster.local")[2]
+    base = f"http://127.0.0.1:{pod.ports[8080]}"
+    assert session.get(f"{base}{path}?m=m&b=1", timeout=5).status_code == 200
+    # The log's stream breaks; what comes after is read as well, and nothing twice.
+    cluster.order("GET .*log.*follow")
+    assert session.get(f"{base}{path}?m=m&b=2", timeout=5).status_code == 200
+    for _ in Deadline(5).poll(0.05):
+        if len(server.fetches()) == 2:
+            break
+    assert [fetch.query for fetch in server.fetches()] == ["m=m&b=1", "m=m&b=2"]
+    assert {fetch.path for fetch in server.fetches()} == {"scripts/m/boot.ipxe"}
+    assert all(abs(fetch.time - time.time()) < 30 for fetch in server.fetches())
+
+
+def test_a_boot_server_that_is_killed_is_named(cluster: Cluster, backend: KubevirtBackend) -> None:
+    with backend.serve(Deadline(20)) as server:
+        (pod,) = cluster.kubelet.running.values()
+        pod.process.kill()
+        eventually(ClusterError, r"the boot server is down: pod .* exited with 137", server.check)
+    cluster.delete("pods", backend.run.name)
+
+
+def test_a_boot_server_that_is_deleted_is_named(cluster: Cluster, server: BootServer) -> None:
+    cluster.delete("pods", cluster.objects("pods")[0]["metadata"]["name"])
+    eventually(ClusterError, "the boot server's pod .* is gone", server.check)
+
+
+def test_an_image_that_cannot_be_pulled_is_told_at_once(cluster: Cluster) -> None:
+    start = time.monotonic()
+    with (
+        open_kubevirt(ClusterSettings(nginx_image=MISSING_IMAGE)) as backend,
+        pytest.raises(ClusterError, match="image localhost/none:1 cannot be pulled"),
+        backend.serve(Deadline(20)),
+    ):
+        pass
+    assert time.monotonic() - start < 2
+    assert cluster.objects("pods") == []
