@@ -103,13 +103,13 @@ def test_runs_that_were_killed_are_removed_and_nothing_else_is_touched(cluster: 
         cluster.delete("configmaps", name)
 
 
-def test_status_and_gc_show_what_is_there_before_anything_goes(
+def test_runs_and_gc_show_what_is_there_before_anything_goes(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE) as run:
         assert run.stdout
         assert run.stdout.readline() == b"up\n"
-        assert main(["status", "--backend", "kubevirt"]) == 0
+        assert main(["runs", "--backend", "kubevirt"]) == 0
         shown = capsys.readouterr().out
         assert " old, lives\n  kboot-r" in shown
         assert shown.rstrip().endswith("-m  Running")
@@ -124,7 +124,7 @@ def test_status_and_gc_show_what_is_there_before_anything_goes(
     assert everything(cluster) == before
     assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
     assert everything(cluster) == set()
-    assert main(["status", "--backend", "kubevirt"]) == 0
+    assert main(["runs", "--backend", "kubevirt"]) == 0
     assert capsys.readouterr().out.endswith("no run is there\n")
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kboot.backend import MachineSpec
+from kboot.cli import main
 from kboot.errors import ConfigError
 from kboot.kubevirt import manifests, names, patch, virtual_machine
 from kboot.kubevirt.settings import ClusterSettings
@@ -226,3 +227,18 @@ def test_a_patch_that_is_none_is_told_with_its_file(
     with pytest.raises(ConfigError, match=complaint) as error:
         patch.read(path)
     assert str(path) in str(error.value)
+
+
+def test_the_manifests_can_be_printed_and_applied_by_hand(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import yaml
+
+    assert main(["manifests", "--namespace", "mine"]) == 0
+    printed = list(yaml.safe_load_all(capsys.readouterr().out))
+    kinds = ["ConfigMap", "Secret", "ConfigMap", "Service", "Pod", "NetworkPolicy"]
+    assert [manifest["kind"] for manifest in printed] == kinds
+    for manifest in printed:
+        assert schema.faults(manifest) == []
+        assert manifest["metadata"]["namespace"] == "mine"
+        assert "ownerReferences" not in manifest["metadata"]
