@@ -226,6 +226,7 @@ class ClusterMachine:
     def _ask(self, action: str, body: Mapping[str, Any], done: Any, deadline: Deadline) -> None:
         """Ask for `action`; a conflict means to look whether it is `done`, and to ask again."""
         path = VM_ACTIONS.path(self._client.namespace, self._name, action)
+        trouble = ClusterError(f"no time was left to {action} machine {self._name}")
         for _ in deadline.poll(0.2):
             try:
                 self._client.json("PUT", path, deadline, body=body, retry=False)
@@ -233,7 +234,7 @@ class ClusterMachine:
                 if error.status not in {*_CONFLICTS, 429, 502, 503, 504}:
                     raise
                 logger.debug("%s of %s: %s", action, self._name, error.text)
-                trouble: ClusterError = error
+                trouble = error
                 if error.status in _CONFLICTS:
                     wait = deadline.within(5.0 if _UNDERWAY in error.text else 1.0)
                     if self._watches.vmis.wait_for(done, wait) is not None:

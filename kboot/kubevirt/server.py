@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 #: For one file; a kernel with its modules through a slow line takes a while.
 _PUT_LIMIT_S = 900.0
 _WRITE_LIMIT_S = 60.0
+#: For how long troubles that may pass are waited out.
+_TROUBLE_LIMIT_S = 60.0
+_TROUBLE_PAUSE_S = 0.5
+_PASSING = {429, 500, 502, 503, 504}
 _PIECE_BYTES = 1 << 20
 _TOKEN_HEADER = "X-Kboot-Token"  # noqa: S105  the header's name
 
@@ -161,14 +165,28 @@ class ClusterServer:
         pieces: Body | None = None,
         length: int | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        return self._client.send(
-            method,
-            self._upload + path,
-            deadline,
-            body=pieces,
-            length=length,
-            headers={_TOKEN_HEADER: self._token},
-        )
+        trouble = ClusterError(f"no time was left to {method} {path}")
+        # Not the client's own patience: a server that is gone is told at once.
+        for _ in deadline.within(_TROUBLE_LIMIT_S).poll(_TROUBLE_PAUSE_S):
+            try:
+                return self._client.send(
+                    method,
+                    self._upload + path,
+                    deadline,
+                    body=pieces,
+                    length=length,
+                    headers={_TOKEN_HEADER: self._token},
+                    retry=False,
+                )
+            except ApiError as error:
+                if error.status not in _PASSING:
+                    raise
+                trouble = error
+            except ClusterError as error:
+                trouble = error
+            logger.debug("%s of %s: %s", method, path, trouble)
+            self.check()
+        raise trouble
 
 
 class AccessLog:

@@ -115,3 +115,15 @@ def test_an_image_that_cannot_be_pulled_is_told_at_once(cluster: Cluster) -> Non
         pass
     assert time.monotonic() - start < 2
     assert cluster.objects("pods") == []
+
+
+def test_nothing_is_waited_for_when_the_server_is_gone(
+    cluster: Cluster, server: BootServer, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(b"kernel")
+    cluster.delete("pods", cluster.objects("pods")[0]["metadata"]["name"])
+    start = time.monotonic()
+    with pytest.raises(ClusterError, match=r"the boot server's pod .* is gone"):
+        server.put(artifact)
+    assert time.monotonic() - start < 5
