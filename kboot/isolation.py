@@ -77,11 +77,15 @@ class Snapshots:
         self._kernel = kernel
         self._store = store
         self._digests: dict[tuple[Path, int, int], str] = {}
+        #: Settings whose machines could not be saved, in spite of what the backend says.
+        self._failed: list[BootSettings] = []
 
     def can_have(self, settings: BootSettings) -> bool:
         """Whether such machines can be saved."""
-        return isinstance(self._backend, SnapshotBackend) and (
-            self._backend.snapshot_fault(machine_spec(settings)) is None
+        return (
+            isinstance(self._backend, SnapshotBackend)
+            and settings not in self._failed
+            and self._backend.snapshot_fault(machine_spec(settings)) is None
         )
 
     def find(self, settings: BootSettings) -> SavedBoot | None:
@@ -96,12 +100,16 @@ class Snapshots:
         return self._store.making(self._key(settings), deadline)
 
     def save(self, boot: Boot, settings: BootSettings) -> None:
-        """Save a machine that has just become ready; if that fails, say so and do without."""
+        """Save a machine that has just become ready.
+
+        If that fails, it is said, and such machines are from now on ones that cannot be saved.
+        """
         try:
             save(boot, self._store, self._key(settings))
         except (KbootError, OSError) as error:
             boot.check()
-            logger.warning("the machine is not saved, so every test boots its own: %s", error)
+            self._failed.append(settings)
+            logger.warning("the machine cannot be saved, so none is restored: %s", error)
 
     def refuse(self, saved: SavedBoot) -> None:
         """Remove a saved machine that does not work."""

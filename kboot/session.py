@@ -142,6 +142,9 @@ class Session:
             attempt = self._switch_on(wish, savable=True)
             if self.snapshots.find(wish.settings) is None:
                 self.snapshots.save(attempt, wish.settings)
+            if self._running and not self.snapshots.can_have(wish.settings):
+                # It may have to be shared after all.
+                self._running.condition = condition(attempt)
             return attempt
 
     def _restore(self, wish: _Wish) -> Boot | None:

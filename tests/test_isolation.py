@@ -16,6 +16,7 @@ from kboot import parallel
 from kboot.artifacts import read_kernel
 from kboot.config import Config, Isolation
 from kboot.isolation import User, may_share, resolve
+from kboot.rootfs import overlay_initramfs
 from kboot.session import open_session
 from kboot.snapshots import SnapshotStore
 from kboot.state import cache_directory
@@ -278,3 +279,18 @@ def test_a_saved_machine_that_does_not_run_is_made_anew(
         assert boot.boot_id != boot_id
         assert "does not run and is removed" in caplog.text
         assert session.booted(settings, name="third").restored_from == good.key
+
+
+def test_a_guest_that_cannot_be_woken_up_is_not_restored(
+    debian_kernel: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who is not root can set neither the clock nor the random numbers."""
+    nobody = overlay_initramfs({"/etc/passwd": b"root:x:1000:1000:root:/tmp:/bin/sh\n"})
+    config = Config(kernel=str(debian_kernel), accel="tcg", initrd=(nobody,))
+    with open_session(config, evidence=tmp_path) as session:
+        settings = session.settings(config)
+        assert session.isolation(settings) == "test"
+        boot = session.booted(settings, name="first")
+        assert "cannot be saved" in caplog.text
+        assert session.isolation(settings) == "session"
+        assert session.booted(settings, name="second", user=User(test="second")) is boot

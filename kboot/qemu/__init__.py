@@ -119,8 +119,11 @@ class QemuBackend:
         if store is None or self.snapshot_fault(spec) is not None:
             return None
         parts = firmware_state.firmware_parts(self.snapshot_identity(spec))
-        with store.making(parts, deadline):
-            entry = store.find(parts) or self._save_firmware(store, parts, spec, deadline)
+        entry = store.find(parts)
+        if entry is None:
+            with store.making(parts, deadline):
+                # Another process may have made it in the meantime.
+                entry = store.find(parts) or self._save_firmware(store, parts, spec, deadline)
         if entry is None:
             return None
         return SavedFirmware(directory=entry.directory, key=firmware_state.KEY)
