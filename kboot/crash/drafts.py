@@ -97,6 +97,8 @@ class Drafts:
 
     def _add(self, draft: Draft, line: KernelLine) -> None:
         text = line.text
+        if draft.prefix is not None and (prefix := draft.prefix.match(text)) is not None:
+            text = text[prefix.end() :]
         draft.lines.append(text)
         count = len(draft.lines)
         verdict = grammar.classify(draft, text)

@@ -29,7 +29,8 @@ FOREIGN_CPU = re.compile(r"\s*NMI backtrace for cpu \d+")
 
 _TRACE = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|CPU: \d+ |Modules linked in|RIP: |pc : "
-    r"|PC is at|epc : |NIP |Hardware name)"
+    r"|PC is at|epc : |NIP |Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\]"
+    r"|\S+ is (?:trying|freeing|leaving)|backtrace)"
 )
 #: First words of lines that stand in reports, beside frames, registers and dumps.
 _WORDS = r"""

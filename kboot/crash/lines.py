@@ -11,22 +11,26 @@ import re
 from typing import NamedTuple
 
 _ANSI = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[=>78cDEHM])"
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]_^PX][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[=>78cDEHM])"
 )
 
 # Amlogic kernels put the CPU behind the time: "[  153.449188@2]".
-_TIME = r"\[ *\d{1,9}\.(?:\d{3,6})?(?:@\d+)?\]"
+# dmesg -H writes "[Nov23 05:24]" and then "[  +0.000012]"; -d appends "<    0.000012>".
+_DELTA = r"(?: <[ \d.+]{1,16}>)?"
+_TIME = rf"\[(?: *\+?\d{{1,9}}\.(?:\d{{3,9}})?(?:@\d+)?|[A-Z][a-z]{{2}} ?\d\d? \d\d:\d\d){_DELTA}\]"
 _CALLER = r"(?: ?\[ *([TC]\d+)(?:/[TC]?\d+)?\])?"
 # Vendors put CPU and task behind the time: MediaTek "(0)[123:name]", Huawei "[pid:1,cpu0,name]",
 # Samsung "[0:  swapper/0:    1]".
 _VENDOR = (
-    r"(?: ?\(\d+\)\[\d+:[^\]]{1,16}\]| ?\[pid:\d+,cpu\d+,[^\]]{0,16}\]"
+    r"(?: {0,2}-?\(\d+\)\[\d+:[^\]]{1,16}\]| ?\[pid:\d+,cpu\d+,[^\]]{0,16}\]"
     r"| {1,2}[A-Z]?\[\d: *[^\]:]{1,16}: *\d+\])?"
 )
 # A log that was cut begins in the midst of a time.
 _CUT_TIME = r"\d{1,9}\.\d{6}\]"
 _KERNEL_PREFIX = re.compile(rf"(?:<\d+>)?(?:{_TIME}|{_CUT_TIME}){_CALLER}{_VENDOR} ?")
 #: In the midst of a line only a time as the kernel itself writes it counts.
+#: Between time and words where journalctl -o short-monotonic printed them.
+_HOST = re.compile(r"(?:[\w.-]+ )?kernel: ")
 _FULL_TIME = r"\[ *\d{1,9}\.\d{6}(?:@\d+)?\]"
 _TIME_AND_CALLER = re.compile(rf"{_FULL_TIME}{_CALLER}{_VENDOR} ?")
 _CALLER_ONLY = re.compile(r"(?:<\d+>)?\[ *([TC]\d+)(?:/[TC]?\d+)?\] ")
@@ -35,11 +39,12 @@ _DATE = (
     r"\d{4}[-/]\d\d[-/]\d\d(?:T|,?\ )\d\d:\d\d:\d\d(?:[.,]\d+)?"
     r"(?:[ ]?Z|[ ]?[+-]\d\d:?\d\d(?:[ ]UTC)?)?"
 )
+_DAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _LOG_PREFIX = re.compile(
     rf"""
     (?: \[{_DATE}\] | {_DATE}                                       # 2024-01-02T03:04:05Z
       | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]?                            # [00:01:02]
-      | \[?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)\ [A-Z][a-z]{{2}}\ [\ \d]\d\ [\d:]{{8}}\ \d{{4}}\]?
+      | \[?{_DAY}\ [A-Z][a-z]{{2}}\ [\ \d]\d\ [\d:]{{8}}\ \d{{4}}{_DELTA}\]?
       | [^\W\d_]{{2,5}}\.?\ [\ \d]?\d\ \d\d:\d\d:\d\d                 # Jan  2 03:04:05, also févr.
       | (?:[\w.-]+\ )?kernel(?:\[\d+\])?:                           # host kernel:
       | <\d{{1,3}}>                                                 # printk or syslog level
@@ -84,6 +89,8 @@ def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
     # Two CPUs, or a program without a final newline: the last stamp begins the last message.
     if "[" in text and (last := _last_stamp(text)) is not None:
         return KernelLine(text[last.end() :], last[1] or "", True, number, start, end)
+    if text[:1] != " " and "kernel: " in text and (host := _HOST.match(text)) is not None:
+        text = text[host.end() :]
     return KernelLine(text, stamp[1] or "", True, number, start, end)
 
 

@@ -41,6 +41,8 @@ _ACCESS = re.compile(r"^(Read|Write) of size", re.MULTILINE)
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+")
 _LOCK_KINDS = frozenset({K.DEADLOCK, K.INVALID_WAIT_CONTEXT})
 
+#: Characters of a prefix; what is longer is a program's talk.
+_MAX_PREFIX = 200
 #: Kinds whose reports end with a marker, so that one without it was cut.
 _MARKED = frozenset(
     {
@@ -93,6 +95,8 @@ class Draft:
     has_trace: bool = False
     has_die: bool = False
     panicked: bool = False
+    #: What an unknown log writer put before the first line, and may put before the others.
+    prefix: re.Pattern[str] | None = None
     #: Its end marker was seen.
     ended: bool = False
 
@@ -111,7 +115,17 @@ class Draft:
             end_offset=line.end,
             lines=[match.string[match.start() :]],
             has_die=rule.is_die,
+            prefix=_prefix(match.string[: match.start()]),
         )
+
+
+def _prefix(before: str) -> re.Pattern[str] | None:
+    """What looks like `before` but for its numbers and its inner spaces."""
+    words = before.rstrip()
+    if not words or len(words) > _MAX_PREFIX:
+        return None
+    shape = re.sub(r"(?:\\ )+", r"\\s*", re.sub(r"\d+", r"\\d+", re.escape(words)))
+    return re.compile(r"\s*" + shape + before[len(words) :][:1])
 
 
 def _kind(rule: Rule, match: re.Match[str]) -> CrashKind:

@@ -61,7 +61,8 @@ class ResetWatch:
     def seen(self, line: KernelLine, *, stamped_log: bool) -> tuple[bool, bool]:
         """Take a line: (it begins a new boot, and nobody asked for that)."""
         words = line.text.lstrip()
-        if not any(literal in words for literal in _WORDS):
+        # A plain search per word is faster than one pattern, and than any() with a generator.
+        if not [word for word in _WORDS if word in words]:
             return False, False
         if _REPLAY.search(words) and not line.stamped:
             self._replay_until = line.number + _REPLAY_LINES

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kboot.crash.model import CrashKind
 
 #: A symbol with offset, "func+0x12/0x34"; the group is `at`.
-AT = r"(?:\[<[0-9a-fx]+>\] )?(?P<at>[A-Za-z_][\w.$]*)(?:\+0x|\(\)|\b)"
+AT = r"(?:\[<[0-9a-fx]+>\] )?(?P<at>(?![0-9a-f]{8,16}\b)[A-Za-z_][\w.$]*)(?:\+0x|\(\)|\b)"
 #: What older kernels put in front of a soft or hard lockup.
 WATCHDOG = r"(?:NMI |Kernel )?(?:watchdog: )?(?:CPU\d+: )?"
 RCU = r"(?:rcu(?:_\w+)?: )?"

@@ -12,10 +12,12 @@ from kboot.crash.rules import Rule
 
 #: Somebody quotes a kernel message: in a command, a script, a search, a log of tests.
 _QUOTING = re.compile(
-    r"""["'`]\s*(?:\[.*)?$|\b(?:echo|printf|print|grep|egrep|awk|sed|logger|cat|expect|match|search|pattern|"""
-    r"""wait(?:ing)?|looking|test|assert|run|append|cmdline|case)\b""",
+    r"""["'`]\s*(?:\[.*)?$|\b(?:echo|printf|print|grep|egrep|awk|sed|logger|cat|match|search|pattern|"""
+    r"""waiting|looking|append|cmdline)\b""",
     re.IGNORECASE,
 )
+#: Words before a first line that are a quotation's, or a log's name for itself.
+_TALKING = re.compile(r"\b(?:expect|wait|test|assert|run|case)\b", re.IGNORECASE)
 #: The same rule for a line whose origin is in doubt.
 _DOUBTED = {rule: replace(rule, needs_trace=True) for rule in RULES}
 
@@ -32,6 +34,17 @@ def _applicable(words: str) -> Sequence[Rule]:
     return sorted(
         (rule for anchor in present for rule in _RULES_OF[anchor]), key=_ORDER.__getitem__
     )
+
+
+def _find_behind_name(words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
+    """A first line behind what some vendor puts between the kernel's time and its words."""
+    for rule in rules:
+        if rule.needs_trace or rule.is_vague:
+            continue
+        match = rule.pattern.search(words)
+        if match is not None and not words[: match.start()].endswith("[ end "):
+            return _DOUBTED[rule], match
+    return None
 
 
 class TriggerFinder:
@@ -54,7 +67,9 @@ class TriggerFinder:
             if match is not None:
                 doubted = not line.stamped and (self.stamped_log or rule.is_vague)
                 return (_DOUBTED[rule] if doubted else rule), match
-        return None if line.stamped else self._find_glued(words, rules)
+        if line.stamped:
+            return _find_behind_name(words, rules)
+        return self._find_glued(words, rules)
 
     def _find_glued(self, words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
         """A first line behind a prompt or a program's unfinished line."""
@@ -70,7 +85,8 @@ class TriggerFinder:
             if _QUOTING.search(before):
                 self._quoted = words
                 return None
-            return (_DOUBTED[rule] if self.stamped_log else rule), match
+            doubted = self.stamped_log or _TALKING.search(before)
+            return (_DOUBTED[rule] if doubted else rule), match
         if _QUOTING.search(words):
             self._quoted = words
         return None

@@ -87,6 +87,10 @@ PREFIXES: dict[str, Callable[[int], str]] = {
     "journal in Russian": lambda number: "июл 27 14:08:03 box kernel: ",
     "/dev/kmsg": lambda number: f"4,{number},{5140900 + number},-;",
     "seconds": lambda number: f"{34 + number // 9:05} ",
+    "journal with time": lambda number: f"{_stamp(number)} box-7 kernel: ",
+    "dmesg -H": lambda number: "[Nov 3 05:24] " if number == 2 else f"[  +0.{number:06}] ",
+    "dmesg -d": lambda number: f"[{5 + number:5}.000001 <    0.000012>] ",
+    "MediaTek": lambda number: f"{_stamp(number)} -(1)[412:tester]",
     "wall clock": lambda number: f"[06:07:08] {_stamp(number)} ",
     "wall clock alone": lambda number: "[06:07:08] ",
     "date": lambda number: f"[2024-03-05 06:07:08.123] {_stamp(number)} ",
@@ -98,8 +102,17 @@ PREFIXES: dict[str, Callable[[int], str]] = {
 }
 
 
+#: The same for log writers that nobody has heard of.
+UNKNOWN: dict[str, Callable[[int], str]] = {
+    "vendor": lambda number: f"{_stamp(number)} core {number % 4}: ",
+    "log": lambda number: f"2024-03-05 06:07:{number % 60:02},123 - lab - INFO - ",
+    "test log": lambda number: f"2024-03-05 06:07:{number % 60:02},123 - run - INFO - ",
+    "seconds": lambda number: f"{number:8.2f} serial> ",
+}
+
+
 def disguise(golden: Golden, prefix: str) -> list[str]:
     """The log with a prefix on every line, after some lines of an innocent boot."""
-    write = PREFIXES[prefix]
+    write = PREFIXES[prefix] if prefix in PREFIXES else UNKNOWN[prefix]
     calm = ["random: crng init done", "e1000e 0000:00:02.0 eth0: NIC Link is Up 1000 Mbps"]
     return [write(number) + line for number, line in enumerate([*calm, *golden.lines])]

@@ -8,6 +8,7 @@ from kboot.crash import CrashReport
 from tests.crash.crash_logs import (
     GOLDEN,
     PREFIXES,
+    UNKNOWN,
     Golden,
     disguise,
     encode,
@@ -42,6 +43,14 @@ def test_the_guilty_function_is_among_the_frames(golden: Golden) -> None:
 @each_golden
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_prefix_changes_nothing(golden: Golden, prefix: str) -> None:
+    assert what(reports(encode(disguise(golden, prefix)))[0]) == wanted(golden, shift=2)
+
+
+@pytest.mark.parametrize(
+    "golden", [g for g in GOLDEN if g.function], ids=lambda golden: golden.name
+)
+@pytest.mark.parametrize("prefix", UNKNOWN)
+def test_an_unknown_prefix_is_learnt_from_the_first_line(golden: Golden, prefix: str) -> None:
     assert what(reports(encode(disguise(golden, prefix)))[0]) == wanted(golden, shift=2)
 
 
