@@ -2,7 +2,8 @@
 
 Every program kboot starts dies with kboot, even when kboot is killed with SIGKILL: ``setpriv`` asks
 the kernel for a signal on the parent's death (``PR_SET_PDEATHSIG``). That signal is sent when the
-*thread* that forked ends, so all forks happen on one thread that lives as long as the process.
+*thread* that forked ends, so all forks happen on one thread that lives as long as the process. What
+`start_detached` starts is the one exception: it outlives us.
 """
 
 from __future__ import annotations
@@ -150,6 +151,27 @@ def spawn(
         yield process
     finally:
         process.stop(stop_grace_s)
+
+
+def start_detached(
+    argv: Sequence[str], *, log: Path, env: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> Process:
+    """Start a program that outlives us, in a session of its own; its output goes to `log`.
+
+    Nobody stops it but itself. `env` is its whole environment.
+    """
+    logger.debug("$ %s", shlex.join(argv))
+    with log.open("ab") as output:
+        popen = subprocess.Popen(
+            [find_program(argv[0]), *argv[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=env,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    return Process(popen, log)
 
 
 def run(

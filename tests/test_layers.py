@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 #: one row do not know each other.
 ROWS = (
     {"errors"},
-    {"deadline", "log", "crash", "parallel"},
+    {"deadline", "log", "crash", "loop", "parallel"},
     {"process", "backend"},
     {"state", "templates", "qmp", "snapshots"},
     {"config", "console", "artifacts", "kube", "ssh"},

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from kboot.artifacts import Kernel
 from kboot.backend import Backend, BootServer, Machine, MachineSpec, SnapshotBackend
-from kboot.boot import evidence, script
+from kboot.boot import evidence
 from kboot.boot.attempt import Boot, OnPhase
 from kboot.boot.expectations import ExpectedCrash, Wanted, wanted
-from kboot.boot.milestones import Expected, Milestone, Phase
+from kboot.boot.milestones import Milestone, Phase
+from kboot.boot.publish import Load, script_for, script_name, upload
 from kboot.boot.saved import SavedBoot
 from kboot.boot.settings import BootSettings, settings_for
 from kboot.config import Config
@@ -26,6 +27,7 @@ __all__ = [
     "Boot",
     "BootSettings",
     "ExpectedCrash",
+    "Load",
     "Milestone",
     "Phase",
     "Wanted",
@@ -33,6 +35,7 @@ __all__ = [
     "open_backend",
     "power_on",
     "settings_for",
+    "upload",
     "wanted",
 ]
 
@@ -85,8 +88,8 @@ def power_on(
     evidence.prepare(evidence_directory)
     start = time.monotonic()
     nonce = saved.expected.nonce if saved else secrets.token_hex(8)
-    expected, text = _publish(server, kernel, settings, nonce)
-    boot_file = server.write(f"{settings.machine_name}/boot.ipxe", text)
+    expected, text = script_for(server, upload(server, kernel, settings), nonce)
+    boot_file = server.write(script_name(settings), text)
     (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
     with contextlib.ExitStack() as stack:
         machine = stack.enter_context(
@@ -166,44 +169,6 @@ def _switch_on(
     return backend.power_on(
         spec, deadline, saved=saved.directory if saved else None, savable=savable
     )
-
-
-def _publish(
-    server: BootServer, kernel: Kernel, settings: BootSettings, nonce: str
-) -> tuple[Expected, str]:
-    """Put the artifacts on the server; what is to be seen of them, and the boot script."""
-    query = f"m={settings.machine_name}&b={nonce}"
-    kernel_url = server.put(kernel.image)
-    initrd_urls = [server.put(path) for path in settings.initrds]
-    command_line = script.command_line(
-        nonce=nonce,
-        architecture=settings.architecture,
-        firmware=settings.firmware,
-        initrd_count=len(initrd_urls),
-        extra=settings.command_line,
-    )
-    text = script.boot_script(
-        nonce=nonce,
-        query=query,
-        kernel_url=kernel_url,
-        initrd_urls=initrd_urls,
-        beacon_url=server.url("beacon"),
-        command_line=command_line,
-    )
-    base = server.url("")
-    expected = Expected(
-        nonce=nonce,
-        query=query,
-        script_path=f"scripts/{settings.machine_name}/boot.ipxe",
-        kernel_path=kernel_url.removeprefix(base),
-        initrd_paths={
-            url.removeprefix(base): path.name
-            for url, path in zip(initrd_urls, settings.initrds, strict=True)
-        },
-        release=kernel.release,
-        command_line=command_line,
-    )
-    return expected, text
 
 
 def machine_spec(settings: BootSettings, boot_file: str = "") -> MachineSpec:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ from kboot.boot.channel import reach_by_ssh
 from kboot.boot.expectations import ExpectedCrash
 from kboot.boot.judge import Judge
 from kboot.boot.milestones import Expected, Milestone, Milestones, Phase
+from kboot.boot.publish import Load, script_for, script_name
 from kboot.boot.saved import WAKE_LIMIT_S, SavedBoot
 from kboot.boot.settings import BootSettings
 from kboot.console import Console, Line
@@ -42,12 +45,22 @@ _PROMPT = re.compile(r"(?:^|\s)\S+ login: ?$|^\S*[#$] $")
 #: The same when a kernel message came right after it.
 _PROMPT_IN_LINE = re.compile(r"^\S+ login: ")
 
+#: For a guest that is up already.
+_LOGIN_LIMIT_S = 30
+
 #: Seconds in which the guest can still answer that it has begun.
 _LEAD_S = 1
 
 _SCRIPT_LINE = re.compile(r"kboot: script \w")
 
+#: Lines kept for a boot that nobody follows at the moment: more than a reset prints.
+_KEPT_LINES = 50_000
+
 OnPhase = Callable[[Milestone, float], None]
+
+
+class GivenUp(InfraError):
+    """A boot was not followed to its end, because something else was asked for."""
 
 
 class Boot:
@@ -87,10 +100,12 @@ class Boot:
         self._announced = 0
         self._guest: Guest | None = None
         self._by_ssh: Guest | None = None
-        self._lines: deque[Line] = deque()
+        self._lines: deque[Line] = deque(maxlen=_KEPT_LINES)
         self._fetch_count = 0
         self._scripts_seen = 0
         self._expecting = 0
+        self._next: tuple[Load, Expected] | None = None
+        self._given_up = threading.Event()
         self._reports_when_ready = 0
         #: What the machine is to come back from.
         self._crash: ExpectedCrash | None = None
@@ -250,6 +265,54 @@ class Boot:
         self.console.attach(self.machine.stream)
         self.wait_for_reboot()
 
+    def load_next(self, load: Load) -> str:
+        """Switch the boot script, in one step: what the machine loads from its next reset on.
+
+        Returns the nonce by which that is told from all that ran before.
+        """
+        nonce = secrets.token_hex(8)
+        expected, text = script_for(self.server, load, nonce)
+        self.server.write(script_name(load.settings), text)
+        (self.evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
+        self._next = (load, expected)
+        return nonce
+
+    @property
+    def has_reset(self) -> bool:
+        """Whether the machine began another boot that nobody has asked for."""
+        return self._scripts_seen > len(self.history)
+
+    def follow_reset(self) -> None:
+        """The machine has gone through a reset by itself: wait until it is back.
+
+        What it died of is forgiven.
+        """
+        self.console.expect_reset()
+        self._crash = None
+        self._begin_life()
+        self._scripts_seen = len(self.history)
+        self.wait_until_ready()
+
+    def give_up(self) -> None:
+        """From another thread: whoever waits for the boot to go on gets `GivenUp`."""
+        self._given_up.set()
+
+    def lend_console(self) -> None:
+        """Leave the guest's terminal to somebody else, until `take_console`."""
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+    @property
+    def console_is_lent(self) -> bool:
+        """Whether the machine is ready and its terminal is somebody else's."""
+        return self._guest is None and self.milestones.ready
+
+    def take_console(self) -> None:
+        """Log in once more, where somebody else has used the terminal."""
+        deadline = Deadline(_LOGIN_LIMIT_S)
+        self._guest = login(self.console, self.settings.user, self.settings.password, deadline)
+
     def panic(self) -> None:
         """Have the guest's kernel panic, by sysrq; say so first, with `expect_crash`."""
         self.guest.spawn(f"sleep {_LEAD_S}; echo c > /proc/sysrq-trigger")
@@ -319,7 +382,10 @@ class Boot:
     def _follow(self, deadline: Deadline, done: Callable[[], bool]) -> None:
         """Watch both witnesses until `done`, or until the deadline; raise what goes wrong."""
         pause = self.console.watch("next milestone of the boot")
+        self._given_up.clear()
         while not deadline.expired:
+            if self._given_up.is_set():
+                raise GivenUp(f"the boot was left in its phase {self.milestones.current}")
             self._observe()
             if done():
                 return
@@ -386,6 +452,9 @@ class Boot:
         self._guest = None
         self.hang_up()
         self._announced = 0
+        if self._next is not None:
+            (load, self._expected), self._next = self._next, None
+            self.kernel, self.settings = load.kernel, load.settings
         now = time.monotonic()
         self.history.append(Milestones(self._expected, start=now, again=True))
         self.milestones.reach(Phase.SCHEDULED, now, "backend")

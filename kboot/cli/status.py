@@ -1,46 +1,35 @@
-"""``kboot status``: which runs are there, and how they are."""
+"""``kboot status``: what a machine is doing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import click
 
-from kboot import state
-from kboot.cli.gc import age
-from kboot.cli.options import config_options, load_config
-from kboot.config import Config
+from kboot.cli.naming import json_option, machine_argument, print_json, say_state
 
 
-@click.command(epilog="What is dead, kboot gc removes.")
-@config_options("backend", "context", "namespace")
-def status(**options: Any) -> None:
-    """Show the runs that are there: on this host, or with --backend on a cluster."""
-    config = load_config(options)
-    lines = list(_REPORTERS[config.backend](config))
-    for line in lines or ["no run is there"]:
-        click.echo(line)
+@click.command(epilog="Exit code 0: it is ready. 1: its kernel crashed or failed.")
+@machine_argument
+@json_option
+@click.pass_context
+def status(context: click.Context, /, *, name: str, as_json: bool) -> None:
+    """Tell what the machine NAME is doing."""
+    from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
 
-
-def _report_local(_: Config) -> Iterator[str]:
-    stale = {run.directory for run in state.stale_runs()}
-    for directory in sorted(state.runs_directory().glob("run-*")):
-        yield f"{directory}  {'dead' if directory in stale else 'lives'}"
-
-
-def _report_cluster(config: Config) -> Iterator[str]:
-    from kboot.kube import connect  # noqa: PLC0415  half a second
-    from kboot.kubevirt import hygiene  # noqa: PLC0415
-
-    for run in hygiene.find_runs(connect(config.context, config.namespace)):
-        condition = f"dead, silent for {age(run.silent_s)}" if run.dead else "lives"
-        yield f"{run.name}  {run.user}  {age(run.age_s)} old, {condition}"
-        for name, how in run.machines:
-            yield f"  {name}  {how}"
-
-
-_REPORTERS: dict[str, Callable[[Config], Iterator[str]]] = {
-    "qemu": _report_local,
-    "kubevirt": _report_cluster,
-}
+    found = ask(name, "status")
+    if as_json:
+        print_json(found)
+    else:
+        upcoming = found["next"]
+        lines = [
+            f"{name}: {say_state(found['state'], found['what'])}",
+            f"  kernel    {found['release']}, boot {found['boots']} of this machine",
+            f"  next      {upcoming['release']} (push {upcoming['number']}) {upcoming['kernel']}",
+            f"  machine   {found['machine']}, process {found['pid']}, up {found['up_s']:.0f} s",
+            f"  evidence  {found['evidence']}",
+        ]
+        lines += [f"  reported  {title}" for title in found["reports"]]
+        if found["writer"]:
+            lines.append(f"  console   process {found['writer']} types")
+        click.echo("\n".join(lines))
+    if found["state"] in {"crashed", "failed"}:
+        context.exit(1)

@@ -197,6 +197,11 @@ class Console:
         """
         return self._tape.crashes.expecting(wanted, ends_waits=ends_waits)
 
+    def wait_for_more(self, position: int, at_most_s: float) -> bool:
+        """Whether there are bytes after `position`, now or in so many seconds. Never raises."""
+        with self._tape.changed:
+            return self._tape.changed.wait_for(lambda: self._tape.record.size > position, at_most_s)
+
     def watch(self, what: str) -> Callable[[float], None]:
         """For a wait of one's own for `what`: a function that lets time pass.
 

@@ -1,0 +1,72 @@
+"""What a machine loads: artifacts on the boot server, and the boot script that names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kboot.artifacts import Kernel
+from kboot.backend import BootServer
+from kboot.boot import script
+from kboot.boot.milestones import Expected
+from kboot.boot.settings import BootSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A kernel and its images, all of them on the boot server."""
+
+    kernel: Kernel
+    settings: BootSettings
+    kernel_url: str
+    #: In the order of `BootSettings.initrds`.
+    initrd_urls: tuple[str, ...]
+
+
+def upload(server: BootServer, kernel: Kernel, settings: BootSettings) -> Load:
+    """Put a kernel and its images on the server; what is there already is not sent again."""
+    return Load(
+        kernel=kernel,
+        settings=settings,
+        kernel_url=server.put(kernel.image),
+        initrd_urls=tuple(server.put(path) for path in settings.initrds),
+    )
+
+
+def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, str]:
+    """What is to be seen of a boot of `load`, and the text of its boot script."""
+    settings = load.settings
+    query = f"m={settings.machine_name}&b={nonce}"
+    command_line = script.command_line(
+        nonce=nonce,
+        architecture=settings.architecture,
+        firmware=settings.firmware,
+        initrd_count=len(load.initrd_urls),
+        extra=settings.command_line,
+    )
+    text = script.boot_script(
+        nonce=nonce,
+        query=query,
+        kernel_url=load.kernel_url,
+        initrd_urls=load.initrd_urls,
+        beacon_url=server.url("beacon"),
+        command_line=command_line,
+    )
+    base = server.url("")
+    expected = Expected(
+        nonce=nonce,
+        query=query,
+        script_path=f"scripts/{script_name(settings)}",
+        kernel_path=load.kernel_url.removeprefix(base),
+        initrd_paths={
+            url.removeprefix(base): path.name
+            for url, path in zip(load.initrd_urls, settings.initrds, strict=True)
+        },
+        release=load.kernel.release,
+        command_line=command_line,
+    )
+    return expected, text
+
+
+def script_name(settings: BootSettings) -> str:
+    """The name under which the server has a machine's boot script."""
+    return f"{settings.machine_name}/boot.ipxe"

@@ -1,0 +1,88 @@
+"""A serial line for any number of readers, each from where it likes, and one who types."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from kboot.console import Console
+from kboot.errors import ConfigError, ConsoleClosed
+from kboot.machines.keyboard import Keyboard
+
+_PIECE = 1 << 16
+#: How soon a reader that waits for the guest is asked whether it still lives.
+_LOOK_S = 0.5
+
+
+class Broker:
+    """Serves the record of a console. Every byte comes from its file, so no reader is too slow."""
+
+    def __init__(self, console: Console, record: Path, keyboard: Keyboard) -> None:
+        self._console = console
+        self._record = record
+        self._keyboard = keyboard
+
+    def position(self, since: object, *, boot: int) -> tuple[int, int]:
+        """The position that a reader asks for, and the end of the record.
+
+        ``start`` (of the record), ``boot`` (the present one), ``now``, or a position.
+        """
+        size = self._console.mark()
+        match since:
+            case "start":
+                return 0, size
+            case "boot":
+                return min(boot, size), size
+            case "now":
+                return size, size
+            case int() if not isinstance(since, bool) and since >= 0:
+                return min(since, size), size
+            case _:
+                raise ConfigError(f"no position: {since!r}; say start, boot, now, or a number")
+
+    def read(self, client: socket.socket, offset: int, stopping: Callable[[], bool]) -> None:
+        """Send the record from `offset` on, and go on until the client leaves."""
+        watcher = threading.Thread(target=_drain, args=(client,), daemon=True)
+        watcher.start()
+        self._send(client, offset, lambda: stopping() or not watcher.is_alive())
+
+    def talk(self, client: socket.socket, offset: int, stopping: Callable[[], bool]) -> None:
+        """As `read`, and type what the client sends."""
+        typist = threading.Thread(target=self._type, args=(client,), daemon=True)
+        typist.start()
+        self._send(client, offset, lambda: stopping() or not typist.is_alive())
+
+    def _send(self, client: socket.socket, offset: int, done: Callable[[], bool]) -> None:
+        with contextlib.suppress(OSError), self._record.open("rb") as record:
+            record.seek(offset)
+            while not done():
+                offset += self._send_what_is_there(client, record)
+                self._console.wait_for_more(offset, _LOOK_S)
+            self._send_what_is_there(client, record)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+
+    @staticmethod
+    def _send_what_is_there(client: socket.socket, record: BinaryIO) -> int:
+        sent = 0
+        while data := record.read(_PIECE):
+            client.sendall(data)
+            sent += len(data)
+        return sent
+
+    def _type(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError, ConsoleClosed):
+            while data := client.recv(_PIECE):
+                with self._keyboard.free():
+                    self._console.send(data, echoed=False)
+
+
+def _drain(client: socket.socket) -> None:
+    """Return when the client has left. What a reader types is nobody's business."""
+    with contextlib.suppress(OSError):
+        while client.recv(_PIECE):
+            pass

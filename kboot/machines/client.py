@@ -1,0 +1,159 @@
+"""Ask a machine's supervisor for something."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, InfraError, KbootError
+from kboot.machines import wire
+from kboot.machines.places import Place, place_of, places, remove_if_dead
+from kboot.state import sweep
+
+#: A supervisor listens from its first moments on, a second after its start at most.
+_CONNECT_LIMIT_S = 20.0
+#: For one that has hung up: its machine is being switched off.
+_END_LIMIT_S = 20.0
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def ask(name: str, verb: str, *, on_event: OnEvent = lambda _event: None, **arguments: Any) -> Any:
+    """Have a machine's supervisor do something, and return what it answers.
+
+    `on_event` is called with what it tells meanwhile. Raises what went wrong there, as one of the
+    three families of errors; `ConfigError` if there is no such machine.
+    """
+    with _asked(name, verb, arguments) as connection:
+        return _answer(connection, name, on_event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A console to read from, and maybe to write to."""
+
+    wire: wire.Wire
+    #: The position in the record at which it begins, and how far the record reached then.
+    offset: int
+    size: int
+    #: Whether what is sent is typed.
+    writes: bool
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes as they come; ends when the machine is switched off."""
+        rest = self.wire.take_rest()
+        if rest:
+            yield rest
+        with contextlib.suppress(ConnectionError):
+            while data := self.wire.socket.recv(1 << 16):
+                yield data
+
+
+@contextlib.contextmanager
+def attach(name: str, **arguments: Any) -> Iterator[Attachment]:
+    """The serial line of a machine, from the position ``since`` on (see `kboot.machines.broker`).
+
+    It is given up at the end of the ``with``.
+    """
+    with _asked(name, "attach", arguments) as connection:
+        answer = _answer(connection, name, lambda _event: None)
+        yield Attachment(
+            wire=connection, offset=answer["offset"], size=answer["size"], writes=answer["writes"]
+        )
+
+
+def clear_dead() -> list[str]:
+    """Remove what dead supervisors have left, their processes too; the names of their machines."""
+    gone = [place.name for place in places() if remove_if_dead(place)]
+    if gone:
+        sweep()
+    return gone
+
+
+def live_places() -> list[Place]:
+    """The machines that there are. What dead supervisors have left is removed."""
+    clear_dead()
+    return places()
+
+
+def switch_off(name: str) -> str:
+    """Switch a machine off; the directory with what is left of it: its console and logs.
+
+    A supervisor that does not end is killed, and with it all it has started.
+    """
+    answer = ask(name, "stop")
+    place = place_of(name)
+    for _ in Deadline(_END_LIMIT_S).poll(0.02):
+        if not place.is_alive:
+            break
+    else:
+        os.kill(answer["pid"], signal.SIGKILL)
+    clear_dead()
+    evidence: str = answer["evidence"]
+    return evidence
+
+
+def connect(place: Place) -> wire.Wire:
+    """A connection to a machine's supervisor, which may just be starting."""
+    for _ in Deadline(_CONNECT_LIMIT_S).poll(0.02):
+        if not place.is_alive:
+            raise _absent(place)
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            return wire.connect(place.directory)
+    raise InfraError(f"the supervisor of {place.name} does not answer; see {place.log}")
+
+
+def _absent(place: Place) -> ConfigError | InfraError:
+    failure = place.read_failure()
+    if remove_if_dead(place):
+        sweep()
+        why = f": {failure['message']}" if failure else ", and was killed"
+        return InfraError(f"the machine {place.name} has ended{why}; start it again: kboot up")
+    there = ", ".join(each.name for each in places())
+    hint = f"there are: {there}" if there else "start it: kboot up"
+    return ConfigError(f"there is no machine called {place.name}; {hint}")
+
+
+def _ended(place: Place) -> KbootError:
+    """Why a supervisor has hung up."""
+    for _ in Deadline(_END_LIMIT_S).poll(0.05):
+        if not place.is_alive:
+            failure = place.read_failure()
+            return wire.to_error(failure) if failure else _absent(place)
+    return InfraError(f"the supervisor of {place.name} has hung up; see {place.log}")
+
+
+@contextlib.contextmanager
+def _asked(name: str, verb: str, arguments: dict[str, Any]) -> Iterator[wire.Wire]:
+    connection = connect(place_of(name))
+    with contextlib.closing(connection.socket):
+        with _losing_it_named(name):
+            connection.send({"verb": verb, **arguments})
+        yield connection
+
+
+def _answer(connection: wire.Wire, name: str, on_event: OnEvent) -> Any:
+    while True:
+        with _losing_it_named(name):
+            message = connection.receive()
+        if message is None:
+            raise _ended(place_of(name))
+        if "event" in message:
+            on_event(message)
+        elif "error" in message:
+            raise wire.to_error(message["error"])
+        else:
+            return message.get("result")
+
+
+@contextlib.contextmanager
+def _losing_it_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, ValueError) as error:
+        raise _ended(place_of(name)) from error

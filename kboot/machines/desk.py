@@ -1,0 +1,203 @@
+"""One machine, and what can be asked of it. One thread works at the desk, see `supervisor`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kboot.boot import Boot, Milestone
+from kboot.boot.attempt import GivenUp
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, GuestError, InfraError, KbootError, KernelCrash
+from kboot.log import logger
+from kboot.machines import wire
+from kboot.machines.journal import Journal, State
+from kboot.machines.keyboard import Keyboard
+from kboot.machines.pushes import Push, Pushes
+
+_RESTARTS = ("hard", "reset", "soft")
+
+
+class Desk:
+    """Does one thing after another with a machine; every method is for the desk's thread only."""
+
+    def __init__(self, boot: Boot, pushes: Pushes, journal: Journal, keyboard: Keyboard) -> None:
+        self.boot = boot
+        self.pushes = pushes
+        self.journal = journal
+        self._keyboard = keyboard
+        self.boots = 0
+        self._began = 0
+        #: The end of the record when the machine was last looked after.
+        self._seen = 0
+
+    @property
+    def boot_offset(self) -> int:
+        """Where in the console's record the present boot begins."""
+        return max(self._began, self.boot.judge.last_life)
+
+    # ---------------------------------------------------------------------------------- booting
+
+    def first_boot(self) -> None:
+        """Follow the boot that began with power-on."""
+        self._follow(self.boot.wait_until_ready, begin=0)
+
+    def restart(self, how: str) -> dict[str, Any]:
+        """Restart the machine and tell how its boot went; see `_follow`."""
+        if how not in _RESTARTS:
+            raise ConfigError(f"no way to restart is called {how!r}; there are {_RESTARTS}")
+        if how == "soft" and self.journal.state.name != "ready":
+            raise GuestError(f"the guest cannot restart itself: it is {self.journal.state.name}")
+        current = self.pushes.current
+        if current is not None:
+            # The same kernel once more, and yet told from the boot before by its nonce.
+            self.boot.load_next(current.load)
+        if how == "soft":
+            self._need_console()
+            return self._follow(self.boot.reboot)
+        return self._follow(self.boot.restart if how == "hard" else self.boot.reset)
+
+    def panic(self) -> dict[str, Any]:
+        """Have the kernel panic, wait until it is back, and tell both."""
+        self._need_console()
+        begin = self.boot.console.mark()
+        with (
+            self._keyboard.taken_away("the kernel is made to panic"),
+            self.boot.expect_crash("panic") as crash,
+        ):
+            self.boot.panic()
+        outcome = self._follow(self.boot.wait_for_reboot, begin=begin)
+        return {**outcome, "crash": crash.report.title}
+
+    def attend(self) -> None:
+        """Look whether anything has happened to the machine by itself."""
+        if self.boot.has_reset:
+            logger.info("the machine has reset by itself")
+            self._follow(self.boot.follow_reset, begin=self._seen)
+            return
+        self._seen = self.boot.console.mark()
+        if self.journal.state.name == "ready":
+            try:
+                self.boot.check()
+            except KernelCrash as error:
+                self.journal.enter(State(name="crashed", what=error.report.title))
+            except GuestError as error:
+                if not self.boot.has_reset:
+                    self.journal.enter(State(name="off", what=str(error)))
+            except InfraError as error:
+                self.journal.enter(State(name="failed", what=str(error)))
+
+    def _follow(self, act: Callable[[], None], *, begin: int | None = None) -> dict[str, Any]:
+        """Do what makes the machine boot, follow it, and tell how it went.
+
+        `begin` is where the console's record begins to tell of it, if that is not now.
+
+        The answer has ``error`` (see `wire.describe`) unless the machine is ready, and then the
+        ``title`` of its crash if it had one, and the ``phase`` it was in.
+        """
+        self.boots += 1
+        self._began = self.boot.console.mark() if begin is None else begin
+        self.journal.enter(State(name="booting"))
+        start = time.monotonic()
+        error: KbootError | None = None
+        with self._keyboard.taken_away("the machine boots"):
+            try:
+                act()
+            except KbootError as caught:
+                error = caught
+        outcome = self._outcome(error, self._began, time.monotonic() - start)
+        self.journal.enter(_state_after(error))
+        if error is None and self._keyboard.holder:
+            self.boot.lend_console()
+        return outcome
+
+    def _outcome(self, error: KbootError | None, begin: int, duration_s: float) -> dict[str, Any]:
+        milestones = self.boot.milestones
+        return {
+            "error": None if error is None else wire.describe(error),
+            "title": error.report.title if isinstance(error, KernelCrash) else None,
+            "phase": str(milestones.current),
+            "phases_s": milestones.durations_s(),
+            "duration_s": round(duration_s, 3),
+            "release": self.boot.kernel.release,
+            "nonce": milestones.expected.nonce,
+            "boot_id": self.boot.boot_ids[-1] if error is None else None,
+            "console": [begin, self.boot.console.mark()],
+        }
+
+    def see_milestone(self, milestone: Milestone, seconds: float) -> None:
+        """A boot has come further."""
+        self.journal.add(
+            {
+                "event": "phase",
+                "phase": str(milestone.phase),
+                "seconds": round(seconds, 3),
+                "witness": milestone.witness,
+            }
+        )
+
+    # ---------------------------------------------------------------------------------- pushing
+
+    def switch(self, push: Push) -> dict[str, Any]:
+        """Make a push what the machine loads from its next reset on."""
+        accepted = self.pushes.accept(push)
+        nonce = self.boot.load_next(accepted.load)
+        return {**accepted.as_json(), "nonce": nonce}
+
+    # -------------------------------------------------------------------------------- the guest
+
+    def run(self, command: str, timeout_s: float) -> dict[str, Any]:
+        """Run a command in the guest."""
+        self._need_console()
+        with self._keyboard.taken_away("a command runs"):
+            result = self.boot.guest.run(command, timeout_s=timeout_s)
+        return {
+            "exit_status": result.exit_status,
+            "stdout": result.stdout_bytes.decode("latin-1"),
+            "stderr": result.stderr_bytes.decode("latin-1"),
+            "duration_s": round(result.duration_s, 3),
+        }
+
+    def put(self, local: str, remote: str, timeout_s: float) -> None:
+        """Copy a file of this host into the guest."""
+        self._need_console()
+        with self._keyboard.taken_away("a file is copied"):
+            self.boot.guest.put(Path(local), remote, Deadline(timeout_s))
+
+    def get(self, remote: str, local: str, timeout_s: float) -> None:
+        """Copy a file of the guest to this host."""
+        self._need_console()
+        with self._keyboard.taken_away("a file is copied"):
+            self.boot.guest.get(remote, Path(local), Deadline(timeout_s))
+
+    def lend_console(self) -> None:
+        """Somebody is going to type: the guest's shell is theirs."""
+        if self.journal.state.name == "ready":
+            self.boot.lend_console()
+
+    def _need_console(self) -> None:
+        """The terminal is needed for a command; `GuestError`, `ConfigError` if it cannot be had."""
+        state = self.journal.state
+        if state.name != "ready":
+            raise GuestError(f"the machine is not ready: {state.name} {state.what}".rstrip())
+        if self.boot.console_is_lent:
+            if self._keyboard.holder:
+                raise ConfigError(
+                    f"the console is in use by process {self._keyboard.holder}; detach it (ctrl-])"
+                )
+            with self._keyboard.taken_away("the guest is logged in to"):
+                self.boot.take_console()
+
+
+def _state_after(error: KbootError | None) -> State:
+    match error:
+        case None:
+            return State(name="ready")
+        case GivenUp():
+            return State(name="booting", what=str(error))
+        case KernelCrash():
+            return State(name="crashed", what=error.report.title)
+        case _:
+            return State(name="failed", what=str(error))

@@ -1,0 +1,146 @@
+"""What was pushed to a machine: kernels and images on its boot server, the newest last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kboot.artifacts import Kernel, read_kernel
+from kboot.artifacts.compression import MAGIC, compression_of, decompressed
+from kboot.artifacts.image import HEAD_SIZE
+from kboot.backend import BootServer
+from kboot.boot import Load, settings_for, upload
+from kboot.config import Config
+from kboot.errors import ConfigError
+
+_CPIO = (b"070701", b"070702")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    """One kernel with its images that the machine can boot."""
+
+    #: From 1, in the order of the pushes.
+    number: int
+    #: The configuration it was made from.
+    config: Config
+    load: Load
+    #: Seconds since the epoch.
+    time: float
+
+    def as_json(self) -> dict[str, Any]:
+        """For people and programs to read."""
+        load = self.load
+        return {
+            "number": self.number,
+            "release": load.kernel.release,
+            "version": load.kernel.version,
+            "kernel": str(load.kernel.source),
+            "sha256": load.kernel.sha256,
+            "initrds": [url.rpartition("/")[2] for url in load.initrd_urls],
+            "cmdline": load.settings.command_line,
+            "time": self.time,
+        }
+
+
+class Pushes:
+    """Puts files on a boot server, and remembers what they make up."""
+
+    def __init__(self, server: BootServer, config: Config, machine_name: str) -> None:
+        self._server = server
+        self._config = config
+        self._machine_name = machine_name
+        self._kernels: dict[tuple[str, int, int, int, int], Kernel] = {}
+        self._all: list[Push] = []
+        #: The one that the boot script names.
+        self.current: Push | None = None
+
+    @property
+    def all(self) -> Sequence[Push]:
+        """Every push so far."""
+        return tuple(self._all)
+
+    def prepare(self, files: Sequence[Path], command_line: str | None) -> Push:
+        """Read and upload files; what is not among them stays as it is in the current push.
+
+        Nothing is switched yet, see `accept`. `ConfigError` for a file that is neither a kernel
+        nor an initramfs, and for one that changes while it is read.
+        """
+        config = self.current.config if self.current else self._config
+        for file in files:
+            if _is_initramfs(file):
+                config = replace(config, rootfs=str(file))
+            else:
+                config = replace(config, kernel=str(file))
+        if command_line is not None:
+            config = replace(config, cmdline=command_line)
+        return self.read(config)
+
+    def read(self, config: Config) -> Push:
+        """Read and upload what a configuration names."""
+        kernel = self._kernel(Path(config.kernel or ""))
+        settings = settings_for(kernel, config, machine_name=self._machine_name)
+        load = upload(self._server, kernel, settings)
+        if not load.kernel_url.endswith(kernel.sha256):
+            raise ConfigError(
+                f"{kernel.source} was written to while it was pushed; push it again when it is done"
+            )
+        return Push(number=0, config=config, load=load, time=time.time())
+
+    def accept(self, push: Push) -> Push:
+        """Make a push the current one; the same as an earlier one keeps that one's number."""
+        same = next((old for old in self._all if _same(old, push)), None)
+        if same is None:
+            same = replace(push, number=len(self._all) + 1)
+            self._all.append(same)
+        self.current = same
+        return same
+
+    def find(self, number: int | None) -> Push:
+        """The push of this number, or the one before the current one."""
+        if number is None:
+            number = self.current.number - 1 if self.current else 0
+        found = next((push for push in self._all if push.number == number), None)
+        if found is None:
+            raise ConfigError(f"there is no push {number} to go back to; see kboot push --list")
+        return found
+
+    def _kernel(self, path: Path) -> Kernel:
+        """As `read_kernel`; a file that has not changed is not read again."""
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        # A directory's own times tell nothing about what is below it.
+        if path.is_dir() or key not in self._kernels:
+            self._kernels[key] = read_kernel(path)
+        return self._kernels[key]
+
+
+def _same(one: Push, other: Push) -> bool:
+    return (one.load.kernel_url, one.load.initrd_urls, one.load.settings.command_line) == (
+        other.load.kernel_url,
+        other.load.initrd_urls,
+        other.load.settings.command_line,
+    )
+
+
+def _is_initramfs(path: Path) -> bool:
+    """Whether a file is a cpio archive, plain or compressed."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_SIZE)
+            form = compression_of(head)
+            if form not in {"gzip", "xz", "zstd", "lzma"}:
+                return head.startswith(_CPIO) or form in MAGIC
+            file.seek(0)
+            with decompressed(file, form, str(path)) as content:
+                return content.read(len(_CPIO[0])) in _CPIO
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,204 @@
+"""What clients ask of a supervisor, verb by verb; each on the thread of its client."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kboot.errors import ConfigError, InfraError
+from kboot.machines.wire import Wire
+
+if TYPE_CHECKING:
+    from kboot.machines.supervisor import Supervisor
+
+_WAIT_S = 0.2
+
+
+class Request:
+    """A verb with its arguments, and the way back to who asked."""
+
+    def __init__(self, wire: Wire, message: dict[str, Any]) -> None:
+        self.wire = wire
+        self.message = message
+
+    def text(self, name: str) -> str:
+        """An argument that has to be there."""
+        value = self.message.get(name)
+        if not isinstance(value, str):
+            raise ConfigError(f"the request has no {name}")
+        return value
+
+    def seconds(self, name: str) -> float:
+        """An argument that is a time."""
+        value = self.message.get(name)
+        if not isinstance(value, int | float):
+            raise ConfigError(f"the request has no {name}")
+        return float(value)
+
+    @property
+    def has_left(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        ready, _, _ = select.select([self.wire.socket], [], [], 0)
+        return bool(ready) and self.wire.socket.recv(1, socket.MSG_PEEK) == b""
+
+    @property
+    def pid(self) -> int:
+        """The process that asks."""
+        # struct ucred: pid, uid, gid (unix(7)).
+        ids = self.wire.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid: int = struct.unpack("3i", ids)[0]
+        return pid
+
+
+def answer(supervisor: Supervisor, request: Request) -> None:
+    """Do what is asked for, and answer."""
+    verb = request.text("verb")
+    if verb == "attach":
+        _attach(supervisor, request)
+        return
+    act = _VERBS.get(verb)
+    if act is None:
+        raise ConfigError(f"this supervisor knows no {verb}; it may be older: kboot down, kboot up")
+    request.wire.send({"result": act(supervisor, request)})
+
+
+def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
+    desk, state = supervisor.desk, supervisor.journal.state
+    boot, current = desk.boot, supervisor.pushes.current
+    return {
+        "name": supervisor.place.name,
+        "pid": os.getpid(),
+        "state": state.name,
+        "what": state.what,
+        "backend": supervisor.config.backend,
+        "machine": boot.machine_description,
+        "release": boot.kernel.release,
+        "next": None if current is None else current.as_json(),
+        "phase": str(boot.milestones.current),
+        "boots": desk.boots,
+        "boot_id": boot.boot_ids[-1] if boot.boot_ids else None,
+        "up_s": round(time.time() - supervisor.started, 1),
+        "reports": [report.title for report in boot.console.reports],
+        "console_bytes": boot.console.mark(),
+        "writer": supervisor.keyboard.holder,
+        "evidence": str(supervisor.evidence),
+    }
+
+
+def _wait(supervisor: Supervisor, request: Request) -> dict[str, Any]:
+    """Tell of the present boot from its beginning, and return when it has ended."""
+    seen = supervisor.journal.boot_began
+    while supervisor.journal.state.name in {"starting", "booting"} and not supervisor.stopping:
+        seen = _tell(supervisor, request, seen)
+    _tell(supervisor, request, seen, at_most_s=0)
+    return _status(supervisor, request)
+
+
+def _restart(supervisor: Supervisor, request: Request) -> Any:
+    how = request.text("how")
+    return _follow(
+        supervisor, request, supervisor.submit(lambda desk: desk.restart(how), preempt=True)
+    )
+
+
+def _panic(supervisor: Supervisor, request: Request) -> Any:
+    return _follow(supervisor, request, supervisor.submit(lambda desk: desk.panic()))
+
+
+def _push(supervisor: Supervisor, request: Request) -> Any:
+    files = [Path(file) for file in request.message.get("files", [])]
+    command_line = request.message.get("cmdline")
+    push = supervisor.pushes.prepare(files, command_line)
+    if request.has_left:
+        # Who was killed in the middle of it has changed nothing.
+        raise InfraError("the push was given up by who asked for it")
+    return supervisor.submit(lambda desk: desk.switch(push)).result()
+
+
+def _pushes(supervisor: Supervisor, _request: Request) -> list[dict[str, Any]]:
+    current = supervisor.pushes.current
+    return [{**push.as_json(), "current": push is current} for push in supervisor.pushes.all]
+
+
+def _rollback(supervisor: Supervisor, request: Request) -> Any:
+    push = supervisor.pushes.find(request.message.get("number"))
+    return supervisor.submit(lambda desk: desk.switch(push)).result()
+
+
+def _run(supervisor: Supervisor, request: Request) -> Any:
+    command, timeout_s = request.text("command"), request.seconds("timeout_s")
+    return supervisor.submit(lambda desk: desk.run(command, timeout_s)).result()
+
+
+def _put(supervisor: Supervisor, request: Request) -> Any:
+    local, remote = request.text("local"), request.text("remote")
+    timeout_s = request.seconds("timeout_s")
+    return supervisor.submit(lambda desk: desk.put(local, remote, timeout_s)).result()
+
+
+def _get(supervisor: Supervisor, request: Request) -> Any:
+    local, remote = request.text("local"), request.text("remote")
+    timeout_s = request.seconds("timeout_s")
+    return supervisor.submit(lambda desk: desk.get(remote, local, timeout_s)).result()
+
+
+def _stop(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
+    supervisor.stop()
+    return {"pid": os.getpid(), "evidence": str(supervisor.evidence)}
+
+
+_VERBS: dict[str, Callable[[Supervisor, Request], Any]] = {
+    "status": _status,
+    "wait": _wait,
+    "restart": _restart,
+    "panic": _panic,
+    "push": _push,
+    "pushes": _pushes,
+    "rollback": _rollback,
+    "run": _run,
+    "put": _put,
+    "get": _get,
+    "stop": _stop,
+}
+
+
+def _attach(supervisor: Supervisor, request: Request) -> None:
+    """Hand the connection over to the console."""
+    broker, connection = supervisor.broker, request.wire.socket
+    offset, size = broker.position(request.message.get("since"), boot=supervisor.desk.boot_offset)
+    writes = bool(request.message.get("write"))
+    where = {"offset": offset, "size": size, "writes": writes}
+    if not writes:
+        request.wire.send({"result": where})
+        broker.read(connection, offset, lambda: supervisor.stopping)
+        return
+    with supervisor.keyboard.held_by(request.pid):
+        supervisor.submit(lambda desk: desk.lend_console())
+        request.wire.send({"result": where})
+        broker.talk(connection, offset, lambda: supervisor.stopping)
+
+
+def _follow(supervisor: Supervisor, request: Request, job: Future[Any]) -> Any:
+    """Tell what happens until the job is done; its result."""
+    seen = supervisor.journal.count
+    while not job.done():
+        seen = _tell(supervisor, request, seen)
+    _tell(supervisor, request, seen, at_most_s=0)
+    return job.result()
+
+
+def _tell(
+    supervisor: Supervisor, request: Request, seen: int, *, at_most_s: float = _WAIT_S
+) -> int:
+    """Send the events from number `seen` on; the number of the next one."""
+    events = supervisor.journal.after(seen, at_most_s)
+    for event in events:
+        request.wire.send(event)
+    return seen + len(events)

@@ -1,0 +1,209 @@
+"""The process behind a named machine: ``python -m kboot.machines.supervisor DIRECTORY LOCK``.
+
+Its main thread works at the desk, one job after another, and looks after the machine in between.
+Each client has a thread of its own, which hands jobs to the desk and waits for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from kboot.boot import Boot, open_backend, power_on
+from kboot.config import Config, load
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, InfraError
+from kboot.log import logger
+from kboot.machines import wire
+from kboot.machines.broker import Broker
+from kboot.machines.desk import Desk
+from kboot.machines.journal import Journal
+from kboot.machines.keyboard import Keyboard
+from kboot.machines.places import Place
+from kboot.machines.pushes import Pushes
+from kboot.machines.requests import Request, answer
+from kboot.state import evidence_directory
+
+#: How often the desk looks after the machine when nobody asks for anything.
+_TICK_S = 0.2
+
+_SERVER_START_LIMIT_S = 120.0
+
+Job = tuple[Callable[[Desk], Any], "Future[Any]"]
+
+
+class Supervisor:
+    """A machine's desk, the clients that wait at it, and the way to close it."""
+
+    def __init__(self, place: Place, config: Config) -> None:
+        self.place = place
+        self.config = config
+        self.started = time.time()
+        self.journal = Journal()
+        self.keyboard = Keyboard()
+        self.evidence = config.evidence or evidence_directory(place.name)
+        # All there when the first client is let in.
+        self.desk: Desk
+        self.broker: Broker
+        self.pushes: Pushes
+        self._boot: Boot | None = None
+        self._jobs: queue.Queue[Job | None] = queue.Queue()
+        self._stopping = threading.Event()
+
+    # --------------------------------------------------------------------------- for the clients
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the machine is being switched off."""
+        return self._stopping.is_set()
+
+    def submit(self, work: Callable[[Desk], Any], *, preempt: bool = False) -> Future[Any]:
+        """Have the desk do something; with `preempt`, a boot is not followed to its end first."""
+        future: Future[Any] = Future()
+        if self.stopping:
+            future.set_exception(InfraError(f"{self.place.name} is being switched off"))
+            return future
+        if preempt and self._boot:
+            # Before the job is there to be begun: it must not hit that one.
+            self._boot.give_up()
+        self._jobs.put((work, future))
+        return future
+
+    def stop(self) -> None:
+        """Switch the machine off and end."""
+        self._stopping.set()
+        if self._boot:
+            self._boot.give_up()
+        self._jobs.put(None)
+
+    # ---------------------------------------------------------------------------------- its life
+
+    def run(self, listener: socket.socket) -> None:
+        """Boot the machine and look after it until `stop`."""
+        with (
+            open_backend(self.config) as backend,
+            backend.serve(Deadline(_SERVER_START_LIMIT_S)) as server,
+        ):
+            self.pushes = Pushes(server, self.config, self.place.name)
+            load = self.pushes.accept(self.pushes.read(self.config)).load
+            with power_on(
+                backend,
+                server,
+                load.kernel,
+                load.settings,
+                evidence_directory=self.evidence,
+                on_phase=lambda milestone, seconds: self.desk.see_milestone(milestone, seconds),
+            ) as boot:
+                self._boot = boot
+                self.desk = Desk(boot, self.pushes, self.journal, self.keyboard)
+                self.broker = Broker(boot.console, self.evidence / "serial.log", self.keyboard)
+                with self._open_for_clients(listener):
+                    self.desk.first_boot()
+                    self._work()
+
+    def _work(self) -> None:
+        while not self.stopping:
+            try:
+                job = self._jobs.get(timeout=_TICK_S)
+            except queue.Empty:
+                self.desk.attend()
+                continue
+            if job is not None:
+                self._do(*job)
+
+    def _do(self, work: Callable[[Desk], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = work(self.desk)
+        except Exception as error:
+            logger.debug("a job failed", exc_info=True)
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    @contextlib.contextmanager
+    def _open_for_clients(self, listener: socket.socket) -> Iterator[None]:
+        """Take connections for the length of the ``with``."""
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            while not self._jobs.empty():
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job[1].set_exception(InfraError(f"{self.place.name} was switched off"))
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        """One client, from its request to its end. It may vanish at any time."""
+        with connection, contextlib.suppress(OSError):
+            client = wire.Wire(connection)
+            try:
+                message = client.receive()
+                if message is not None:
+                    answer(self, Request(client, message))
+            except (OSError, BrokenPipeError):
+                raise
+            except Exception as error:
+                logger.debug("a request failed", exc_info=True)
+                client.send({"error": wire.describe(error)})
+
+
+def main(arguments: list[str]) -> int:
+    """Run a supervisor; what ends it goes to a file, where clients look for it."""
+    directory, lock = Path(arguments[0]), int(arguments[1])
+    # Ours as long as we live; what we start must not keep it.
+    os.set_inheritable(lock, False)
+    logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(message)s")
+    place = Place(name=directory.name, directory=directory)
+    try:
+        _supervise(place, json.loads(place.order.read_text(encoding="utf-8")))
+    except BaseException as error:
+        logger.exception("the supervisor ends")
+        place.failure.write_text(json.dumps(wire.describe(error)), encoding="utf-8")
+        return 1
+    shutil.rmtree(directory, ignore_errors=True)
+    return 0
+
+
+def _supervise(place: Place, order: dict[str, Any]) -> None:
+    config = load(order["options"], os.environ, Path(order["directory"]))
+    if config.kernel is None:
+        raise ConfigError("no kernel was named; say which: kboot up --kernel=FILE")
+    # A directory that somebody stands in cannot be unmounted.
+    os.chdir("/")
+    supervisor = Supervisor(place, config)
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        # A handler runs on the desk's thread, between two of its steps: it must not wait there.
+        threading.Thread(target=supervisor.stop, daemon=True).start()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    with contextlib.closing(wire.listen(place.directory)) as listener:
+        supervisor.run(listener)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
