@@ -78,8 +78,6 @@ def _run(options: dict[str, Any], pytest_arguments: tuple[str, ...]) -> int:
             *("-p", "no:cacheprovider"),
             # kboot is loaded already: it is what runs.
             *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
-            # What other plugins say of their own settings is not about the kernel.
-            *("-W", "ignore::pytest.PytestDeprecationWarning"),
             "-v",
             *_as_pytest_options(options),
             *pytest_arguments,
