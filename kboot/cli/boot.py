@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kboot.boot import Boot, Milestone
     from kboot.config import Config
 
+#: The kernel is an argument; the others are about tests that share machines.
+_NOT_FOR_A_BOOT = {"kernel", "warnings", "isolation", "snapshot_cache"}
+
 
 @click.command(
     epilog="""\
@@ -31,7 +34,7 @@ Exit codes: 0 it came up, 1 the kernel failed, 2 bad input, 3 the host failed.
 """,
 )
 @click.argument("kernel", type=click.Path(path_type=str))
-@config_options(*(setting.name for setting in SETTINGS if setting.name != "kernel"))
+@config_options(*(setting.name for setting in SETTINGS if setting.name not in _NOT_FOR_A_BOOT))
 @click.option(
     "--expect",
     metavar="PATTERN",
