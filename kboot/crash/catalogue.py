@@ -118,7 +118,13 @@ _BUGS = (
         r"(?:BUG: |CPU \d+ )*(?:[Uu]nable to handle )?[Kk]ernel NULL pointer dereference",
         "NULL pointer dereference",
     ),
-    row(K.PAGE_FAULT, "BUG", r"BUG: [Uu]nable to handle (?:kernel|page|user)", "page fault"),
+    # "... in func" is a title that somebody gave to a report.
+    row(
+        K.PAGE_FAULT,
+        "BUG",
+        r"BUG: [Uu]nable to handle (?:kernel|page|user|unknown)(?!.* in \w+$)",
+        "page fault",
+    ),
     row(
         K.PAGE_FAULT,
         "nable to handle",

@@ -20,10 +20,10 @@ REPORTERS = _names(
     # Exceptions, from the entry to die().
     r"report_bug|fixup_bug|handle_bug|die|die_\w+|__die\w*|oops_\w+|no_context|_*bad_area\w*",
     r"do_(?:kern|user)_addr_fault|_*do_page_fault|page_fault|page_fault_oops|async_page_fault",
-    r"handle_page_fault|do_error_trap|do_trap|do_trap_no_signal|do_invalid_op|invalid_op|error_entry",
+    r"handle_page_fault|kernelmode_fixup_or_oops|do_error_trap|do_trap|do_trap_no_signal|do_invalid_op|invalid_op|error_entry",
     r"(?:do_)?(?:general_protection|divide_error|int3|double_fault|stack_segment)|error_code|exc_\w+",
     r"asm_exc_\w+|common_exception\w*|do_mem_abort|do_translation_fault|do_bad_area|do_sp_pc_abort",
-    r"el[01]\w*_(?:sync|irq|da|dbg|undef|fpac|bti|inv|error|abort|handler)\w*|bad_mode|bad_el0_sync",
+    r"el[01]\w*_(?:sync|irq|da|dbg|undef|fpac|bti|inv|error|abort|handler|interrupt)\w*|bad_mode|bad_el0_sync",
     r"_*do_kernel_fault|die_kernel_fault|do_undefinstr|do_debug_exception|brk_handler|bug_handler",
     r"call_break_hook|do_alignment_fault|do_DataAbort|do_PrefetchAbort|__dabt_svc|__und_svc\w*",
     r"do_undef\w*|do_el\w+|arm64_serror_panic|do_serror|handle_exception|do_trap_\w+|ret_from_exception",
@@ -59,7 +59,7 @@ LOCKS = _names(
     r"debug_(?:spin|mutex|rt_mutex)\w*|spin_(?:dump|bug)|rwlock_bug|mcs_\w*|osq_\w+|ticket_\w*lock\w*",
     r"_*mutex_\w+|_*ww_mutex_\w+|_*rt_mutex_\w+|rtlock_\w+|rt_(?:spin|read|write)_\w+|_*rt_mutex",
     r"_*down(?:_read|_write|_interruptible|_killable|_trylock|_timeout|_common)?(?:_\w+)?",
-    r"_*up(?:_read|_write)?|_*rwsem_\w+|call_rwsem_\w+|percpu_(?:down|up)_\w+|_*percpu_rwsem_\w+",
+    r"_*up(?:_read|_write)?|_*rwsem_\w+|call_rwsem_\w+|_*percpu_(?:down|up)_\w+|_*percpu_rwsem_\w+",
     r"_*rcu_read_(?:un)?lock\w*|rcu_lock_\w+|_*srcu_read_\w+|srcu_lock_\w+|rcu_dereference\w*",
     r"class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
@@ -71,7 +71,7 @@ HELPERS = _names(
     r"_*mem(?:cpy|set|move)_\w+|_*str(?:pbrk|spn|rchr|nchr|scpy|ncasecmp|dup)\w*|sized_strscpy|bcmp",
     r"_*(?:raw_)?copy_(?:from|to|in)_(?:user|iter|kernel)\w*|_*copy_user_\w+|_*copy_(?:from|to)_iter\w*",
     r"rep_movs\w*|rep_stos\w*|clear_(?:page|user)\w*|copy_page\w*|copyin|copyout|iterate_and_\w+",
-    r"_*get_user\w*|_*put_user\w*|probe_kernel_\w+|crc16|crc32\w*_(?:le|be)\w*|crc32c\w*|__crc32\w*",
+    r"_*get_user(?!_pages)\w*|_*put_user\w*|probe_kernel_\w+|crc16|crc32\w*_(?:le|be)\w*|crc32c\w*|__crc32\w*",
     r"_*(?:arch_|raw_|generic_)*atomic(?:64|_long)?_\w+|variable_test_bit|const(?:ant)?_test_bit",
     r"_*(?:arch_|generic_)?_*(?:test|set|clear|change|assign)_(?:and_\w+_)?bit\w*|_*read_once\w*",
     r"_*write_once\w*|(?:arch_)?(?:try_)?cmpxchg\w*|_*xchg\w*|_*find_\w*bit\w*|_*ffs|_*fls\w*|_*hweight\w*",
@@ -82,7 +82,9 @@ HELPERS = _names(
     r"_*compound_head|page_to_\w+|virt_to_\w+|_*phys_addr\w*|folio_flags\w*|Page[A-Z]\w+|page_ref_\w+",
     r"(?:v|s|vs|sn|vsn|sc|vsc)n?printf|string|string_nocheck|pointer|number|format_decode|_*v?printk\w*",
     r"vprintk_\w+|console_\w+|dev_vprintk\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
-    r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop",
+    r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|csum_partial\w*",
+    # arm64's out-of-line atomics, position-independent string functions and user copies.
+    r"__ll_sc_\w+|__lse_\w+|__aarch64_\w+|__pi_\w+|_*arch_(?:copy|clear)_\w+|__cmpwait_\w+",
     r"seqprop_\w+|get_current|current_thread_info|cpu_relax|rep_nop|native_pause|_*raw_(?:read|write)\w*",
     r"(?:read|write)[bwlq](?:_relaxed)?|io(?:read|write)\d+\w*|(?:in|out)[bwl]|__preempt_\w+",
 )
@@ -116,6 +118,7 @@ SLEEPERS = _names(
     r"bit_wait\w*|out_of_line_wait\w*|folio_wait_\w+|_*lock_page\w*|_*folio_lock\w*|_*lock_buffer",
     # SPL's condition variables, on which ZFS sleeps.
     r"_*cv_(?:timed)?wait\w*",
+    r"sleep_on_page\w*|inode_wait|blk_io_schedule|_*wait_rcu_gp",
     r"msleep\w*|usleep_\w+|do_nanosleep|hrtimer_nanosleep|swait_\w+|prepare_to_\w+|finish_task_switch",
 )
 
@@ -128,6 +131,7 @@ INTERRUPTS = _names(
     r"timer_\w*interrupt|account_\w+|sched_tick|scheduler_tick|local_apic_timer\w*|\w*apic_timer\w*",
     r"smp_(?!call_function)\w+|\w*sysvec_\w+|call_timer_fn|expire_timers|irq_exit\w*|_*irq_(?:enter|exit|work|finalize|forced)\w*|_*do_softirq\w*|_*softirq\w*",
     r"handle_softirqs|invoke_softirq|_*handle_\w*irq\w*|generic_handle_\w+|do_IRQ|\w*common_interrupt",
+    r"lapic_next_\w+|clockevents_program_\w+|touch_\w*watchdog\w*|rcu_momentary_\w+",
     r"ret_from_intr|retint_\w+|gic_\w+|arch_timer_\w+|do_interrupt_handler|call_on_irq_stack|do_irq\w*",
     r"(?:arch_)?call_function_\w+|flush_smp_\w+|csd_\w+|_*flush_tlb_\w+|on_each_cpu\w*|native_flush_\w+",
     r"run_ksoftirqd|generic_exec_single|delay_\w+|_*(?:const_)?[un]?delay|native_apic\w*|apic_\w+|kick_\w+",

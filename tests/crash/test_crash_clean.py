@@ -90,3 +90,13 @@ def test_a_reset_by_the_magic_key_was_asked_for() -> None:
 
 def test_a_compilers_words_about_a_bug_are_none() -> None:
     assert reports(encode(["foo.c:12:3: warning: kernel BUG at is not printed [-Wformat]"])) == []
+
+
+def test_the_kernels_passing_on_of_other_peoples_words_is_no_crash() -> None:
+    lines = [
+        "[    5.000000] audit: type=1400 audit(1): msg='kernel BUG at fs/x.c:12!' res=success",
+        "[    6.000000] lastlog: previous boot: Kernel panic - not syncing: Fatal exception",
+        "[    7.000000] lastlog: Oops: 0002 [#1] in slot 3",
+        *[f"[    8.{number:06}] eth0: link is up" for number in range(20)],
+    ]
+    assert reports(encode(lines)) == []
