@@ -199,7 +199,7 @@ def test_the_shell_is_given_commands_and_options() -> None:
         )
         return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
-    assert complete("kboot do") == ["doctor"]
+    assert complete("kboot doc") == ["doctor"]
     assert "--memory" in complete("kboot doctor --mem")
     assert complete("kboot doctor --firmware u") == ["uefi"]
 

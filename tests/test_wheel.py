@@ -27,6 +27,7 @@ VALUES: dict[str, dict[str, object]] = {
         "query": "m=m0",
         "retry_delay_s": 1,
     },
+    "ipxe/firmware.ipxe": {"marker": "waiting", "key": 7, "gateway": "10.0.2.2"},
     "nginx/kubernetes/nginx.conf": {"http_port": 8080, "run": "r1", "upload_port": 8081},
     "nginx/kubernetes/run.yaml": {
         "heartbeat": "2026-01-02T03:04:05Z",
