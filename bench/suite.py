@@ -77,5 +77,7 @@ def _seconds(directory: Path, *options: str, tests: int, **environment: str) -> 
         str(suite),
     ]
     begin = time.monotonic()
-    process.run(argv, timeout_s=1800, cwd=directory, env=environment)
+    done = process.run(argv, timeout_s=1800, cwd=directory, env=environment, check=False)
+    if done.exit_status != 0:
+        raise RuntimeError(f"the suite failed: {done.stdout.decode(errors='replace')[-4000:]}")
     return time.monotonic() - begin
