@@ -48,6 +48,9 @@ class User:
         assert done.returncode == 0, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def report(self, name: str) -> Any:
+        return json.loads((self.home / name).read_text())
+
     def ask(self, *words: str) -> Any:
         return json.loads(self.type(*words, "--json"))
 

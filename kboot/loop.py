@@ -1,0 +1,152 @@
+"""The statistics of many boots; pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+#: Of the standard normal distribution: 95 % lie within so many deviations of its middle.
+_Z_95 = 1.959964
+#: A time this many scaled median deviations from the median is an outlier.
+_OUTLYING = 3.5
+#: What makes the median deviation comparable to a standard deviation, for a normal distribution.
+_SCALE = 1.4826
+#: With fewer boots nothing stands out.
+_FEW = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one boot went."""
+
+    #: From 1.
+    number: int
+    #: The crash's title, or where it hung and why; None if it became ready.
+    failure: str | None
+    #: Whether the failure is a crash of the kernel.
+    crashed: bool
+    #: Whether the host failed, so that nothing was learnt about the kernel.
+    infra: bool
+    duration_s: float
+    #: Seconds from each milestone's forerunner to it.
+    phases_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Boots that failed in the same way."""
+
+    failure: str
+    #: Their numbers.
+    boots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """The times that one phase took."""
+
+    phase: str
+    count: int
+    minimum_s: float
+    median_s: float
+    p95_s: float
+    maximum_s: float
+    #: The numbers of the boots in which it took unusually long or short.
+    outliers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What is known after some boots."""
+
+    #: Boots that tell something about the kernel: those that the host failed are not among them.
+    boots: int
+    failures: int
+    #: The share of failures, and the interval that holds the true one with 95 % (Wilson).
+    rate: float
+    low: float
+    high: float
+    infra: int
+    #: The most frequent first.
+    clusters: tuple[Cluster, ...]
+    spreads: tuple[Spread, ...]
+
+
+def wilson(failures: int, boots: int) -> tuple[float, float]:
+    """The interval that holds the true rate of failures with 95 %, by Wilson's score.
+
+    Unlike the usual one it is right for few boots, and where none or all have failed. Without any
+    boots, everything is possible.
+    """
+    if boots == 0:
+        return 0.0, 1.0
+    rate = failures / boots
+    square = _Z_95**2
+    middle = (rate + square / (2 * boots)) / (1 + square / boots)
+    half = (
+        _Z_95
+        / (1 + square / boots)
+        * math.sqrt(rate * (1 - rate) / boots + square / (4 * boots**2))
+    )
+    # At its ends the formula is exact, and floating point is not.
+    low = 0.0 if failures == 0 else max(0.0, middle - half)
+    high = 1.0 if failures == boots else min(1.0, middle + half)
+    return low, high
+
+
+def summarise(outcomes: Sequence[Outcome]) -> Summary:
+    """All of it."""
+    telling = [each for each in outcomes if not each.infra]
+    failed = [each for each in telling if each.failure is not None]
+    low, high = wilson(len(failed), len(telling))
+    return Summary(
+        boots=len(telling),
+        failures=len(failed),
+        rate=len(failed) / len(telling) if telling else 0.0,
+        low=low,
+        high=high,
+        infra=len(outcomes) - len(telling),
+        clusters=_clusters([each for each in outcomes if each.failure is not None]),
+        spreads=_spreads(telling),
+    )
+
+
+def _clusters(failed: Sequence[Outcome]) -> tuple[Cluster, ...]:
+    numbers: dict[str, list[int]] = {}
+    for each in failed:
+        numbers.setdefault(each.failure or "", []).append(each.number)
+    ordered = sorted(numbers.items(), key=lambda item: (-len(item[1]), item[0]))
+    return tuple(Cluster(failure=failure, boots=tuple(boots)) for failure, boots in ordered)
+
+
+def _spreads(outcomes: Sequence[Outcome]) -> tuple[Spread, ...]:
+    names = dict.fromkeys(phase for each in outcomes for phase in each.phases_s)
+    return tuple(
+        _spread(
+            phase,
+            {each.number: each.phases_s[phase] for each in outcomes if phase in each.phases_s},
+        )
+        for phase in names
+    )
+
+
+def _spread(phase: str, times_s: Mapping[int, float]) -> Spread:
+    ordered = sorted(times_s.values())
+    median = statistics.median(ordered)
+    deviation = _SCALE * statistics.median(abs(time - median) for time in ordered)
+    # Times that hardly differ at all have no outliers worth telling.
+    tolerance = max(_OUTLYING * deviation, 0.1 * median, 0.1)
+    return Spread(
+        phase=phase,
+        count=len(ordered),
+        minimum_s=ordered[0],
+        median_s=median,
+        # The nearest rank: one of the times there were.
+        p95_s=ordered[math.ceil(0.95 * len(ordered)) - 1],
+        maximum_s=ordered[-1],
+        outliers=tuple(number for number, time in times_s.items() if abs(time - median) > tolerance)
+        if len(ordered) >= _FEW
+        else (),
+    )
