@@ -14,8 +14,7 @@ from kboot.crash.lines import KernelLine
 FIRMWARE = (
     b"SeaBIOS (version",
     b"UEFI firmware (version",
-    b"U-Boot 2",
-    b"U-Boot SPL 2",
+    b"U-Boot ",
     b"coreboot-",
 )
 KERNEL = (b"Linux version ",)
