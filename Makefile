@@ -12,6 +12,7 @@ venv := .venv
 bin := $(venv)/bin
 ready := $(venv)/.ready
 headers := build/kernel/headers/build
+second := build/kernel/cloud.deb
 sources := kboot tests bench conftest.py
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
@@ -42,6 +43,10 @@ kernel: $(KERNEL) $(headers) ## fetch a real Debian kernel package and its heade
 build/kernel/debian.deb: | $(ready)
 	@.ci/fetch-kernel $@
 
+# Another kernel, for machines that change theirs.
+$(second): | $(ready)
+	@.ci/fetch-kernel $@ linux-image-cloud-amd64
+
 # Only of Debian's kernel: the module that the tests crash it with is built for no other.
 $(headers): build/kernel/debian.deb .ci/fetch-headers
 	@.ci/fetch-headers build/kernel/debian.deb $(@D)
@@ -51,7 +56,7 @@ demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on i
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
 
-test: $(ready) $(KERNEL) $(headers) ## run the tests, with real boots of a real kernel
+test: $(ready) $(KERNEL) $(headers) $(second) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(PYTEST_ARGS)
 
 test-kubevirt: $(ready) $(KERNEL) ## run the acceptance tests on the cluster of your kubeconfig
@@ -71,7 +76,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m bench $(BENCH)
 	$(bin)/python -m bench.plot
 
-soak: $(ready) $(KERNEL) $(headers) ## run the tests COUNT times over, and many restores in a row
+soak: $(ready) $(KERNEL) $(headers) $(second) ## run the tests COUNT times over, and many restores in a row
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \

@@ -20,6 +20,11 @@ from kboot.cli.naming import machine_argument
 )
 def logs(*, name: str, follow: bool, since: str) -> None:
     """Print the console of the machine NAME, byte by byte as it came, from its power-on."""
+    print_log(name, since, follow=follow)
+
+
+def print_log(name: str, since: str, *, follow: bool) -> None:
+    """Print the record of a console, and maybe go on with what comes."""
     from kboot.machines.client import attach  # noqa: PLC0415  --help does not need it
 
     position = int(since) if since.isdecimal() else since

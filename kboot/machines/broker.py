@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,15 +46,37 @@ class Broker:
 
     def read(self, client: socket.socket, offset: int, stopping: Callable[[], bool]) -> None:
         """Send the record from `offset` on, and go on until the client leaves."""
-        watcher = threading.Thread(target=_drain, args=(client,), daemon=True)
-        watcher.start()
-        self._send(client, offset, lambda: stopping() or not watcher.is_alive())
+        with self._sending(client, offset, stopping), contextlib.suppress(OSError):
+            # What a reader types is nobody's business.
+            while client.recv(_PIECE):
+                pass
 
     def talk(self, client: socket.socket, offset: int, stopping: Callable[[], bool]) -> None:
         """As `read`, and type what the client sends."""
-        typist = threading.Thread(target=self._type, args=(client,), daemon=True)
-        typist.start()
-        self._send(client, offset, lambda: stopping() or not typist.is_alive())
+        with (
+            self._sending(client, offset, stopping),
+            contextlib.suppress(OSError, ConsoleClosed),
+        ):
+            while data := client.recv(_PIECE):
+                with self._keyboard.free():
+                    self._console.send(data, echoed=False)
+
+    @contextlib.contextmanager
+    def _sending(
+        self, client: socket.socket, offset: int, stopping: Callable[[], bool]
+    ) -> Iterator[None]:
+        """Send the record, until the end of the ``with`` or until the machine is switched off."""
+        left = threading.Event()
+        # It may wait for the guest for a moment longer; nobody waits for it.
+        threading.Thread(
+            target=self._send,
+            args=(client, offset, lambda: stopping() or left.is_set()),
+            daemon=True,
+        ).start()
+        try:
+            yield
+        finally:
+            left.set()
 
     def _send(self, client: socket.socket, offset: int, done: Callable[[], bool]) -> None:
         with contextlib.suppress(OSError), self._record.open("rb") as record:
@@ -73,16 +95,3 @@ class Broker:
             client.sendall(data)
             sent += len(data)
         return sent
-
-    def _type(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError, ConsoleClosed):
-            while data := client.recv(_PIECE):
-                with self._keyboard.free():
-                    self._console.send(data, echoed=False)
-
-
-def _drain(client: socket.socket) -> None:
-    """Return when the client has left. What a reader types is nobody's business."""
-    with contextlib.suppress(OSError):
-        while client.recv(_PIECE):
-            pass

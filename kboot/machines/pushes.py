@@ -13,7 +13,7 @@ from kboot.artifacts.compression import MAGIC, compression_of, decompressed
 from kboot.artifacts.image import HEAD_SIZE
 from kboot.backend import BootServer
 from kboot.boot import Load, settings_for, upload
-from kboot.config import Config
+from kboot.config import Channel, Config
 from kboot.errors import ConfigError
 
 _CPIO = (b"070701", b"070702")
@@ -55,6 +55,7 @@ class Pushes:
         self._machine_name = machine_name
         self._kernels: dict[tuple[str, int, int, int, int], Kernel] = {}
         self._all: list[Push] = []
+        self._channel: Channel | None = None
         #: The one that the boot script names.
         self.current: Push | None = None
 
@@ -83,6 +84,9 @@ class Pushes:
         """Read and upload what a configuration names."""
         kernel = self._kernel(Path(config.kernel or ""))
         settings = settings_for(kernel, config, machine_name=self._machine_name)
+        # The machine's ssh port can be reached or not, as it was switched on.
+        self._channel = self._channel or settings.channel
+        settings = replace(settings, channel=self._channel)
         load = upload(self._server, kernel, settings)
         if not load.kernel_url.endswith(kernel.sha256):
             raise ConfigError(
