@@ -21,13 +21,21 @@ class Loop:
     """Restarts a machine again and again. What was seen so far can be told at any time."""
 
     def __init__(
-        self, name: str, how: str, *, until_fail: bool, until_panic: bool, interval_s: float
+        self,
+        name: str,
+        how: str,
+        *,
+        until_fail: bool,
+        until_panic: bool,
+        interval_s: float,
+        quiet: bool,
     ) -> None:
         self._name = name
         self._how = how
         self._until_fail = until_fail
         self._until_panic = until_panic
         self._interval_s = interval_s
+        self._quiet = quiet
         self._evidence = Path(ask(name, "status")["evidence"])
         self._outcomes: list[Outcome] = []
         self._raw: list[dict[str, Any]] = []
@@ -42,7 +50,8 @@ class Loop:
             self._raw.append(raw)
             self._outcomes.append(outcome)
             where = self._keep_console(raw, outcome) if outcome.failure else None
-            _show(outcome, where)
+            if not self._quiet:
+                _show(outcome, where)
             if outcome.failure and (self._until_fail or (self._until_panic and outcome.crashed)):
                 return
 

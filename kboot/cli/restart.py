@@ -52,7 +52,14 @@ def restart(
         return
     from kboot.cli.looping import Loop  # noqa: PLC0415  --help does not need it
 
-    loop = Loop(name, how, until_fail=until_fail, until_panic=until_panic, interval_s=interval_s)
+    loop = Loop(
+        name,
+        how,
+        until_fail=until_fail,
+        until_panic=until_panic,
+        interval_s=interval_s,
+        quiet=as_json,
+    )
     try:
         loop.run(count)
     finally:

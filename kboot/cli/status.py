@@ -7,7 +7,7 @@ import click
 from kboot.cli.naming import json_option, machine_argument, print_json, say_state
 
 
-@click.command(epilog="Exit code 0: it is ready. 1: its kernel crashed or failed.")
+@click.command(epilog="Exit code 0: it is ready, or boots. 1: its kernel failed. 3: the host did.")
 @machine_argument
 @json_option
 @click.pass_context
@@ -31,5 +31,4 @@ def status(context: click.Context, /, *, name: str, as_json: bool) -> None:
         if found["writer"]:
             lines.append(f"  console   process {found['writer']} types")
         click.echo("\n".join(lines))
-    if found["state"] in {"crashed", "failed"}:
-        context.exit(1)
+    context.exit(found["exit_code"])

@@ -36,7 +36,6 @@ def up(context: click.Context, /, *, name: str, as_json: bool, **options: Any) -
     from kboot.boot import settings_for  # noqa: PLC0415  --help does not need it
     from kboot.machines.client import ask  # noqa: PLC0415
     from kboot.machines.launch import launch  # noqa: PLC0415
-    from kboot.machines.wire import to_error  # noqa: PLC0415
     from kboot.session import kernel_of  # noqa: PLC0415
 
     config = load_config(options)
@@ -53,5 +52,4 @@ def up(context: click.Context, /, *, name: str, as_json: bool, **options: Any) -
         print_json(status)
     else:
         click.echo(f"{name}: {say_state(status['state'], status['what'])}; {status['machine']}")
-    if status["state"] != "ready":
-        context.exit(to_error({"exit_code": 1}).exit_code)
+    context.exit(status["exit_code"])

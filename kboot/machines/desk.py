@@ -82,12 +82,14 @@ class Desk:
             try:
                 self.boot.check()
             except KernelCrash as error:
-                self.journal.enter(State(name="crashed", what=error.report.title))
+                self.journal.enter(_state_after(error))
             except GuestError as error:
                 if not self.boot.has_reset:
-                    self.journal.enter(State(name="off", what=str(error)))
+                    self.journal.enter(
+                        State(name="off", what=str(error), exit_code=error.exit_code)
+                    )
             except InfraError as error:
-                self.journal.enter(State(name="failed", what=str(error)))
+                self.journal.enter(_state_after(error))
 
     def _follow(self, act: Callable[[], None], *, begin: int | None = None) -> dict[str, Any]:
         """Do what makes the machine boot, follow it, and tell how it went.
@@ -198,6 +200,6 @@ def _state_after(error: KbootError | None) -> State:
         case GivenUp():
             return State(name="booting", what=str(error))
         case KernelCrash():
-            return State(name="crashed", what=error.report.title)
+            return State(name="crashed", what=error.report.title, exit_code=error.exit_code)
         case _:
-            return State(name="failed", what=str(error))
+            return State(name="failed", what=str(error), exit_code=error.exit_code)

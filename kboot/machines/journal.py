@@ -19,6 +19,8 @@ class State:
     name: Name
     #: The crash's title, or why it failed; empty while all is well.
     what: str = ""
+    #: What a command that waited for it exits with: whose fault it is, as in `kboot.errors`.
+    exit_code: int = 0
 
 
 class Journal:

@@ -77,6 +77,7 @@ def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
         "pid": os.getpid(),
         "state": state.name,
         "what": state.what,
+        "exit_code": state.exit_code,
         "backend": supervisor.config.backend,
         "machine": boot.machine_description,
         "release": boot.kernel.release,
