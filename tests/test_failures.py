@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,21 +36,26 @@ def real_kernel(debian_kernel: Path) -> Kernel:
 
 
 def _processes() -> set[int]:
-    """The processes, alive, that were started on behalf of any run."""
+    """The processes, alive, that were started on behalf of a run below our runs directory."""
+    ours = f"{state.RUN_VARIABLE}={state.runs_directory()}/".encode()
     found = set()
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdecimal() and b"KBOOT_RUN=" in (entry / "environ").read_bytes():
+            if entry.name.isdecimal() and ours in (entry / "environ").read_bytes():
                 found.add(int(entry.name))
     return found
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = _processes(), set(state.runs_directory().iterdir())
-    yield
-    assert _processes() <= before[0]
-    assert set(state.runs_directory().iterdir()) <= before[1]
+def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In a runs directory of the test's own: other runs on this host are none of its business."""
+    # Not in tmp_path: nginx, an ordinary user when root starts it, has to get there.
+    with tempfile.TemporaryDirectory(prefix="kboot-test-") as folder:
+        Path(folder).chmod(0o711)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+        assert _processes() == set()
+        assert list(state.runs_directory().iterdir()) == []
 
 
 # ----------------------------------------------------------------- the user's: exit code 2, at once
@@ -309,13 +315,12 @@ def test_a_kernel_that_stays_silent_is_given_up_soon(
         boot.wait_until_ready()
 
 
-def test_a_triple_fault_in_mid_run(start: Starter, settings: BootSettings) -> None:
-    # reboot=t resets by a triple fault; with the console's log level at 1 nothing announces it.
-    doomed = dataclasses.replace(settings, command_line="reboot=t")
-    with start(doomed) as boot:
+def test_a_machine_that_resets_without_a_word(start: Starter, settings: BootSettings) -> None:
+    # As by a triple fault, which tests/zoo provokes for real: the keyboard controller's reset line.
+    with start(settings) as boot:
         boot.wait_until_ready()
         with pytest.raises(KernelCrash) as caught:
-            boot.guest.run("dmesg -n 1; echo b > /proc/sysrq-trigger; sleep 60")
+            boot.guest.run(r"printf '\376' | dd of=/dev/port bs=1 seek=100; sleep 60")
     assert caught.value.report.kind == "unexpected-reset"
 
 
@@ -368,7 +373,6 @@ def test_a_signal_during_the_boot(
 
 def test_ctrl_c_of_pytest_during_the_boot(debian_kernel: Path, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(boot):\n    pass\n")
-    before = _processes()
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", f"--kernel={debian_kernel}", "test_it.py"],
         cwd=tmp_path,
@@ -376,7 +380,7 @@ def test_ctrl_c_of_pytest_during_the_boot(debian_kernel: Path, tmp_path: Path) -
         text=True,
     ) as child:
         for _ in Deadline(30).poll(0.05):
-            if len(_processes() - before) >= 2:  # nginx and QEMU
+            if len(_processes()) >= 2:  # nginx and QEMU
                 break
         child.send_signal(signal.SIGINT)
         output, _ = child.communicate(timeout=20)
@@ -391,7 +395,6 @@ def test_sigkill_of_pytest_leaves_no_process_and_the_next_run_sweeps(
         "import time\n\n"
         "def test_it(boot):\n    print('it is', 'up', flush=True)\n    time.sleep(60)\n"
     )
-    before = _processes()
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", "-s", f"--kernel={debian_kernel}", "test_it.py"],
         cwd=tmp_path,
@@ -406,7 +409,7 @@ def test_sigkill_of_pytest_leaves_no_process_and_the_next_run_sweeps(
                 break
         else:
             pytest.fail("".join(said))
-        ours = _processes() - before
+        ours = _processes()
         assert len(ours) >= 2  # QEMU and nginx
         child.kill()
     for _ in Deadline(5).poll(0.05):
