@@ -334,10 +334,14 @@ def test_a_guest_that_switches_itself_off(start: Starter, settings: BootSettings
 # ------------------------------------------------------------------------- Ctrl-C, SIGTERM, SIGKILL
 
 
+#: A shell starts what it puts in the background with Ctrl-C ignored, and so do its descendants.
+_HEARS_SIGNALS = ("env", "--default-signal=INT,TERM")
+
+
 @contextlib.contextmanager
 def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [*KBOOT, *map(str, arguments)],
+        [*_HEARS_SIGNALS, *KBOOT, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -374,7 +378,10 @@ def test_a_signal_during_the_boot(
 def test_ctrl_c_of_pytest_during_the_boot(debian_kernel: Path, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(boot):\n    pass\n")
     with subprocess.Popen(
-        [sys.executable, "-m", "pytest", f"--kernel={debian_kernel}", "test_it.py"],
+        [
+            *_HEARS_SIGNALS,
+            *(sys.executable, "-m", "pytest", f"--kernel={debian_kernel}", "test_it.py"),
+        ],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
