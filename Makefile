@@ -5,6 +5,7 @@ PYTHON ?= python3
 KERNEL ?= build/kernel/debian.deb
 COUNT ?= 10
 RESTORES ?= 500
+COMMANDS ?= 10000
 BENCH ?=
 PYTEST_ARGS ?=
 
@@ -76,13 +77,14 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m bench $(BENCH)
 	$(bin)/python -m bench.plot
 
-soak: $(ready) $(KERNEL) $(headers) $(second) ## run the tests COUNT times over, and many restores in a row
+soak: $(ready) $(KERNEL) $(headers) $(second) ## run the tests COUNT times over, then many restores and commands
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
 			$(bin)/python -m pytest -q -x $(PYTEST_ARGS) || exit 1; \
 	done
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
+	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
 
 build: $(ready) ## build the wheel and the source archive into build/dist
 	$(bin)/python -m build --no-isolation --outdir build/dist
