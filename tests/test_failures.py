@@ -53,6 +53,8 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="kboot-test-") as folder:
         Path(folder).chmod(0o711)
         monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        # The evidence of these boots is nobody's to keep.
+        monkeypatch.setenv("XDG_STATE_HOME", f"{folder}/state")
         yield
         assert _processes() == set()
         assert list(state.runs_directory().iterdir()) == []
