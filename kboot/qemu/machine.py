@@ -284,8 +284,10 @@ class QemuMachine:
             if event.name == "STOP" and not self._powered_off:
                 status = self._qmp.execute("query-status", Deadline(_CONTROL_LIMIT_S))["status"]
                 if status in {"internal-error", "io-error"}:
+                    remedy = "; try accel = tcg" if self._accelerator == "kvm" else ""
                     raise InfraError(
-                        f"QEMU stopped the guest: {status}: {self._process.last_words()}"
+                        f"QEMU stopped the guest: {status}{remedy}; see {self._log.name}: "
+                        f"{self._process.last_words()}"
                     )
 
 
