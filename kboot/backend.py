@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +65,37 @@ class Stream(Protocol):
         """Give the stream up; a `recv` that waits in another thread returns."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a boot server has come with a file."""
+
+    file: Path
+    #: ``read``: its checksum is made; ``send``: it goes to the server.
+    step: Literal["read", "send"]
+    #: Bytes.
+    done: int
+    size: int
+
+
+#: Called for every piece of a file, a megabyte or so; on the thread of who puts it.
+OnProgress = Callable[[Progress], None]
+
+
+def ignore_progress(_progress: Progress) -> None:
+    """For those who do not look."""
+
+
 class BootServer(Protocol):
     """nginx, wherever it runs."""
 
-    def put(self, artifact: Path) -> str:
-        """Publish a file under its sha256 and return its URL as the guest sees it. Idempotent."""
+    def put(self, artifact: Path, on_progress: OnProgress = ignore_progress) -> str:
+        """Publish a file under its sha256 and return its URL as the guest sees it. Idempotent.
+
+        What `on_progress` raises ends it, and nothing is published.
+        """
+
+    def remove(self, url: str) -> int:
+        """Drop what `put` has published there; the bytes that it took, 0 if there was nothing."""
 
     def write(self, name: str, text: str) -> str:
         """Publish or replace a small text atomically and return its URL as the guest sees it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -13,14 +14,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kboot import process, state, templates
-from kboot.artifacts import sha256_of
-from kboot.backend import Fetch
+from kboot.backend import Fetch, OnProgress, Progress, ignore_progress
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import logger, step
 
 #: ``nobody``: what nginx runs as when kboot is run by root.
 _NOBODY = 65534
+
+_PIECE_BYTES = 1 << 20
 
 #: How often another port is tried when somebody takes ours between choosing and listening.
 _PORT_ATTEMPTS = 5
@@ -78,19 +80,30 @@ class Nginx:
         """The URL of `path` as the guest sees it, whether anything is there or not."""
         return f"http://{self._guest_host}:{self.port}/{self.token}/{path}"
 
-    def put(self, artifact: Path) -> str:
+    def put(self, artifact: Path, on_progress: OnProgress = ignore_progress) -> str:
         """Publish a file under its sha256 and return its URL. `ConfigError` if it is unreadable."""
         try:
             stat = artifact.stat()
-            # A file that was rewritten has another inode, length or change time.
-            key = (str(artifact), stat.st_ino, stat.st_size, stat.st_ctime_ns)
-            if key not in self._put:
-                self._put[key] = self._store(artifact)
         except OSError as error:
-            if error.filename and str(error.filename).startswith(str(self.prefix)):
-                raise InfraError(f"cannot store {artifact}: {error.strerror}") from error
-            raise ConfigError(f"cannot read {artifact}: {error.strerror}") from error
+            raise _unreadable(artifact, error) from error
+        # A file that was rewritten has another inode, length or change time.
+        key = (str(artifact), stat.st_ino, stat.st_size, stat.st_ctime_ns)
+        if key not in self._put:
+            self._put[key] = self._store(artifact, stat.st_size, on_progress)
         return self.url(f"artifacts/{self._put[key]}")
+
+    def remove(self, url: str) -> int:
+        """Drop what `put` has published there; the bytes that it took, 0 if there was nothing."""
+        digest = url.rpartition("/")[2]
+        path = self._files / "artifacts" / digest
+        # First what remembers it: another put then stores it again.
+        self._put = {key: value for key, value in self._put.items() if value != digest}
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return 0
+        return size
 
     def write(self, name: str, text: str) -> str:
         """Publish or replace a small text atomically and return its URL."""
@@ -184,23 +197,45 @@ class Nginx:
                     connection.close()
         raise InfraError(f"nginx does not answer on 127.0.0.1:{self.port}")
 
-    def _store(self, artifact: Path) -> str:
+    def _store(self, artifact: Path, size: int, on_progress: OnProgress) -> str:
+        """Copy a file and make its checksum on the way; that."""
         new = self._files / "artifacts" / f".{secrets.token_hex(8)}.new"
+        digest = hashlib.sha256()
         try:
             # A copy, not a link: the user's next build may write into the same inode.
-            shutil.copyfile(artifact, new)
-            digest = sha256_of(new)
+            with new.open("wb") as copy:
+                for piece in _pieces(artifact):
+                    digest.update(piece)
+                    copy.write(piece)
+                    on_progress(Progress(file=artifact, step="send", done=copy.tell(), size=size))
             self._hand_over(new)
-            new.replace(self._files / "artifacts" / digest)
-        except BaseException:
+            new.replace(self._files / "artifacts" / digest.hexdigest())
+        except OSError as error:
+            raise InfraError(
+                f"cannot store {artifact}: {error.strerror}; make room in {self._files}"
+            ) from error
+        finally:
             new.unlink(missing_ok=True)
-            raise
-        return digest
+        return digest.hexdigest()
 
     def _hand_over(self, *paths: Path) -> None:
         for path in paths:
             if self._user is not None:
                 os.chown(path, self._user, self._user)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """A file, piece by piece. `ConfigError` if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot read {path}: {error.strerror}")
 
 
 def _free_port() -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kboot import state
+from kboot.backend import Progress
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError, ProcessError
 from kboot.nginx import Nginx, parse_fetch, serve
@@ -79,6 +80,39 @@ def test_a_build_that_writes_into_its_file_does_not_change_what_was_put(
 def test_a_file_that_is_not_there_is_the_users_to_mend(server: Nginx, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nothing"):
         server.put(tmp_path / "nothing")
+
+
+def test_who_waits_for_a_file_is_told_how_far_it_is(server: Nginx, tmp_path: Path) -> None:
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(os.urandom(3_000_000))
+    seen: list[Progress] = []
+    server.put(image, seen.append)
+    assert [each.done for each in seen] == sorted({each.done for each in seen})
+    assert (len(seen), seen[-1].done, seen[-1].size) == (3, 3_000_000, 3_000_000)
+    server.put(image, seen.append)
+    assert len(seen) == 3
+
+
+def test_who_gives_up_in_the_middle_of_a_file_has_published_nothing(
+    server: Nginx, tmp_path: Path
+) -> None:
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(os.urandom(3_000_000))
+
+    def give_up(_: Progress) -> None:
+        raise InfraError("enough")
+
+    with pytest.raises(InfraError, match="enough"):
+        server.put(image, give_up)
+    assert list((server.prefix / "files/artifacts").iterdir()) == []
+
+
+def test_what_was_removed_is_gone_and_can_be_put_again(server: Nginx, tmp_path: Path) -> None:
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(b"kernel")
+    url = server.put(image)
+    assert (server.remove(url), status_of(url), server.remove(url)) == (6, 404, 0)
+    assert get(server.put(image)) == b"kernel"
 
 
 def test_a_script_is_replaced_at_once_and_leaves_no_other_file(server: Nginx) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kboot.artifacts import Kernel
-from kboot.backend import BootServer
+from kboot.backend import BootServer, OnProgress, ignore_progress
 from kboot.boot import script
 from kboot.boot.milestones import Expected
 from kboot.boot.settings import BootSettings
@@ -22,13 +22,18 @@ class Load:
     initrd_urls: tuple[str, ...]
 
 
-def upload(server: BootServer, kernel: Kernel, settings: BootSettings) -> Load:
+def upload(
+    server: BootServer,
+    kernel: Kernel,
+    settings: BootSettings,
+    on_progress: OnProgress = ignore_progress,
+) -> Load:
     """Put a kernel and its images on the server; what is there already is not sent again."""
     return Load(
         kernel=kernel,
         settings=settings,
-        kernel_url=server.put(kernel.image),
-        initrd_urls=tuple(server.put(path) for path in settings.initrds),
+        kernel_url=server.put(kernel.image, on_progress),
+        initrd_urls=tuple(server.put(path, on_progress) for path in settings.initrds),
     )
 
 

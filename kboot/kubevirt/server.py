@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kboot import nginx
 from kboot.artifacts import sha256_of
-from kboot.backend import Fetch
+from kboot.backend import Fetch, OnProgress, ignore_progress
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
 from kboot.kube import ApiError, Client, Watch
@@ -66,7 +66,7 @@ class ClusterServer:
         """The URL of `path` as the guest sees it, whether anything is there or not."""
         return self._base + path
 
-    def put(self, artifact: Path) -> str:
+    def put(self, artifact: Path, on_progress: OnProgress = ignore_progress) -> str:
         """Publish a file under its sha256 and return its URL; what is there is not sent again."""
         try:
             stat = artifact.stat()
@@ -77,6 +77,18 @@ class ClusterServer:
         except OSError as error:
             raise ConfigError(f"cannot read {artifact}: {error.strerror}") from error
         return self.url(f"artifacts/{self._put[key]}")
+
+    def remove(self, url: str) -> int:
+        """Drop what `put` has published there; the bytes that it took, 0 if there was nothing."""
+        digest = url.rpartition("/")[2]
+        path = f"artifacts/{digest}"
+        # First what remembers it: another put then sends it again.
+        self._put = {key: value for key, value in self._put.items() if value != digest}
+        deadline = Deadline(_WRITE_LIMIT_S)
+        size = self._size_of(path, deadline)
+        if size is not None:
+            self._send("DELETE", path, deadline)
+        return size or 0
 
     def write(self, name: str, text: str) -> str:
         """Publish or replace a small text atomically and return its URL."""

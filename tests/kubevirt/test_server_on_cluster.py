@@ -49,6 +49,17 @@ def test_an_upload_that_is_cut_short_leaves_nothing_half_and_is_done_again(
     assert next(stored.iterdir()).read_bytes() == artifact.read_bytes()
 
 
+def test_what_was_removed_is_gone_and_is_sent_again(
+    cluster: Cluster, server: BootServer, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(b"kernel")
+    url = server.put(artifact)
+    assert (server.remove(url), server.remove(url)) == (6, 0)
+    assert server.put(artifact) == url
+    assert len([call for call in cluster.calls("artifacts/") if call.startswith("PUT")]) == 2
+
+
 def test_nobody_stores_anything_without_the_token(
     cluster: Cluster, backend: KubevirtBackend, server: BootServer
 ) -> None:
