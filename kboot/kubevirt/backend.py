@@ -17,11 +17,12 @@ from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kube import CONFIG_MAPS, PODS, VIRTUAL_MACHINES, VMIS, ApiError, Client, Watch, connect
 from kboot.kubevirt import manifests, virtual_machine
-from kboot.kubevirt.machine import ClusterMachine, Watches
+from kboot.kubevirt.machine import ClusterMachine
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.names import new_run, selector
 from kboot.kubevirt.server import ClusterServer
 from kboot.kubevirt.settings import ClusterSettings
+from kboot.kubevirt.view import Watches
 from kboot.log import logger
 
 #: A cluster that cannot be reached at the beginning is told soon.

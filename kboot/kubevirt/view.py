@@ -1,0 +1,110 @@
+"""What the cluster shows of machines: their objects, as the watches of a run have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError
+from kboot.kube import Watch
+from kboot.kubevirt import diagnosis
+from kboot.kubevirt.manifests import Manifest
+from kboot.kubevirt.names import MACHINE_LABEL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watches:
+    """What the machines of a run share to see how they are."""
+
+    vms: Watch
+    vmis: Watch
+    pods: Watch
+
+    def check(self) -> None:
+        """Raise what ended one of them for good, if anything has."""
+        for watch in (self.vms, self.vmis, self.pods):
+            watch.check()
+
+
+class MachineView:
+    """One machine's objects as they are now. None of them is to be changed."""
+
+    def __init__(self, watches: Watches, manifest: Manifest) -> None:
+        self._watches = watches
+        self._label = manifest["metadata"]["labels"][MACHINE_LABEL]
+        #: Of the VirtualMachine, and of each of its instances.
+        self.name: str = manifest["metadata"]["name"]
+
+    def vm(self) -> dict[str, Any] | None:
+        """The VirtualMachine, or None if it is not there."""
+        return self._watches.vms.get(self.name)
+
+    def instance(self) -> dict[str, Any] | None:
+        """The VirtualMachineInstance that there is now, or None."""
+        return self._watches.vmis.get(self.name)
+
+    def other_than(self, uid: str) -> dict[str, Any] | None:
+        """The instance that there is now, unless it is the one with this uid."""
+        vmi = self.instance()
+        return vmi if vmi and vmi["metadata"]["uid"] != uid else None
+
+    @property
+    def phase(self) -> str:
+        """The instance's phase; empty if there is none."""
+        return diagnosis.phase_of(self.instance())
+
+    def pods(self) -> list[dict[str, Any]]:
+        """The launcher pods of the instance."""
+        vmi = self.instance()
+        return [
+            pod
+            for pod in self._watches.pods.all()
+            if pod["metadata"].get("labels", {}).get(MACHINE_LABEL) == self._label
+            and _is_of(pod, vmi)
+        ]
+
+    def fault(self) -> str | None:
+        """What keeps the machine from running, or ended it; None if nothing does."""
+        return diagnosis.machine_fault(self.instance(), self.pods(), self.vm())
+
+    def is_running(self, uid: str) -> bool:
+        """Whether the instance with this uid is there, and runs."""
+        vmi = self.instance()
+        return (
+            vmi is not None
+            and vmi["metadata"]["uid"] == uid
+            and "deletionTimestamp" not in vmi["metadata"]
+            and diagnosis.phase_of(vmi) == "Running"
+        )
+
+    def wait_for(self, find: Callable[[], Any], deadline: Deadline) -> Any:
+        """As `kboot.kube.Watch.wait_for`, with changes of every kind of object."""
+        return self._watches.vmis.wait_for(find, deadline)
+
+    def wait_until_it_runs(self, old: str, deadline: Deadline) -> dict[str, Any]:
+        """The instance that follows the one with the uid `old`, once it runs.
+
+        `ClusterError` if it cannot, with the reason. One that has powered itself off did run.
+        """
+
+        def running() -> dict[str, Any] | None:
+            # The end of an old instance is no fault of the one that is to come.
+            vmi = self.other_than(old)
+            if (vmi or not old) and (fault := self.fault()):
+                raise ClusterError(fault)
+            return vmi if diagnosis.phase_of(vmi) in {"Running", "Succeeded"} else None
+
+        found: dict[str, Any] | None = self.wait_for(running, deadline)
+        if found is None:
+            raise ClusterError(
+                f"machine {self.name} did not run in {deadline.seconds:.0f} s: it is "
+                f"{self.phase or 'not there'}; see: kubectl describe vmi {self.name}"
+            )
+        return found
+
+
+def _is_of(pod: Mapping[str, Any], vmi: Mapping[str, Any] | None) -> bool:
+    uid = vmi and vmi["metadata"]["uid"]
+    return any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", ()))
