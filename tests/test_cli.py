@@ -184,6 +184,19 @@ def test_a_bad_setting_exits_with_2_and_names_its_option(
     assert capsys.readouterr().err.startswith("kboot: error: --memory: 'lots' is not a size")
 
 
+def test_pytests_spelling_of_an_option_is_understood_and_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "--kboot-memory", "lots"]) == 2
+    assert capsys.readouterr().err.startswith("kboot: error: --memory: 'lots' is not a size")
+    assert main(["doctor", "--kboot-firmware=bois"]) == 2
+    assert "did you mean bios?" in capsys.readouterr().err
+    assert main(["doctor", "--kboot-memroy=1G"]) == 2
+    assert "'--kboot-memory'" in capsys.readouterr().err
+    assert main(["up", "--help"]) == 0
+    assert "--kboot-" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_completion_script_is_for_the_shell(
     shell: str, capsys: pytest.CaptureFixture[str]

@@ -16,10 +16,28 @@ _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionIte
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+class _SettingOption(click.Option):
+    """An option that pytest's spelling names as well, which --help does not repeat."""
+
+    def __init__(self, *declarations: Any, alias: str, **attributes: Any) -> None:
+        super().__init__(*declarations, **attributes)
+        self._alias = alias
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Have the parser know both spellings."""
+        declared = self.opts
+        self.opts = [*dict.fromkeys((*declared, self._alias))]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts = declared
+
+
 def config_options(*names: str) -> Callable[[_Function], _Function]:
     """Give a command the options of the settings of these names, in the order of `SETTINGS`.
 
-    The command gets them as keyword arguments, and passes them on to `load_config`.
+    Each is called ``--memory``, and as in pytest ``--kboot-memory``. The command gets them as
+    keyword arguments, and passes them on to `load_config`.
     """
     chosen = [setting for setting in SETTINGS if setting.name in names]
 
@@ -28,6 +46,8 @@ def config_options(*names: str) -> Callable[[_Function], _Function]:
             function = click.option(
                 setting.option,
                 setting.name,
+                cls=_SettingOption,
+                alias=setting.pytest_option,
                 # Not a click.Choice: the configuration judges values from all sources alike.
                 metavar="|".join(setting.choices) or setting.metavar,
                 shell_complete=_completion(setting),
