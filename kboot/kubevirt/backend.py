@@ -15,7 +15,17 @@ from dataclasses import replace
 from kboot.backend import BootServer, Firmware, Machine, MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import CONFIG_MAPS, PODS, VIRTUAL_MACHINES, VMIS, ApiError, Client, Watch, connect
+from kboot.kube import (
+    CONFIG_MAPS,
+    PODS,
+    SECRETS,
+    VIRTUAL_MACHINES,
+    VMIS,
+    ApiError,
+    Client,
+    Watch,
+    connect,
+)
 from kboot.kubevirt import manifests, virtual_machine
 from kboot.kubevirt.machine import ClusterMachine
 from kboot.kubevirt.manifests import Run
@@ -66,15 +76,16 @@ class KubevirtBackend:
         for manifest in objects:
             self._create(manifest, deadline)
         conf = next(each["data"]["nginx.conf"] for each in objects if each["kind"] == "ConfigMap")
-        server = ClusterServer(
-            self.client,
-            self.run,
-            self._watches.pods,
-            token=token,
-            domain=self._settings.domain,
-            conf=conf,
-        )
-        with server.running(deadline):
+        with self._served(token, conf, deadline) as server:
+            yield server
+
+    @contextlib.contextmanager
+    def join_server(self, deadline: Deadline) -> Iterator[BootServer]:
+        """The boot server that the run has already. It stays at the end of the ``with``."""
+        secret = self.client.get(SECRETS, self.run.name, deadline)
+        conf = self.client.get(CONFIG_MAPS, self.run.nginx_name, deadline)
+        token = manifests.token_of(secret)
+        with self._served(token, conf["data"]["nginx.conf"], deadline) as server:
             yield server
 
     @contextlib.contextmanager
@@ -89,6 +100,19 @@ class KubevirtBackend:
         )
         with machine.powered_on(deadline):
             yield machine
+
+    @contextlib.contextmanager
+    def _served(self, token: str, conf: str, deadline: Deadline) -> Iterator[BootServer]:
+        server = ClusterServer(
+            self.client,
+            self.run,
+            self._watches.pods,
+            token=token,
+            domain=self._settings.domain,
+            conf=conf,
+        )
+        with server.running(deadline):
+            yield server
 
     def _create(self, manifest: manifests.Manifest, deadline: Deadline) -> None:
         try:
@@ -128,6 +152,23 @@ def open_kubevirt(settings: ClusterSettings) -> Iterator[KubevirtBackend]:
             yield KubevirtBackend(client, run, settings, watches)
     finally:
         _end(client, run)
+
+
+@contextlib.contextmanager
+def join_kubevirt(settings: ClusterSettings, identifier: str) -> Iterator[KubevirtBackend]:
+    """The backend for a run that another process has begun, and will end.
+
+    `ClusterError` if there is no such run.
+    """
+    client = connect(settings.context, settings.namespace)
+    try:
+        run = Run(identifier=identifier, namespace=client.namespace)
+        owner = client.get(CONFIG_MAPS, run.name, Deadline(_START_LIMIT_S))
+        run = replace(run, owner_uid=owner["metadata"]["uid"])
+        with contextlib.ExitStack() as stack:
+            yield KubevirtBackend(client, run, settings, _watch(stack, client, run))
+    finally:
+        client.close()
 
 
 def _watch(stack: contextlib.ExitStack, client: Client, run: Run) -> Watches:

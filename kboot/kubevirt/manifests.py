@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from kboot import templates
+from kboot.errors import ClusterError
 from kboot.kubevirt import patch
 from kboot.kubevirt.names import object_name
 from kboot.kubevirt.settings import ClusterSettings
@@ -19,6 +22,9 @@ UPLOAD_PORT = 8081
 HEARTBEAT = "kboot.dev/heartbeat"
 TTL = "kboot.dev/ttl-seconds"
 USER = "kboot.dev/user"
+
+_TOKEN_FILE = "token.conf"  # noqa: S105  a file's name
+_TOKEN = re.compile(r'"(\w+)" 1;')
 
 #: A run whose heartbeat is older than this is dead.
 TTL_S = 900
@@ -38,6 +44,11 @@ class Run:
     def name(self) -> str:
         """The name of the owner, the boot server and its Service."""
         return object_name(self.identifier)
+
+    @property
+    def nginx_name(self) -> str:
+        """The name of the ConfigMap with the boot server's configuration."""
+        return f"{self.name}-nginx"
 
 
 def timestamp(moment: datetime.datetime) -> str:
@@ -85,6 +96,17 @@ def boot_server(run: Run, settings: ClusterSettings, *, token: str) -> list[Mani
         upload_port=UPLOAD_PORT,
     )
     return [patch.apply(settings.patches, manifest) for manifest in manifests]
+
+
+def token_of(secret: Manifest) -> str:
+    """What opens the port for uploads, from the boot server's Secret as the cluster has it.
+
+    `ClusterError` if it is not in there.
+    """
+    text = base64.b64decode(secret.get("data", {}).get(_TOKEN_FILE, "")).decode()
+    if match := _TOKEN.search(text):
+        return match[1]
+    raise ClusterError(f"the Secret {secret['metadata']['name']} has no token for uploads")
 
 
 def storage(namespace: str, settings: ClusterSettings) -> Manifest:

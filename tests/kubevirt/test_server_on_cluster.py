@@ -11,7 +11,7 @@ import pytest
 from kboot.backend import BootServer
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt import ClusterSettings, KubevirtBackend, join_kubevirt, open_kubevirt
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.cluster.pods import MISSING_IMAGE
 from tests.kubevirt.powered import eventually
@@ -47,6 +47,27 @@ def test_an_upload_that_is_cut_short_leaves_nothing_half_and_is_done_again(
     stored = pod.directory / "srv" / "files" / "artifacts"
     assert [path.name for path in stored.iterdir()] == [url.rpartition("/")[2]]
     assert next(stored.iterdir()).read_bytes() == artifact.read_bytes()
+
+
+def test_a_server_is_joined_by_another_process_and_stays_when_that_ends(
+    cluster: Cluster, backend: KubevirtBackend, server: BootServer, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(b"kernel")
+    for _ in range(2):
+        with (
+            join_kubevirt(ClusterSettings(), backend.run.identifier) as joined,
+            joined.join_server(Deadline(20)) as same,
+        ):
+            assert same.put(artifact) == server.put(artifact)
+            assert same.write("m/boot.ipxe", "#!ipxe") == server.url("scripts/m/boot.ipxe")
+    server.check()
+    assert len([call for call in cluster.calls("artifacts/") if call.startswith("PUT")]) == 1
+    with (
+        pytest.raises(ClusterError, match="kboot-rnone"),
+        join_kubevirt(ClusterSettings(), "rnone"),
+    ):
+        pass
 
 
 def test_what_was_removed_is_gone_and_is_sent_again(

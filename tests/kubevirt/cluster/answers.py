@@ -60,6 +60,12 @@ def conflict(name: str, why: str) -> web.Response:
     return status(409, "Conflict", message, name=name, group="kubevirt.io", kind="virtualmachine")
 
 
+def outdated(plural: str, name: str) -> web.Response:
+    why = "the object has been modified; please apply your changes to the latest version"
+    message = f'Operation cannot be fulfilled on {full(plural)} "{name}": {why} and try again'
+    return status(409, "Conflict", message, **details(plural, name))
+
+
 def underway() -> web.Response:
     why = "unable to complete request: stop/start already underway"
     return status(

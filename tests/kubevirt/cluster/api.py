@@ -18,7 +18,13 @@ from tests.kubevirt.cluster.actions import Actions
 from tests.kubevirt.cluster.faults import Faults, cut
 from tests.kubevirt.cluster.machines import Virt
 from tests.kubevirt.cluster.pods import Kubelet
-from tests.kubevirt.cluster.selection import json_patch, merge, selects
+from tests.kubevirt.cluster.selection import (
+    encode_strings,
+    is_outdated,
+    json_patch,
+    merge,
+    selects,
+)
 from tests.kubevirt.cluster.store import Gone, Object, Store
 from tests.kubevirt.recordings import RECORDINGS
 
@@ -142,10 +148,13 @@ class Api:
             return web.json_response(manifest, status=201)
         if plural == "virtualmachines":
             manifest["status"] = {"printableStatus": "Stopped", "conditions": []}
+        encode_strings(manifest)
         return web.json_response(self._store.create(plural, manifest), status=201)
 
     async def _patch(self, request: web.Request, plural: str, found: Object) -> web.Response:
         change = await request.json()
+        if is_outdated(change, found):
+            return answers.outdated(plural, found["metadata"]["name"])
 
         def apply(current: Object) -> None:
             if request.content_type == "application/json-patch+json":
@@ -153,6 +162,7 @@ class Api:
                     json_patch(current, step)
             else:
                 merge(current, change)
+            encode_strings(current)
 
         return web.json_response(self._store.update(plural, found, apply))
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import socket
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ class Kubelet:
             if name := volume.get("configMap", {}).get("name"):
                 texts |= self._must(namespace, "configmaps", name)["data"]
             if name := volume.get("secret", {}).get("secretName"):
-                texts |= self._must(namespace, "secrets", name)["stringData"]
+                secret = self._must(namespace, "secrets", name)["data"]
+                texts |= {key: b64decode(value).decode() for key, value in secret.items()}
         for port in re.findall(r"listen (\d+);", texts["nginx.conf"]):
             running.ports[int(port)] = free_port()
         (base / "token.conf").write_text(texts["token.conf"])

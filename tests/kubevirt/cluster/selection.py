@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -40,3 +41,17 @@ def json_patch(current: Any, step: Mapping[str, Any]) -> None:
         current = current[int(part) if isinstance(current, list) else part]
     assert step["op"] == "add"
     current[last] = step["value"]
+
+
+def is_outdated(change: Any, thing: Object) -> bool:
+    """Whether a merge patch is for another version of an object: it names the one it has seen."""
+    if not isinstance(change, dict):
+        return False
+    wanted = change.get("metadata", {}).get("resourceVersion")
+    return wanted not in {None, thing["metadata"]["resourceVersion"]}
+
+
+def encode_strings(thing: Object) -> None:
+    """A Secret is never read as text: what is written as such is kept in base64."""
+    for key, text in thing.pop("stringData", {}).items():
+        thing.setdefault("data", {})[key] = base64.b64encode(text.encode()).decode()
