@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from kboot.backend import Fetch
-from kboot.boot.milestones import BUDGETS_S, Expected, Milestones, Phase
+from kboot.boot.milestones import Milestones
+from kboot.boot.phases import BUDGETS_S, Expected, Phase
 from kboot.errors import GuestError, GuestTimeout, InfraError, WrongKernel
 
 EXPECTED = Expected(

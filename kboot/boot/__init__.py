@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,11 @@ from pathlib import Path
 from kboot.artifacts import Kernel
 from kboot.backend import Backend, BootServer, Machine, MachineSpec, SnapshotBackend
 from kboot.boot import evidence
-from kboot.boot.attempt import Boot, OnPhase
+from kboot.boot.attempt import Boot
 from kboot.boot.expectations import ExpectedCrash, Wanted, wanted
-from kboot.boot.milestones import Milestone, Phase
-from kboot.boot.publish import Load, script_for, script_name, upload
+from kboot.boot.follower import OnPhase
+from kboot.boot.phases import Milestone, Phase
+from kboot.boot.publish import Load, publish_script, upload
 from kboot.boot.saved import SavedBoot
 from kboot.boot.settings import BootSettings, settings_for
 from kboot.config import Config
@@ -87,10 +87,13 @@ def power_on(
     """
     evidence.prepare(evidence_directory)
     start = time.monotonic()
-    nonce = saved.expected.nonce if saved else secrets.token_hex(8)
-    expected, text = script_for(server, upload(server, kernel, settings), nonce)
-    boot_file = server.write(script_name(settings), text)
-    (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
+    expected = publish_script(
+        server,
+        upload(server, kernel, settings),
+        evidence_directory=evidence_directory,
+        nonce=saved.expected.nonce if saved else None,
+    )
+    boot_file = server.url(expected.script_path)
     with contextlib.ExitStack() as stack:
         machine = stack.enter_context(
             _switch_on(backend, machine_spec(settings, boot_file), settings, saved, savable=savable)
@@ -115,7 +118,7 @@ def power_on(
             start=start,
             on_phase=on_phase,
         )
-        stack.callback(attempt.hang_up)
+        stack.callback(attempt.channels.hang_up)
         try:
             if saved:
                 attempt.adopt(saved)

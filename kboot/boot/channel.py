@@ -1,4 +1,4 @@
-"""How commands reach a guest that is up: over the serial line, or by ssh."""
+"""How commands reach a guest that is up: over its console, or by ssh."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kboot.boot.settings import BootSettings
 from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError
-from kboot.guest import Guest
+from kboot.guest import Guest, login
 from kboot.guest.ssh_runner import SshRunner
 from kboot.log import logger, step
 from kboot.ssh import connect
@@ -19,7 +19,69 @@ _AUTO_LIMIT_S = 15.0
 _LISTENS = "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -q ':0016 [0-9A-F]*:0000 0A '"
 
 
-def reach_by_ssh(
+class Channels:
+    """The ways into the guest of one machine: a shell on its console, and ssh where that is wanted.
+
+    They end with each boot, and are opened again in the next one.
+    """
+
+    def __init__(self, machine: Machine, console: Console) -> None:
+        self._machine = machine
+        self._console = console
+        self._on_console: Guest | None = None
+        self._by_ssh: Guest | None = None
+
+    @property
+    def guest(self) -> Guest:
+        """By ssh if that was wanted, or else on its console. `GuestError` if it is not up."""
+        return self._by_ssh or self.on_console
+
+    @property
+    def on_console(self) -> Guest:
+        """On its console. `GuestError` if it is not up."""
+        if self._on_console is None:
+            raise GuestError("the guest is not up: its boot, or its reboot, was not waited for")
+        return self._on_console
+
+    @property
+    def has_console(self) -> bool:
+        """Whether we are logged in there."""
+        return self._on_console is not None
+
+    def log_in(self, settings: BootSettings, deadline: Deadline) -> Guest:
+        """On the console."""
+        self._on_console = login(self._console, settings.user, settings.password, deadline)
+        return self._on_console
+
+    def take_up(self, guest: Guest) -> None:
+        """Somebody is logged in on the console already."""
+        self._on_console = guest
+
+    def reach(self, settings: BootSettings, deadline: Deadline) -> None:
+        """By ssh, where the settings want that."""
+        self._by_ssh = _reach_by_ssh(
+            self._machine, self._console, settings, self.on_console, deadline
+        )
+
+    def lend_console(self) -> None:
+        """Leave the console to somebody else."""
+        if self._on_console is not None:
+            self._on_console.close()
+            self._on_console = None
+
+    def hang_up(self) -> None:
+        """End the ssh connection, if there is one."""
+        by_ssh, self._by_ssh = self._by_ssh, None
+        if by_ssh:
+            by_ssh.close()
+
+    def forget(self) -> None:
+        """This boot of the guest is over."""
+        self._on_console = None
+        self.hang_up()
+
+
+def _reach_by_ssh(
     machine: Machine,
     console: Console,
     settings: BootSettings,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kboot.boot.expectations import ExpectedCrash, Wanted
 from kboot.crash import CrashReport
+from kboot.errors import KernelCrash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,3 +81,11 @@ class Judge:
             return False
         rebirth = next((life for life in self._lives if life > crash.died_at), float("inf"))
         return crash.died_at < report.start_offset < rebirth
+
+
+def crash_of(reports: Sequence[CrashReport]) -> KernelCrash | None:
+    """The error for what the kernel reported in passing and should not have; None if nothing."""
+    if not reports:
+        return None
+    more = f" (and {len(reports) - 1} more)" if len(reports) > 1 else ""
+    return KernelCrash(f"the kernel reported: {reports[0].title}{more}", reports[0])

@@ -6,82 +6,11 @@ Pure: lines and fetches go in with their times, milestones and faults come out.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
 
 from kboot.backend import Fetch
-from kboot.errors import (
-    GuestError,
-    GuestTimeout,
-    InfraError,
-    KbootError,
-    NoReboot,
-    WrongKernel,
-)
-
-
-class Phase(StrEnum):
-    """The milestones of a boot, in their order. A phase ends when its milestone is reached."""
-
-    SCHEDULED = "scheduled"
-    FIRMWARE = "firmware"
-    DHCP = "dhcp"
-    SCRIPT = "script"
-    KERNEL = "kernel"
-    INITRD = "initrd"
-    HANDOFF = "handoff"
-    LINUX = "linux"
-    INIT = "init"
-    READY = "ready"
-
-
-ORDER = tuple(Phase)
-
-#: Seconds that each phase may take, on a slow and busy host under emulation.
-BUDGETS_S: Mapping[Phase, float] = {
-    Phase.SCHEDULED: 30,
-    Phase.FIRMWARE: 30,
-    Phase.DHCP: 45,
-    Phase.SCRIPT: 30,
-    Phase.KERNEL: 60,
-    Phase.INITRD: 120,
-    Phase.HANDOFF: 20,
-    Phase.LINUX: 30,
-    Phase.INIT: 90,
-    Phase.READY: 90,
-}
-
-Witness = Literal["backend", "server", "console"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Milestone:
-    """A phase that was completed: when, and who saw it."""
-
-    phase: Phase
-    #: On the monotonic clock.
-    time: float
-    witness: Witness
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """What this boot of this machine will ask for and print, if it is the right one."""
-
-    #: Printed by the boot script, and first in the kernel's command line.
-    nonce: str
-    #: The query of every request of this boot.
-    query: str
-    #: Paths below the server's token, as in `Fetch.path`.
-    script_path: str
-    kernel_path: str
-    #: With the names of the files that are behind them, for messages.
-    initrd_paths: Mapping[str, str]
-    release: str
-    command_line: str
-
+from kboot.boot import faults
+from kboot.boot.phases import BUDGETS_S, ORDER, Expected, Milestone, Phase, Witness
+from kboot.errors import InfraError, KbootError, WrongKernel
 
 #: The first lines after a reset: SeaBIOS, EDK II, iPXE, or our own script.
 _RESET = re.compile(r"SeaBIOS|BdsDxe|UEFI|iPXE|kboot: script")
@@ -97,21 +26,6 @@ _GAVE_UP = re.compile(
 _LINUX = re.compile(r"\bLinux version (\S+) ")
 _COMMAND_LINE = re.compile(r"(?:Kernel c|\bC)ommand line: (.*)")
 _INIT = re.compile(r"Run (?:/\S+) as init process|\bsystemd\[1\]: |^kboot: init$")
-#: A loading that iPXE cannot make anything of: "Exec format error", in BIOS and UEFI builds.
-_NOT_EXECUTABLE = re.compile(r"0x2e[0-9a-f]{6}")
-
-
-_LATE: Mapping[Phase, str] = {
-    Phase.SCHEDULED: "the machine did not start",
-    Phase.FIRMWARE: "the firmware printed nothing",
-    Phase.DHCP: "iPXE got no DHCP lease",
-    Phase.SCRIPT: "the guest never asked for its boot script",
-    Phase.KERNEL: "iPXE did not finish loading the kernel",
-    Phase.INITRD: "iPXE did not finish loading the initrd",
-    Phase.HANDOFF: "iPXE did not start the kernel",
-    Phase.INIT: "the kernel hung before it ran init",
-    Phase.READY: "no login prompt",
-}
 
 
 class Milestones:
@@ -153,11 +67,9 @@ class Milestones:
             self._require_nonce(match[1])
             self.reach(Phase.HANDOFF, time, "console")
         if match := _STOPPED.search(line):
-            raise self._script_failure(match[1], match[2])
+            raise faults.script_failed(self.expected, match[1], match[2])
         if Phase.HANDOFF not in self.reached and (match := _GAVE_UP.search(line)):
-            raise InfraError(
-                f"the firmware found nothing to boot: {match[0].strip()}{_remedy(match[0])}"
-            )
+            raise faults.nothing_to_boot(match[0].strip())
         if match := _LINUX.search(line):
             self._see_banner(match[1], time)
         if match := _COMMAND_LINE.search(line):
@@ -173,11 +85,10 @@ class Milestones:
     def see_fetch(self, fetch: Fetch, time: float) -> None:
         """One request to the server, of any machine. Raises what it proves to be wrong."""
         wanted = self.expected
-        ours = fetch.query == wanted.query or fetch.path == wanted.script_path
-        if not ours:
+        if not wanted.concerns(fetch):
             return
         if fetch.status == 404:
-            raise InfraError(f"the boot server has no {self._name_of(fetch.path)} (404)")
+            raise InfraError(f"the boot server has no {wanted.name_of(fetch.path)} (404)")
         if fetch.status != 200 or not fetch.complete:
             return
         self._fetched.add(fetch.path)
@@ -189,7 +100,7 @@ class Milestones:
             self.reach(Phase.HANDOFF, time, "server")
         elif fetch.path.startswith("beacon/failed/"):
             _, _, step, error = fetch.path.split("/")
-            raise self._script_failure(step, error)
+            raise faults.script_failed(wanted, step, error)
         if wanted.initrd_paths and self._fetched >= set(wanted.initrd_paths):
             self.reach(Phase.INITRD, time, "server")
 
@@ -231,34 +142,19 @@ class Milestones:
 
     def contradiction(self) -> KbootError | None:
         """Once it is ready: what the witnesses do not agree on, or None."""
-        wanted = self.expected
-        for path in (wanted.script_path, wanted.kernel_path, *wanted.initrd_paths):
-            if path not in self._fetched:
-                return GuestError(
-                    "the guest is up, but this machine never fetched "
-                    f"{self._name_of(path)} in this boot"
-                )
-        if Phase.LINUX not in self.reached and not _is_quiet(wanted.command_line):
-            return GuestError(
-                "the guest is up, but its kernel printed nothing on the serial line; "
-                + _console_advice(wanted.command_line)
-            )
-        return None
+        return faults.contradiction(
+            self.expected, fetched=self._fetched, printed=Phase.LINUX in self.reached
+        )
 
     def late(self, waited_s: float) -> KbootError:
         """The error for a boot that came no further in its time."""
-        phase = self.current
-        waited = f"{waited_s:.0f} s"
-        if phase is Phase.LINUX:
-            advice = _console_advice(self.expected.command_line)
-            return GuestTimeout(f"the kernel was started and printed nothing in {waited}; {advice}")
-        if self.again and phase in {Phase.SCHEDULED, Phase.FIRMWARE}:
-            return NoReboot(f"the machine did not reboot in {waited}")
-        last = max(self.reached, key=ORDER.index, default=None)
-        after = f" after {last}" if last else ""
-        # Until the kernel runs, nothing can be its fault.
-        error = GuestTimeout if phase in {Phase.INIT, Phase.READY} else InfraError
-        return error(f"{_LATE[phase]}: nothing more{after} for {waited}")
+        return faults.late(
+            self.expected,
+            self.current,
+            waited_s,
+            last=max(self.reached, key=ORDER.index, default=None),
+            again=self.again,
+        )
 
     # ------------------------------------------------------------------------------ the proofs
 
@@ -282,54 +178,3 @@ class Milestones:
                 f"the kernel that came up was not started by this boot: kboot.nonce="
                 f"{self.expected.nonce} is not in its command line: {command_line.strip()[:200]}"
             )
-
-    def _name_of(self, path: str) -> str:
-        wanted = self.expected
-        if path == wanted.script_path:
-            return "boot script"
-        if path == wanted.kernel_path:
-            return "kernel"
-        name = wanted.initrd_paths.get(path)
-        return f"initrd {name}" if name else path
-
-    def _script_failure(self, step: str, error: str) -> KbootError:
-        names = dict(enumerate(self.expected.initrd_paths.values()))
-        what = step
-        if match := re.fullmatch(r"initrd(\d+)", step):
-            what = f"initrd {names.get(int(match[1]), step)}"
-        if step == "boot" or _NOT_EXECUTABLE.fullmatch(error):
-            return GuestError(
-                f"iPXE loaded the kernel and could not start it: error {error}, "
-                f"explained at https://ipxe.org/{error.removeprefix('0x')}"
-            )
-        return InfraError(
-            f"iPXE could not load the {what}: error {error}, "
-            f"explained at https://ipxe.org/{error.removeprefix('0x')}"
-        )
-
-
-def _remedy(failure: str) -> str:
-    """What to do about firmware that gave up, where that is known."""
-    if "PXE-E" not in failure and "NBP" not in failure:
-        return ""
-    # EDK II's own PXE client: it takes a URL for the name of a file on a TFTP server.
-    return (
-        "; this UEFI firmware boots from the network by itself instead of by iPXE, and by TFTP "
-        "only: give the machine a disk with iPXE (--ipxe-disk), or boot with --firmware bios"
-    )
-
-
-def _is_quiet(command_line: str) -> bool:
-    return any(word == "quiet" or word.startswith("loglevel=") for word in command_line.split())
-
-
-def _console_advice(command_line: str) -> str:
-    consoles = [word for word in command_line.split() if word.startswith("console=")]
-    serial = [word for word in consoles if word.startswith(("console=ttyS", "console=ttyAMA"))]
-    if not serial:
-        has = f"it has only {' '.join(consoles)}" if consoles else "it has none"
-        return f"its command line has no console=ttyS0 ({has})"
-    return (
-        "it may have died before its console was up: "
-        "add earlyprintk=ttyS0,115200 to its command line to see"
-    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
+from pathlib import Path
 
 from kboot.artifacts import Kernel
 from kboot.backend import BootServer, OnProgress, ignore_progress
 from kboot.boot import script
-from kboot.boot.milestones import Expected
+from kboot.boot.phases import Expected
 from kboot.boot.settings import BootSettings
 
 
@@ -37,7 +39,21 @@ def upload(
     )
 
 
-def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, str]:
+def publish_script(
+    server: BootServer, load: Load, *, evidence_directory: Path, nonce: str | None = None
+) -> Expected:
+    """Have the machine boot `load` the next time that it asks; what is to be seen of that boot.
+
+    The script is switched in one step, and a copy of it kept as boot.ipxe. The `nonce` is a new one
+    unless it is given.
+    """
+    expected, text = _script_for(server, load, nonce or secrets.token_hex(8))
+    server.write(_script_name(load.settings), text)
+    (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
+    return expected
+
+
+def _script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, str]:
     """What is to be seen of a boot of `load`, and the text of its boot script."""
     settings = load.settings
     query = f"m={settings.machine_name}&b={nonce}"
@@ -60,7 +76,7 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
     expected = Expected(
         nonce=nonce,
         query=query,
-        script_path=f"scripts/{script_name(settings)}",
+        script_path=f"scripts/{_script_name(settings)}",
         kernel_path=load.kernel_url.removeprefix(base),
         initrd_paths={
             url.removeprefix(base): path.name
@@ -72,6 +88,6 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
     return expected, text
 
 
-def script_name(settings: BootSettings) -> str:
+def _script_name(settings: BootSettings) -> str:
     """The name under which the server has a machine's boot script."""
     return f"{settings.machine_name}/boot.ipxe"

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from kboot import __version__
 from kboot.backend import Fetch, SnapshotMachine
-from kboot.boot.milestones import Expected, Milestone, Milestones, Phase, Witness
+from kboot.boot.milestones import Milestones
+from kboot.boot.phases import Expected, Milestone, Phase, Witness
 from kboot.boot.settings import BootSettings
 from kboot.deadline import Deadline
 from kboot.errors import InfraError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kboot.boot import Boot, Milestone
-from kboot.boot.attempt import GivenUp
+from kboot.boot.follower import GivenUp
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError, KernelCrash
 from kboot.log import logger
@@ -16,6 +16,9 @@ from kboot.machines import wire
 from kboot.machines.journal import Journal, State
 from kboot.machines.keyboard import Keyboard
 from kboot.machines.pushes import Push, Pushes
+
+#: For a guest that is up already.
+_LOGIN_LIMIT_S = 30
 
 _RESTARTS = ("hard", "reset", "soft")
 
@@ -73,7 +76,7 @@ class Desk:
 
     def attend(self) -> None:
         """Look whether anything has happened to the machine by itself."""
-        if self.boot.has_reset:
+        if self.boot.follower.has_reset:
             logger.info("the machine has reset by itself")
             self._follow(self.boot.follow_reset, begin=self._seen)
             return
@@ -84,7 +87,7 @@ class Desk:
             except KernelCrash as error:
                 self.journal.enter(_state_after(error))
             except GuestError as error:
-                if not self.boot.has_reset:
+                if not self.boot.follower.has_reset:
                     self.journal.enter(
                         State(name="off", what=str(error), exit_code=error.exit_code)
                     )
@@ -112,7 +115,7 @@ class Desk:
         outcome = self._outcome(error, self._began, time.monotonic() - start)
         self.journal.enter(_state_after(error))
         if error is None and self._keyboard.holder:
-            self.boot.lend_console()
+            self.boot.channels.lend_console()
         return outcome
 
     def _outcome(self, error: KbootError | None, begin: int, duration_s: float) -> dict[str, Any]:
@@ -177,20 +180,20 @@ class Desk:
     def lend_console(self) -> None:
         """Somebody is going to type: the guest's shell is theirs."""
         if self.journal.state.name == "ready":
-            self.boot.lend_console()
+            self.boot.channels.lend_console()
 
     def _need_console(self) -> None:
         """The terminal is needed for a command; `GuestError`, `ConfigError` if it cannot be had."""
         state = self.journal.state
         if state.name != "ready":
             raise GuestError(f"the machine is not ready: {state.name} {state.what}".rstrip())
-        if self.boot.console_is_lent:
+        if not self.boot.channels.has_console:
             if self._keyboard.holder:
                 raise ConfigError(
                     f"the console is in use by process {self._keyboard.holder}; detach it (ctrl-])"
                 )
             with self._keyboard.taken_away("the guest is logged in to"):
-                self.boot.take_console()
+                self.boot.channels.log_in(self.boot.settings, Deadline(_LOGIN_LIMIT_S))
 
 
 def _state_after(error: KbootError | None) -> State:

@@ -79,7 +79,7 @@ class Supervisor:
             return future
         if preempt and self._boot:
             # Before the job is there to be begun: it must not hit that one.
-            self._boot.give_up()
+            self._boot.follower.give_up()
         self._jobs.put((work, future))
         return future
 
@@ -87,7 +87,7 @@ class Supervisor:
         """Switch the machine off and end."""
         self._stopping.set()
         if self._boot:
-            self._boot.give_up()
+            self._boot.follower.give_up()
         self._jobs.put(None)
 
     # ---------------------------------------------------------------------------------- its life

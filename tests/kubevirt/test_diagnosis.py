@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kboot.boot.milestones import Expected, Milestones
+from kboot.boot.milestones import Milestones
+from kboot.boot.phases import Expected
 from kboot.errors import InfraError
 from kboot.kube import errors
 from kboot.kubevirt import diagnosis

@@ -1,0 +1,84 @@
+"""The phases of a boot, what each may take, and what is known of a boot before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from kboot.backend import Fetch
+
+
+class Phase(StrEnum):
+    """The milestones of a boot, in their order. A phase ends when its milestone is reached."""
+
+    SCHEDULED = "scheduled"
+    FIRMWARE = "firmware"
+    DHCP = "dhcp"
+    SCRIPT = "script"
+    KERNEL = "kernel"
+    INITRD = "initrd"
+    HANDOFF = "handoff"
+    LINUX = "linux"
+    INIT = "init"
+    READY = "ready"
+
+
+ORDER = tuple(Phase)
+
+#: Seconds that each phase may take, on a slow and busy host under emulation.
+BUDGETS_S: Mapping[Phase, float] = {
+    Phase.SCHEDULED: 30,
+    Phase.FIRMWARE: 30,
+    Phase.DHCP: 45,
+    Phase.SCRIPT: 30,
+    Phase.KERNEL: 60,
+    Phase.INITRD: 120,
+    Phase.HANDOFF: 20,
+    Phase.LINUX: 30,
+    Phase.INIT: 90,
+    Phase.READY: 90,
+}
+
+Witness = Literal["backend", "server", "console"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milestone:
+    """A phase that was completed: when, and who saw it."""
+
+    phase: Phase
+    #: On the monotonic clock.
+    time: float
+    witness: Witness
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What this boot of this machine will ask for and print, if it is the right one."""
+
+    #: Printed by the boot script, and first in the kernel's command line.
+    nonce: str
+    #: The query of every request of this boot.
+    query: str
+    #: Paths below the server's token, as in `Fetch.path`.
+    script_path: str
+    kernel_path: str
+    #: With the names of the files that are behind them, for messages.
+    initrd_paths: Mapping[str, str]
+    release: str
+    command_line: str
+
+    def concerns(self, fetch: Fetch) -> bool:
+        """Whether a request to the server was of this boot of this machine."""
+        return fetch.query == self.query or fetch.path == self.script_path
+
+    def name_of(self, path: str) -> str:
+        """What a path is the place of, for messages."""
+        if path == self.script_path:
+            return "boot script"
+        if path == self.kernel_path:
+            return "kernel"
+        name = self.initrd_paths.get(path)
+        return f"initrd {name}" if name else path
