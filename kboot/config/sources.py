@@ -1,0 +1,97 @@
+"""Reads the sources of the configuration: a file, the environment, and options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kboot.config import parse
+from kboot.config.setting import SETTINGS, Setting
+from kboot.config.values import Config
+from kboot.errors import ConfigError
+
+#: Variables of kboot's own that are not settings.
+RESERVED_VARIABLES = ("KBOOT_RUN", "KBOOT_DEBUG", "KBOOT_TEST_KERNEL")
+
+
+def load(
+    options: Mapping[str, object],
+    environ: Mapping[str, str],
+    directory: Path,
+    *,
+    spell: Callable[[Setting], str] = lambda setting: setting.option,
+) -> Config:
+    """The configuration for a run in `directory`.
+
+    `options` maps settings' names to what was given on the command line; None and empty lists mean
+    "not given", and so do empty variables. `spell` says how an option is written, for errors.
+    `ConfigError` names the key, the value, where it was written, and the remedy.
+    """
+    here = directory.absolute()
+    values = _from_file(here) | _from_environment(environ, here)
+    for setting in SETTINGS:
+        given = options.get(setting.name)
+        if given is not None and given not in ((), []):
+            values[setting.field] = _value(setting, given, spell(setting), here)
+    return Config(**values)
+
+
+def _from_environment(environ: Mapping[str, str], directory: Path) -> dict[str, Any]:
+    known = {setting.variable: setting for setting in SETTINGS}
+    values = {}
+    for variable, value in environ.items():
+        if not variable.startswith("KBOOT_") or variable in RESERVED_VARIABLES:
+            continue
+        if variable not in known:
+            remedy = parse.near(variable, known, prefix="KBOOT_") or "; unset it"
+            raise ConfigError(f"no setting is called {variable} (environment variable){remedy}")
+        if value:
+            setting = known[variable]
+            values[setting.field] = _value(setting, value, variable, directory)
+    return values
+
+
+def _from_file(directory: Path) -> dict[str, Any]:
+    path, entries = _find_file(directory)
+    known = {setting.name: setting for setting in SETTINGS}
+    values = {}
+    for key, value in entries.items():
+        if key not in known:
+            remedy = parse.near(key, known) or f"; there are {', '.join(known)}"
+            raise ConfigError(f"{path}: no setting is called {key!r}{remedy}")
+        setting = known[key]
+        values[setting.field] = _value(setting, value, f"{path}: {key}", path.parent)
+    return values
+
+
+def _find_file(directory: Path) -> tuple[Path, Mapping[str, object]]:
+    """The nearest configuration file, upwards from `directory`, and what it says."""
+    for place in (directory, *directory.parents):
+        path = place / "kboot.toml"
+        if path.is_file():
+            return path, _read_toml(path)
+        path = place / "pyproject.toml"
+        if path.is_file():
+            tool = _read_toml(path, only_with=b"kboot").get("tool")
+            if isinstance(tool, dict) and isinstance(tool.get("kboot"), dict):
+                return path, tool["kboot"]
+    return directory, {}
+
+
+def _read_toml(path: Path, *, only_with: bytes = b"") -> dict[str, Any]:
+    # Parsing takes time that every pytest run would pay, most of them for another's file.
+    import tomllib  # noqa: PLC0415
+
+    try:
+        content = path.read_bytes()
+        return tomllib.loads(content.decode()) if only_with in content else {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+
+def _value(setting: Setting, given: object, origin: str, directory: Path) -> object:
+    try:
+        return setting.parse(given, directory)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {given!r} is not {error}") from None

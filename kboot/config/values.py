@@ -1,0 +1,150 @@
+"""What can be decided about a run, and what holds if nobody decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from kboot.backend import Firmware
+from kboot.config import parse
+from kboot.config.about import about
+from kboot.config.cluster import ClusterConfig
+
+Accelerator = Literal["auto", "kvm", "tcg"]
+FirmwareStart = Literal["real", "saved"]
+Isolation = Literal["auto", "test", "module", "session", "none"]
+Warnings = Literal["fail", "report"]
+Channel = Literal["auto", "console", "ssh"]
+
+#: The places to boot in.
+BACKENDS = ("qemu", "kubevirt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(ClusterConfig):
+    """What the user has decided. Paths are absolute; a source's mistakes never get this far."""
+
+    #: A path or a URL; None if no kernel was named.
+    kernel: str | None = field(
+        default=None,
+        metadata=about(
+            "the kernel to boot: an image, a .deb or .rpm package, a build tree, or a URL",
+            "FILE",
+            parse.source,
+        ),
+    )
+    backend: str = field(default="qemu", metadata=about("where to boot", "NAME", choices=BACKENDS))
+    #: ``tiny``, or a path.
+    rootfs: str = field(
+        default="tiny",
+        metadata=about(
+            "what to boot into: tiny (busybox), or an initramfs image", "tiny|FILE", parse.rootfs
+        ),
+    )
+    initrd: tuple[Path, ...] = field(
+        default=(),
+        metadata=about(
+            "one more initramfs image to load after the root file system; may be repeated",
+            "FILE",
+            parse.paths,
+            repeated=True,
+        ),
+    )
+    cmdline: str = field(
+        default="", metadata=about("more parameters for the kernel", "TEXT", parse.text)
+    )
+    memory_mib: int = field(
+        default=512,
+        metadata=about(
+            "the machine's memory: 512 (MiB), 512M, 2G", "SIZE", parse.memory_mib, name="memory"
+        ),
+    )
+    cpus: int = field(
+        default=1, metadata=about("the machine's processors", "N", parse.number(1, 255))
+    )
+    firmware: Firmware = field(
+        default="bios",
+        metadata=about("the machine's firmware", "NAME", choices=get_args(Firmware)),
+    )
+    accel: Accelerator = field(
+        default="auto",
+        metadata=about(
+            "how QEMU runs the guest: kvm if it works and tcg (emulation) if not, or one of them",
+            "NAME",
+            choices=get_args(Accelerator),
+        ),
+    )
+    timeout_s: float = field(
+        default=180.0,
+        metadata=about(
+            "the time one boot may take: 90, 90s, 3m", "TIME", parse.seconds, name="timeout"
+        ),
+    )
+    channel: Channel = field(
+        default="auto",
+        metadata=about(
+            "how commands reach the guest: by ssh if it has a server, by the serial console if "
+            "not, or one of them",
+            "NAME",
+            choices=get_args(Channel),
+        ),
+    )
+    warnings: Warnings = field(
+        default="fail",
+        metadata=about(
+            "what a test makes of a WARNING or another report that the kernel survived",
+            "WHAT",
+            choices=get_args(Warnings),
+        ),
+    )
+    firmware_start: FirmwareStart = field(
+        default="real",
+        metadata=about(
+            "how machines start: with firmware and DHCP (real), or in a state that was saved when "
+            "these were done, just before iPXE asks for its script (saved)",
+            "NAME",
+            choices=get_args(FirmwareStart),
+        ),
+    )
+    isolation: Isolation = field(
+        default="auto",
+        metadata=about(
+            "who gets a pristine machine: each test, each module, only who finds it touched "
+            "(session), nobody (none); auto is test where machines are restored in no time, "
+            "else session",
+            "NAME",
+            choices=get_args(Isolation),
+        ),
+    )
+    snapshot_cache_mib: int = field(
+        default=4096,
+        metadata=about(
+            "the disk space for saved machines, in the user's cache directory",
+            "SIZE",
+            parse.memory_mib,
+            name="snapshot_cache",
+        ),
+    )
+    #: None: kept for the length of the run only.
+    evidence: Path | None = field(
+        default=None,
+        metadata=about(
+            "the directory to keep each boot's logs and configuration in", "DIRECTORY", parse.path
+        ),
+    )
+    user: str = field(
+        default="root",
+        metadata=about("who to log in as, where there is a login", "NAME", parse.word),
+    )
+    password: str = field(
+        default="kboot", metadata=about("the password to log in with", "TEXT", parse.text)
+    )
+    qemu: str = field(
+        default="qemu-system-x86_64", metadata=about("the QEMU program", "PROGRAM", parse.word)
+    )
+    qemu_arguments: tuple[str, ...] = field(
+        default=(),
+        metadata=about("more arguments for QEMU, as a shell would split them", "TEXT", parse.words),
+    )
+    nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))
