@@ -7,31 +7,34 @@ until a test asks for a kboot fixture.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kboot.config import SETTINGS, Config, Setting, load
+from kboot.config import SETTINGS
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError
+from kboot.plugin.choices import (
+    ALLOW_MARKER,
+    MARKER,
+    allowances,
+    config_for,
+    dest,
+    option,
+    read_config,
+)
+from kboot.plugin.telling import allowed_lines, hide_our_frames, properties, sections
 
 if TYPE_CHECKING:
     from kboot.artifacts import Kernel
     from kboot.backend import BootServer
-    from kboot.boot import Boot, Wanted
+    from kboot.boot import Boot
     from kboot.guest import Guest
     from kboot.session import Session
 
-_MARKER = "kboot"
-_ALLOW_MARKER = "kboot_allow_warning"
 _BOOT = pytest.StashKey["Boot"]()
-#: The name of the property that holds a report that a test allowed.
-_ALLOWED = "kboot.allowed"
-#: Whose frames stand between pytest and a test.
-_RUNNERS = {"_pytest", "pluggy", "pytest"}
-#: How much of the console a failure shows.
-_TAIL_LINES = 40
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for setting in SETTINGS:
         group.addoption(
             setting.pytest_option,
-            dest=_dest(setting),
+            dest=dest(setting),
             metavar=setting.metavar,
             action="append" if setting.repeated else "store",
             default=None,
@@ -52,33 +55,33 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers; with ``--kernel`` and no arguments, run the acceptance suite too."""
     config.addinivalue_line(
         "markers",
-        f"{_MARKER}(**settings): settings for this test's machine, such as memory='2G', cpus=4, "
+        f"{MARKER}(**settings): settings for this test's machine, such as memory='2G', cpus=4, "
         "firmware='uefi', cmdline='...'; fresh=True demands one that was booted for this very test",
     )
     config.addinivalue_line(
         "markers",
-        f"{_ALLOW_MARKER}(kind=None, match=None): a report of the kernel that does not fail this "
+        f"{ALLOW_MARKER}(kind=None, match=None): a report of the kernel that does not fail this "
         "test, by its kind, or by a pattern for its title or first line, or both",
     )
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
-    if _option(config, "kernel") is None:
+    if option(config, "kernel") is None:
         return
     try:
         # Before anything is collected: a wrong path is better told at once.
-        _read_config(config)
+        read_config(config)
     except ConfigError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
-        config.args.append(str(Path(__file__).parent / "acceptance"))
+        config.args.append(str(Path(__file__).parent.parent / "acceptance"))
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """One line on what is tested, if a kernel was named on the command line."""
-    if _option(config, "kernel") is None:
+    if option(config, "kernel") is None:
         return None
     from kboot.session import kernel_of  # noqa: PLC0415
 
-    settings = _read_config(config)
+    settings = read_config(config)
     try:
         kernel = kernel_of(settings)
     except KbootError as error:
@@ -92,11 +95,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """``-n auto`` with a kernel to test: as many workers as the host has room for machines."""
-    if _option(config, "kernel") is None:
+    if option(config, "kernel") is None:
         return None
     from kboot import parallel  # noqa: PLC0415
 
-    settings = _read_config(config)
+    settings = read_config(config)
     return parallel.workers(
         cpus=parallel.host_cpus(),
         available_mib=parallel.host_available_mib(),
@@ -108,10 +111,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
-        if item.get_closest_marker(_MARKER) or item.get_closest_marker(_ALLOW_MARKER):
+        if item.get_closest_marker(MARKER) or item.get_closest_marker(ALLOW_MARKER):
             try:
-                _config_for(item)
-                _allowances(item)
+                config_for(item)
+                allowances(item)
             except ConfigError as error:
                 raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
 
@@ -126,7 +129,7 @@ def kboot_session(
     """What the run shares: backend, boot server, and the machine that is on."""
     from kboot.session import open_session  # noqa: PLC0415
 
-    config = _read_config(request.config)
+    config = read_config(request.config)
     evidence = config.evidence or tmp_path_factory.mktemp("kboot-evidence", numbered=True)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if config.evidence and worker:
@@ -156,12 +159,12 @@ def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
     """
     from kboot.isolation import User  # noqa: PLC0415
 
-    config, fresh = _config_for(request.node)
+    config, fresh = config_for(request.node)
 
     def remember(attempt: Boot) -> None:
         # Also one that fails to come up: the report of the test tells about it.
         request.node.stash[_BOOT] = attempt
-        attempt.judge.allowances = _allowances(request.node)
+        attempt.judge.allowances = allowances(request.node)
 
     return kboot_session.booted(
         kboot_session.settings(config),
@@ -198,17 +201,17 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo else None
     shown = True
     if isinstance(error, KbootError) and not item.config.getoption("fulltrace"):
-        shown = _hide_our_frames(error)
+        shown = hide_our_frames(error)
     attempt = item.stash.get(_BOOT, None)
     if call.when == "call" and attempt:
         # A test that failed by itself does not leave its reports to the next one.
         attempt.judge.sort(attempt.console.reports)
-        item.user_properties.extend(_properties(attempt))
+        item.user_properties.extend(properties(attempt))
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
     if report.failed and attempt:
-        report.sections.extend(_sections(attempt))
+        report.sections.extend(sections(attempt))
     # For pytest, its terminal and its JUnit file, what fails in its call has failed, and what fails
     # in its set-up is an error. For kboot it does not matter when, but who is at fault.
     if isinstance(error, InfraError) and report.when == "call":
@@ -220,111 +223,8 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List what the kernel reported and tests had allowed."""
-    lines = [
-        f"{report.nodeid}: {value}"
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if isinstance(report, pytest.TestReport) and report.when == "call"
-        for name, value in report.user_properties
-        if name == _ALLOWED
-    ]
+    lines = allowed_lines(chain.from_iterable(terminalreporter.stats.values()))
     if lines:
         terminalreporter.section("kboot: reports of the kernel that tests allow")
         for line in lines:
             terminalreporter.write_line(line)
-
-
-def _hide_our_frames(error: BaseException) -> bool:
-    """Leave the test's own lines in the traceback: the message says what ours did.
-
-    Returns whether there are any; a boot that failed in a fixture has none.
-    """
-    theirs = False
-    before = error.__traceback__
-    while before and before.tb_next:
-        frame = before.tb_next.tb_frame
-        if _is_ours(Path(frame.f_code.co_filename)):
-            before.tb_next = before.tb_next.tb_next
-        else:
-            before = before.tb_next
-            theirs = theirs or frame.f_globals.get("__name__", "").partition(".")[0] not in _RUNNERS
-    return theirs
-
-
-def _is_ours(path: Path) -> bool:
-    package = Path(__file__).parent
-    return package in path.parents and package / "acceptance" not in path.parents
-
-
-def _sections(attempt: Boot) -> list[tuple[str, str]]:
-    sections = [(f"kboot crash: {report.title}", report.text) for report in attempt.console.reports]
-    tail = "\n".join(line.text for line in attempt.console.lines()[-_TAIL_LINES:])
-    sections.append((f"kboot console, last {_TAIL_LINES} lines", tail))
-    sections.append(("kboot evidence", str(attempt.evidence_directory)))
-    return sections
-
-
-def _properties(attempt: Boot) -> list[tuple[str, object]]:
-    """For JUnit's ``<property>`` elements."""
-    phases = attempt.history[0].durations_s()
-    return [
-        ("kboot.kernel.release", attempt.kernel.release),
-        ("kboot.kernel.sha256", attempt.kernel.sha256),
-        ("kboot.machine", attempt.machine_description),
-        ("kboot.boot_s", round(sum(phases.values()), 3)),
-        *((f"kboot.phase.{name}_s", seconds) for name, seconds in phases.items()),
-        *([("kboot.restored_from", attempt.restored_from)] if attempt.restored_from else []),
-        ("kboot.evidence", str(attempt.evidence_directory)),
-        *((_ALLOWED, f"{each.report.title} ({each.by})") for each in attempt.judge.take_allowed()),
-    ]
-
-
-# ----------------------------------------------------------------------------- configuration
-
-
-def _dest(setting: Setting) -> str:
-    return f"kboot_{setting.name}"
-
-
-def _option(config: pytest.Config, name: str) -> Any:
-    return config.getoption(f"kboot_{name}", default=None)
-
-
-def _read_config(config: pytest.Config, extra: Mapping[str, object] | None = None) -> Config:
-    options = {setting.name: _option(config, setting.name) for setting in SETTINGS}
-    return load(
-        options | dict(extra or {}),
-        os.environ,
-        config.invocation_params.dir,
-        spell=lambda setting: setting.pytest_option,
-    )
-
-
-def _config_for(item: pytest.Item) -> tuple[Config, bool]:
-    """The configuration of a test's machine, and whether it must be a fresh one."""
-    chosen: dict[str, object] = {}
-    for marker in item.iter_markers(_MARKER):
-        if marker.args:
-            raise ConfigError(f"the marker {_MARKER} takes settings by name, not {marker.args!r}")
-        chosen = dict(marker.kwargs) | chosen
-    fresh = bool(chosen.pop("fresh", False))
-    known = {setting.name for setting in SETTINGS}
-    if unknown := chosen.keys() - known:
-        raise ConfigError(
-            f"the marker {_MARKER} has no setting {', '.join(sorted(unknown))}; "
-            f"it has fresh, {', '.join(sorted(known))}"
-        )
-    return _read_config(item.config, chosen), fresh
-
-
-def _allowances(item: pytest.Item) -> list[Wanted]:
-    """What a test's markers allow the kernel to report."""
-    from kboot.boot import wanted  # noqa: PLC0415
-
-    found = []
-    for marker in item.iter_markers(_ALLOW_MARKER):
-        chosen = dict(zip(("kind", "match"), marker.args, strict=False)) | dict(marker.kwargs)
-        if len(marker.args) > 2 or not chosen or chosen.keys() - {"kind", "match"}:
-            raise ConfigError(f"the marker {_ALLOW_MARKER} takes kind, match, or both")
-        found.append(wanted(**chosen))
-    return found
