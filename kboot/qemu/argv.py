@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,6 +114,22 @@ def argv(
         option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
     option(*spec.extra_arguments)
     return command
+
+
+def as_text(command: list[str]) -> str:
+    """A command line for a shell and for reading: each option with its value on a line."""
+    return " \\\n    ".join(shlex.join(words) for words in _option_with_value(command)) + "\n"
+
+
+def _option_with_value(command: list[str]) -> Iterator[list[str]]:
+    """The words of a command line, each option together with its value."""
+    group: list[str] = []
+    for word in command:
+        if word.startswith("-") and group:
+            yield group
+            group = []
+        group.append(word)
+    yield group
 
 
 def _pflash(unit: int, path: Path, image_format: str, *, readonly: bool) -> str:

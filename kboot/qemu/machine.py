@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import shutil
 import socket
 import threading
@@ -18,7 +17,7 @@ from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
-from kboot.qemu.argv import Accelerator, Flash, Wiring, argv
+from kboot.qemu.argv import Accelerator, Flash, Wiring, argv, as_text
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
 from kboot.qemu.stream import SocketStream
 from kboot.qmp import Qmp, QmpClosed
@@ -168,8 +167,7 @@ class QemuMachine:
         if flash is not None:
             # The machine's own variables are gone by then; their template must stay as it is.
             command.append("-snapshot")
-        text = " \\\n    ".join(shlex.join(words) for words in _option_with_value(command))
-        (directory / "qemu.argv").write_text(text + "\n", encoding="utf-8")
+        (directory / "qemu.argv").write_text(as_text(command), encoding="utf-8")
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(self._log, directory / "qemu.log")
 
@@ -289,14 +287,3 @@ class QemuMachine:
                         f"QEMU stopped the guest: {status}{remedy}; see {self._log.name}: "
                         f"{self._process.last_words()}"
                     )
-
-
-def _option_with_value(command: list[str]) -> Iterator[list[str]]:
-    """The words of a command line, each option together with its value."""
-    group: list[str] = []
-    for word in command:
-        if word.startswith("-") and group:
-            yield group
-            group = []
-        group.append(word)
-    yield group
