@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 ROWS = (
     {"errors"},
     {"deadline", "log", "crash", "loop", "parallel"},
-    {"process", "backend"},
+    {"process", "backend", "wire"},
     {"state", "templates", "qmp", "snapshots"},
     {"config", "console", "artifacts", "kube", "ssh"},
     {"rootfs", "guest", "nginx"},

@@ -13,7 +13,7 @@ from kboot.cli.naming import json_option, machine_argument, print_json, show_eve
 def panic(*, name: str, as_json: bool) -> None:
     """Have the kernel of the machine NAME panic (sysrq), and wait until it is back."""
     from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
-    from kboot.machines.wire import to_error  # noqa: PLC0415
+    from kboot.wire import to_error  # noqa: PLC0415
 
     outcome = ask(name, "panic", on_event=(lambda _: None) if as_json else show_event)
     if as_json:

@@ -71,7 +71,7 @@ def restart(
 def restart_once(name: str, how: str, *, as_json: bool) -> None:
     """Restart, follow the boot, and say how it went; exits with 1 or 3 if it failed."""
     from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
-    from kboot.machines.wire import to_error  # noqa: PLC0415
+    from kboot.wire import to_error  # noqa: PLC0415
 
     outcome: dict[str, Any] = ask(
         name, "restart", how=how, on_event=(lambda _: None) if as_json else show_event

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kboot import wire
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError, KbootError
-from kboot.machines import wire
 from kboot.machines.places import Place, place_of, places, remove_if_dead
 from kboot.state import sweep
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kboot import wire
 from kboot.boot import Boot, Milestone
 from kboot.boot.follower import GivenUp
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError, KernelCrash
 from kboot.log import logger
-from kboot.machines import wire
 from kboot.machines.journal import Journal, State
 from kboot.machines.keyboard import Keyboard
 from kboot.machines.pushes import Push, Pushes

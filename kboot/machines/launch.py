@@ -8,10 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from kboot import process
+from kboot import process, wire
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
-from kboot.machines import wire
 from kboot.machines.client import clear_dead
 from kboot.machines.places import Place, claim, place_of
 from kboot.state import RUN_VARIABLE

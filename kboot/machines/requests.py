@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kboot.errors import ConfigError, InfraError
-from kboot.machines.wire import Wire
+from kboot.wire import Wire
 
 if TYPE_CHECKING:
     from kboot.machines.supervisor import Supervisor

@@ -23,12 +23,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kboot import wire
 from kboot.boot import Boot, open_backend, power_on
 from kboot.config import Config, load
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import logger
-from kboot.machines import wire
 from kboot.machines.broker import Broker
 from kboot.machines.desk import Desk
 from kboot.machines.journal import Journal

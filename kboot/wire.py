@@ -1,8 +1,7 @@
-"""What goes over a supervisor's socket: JSON, one object a line; then bytes, for a console.
+"""What goes over a socket between two processes of ours: JSON, one object a line; then maybe bytes.
 
-A client sends one request, ``{"verb": ..., ...}``. The supervisor answers with any number of
-``{"event": ...}`` and then one ``{"result": ...}`` or ``{"error": ...}``. After the result of the
-verb ``attach``, the connection is the serial line.
+A client sends a request, ``{"verb": ..., ...}``. It is answered with any number of
+``{"event": ...}`` and then one ``{"result": ...}`` or ``{"error": ...}``.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def to_error(value: dict[str, Any]) -> KbootError:
 
 
 def listen(directory: Path) -> socket.socket:
-    """The supervisor's socket in its directory."""
+    """The socket of whom this directory belongs to, and who alone can be connected to there."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _short(directory) as path:
         listener.bind(path)
@@ -85,7 +84,7 @@ def listen(directory: Path) -> socket.socket:
 
 
 def connect(directory: Path) -> Wire:
-    """A connection to the supervisor of this directory. OSError if there is none."""
+    """A connection to the one who listens in this directory. OSError if there is none."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _short(directory) as path:
