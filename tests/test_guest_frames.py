@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kboot.guest.agent import escape, pieces
 from kboot.guest.checksum import Checksum, cksum
-from kboot.guest.frames import Frame, FrameReader, Tag, fit
+from kboot.guest.frames import Frame, FrameReader, Tag, fit, is_frame
 from kboot.guest.output import BASE64_BYTES, Extent, Output
 from tests.serial_lines import PRINTK, PRINTK_WITHOUT_TIME
 
@@ -106,6 +106,12 @@ def test_output_that_lost_bytes_is_never_complete(data: bytes, start: int, lengt
 @given(st.binary(max_size=200))
 def test_no_noise_makes_the_reader_stumble(noise: bytes) -> None:
     assert received(noise + b"\r\n~\r\n" + frame(Tag.ANSWER, 0, b"1,1"))[-1].payload == b"1"
+
+
+def test_a_frame_is_told_from_a_line_for_people() -> None:
+    assert is_frame(frame(Tag.DONE, 1, b"2.0.7.3.0.0,2.0.7.3.0.0").decode().rstrip())
+    assert not is_frame("[    1.234567] ~42: no frame;")
+    assert not is_frame("~ # ls")
 
 
 def test_a_control_frame_whose_halves_differ_is_dropped() -> None:

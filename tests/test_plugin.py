@@ -196,6 +196,13 @@ def test_a_failure_shows_the_tests_own_line_and_not_kboots(suite: Suite) -> None
     assert "kboot/guest/guest.py" not in output
 
 
+def test_the_console_of_a_failure_has_no_frames_of_commands(suite: Suite) -> None:
+    output, _ = suite
+    section = output.partition("_ test_a_command_fails _")[2].partition("\n____")[0]
+    assert "kboot console, last" in section
+    assert not re.search(r"^~\d+:\d+:", section, re.MULTILINE)
+
+
 def test_a_crash_nobody_looked_at_fails_the_test_and_is_shown(suite: Suite) -> None:
     output, _ = suite
     section = output.partition("_ test_does_not_look _")[2].partition("\n____")[0]

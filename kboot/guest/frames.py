@@ -41,6 +41,7 @@ _ALPHABET = {
     Tag.STDOUT_HEX: _HEX,
     Tag.STDERR_HEX: _HEX,
 }
+_WHOLE_LINE = re.compile(r"~\d+:\d{1,9}:\d:\d{1,9}:\d{1,5}:[^;~\s]*;")
 _FROM_SIGNS = bytes.maketrans(b"!@%+=_", b"abcdef")
 
 #: A frame whose end has not come in so many bytes is given up.
@@ -57,6 +58,11 @@ class Frame:
     payload: bytes
     #: It was put together around something else; only a checksum over the whole can prove it.
     repaired: bool = False
+
+
+def is_frame(line: str) -> bool:
+    """Whether a line of the console is a frame, and nothing for people to read."""
+    return _WHOLE_LINE.fullmatch(line) is not None
 
 
 def plain_hex(payload: bytes) -> bytes:
