@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 KERNEL ?= build/kernel/debian.deb
+IPXE ?= build/ipxe/ipxe.efi
 COUNT ?= 10
 RESTORES ?= 500
 COMMANDS ?= 10000
@@ -14,17 +15,19 @@ bin := $(venv)/bin
 ready := $(venv)/.ready
 headers := build/kernel/headers/build
 second := build/kernel/cloud.deb
-sources := kboot tests bench conftest.py
+ipxe_disk := build/ipxe/ipxe-disk.tar
+sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel demo test test-kubevirt check format bench soak build clean
+.PHONY: help setup kernel ipxe-disk demo test test-kubevirt check format bench soak build clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  KERNEL=PATH     the kernel package to boot ($(KERNEL))"
+	@echo "  IPXE=PATH       the ipxe.efi for UEFI machines on a cluster ($(IPXE))"
 	@echo "  PYTEST_ARGS=... more arguments for pytest, as in: make test PYTEST_ARGS='-k console -x'"
 	@echo "  BENCH=NAME      one benchmark; COUNT=N rounds of soak ($(COUNT)); PYTHON=python3.12"
 
@@ -53,11 +56,22 @@ $(headers): build/kernel/debian.deb .ci/fetch-headers
 	@.ci/fetch-headers build/kernel/debian.deb $(@D)
 	@touch -h $@
 
+ipxe-disk: $(ipxe_disk) ## build the disk that UEFI machines on a cluster boot iPXE from
+	@echo "for a volume claim:  $(dir $(ipxe_disk))ipxe.img"
+	@echo "for a registry:      $(ipxe_disk) (see docs/kubevirt.md, UEFI)"
+
+# Only this one, as with KERNEL.
+build/ipxe/ipxe.efi: .ci/fetch-ipxe | $(ready)
+	@.ci/fetch-ipxe $@
+
+$(ipxe_disk): $(IPXE) .ci/build_ipxe_disk.py | $(ready)
+	@$(bin)/python .ci/build_ipxe_disk.py $(IPXE) $(@D)
+
 demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on it
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
 
-test: $(ready) $(KERNEL) $(headers) $(second) ## run the tests, with real boots of a real kernel
+test: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(PYTEST_ARGS)
 
 test-kubevirt: $(ready) $(KERNEL) ## run the acceptance tests on the cluster of your kubeconfig
@@ -77,7 +91,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m bench $(BENCH)
 	$(bin)/python -m bench.plot
 
-soak: $(ready) $(KERNEL) $(headers) $(second) ## run the tests COUNT times over, then many restores and commands
+soak: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests COUNT times over, then many restores and commands
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \

@@ -128,7 +128,10 @@ def _cpu(cpus: int) -> dict[str, int]:
 def _add_ipxe_disk(instance: dict[str, Any], settings: ClusterSettings) -> None:
     """A disk that UEFI boots iPXE from, for firmware whose own network boot is not iPXE."""
     kind, _, claim = settings.ipxe_disk.partition(":")
+    target: dict[str, Any] = {"bus": "virtio"}
     if kind == "pvc":
+        # Not to be written, so that QEMU does not keep it from the other machines.
+        target["readonly"] = True
         source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim}}
     else:
         source = {"containerDisk": {"image": settings.ipxe_disk}}
@@ -136,5 +139,5 @@ def _add_ipxe_disk(instance: dict[str, Any], settings: ClusterSettings) -> None:
             source["containerDisk"]["imagePullSecret"] = settings.pull_secrets[0]
     devices = instance["domain"]["devices"]
     devices["interfaces"][0]["bootOrder"] = 2
-    devices["disks"] = [{"name": _IPXE_VOLUME, "disk": {"bus": "virtio"}, "bootOrder": 1}]
+    devices["disks"] = [{"name": _IPXE_VOLUME, "disk": target, "bootOrder": 1}]
     instance["volumes"] = [{"name": _IPXE_VOLUME, **source}]

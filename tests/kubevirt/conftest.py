@@ -13,6 +13,15 @@ from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
 from tests.kubevirt.cluster import Cluster, running_cluster
 
 
+@pytest.fixture(scope="session")
+def ipxe_disk() -> Path:
+    """The image with a disk that boots iPXE; ``make ipxe-disk`` builds it."""
+    path = Path(__file__).parents[2] / "build" / "ipxe" / "ipxe-disk.tar"
+    if not path.is_file():
+        pytest.fail(f"no disk at {path}: run make ipxe-disk")
+    return path
+
+
 @pytest.fixture(scope="module")
 def shared_cluster() -> Iterator[Cluster]:
     """A test cluster for a module's tests."""

@@ -117,10 +117,11 @@ def test_a_uefi_machine_boots_ipxe_from_its_disk_where_there_is_one() -> None:
     assert boot_order(FULL, "uefi") == (2, [1])
     assert boot_order(FULL, "bios") == (1, [])
     assert boot_order(ClusterSettings(), "uefi") == (1, [])
-    volume = machine(settings=ClusterSettings(ipxe_disk="pvc:ipxe"), firmware="uefi")
-    assert volume["spec"]["template"]["spec"]["volumes"] == [
-        {"name": "ipxe", "persistentVolumeClaim": {"claimName": "ipxe"}}
-    ]
+    on_a_claim = machine(settings=ClusterSettings(ipxe_disk="pvc:ipxe"), firmware="uefi")
+    spec = on_a_claim["spec"]["template"]["spec"]
+    assert spec["volumes"] == [{"name": "ipxe", "persistentVolumeClaim": {"claimName": "ipxe"}}]
+    # Several machines may have it at once.
+    assert spec["domain"]["devices"]["disks"][0]["disk"]["readonly"] is True
 
 
 @given(st.integers(1, 255))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -40,19 +41,23 @@ class Guest(Protocol):
 
 class QemuGuest:
     def __init__(self, spec: MachineSpec, directory: Path, *, paused: bool) -> None:
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         self._stack = contextlib.ExitStack()
         self._serial, serial_far = socket.socketpair()
         control, control_far = socket.socketpair()
         self._serial.setblocking(False)
         wiring = Wiring.inherited(serial_fd=serial_far.fileno(), control_fd=control_far.fileno())
         command = argv(
-            spec,
+            replace(spec, extra_arguments=()),
             program="qemu-system-x86_64",
             accelerator="tcg",
             wiring=wiring,
             flash=_flash(spec, directory),
         )
+        if spec.extra_arguments:
+            # A disk comes first; the card has no ROM of its own.
+            command = [word.replace("bootindex=1", "bootindex=2,romfile=") for word in command]
+            command += spec.extra_arguments
         with serial_far, control_far:
             self.process = self._stack.enter_context(
                 process.spawn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 
 from aiohttp import web
 
@@ -108,7 +109,24 @@ def _owner(thing: Object) -> Object:
     }
 
 
-def machine_spec(vm: Object, resolve: Callable[[str], str]) -> MachineSpec:
+def boot_disk(vm: Object) -> Object | None:
+    """The volume of the disk that the machine boots from first, or None if that is its card."""
+    spec = vm["spec"]["template"]["spec"]
+    devices = spec["domain"]["devices"]
+    order = {device["name"]: device["bootOrder"] for device in devices.get("disks", ())}
+    card = devices["interfaces"][0]
+    if not order or card["bootOrder"] < min(order.values()):
+        return None
+    first = min(order, key=lambda name: order[name])
+    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == first]
+    found: Object = volume
+    return found
+
+
+def machine_spec(
+    vm: Object, resolve: Callable[[str], str], disk: Path | None = None
+) -> MachineSpec:
+    """What to run for a machine; `disk` is what it boots from first, where that is one."""
     spec = vm["spec"]["template"]["spec"]
     domain = spec["domain"]
     card = domain["devices"]["interfaces"][0]
@@ -121,4 +139,14 @@ def machine_spec(vm: Object, resolve: Callable[[str], str]) -> MachineSpec:
         cpus=domain["cpu"]["cores"] * domain["cpu"].get("sockets", 1),
         firmware="uefi" if "efi" in domain["firmware"]["bootloader"] else "bios",
         mac_address=card["macAddress"],
+        extra_arguments=() if disk is None else _with_disk(disk),
+    )
+
+
+def _with_disk(disk: Path) -> tuple[str, ...]:
+    return (
+        "-drive",
+        f"if=none,id=first,format=raw,readonly=on,file={disk}",
+        "-device",
+        "virtio-blk-pci,drive=first,bootindex=1",
     )

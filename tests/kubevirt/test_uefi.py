@@ -1,0 +1,138 @@
+"""UEFI machines on a cluster: the disk that they boot iPXE from, and what is said without one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot.backend import MachineSpec
+from kboot.cli import main
+from kboot.errors import ClusterError
+from kboot.kubevirt import ClusterSettings, open_kubevirt
+from tests.kubevirt.cluster import Cluster, images, running_cluster
+from tests.kubevirt.cluster.guests import Guest
+from tests.kubevirt.cluster.machines import qemu
+from tests.kubevirt.powered import powered_on
+from tests.kubevirt.recordings import needs_recordings
+from tests.kubevirt.talking import talking
+
+BUILDER = Path(__file__).parents[2] / ".ci" / "build_ipxe_disk.py"
+
+
+class Hardware:
+    """What the cluster would run as QEMU machines; those with a disk only talk here."""
+
+    def __init__(self) -> None:
+        self.specs: list[MachineSpec] = []
+
+    def __call__(self, spec: MachineSpec, directory: Path, paused: bool) -> Guest:
+        self.specs.append(spec)
+        make = talking if spec.extra_arguments else qemu
+        return make(spec, directory, paused)
+
+
+@pytest.fixture(scope="module")
+def hardware() -> Hardware:
+    return Hardware()
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(hardware: Hardware) -> Iterator[Cluster]:
+    with running_cluster(hardware) as cluster:
+        yield cluster
+
+
+def build(ipxe: Path, directory: Path) -> tuple[bytes, bytes]:
+    """The raw disk and the archive with its image, built anew."""
+    subprocess.run([sys.executable, BUILDER, ipxe, directory], check=True)
+    return (directory / "ipxe.img").read_bytes(), (directory / "ipxe-disk.tar").read_bytes()
+
+
+def test_the_same_ipxe_gives_the_same_disk(ipxe_disk: Path, tmp_path: Path) -> None:
+    ipxe = tmp_path / "ipxe.efi"
+    ipxe.write_bytes((ipxe_disk.parent / "ipxe.efi").read_bytes())
+    first = build(ipxe, tmp_path / "one")
+    # The times in a FAT are of two seconds.
+    time.sleep(2.1)
+    ipxe.touch()
+    assert build(ipxe, tmp_path / "two") == first
+    assert images.disk_of(tmp_path / "one" / "ipxe-disk.tar") == first[0]
+
+
+def test_the_disk_has_a_system_partition_that_starts_ipxe(ipxe_disk: Path) -> None:
+    raw = images.disk_of(ipxe_disk)
+    assert raw[510:512] == b"\x55\xaa"
+    kind, begin = raw[450], int.from_bytes(raw[454:458], "little")
+    assert kind == 0xEF
+    image = f"{ipxe_disk.parent / 'ipxe.img'}@@{begin * 512}"
+    copied = subprocess.run(
+        ["mtype", "-i", image, "::/EFI/BOOT/BOOTX64.EFI"], capture_output=True, check=True
+    )
+    assert copied.stdout == (ipxe_disk.parent / "ipxe.efi").read_bytes()
+
+
+def test_the_archive_is_an_image_of_both_kinds(ipxe_disk: Path) -> None:
+    with tarfile.open(ipxe_disk) as archive:
+        files = {entry.name: archive.extractfile(entry) for entry in archive}
+        content = {name: file.read() for name, file in files.items() if file}
+    for name, blob in content.items():
+        if name.startswith("blobs/"):
+            assert hashlib.sha256(blob).hexdigest() == Path(name).name
+    (listed,) = json.loads(content["index.json"])["manifests"]
+    manifest = json.loads(content["blobs/" + listed["digest"].replace(":", "/")])
+    named = [manifest["config"], *manifest["layers"]]
+    assert all(
+        len(content["blobs/" + it["digest"].replace(":", "/")]) == it["size"] for it in named
+    )
+    (older,) = json.loads(content["manifest.json"])
+    assert [older["Config"], *older["Layers"]] == [
+        "blobs/" + it["digest"].replace(":", "/") for it in named
+    ]
+    assert older["RepoTags"] == [listed["annotations"]["io.containerd.image.name"]]
+
+
+@needs_recordings
+def test_uefi_without_the_disk_ends_with_what_to_do(
+    cluster: Cluster, debian_kernel: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["boot", str(debian_kernel), "--backend", "kubevirt", "--firmware", "uefi"]
+    start = time.monotonic()
+    assert main([*command, "--evidence", str(tmp_path / "evidence")]) == 3
+    assert time.monotonic() - start < 30
+    told = capsys.readouterr().err
+    assert "NBP filesize is 0" in told
+    assert "give the machine a disk with iPXE (--ipxe-disk)" in told
+    assert cluster.objects("virtualmachines") == []
+
+
+def test_a_disk_on_a_volume_claim_is_booted_from(
+    cluster: Cluster, hardware: Hardware, ipxe_disk: Path
+) -> None:
+    raw = ipxe_disk.parent / "ipxe.img"
+    cluster.virt.disks.claims["boot"] = raw
+    with (
+        open_kubevirt(ClusterSettings(ipxe_disk="pvc:boot")) as backend,
+        powered_on(backend, firmware="uefi"),
+    ):
+        assert backend.firmware_fault("uefi") is None
+        assert f"file={raw}" in hardware.specs[-1].extra_arguments[1]
+
+
+def test_a_disk_that_no_registry_has_is_named_at_once(cluster: Cluster) -> None:
+    settings = ClusterSettings(ipxe_disk="registry/none:1")
+    start = time.monotonic()
+    with (
+        open_kubevirt(settings) as backend,
+        pytest.raises(ClusterError, match="the image registry/none:1 cannot be pulled"),
+        powered_on(backend, firmware="uefi"),
+    ):
+        pass
+    assert time.monotonic() - start < 3
