@@ -104,7 +104,10 @@ class BootServer(Protocol):
         """The URL of `path` as the guest sees it, whether anything is there or not."""
 
     def fetches(self) -> Sequence[Fetch]:
-        """Every request so far, in order."""
+        """Every request so far, in order; the last ones may be a little late."""
+
+    def catch_up(self, deadline: Deadline) -> None:
+        """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""
 
     def check(self) -> None:
         """Return if the server is fine; raise `InfraError` if it is not."""

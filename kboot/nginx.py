@@ -130,6 +130,9 @@ class Nginx:
                 self._fetches.append(fetch)
         return tuple(self._fetches)
 
+    def catch_up(self, _deadline: Deadline) -> None:
+        """Nothing to do: `fetches` reads nginx's own file."""
+
     def check(self) -> None:
         """Raise `InfraError` if nginx is not running any more."""
         status = self.exit_status

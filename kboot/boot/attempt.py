@@ -131,7 +131,7 @@ class Boot:
         self.follower.follow(deadline, lambda: self.milestones.ready)
         if not self.milestones.ready:
             raise self.milestones.late(time.monotonic() - self.milestones.since)
-        if fault := self.milestones.contradiction():
+        if fault := self.follower.contradiction(deadline):
             raise fault
         with step("log in"):
             guest = self.channels.log_in(self.settings, deadline)

@@ -15,7 +15,7 @@ from kboot.boot.milestones import Milestones
 from kboot.boot.phases import Expected, Milestone, Phase
 from kboot.console import Console, Line
 from kboot.deadline import Deadline
-from kboot.errors import GuestError, GuestTimeout, InfraError, RebootLoop
+from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, RebootLoop
 from kboot.log import logger
 
 #: How often the two witnesses are asked while a boot is under way.
@@ -27,6 +27,10 @@ _PROMPT = re.compile(r"(?:^|\s)\S+ login: ?$|^\S*[#$] $")
 _PROMPT_IN_LINE = re.compile(r"^\S+ login: ")
 
 _SCRIPT_LINE = re.compile(r"kboot: script \w")
+
+#: For how long the server's log may be behind the console.
+_LOG_LAG_S = 10.0
+_LOG_PAUSE_S = 0.5
 
 #: Lines kept for a boot that nobody follows at the moment: more than a reset prints.
 _KEPT_LINES = 50_000
@@ -90,6 +94,21 @@ class Follower:
             if self.milestones.overdue(now):
                 raise self.milestones.late(now - self.milestones.since)
             pause(_POLL_S)
+
+    def contradiction(self, deadline: Deadline) -> KbootError | None:
+        """Once it is ready: what the witnesses do not agree on, or None.
+
+        They were not heard at the same time: on a cluster, the server's log is behind the console.
+        """
+        fault = self.milestones.contradiction()
+        for _ in deadline.within(_LOG_LAG_S).poll(_LOG_PAUSE_S):
+            if fault is None:
+                break
+            with contextlib.suppress(InfraError):
+                self._server.catch_up(deadline)
+            self._observe()
+            fault = self.milestones.contradiction()
+        return fault
 
     def wait_for_line(self, pattern: str, deadline: Deadline) -> str:
         """Follow until a line on the console, since power-on, has `pattern` in it; the line.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,15 @@ _CONNECT_S = 10.0
 _READ_S = 60.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
+
+#: A connection that a firewall has forgotten is found out: a probe each 20 s, dead after three.
+KEEPALIVE = (
+    ((socket.IPPROTO_TCP, socket.TCP_NODELAY), 1),
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 20),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 20),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
+)
 
 _BUSY = 429
 _UNAUTHORISED = 401
@@ -272,6 +282,7 @@ def _open(configuration: Any) -> tuple[Any, Callable[[], dict[str, str]]]:
 
     # Watches, logs and consoles keep connections; more than these are opened and closed.
     configuration.connection_pool_maxsize = 32
+    configuration.socket_options = [(*option, value) for option, value in KEEPALIVE]
     api = client.ApiClient(configuration)
 
     def headers() -> dict[str, str]:

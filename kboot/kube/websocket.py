@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
-from kboot.kube.client import Client
+from kboot.kube.client import KEEPALIVE, Client
 from kboot.kube.errors import api_error
 
 if TYPE_CHECKING:
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 
 _SUBPROTOCOL = "plain.kubevirt.io"
 _CONNECT_S = 20.0
-
-#: A connection that a firewall has forgotten is found out: a probe each 20 s, dead after three.
-_KEEPALIVE = (
-    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
-    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 20),
-    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 20),
-    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
-)
 
 
 class WebSocket:
@@ -138,8 +130,7 @@ def _connected(configuration: Any, timeout_s: float) -> socket.socket:
     tls = _tls(configuration)
     host, port = str(server.hostname), server.port or (443 if tls else 80)
     connection = socket.create_connection((host, port), timeout=timeout_s)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for option, value in _KEEPALIVE:
+    for option, value in KEEPALIVE:
         connection.setsockopt(*option, value)
     if not tls:
         return connection

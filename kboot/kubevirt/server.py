@@ -101,6 +101,10 @@ class ClusterServer:
         """Every request so far, in the order in which they ended."""
         return self._log.fetches()
 
+    def catch_up(self, deadline: Deadline) -> None:
+        """Read the pod's log once more: what is followed may lag, or stand still unnoticed."""
+        self._log.catch_up(deadline)
+
     def check(self) -> None:
         """Raise `ClusterError` if the server's pod is gone or has failed."""
         self._pods.check()
@@ -232,6 +236,18 @@ class AccessLog:
         """Every request so far, in order, with times by our own clock."""
         with self._lock:
             return tuple(self._fetches)
+
+    def catch_up(self, deadline: Deadline) -> None:
+        """Take the lines that the pod's log has by now. `ClusterError` if it cannot be read."""
+        answer = self._client.send(
+            "GET",
+            PODS.path(self._run.namespace, self._run.name, "log"),
+            deadline,
+            query={"container": "nginx", "tailLines": str(_MEMORY_LINES)},
+            retry=False,
+        )
+        for line in answer.data.splitlines():
+            self.take(line.decode(errors="replace"), now=time.time())
 
     def other_lines(self) -> Sequence[str]:
         """What the server said beside: warnings and errors."""

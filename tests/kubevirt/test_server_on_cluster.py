@@ -124,6 +124,28 @@ def test_requests_of_machines_are_read_from_the_pods_log(
     assert all(abs(fetch.time - time.time()) < 30 for fetch in server.fetches())
 
 
+def test_a_log_that_stands_still_is_read_anew(cluster: Cluster, backend: KubevirtBackend) -> None:
+    cluster.order("GET .*log.*follow", delay_s=600)
+    with backend.serve(Deadline(20)) as server:
+        url = server.write("m/boot.ipxe", "#!ipxe\n")
+        (pod,) = cluster.kubelet.running.values()
+        import requests
+
+        session = requests.Session()
+        session.trust_env = False
+        path = url.partition(".svc.cluster.local")[2]
+        base = f"http://127.0.0.1:{pod.ports[8080]}"
+        assert session.get(f"{base}{path}", timeout=5).status_code == 200
+        # nginx writes its line when the answer is gone.
+        for _ in Deadline(5).poll(0.05):
+            server.catch_up(Deadline(5))
+            if server.fetches():
+                break
+        server.catch_up(Deadline(5))
+        assert [fetch.path for fetch in server.fetches()] == ["scripts/m/boot.ipxe"]
+    cluster.delete("pods", backend.run.name)
+
+
 def test_a_boot_server_that_is_killed_is_named(cluster: Cluster, backend: KubevirtBackend) -> None:
     with backend.serve(Deadline(20)) as server:
         (pod,) = cluster.kubelet.running.values()

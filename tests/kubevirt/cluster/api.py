@@ -204,6 +204,8 @@ class Api:
         running = self._kubelet.running.get(pod["metadata"]["uid"])
         if running is None or not running.log.exists():
             return answers.status(400, "BadRequest", "container is waiting to start")
+        if "follow" not in request.query:
+            return web.Response(body=running.log.read_bytes())
         stream = web.StreamResponse()
         await stream.prepare(request)
         async for data in self._kubelet.follow(running):
