@@ -201,6 +201,16 @@ class Nginx:
         raise InfraError(f"nginx does not answer on 127.0.0.1:{self.port}")
 
     def _store(self, artifact: Path, size: int, on_progress: OnProgress) -> str:
+        """The checksum of a file, which is there then."""
+        stored = self._files / "artifacts"
+        # To be sent again or not: that is worth a look at a file that may be there.
+        if any(path.stat().st_size == size for path in stored.glob("[!.]*")):
+            digest = _digest(artifact, size, on_progress)
+            if (stored / digest).is_file():
+                return digest
+        return self._copy(artifact, size, on_progress)
+
+    def _copy(self, artifact: Path, size: int, on_progress: OnProgress) -> str:
         """Copy a file and make its checksum on the way; that."""
         new = self._files / "artifacts" / f".{secrets.token_hex(8)}.new"
         digest = hashlib.sha256()
@@ -225,6 +235,15 @@ class Nginx:
         for path in paths:
             if self._user is not None:
                 os.chown(path, self._user, self._user)
+
+
+def _digest(path: Path, size: int, on_progress: OnProgress) -> str:
+    digest, done = hashlib.sha256(), 0
+    for piece in _pieces(path):
+        digest.update(piece)
+        done += len(piece)
+        on_progress(Progress(file=path, step="read", done=done, size=size))
+    return digest.hexdigest()
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -45,6 +45,7 @@ HOMES = {
     "paramiko": {"ssh"},
     "jinja2": {"templates"},
     "click": {"cli"},
+    "rich": {"cli"},
 }
 
 #: What the plugin must not bring into the pytest runs of people who only have kboot installed.
@@ -55,6 +56,7 @@ HEAVY = {
     "paramiko",
     "pexpect",
     "requests",
+    "rich",
     "urllib3",
     "yaml",
     "zstandard",

@@ -93,6 +93,19 @@ def test_who_waits_for_a_file_is_told_how_far_it_is(server: Nginx, tmp_path: Pat
     assert len(seen) == 3
 
 
+def test_what_is_there_under_another_name_is_read_but_not_sent(
+    server: Nginx, tmp_path: Path
+) -> None:
+    one, two, three = tmp_path / "one", tmp_path / "two", tmp_path / "three"
+    one.write_bytes(b"kernel")
+    two.write_bytes(b"kernel")
+    three.write_bytes(b"KERNEL")
+    seen: list[str] = []
+    urls = [server.put(file, lambda each: seen.append(each.step)) for file in (one, two, three)]
+    assert seen == ["send", "read", "read", "send"]
+    assert urls[0] == urls[1] != urls[2]
+
+
 def test_who_gives_up_in_the_middle_of_a_file_has_published_nothing(
     server: Nginx, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from kboot.artifacts import Kernel
 from kboot.backend import BootServer, OnProgress, ignore_progress
@@ -24,18 +25,25 @@ class Load:
     initrd_urls: tuple[str, ...]
 
 
+class Shelf(Protocol):
+    """Where files are published: a boot server is one."""
+
+    def put(self, artifact: Path, on_progress: OnProgress) -> str:
+        """As `BootServer.put`."""
+
+
 def upload(
-    server: BootServer,
+    shelf: Shelf,
     kernel: Kernel,
     settings: BootSettings,
     on_progress: OnProgress = ignore_progress,
 ) -> Load:
-    """Put a kernel and its images on the server; what is there already is not sent again."""
+    """Put a kernel and its images on a boot server; what is there already is not sent again."""
     return Load(
         kernel=kernel,
         settings=settings,
-        kernel_url=server.put(kernel.image, on_progress),
-        initrd_urls=tuple(server.put(path, on_progress) for path in settings.initrds),
+        kernel_url=shelf.put(kernel.image, on_progress),
+        initrd_urls=tuple(shelf.put(path, on_progress) for path in settings.initrds),
     )
 
 

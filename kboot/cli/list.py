@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from kboot.cli.naming import json_option, print_json, say_state, table
+from kboot.cli.naming import json_option, print_json, say_state
+from kboot.cli.terminal import print_table
 
 
 @click.command("list")
@@ -33,4 +34,4 @@ def list_machines(*, as_json: bool) -> None:
             ]
             for each in found
         ]
-        click.echo("\n".join(table(rows)))
+        print_table(rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -72,20 +71,3 @@ def show_event(event: dict[str, Any]) -> None:
             f"  {event['phase']:<10} {event['seconds']:6.1f} s   seen by the {event['witness']}"
         )
         sys.stdout.flush()
-
-
-def table(rows: list[list[str]]) -> list[str]:
-    """Lines with columns of even width, cut at the terminal's."""
-    widths = [
-        max(len(click.unstyle(row[column])) for row in rows) for column in range(len(rows[0]))
-    ]
-    width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 10_000
-    lines = []
-    for row in rows:
-        cells = [
-            cell + " " * (widths[column] - len(click.unstyle(cell)))
-            for column, cell in enumerate(row)
-        ]
-        line = "  ".join(cells).rstrip()
-        lines.append(line if len(click.unstyle(line)) <= width else click.unstyle(line)[:width])
-    return lines

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kboot.cli.console import attach_to
-from kboot.cli.naming import json_option, machine_option, print_json, table
-from kboot.cli.restart import restart_once
+from kboot.cli.naming import json_option, machine_option, print_json
+from kboot.cli.progress import say_size, transfers
+from kboot.cli.restart import ask_restart, restart_once, restart_watched, say_outcome
+from kboot.cli.terminal import print_table
+
+#: Pushes that --gc keeps.
+_KEEP = 3
 
 
 @click.command(
@@ -22,6 +25,7 @@ Examples:
   kboot push vmlinuz initramfs.cpio.zst --cmdline 'debug'
   kboot push --list
   kboot push --rollback --restart
+  kboot push --gc --keep 3
 
 The boot script names the new files only when all of them are there: a push that is interrupted
 changes nothing.
@@ -31,10 +35,18 @@ changes nothing.
 @machine_option
 @click.option("--cmdline", metavar="TEXT", help="More parameters for the kernel, from now on.")
 @click.option("--restart", is_flag=True, help="Restart the machine, and follow its boot.")
-@click.option("--console", "watch", is_flag=True, help="With --restart: attach to the console.")
+@click.option("--console", "watch", is_flag=True, help="Restart, and watch it on the console.")
 @click.option("--list", "show", is_flag=True, help="List what was pushed.")
 @click.option("--rollback", is_flag=True, help="Go back to the push before the current one.")
 @click.option("--to", type=int, metavar="NUMBER", help="With --rollback: to this one.")
+@click.option("--gc", "collect", is_flag=True, help="Drop files that only old pushes need.")
+@click.option(
+    "--keep",
+    type=click.IntRange(min=0),
+    default=_KEEP,
+    metavar="N",
+    help=f"With --gc: go on keeping the last N pushes.  [default: {_KEEP}]",
+)
 @json_option
 def push(
     *,
@@ -46,34 +58,73 @@ def push(
     show: bool,
     rollback: bool,
     to: int | None,
+    collect: bool,
+    keep: int,
     as_json: bool,
 ) -> None:
     """Have the machine load FILE from its next boot on: a kernel, a .deb, an initramfs."""
-    from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
-
-    if sum([bool(files) or cmdline is not None, show, rollback]) != 1:
-        raise click.UsageError("give files or --cmdline to push, or --list, or --rollback")
-    if show:
-        _show(ask(name, "pushes"), as_json=as_json)
+    if sum([bool(files) or cmdline is not None, show, rollback, collect]) != 1:
+        raise click.UsageError("give files or --cmdline to push, or --list, --rollback, or --gc")
+    if show or collect:
+        if restart or watch:
+            raise click.UsageError("nothing is pushed, so there is nothing to restart for")
+        (_collect(name, keep, as_json=as_json) if collect else _list(name, as_json=as_json))
         return
-    start = time.monotonic()
+    restart = restart or watch
     if rollback:
-        pushed = ask(name, "rollback", number=to)
+        what: dict[str, Any] = {"verb": "rollback", "number": to}
     else:
         # Another process reads them, in another directory.
         paths = [str(file.absolute()) for file in files]
-        pushed = ask(name, "push", files=paths, cmdline=cmdline)
+        what = {"verb": "push", "files": paths, "cmdline": cmdline}
+    pushed = _push(name, {**what, "preempt": restart}, as_json=as_json)
     if as_json:
-        print_json(pushed)
-    else:
+        boot = {"boot": ask_restart(name)} if restart else {}
+        print_json({**pushed, **boot})
+        if restart:
+            say_outcome(name, boot["boot"], quiet=True)
+    elif watch:
+        restart_watched(name)
+    elif restart:
+        restart_once(name, "hard", as_json=False)
+
+
+def _push(name: str, what: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+    from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
+
+    start = time.monotonic()
+    with transfers(quiet=as_json) as show:
+        pushed: dict[str, Any] = ask(name, on_event=show, **what)
+    if not as_json:
+        sent = pushed.get("sent", 0)
         click.echo(
             f"{name}: push {pushed['number']}, Linux {pushed['release']} "
-            f"(sha256 {pushed['sha256'][:12]}), in {time.monotonic() - start:.2f} s"
+            f"(sha256 {pushed['sha256'][:12]}), in {time.monotonic() - start:.2f} s, "
+            + (f"{say_size(sent)} sent" if sent else "all of it was there")
         )
-    if restart:
-        restart_once(name, "hard", as_json=as_json)
-    if watch:
-        attach_to(name, "boot", write=sys.stdin.isatty())
+    return pushed
+
+
+def _collect(name: str, keep: int, *, as_json: bool) -> None:
+    from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
+
+    freed = ask(name, "collect", keep=keep)
+    if as_json:
+        print_json(freed)
+    elif freed["files"]:
+        numbers = ", ".join(map(str, freed["pushes"])) or "none"
+        click.echo(
+            f"{name}: freed {say_size(freed['bytes'])}, files: {freed['files']}; "
+            f"pushes forgotten: {numbers}"
+        )
+    else:
+        click.echo(f"{name}: nothing to free")
+
+
+def _list(name: str, *, as_json: bool) -> None:
+    from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
+
+    _show(ask(name, "pushes"), as_json=as_json)
 
 
 def _show(pushes: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -92,4 +143,4 @@ def _show(pushes: list[dict[str, Any]], *, as_json: bool) -> None:
         ]
         for each in pushes
     ]
-    click.echo("\n".join(table(rows)))
+    print_table(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +16,17 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError, KernelCrash
 from kboot.log import logger
 from kboot.machines.journal import Journal, State
-from kboot.machines.keyboard import Keyboard
+from kboot.machines.keyboard import Keyboard, Size
 from kboot.machines.pushes import Push, Pushes
 
 #: For a guest that is up already.
 _LOGIN_LIMIT_S = 30
 
 _RESTARTS = ("hard", "reset", "soft")
+#: For setting the size of the guest's terminal.
+_SIZE_LIMIT_S = 10.0
+#: A shell's prompt with nothing typed behind it.
+_SHELL_WAITS = re.compile(r"[#$] ?$")
 
 
 class Desk:
@@ -114,8 +120,8 @@ class Desk:
                 error = caught
         outcome = self._outcome(error, self._began, time.monotonic() - start)
         self.journal.enter(_state_after(error))
-        if error is None and self._keyboard.holder:
-            self.boot.channels.lend_console()
+        if self._keyboard.holder:
+            self.lend_console()
         return outcome
 
     def _outcome(self, error: KbootError | None, begin: int, duration_s: float) -> dict[str, Any]:
@@ -151,6 +157,17 @@ class Desk:
         nonce = self.boot.load_next(accepted.load)
         return {**accepted.as_json(), "nonce": nonce}
 
+    def collect(self, keep: int) -> dict[str, Any]:
+        """Drop all but the last `keep` pushes; what runs, or comes next, stays."""
+        runs, url = self.boot.milestones.expected, self.boot.server.url
+        running = [url(path) for path in (runs.kernel_path, *runs.initrd_paths)]
+        forgotten, freed = self.pushes.collect(keep, running)
+        return {
+            "pushes": [push.number for push in forgotten],
+            "files": freed.files,
+            "bytes": freed.size,
+        }
+
     # -------------------------------------------------------------------------------- the guest
 
     def run(self, command: str, timeout_s: float) -> dict[str, Any]:
@@ -179,8 +196,24 @@ class Desk:
 
     def lend_console(self) -> None:
         """Somebody is going to type: the guest's shell is theirs."""
-        if self.journal.state.name == "ready":
+        if self.journal.state.name != "ready" or not self.boot.channels.has_console:
+            return
+        with self._keyboard.taken_away("its terminal is handed over"):
+            if size := self._keyboard.size:
+                # Without stty, or without the right to, they do it themselves.
+                with contextlib.suppress(GuestError, InfraError):
+                    self.boot.console_guest.run(set_size(size), timeout_s=_SIZE_LIMIT_S)
             self.boot.channels.lend_console()
+
+    def resize(self) -> None:
+        """The terminal of who types has another size: the guest's shell is told, if it waits."""
+        size = self._keyboard.size
+        theirs = self.journal.state.name == "ready" and not self.boot.channels.has_console
+        if size and theirs and _SHELL_WAITS.search(self.boot.console.unfinished):
+            rows, columns = size
+            # The space keeps it out of a history.
+            with self._keyboard.free():
+                self.boot.console.sendline(f" stty rows {rows} cols {columns}")
 
     def _need_console(self) -> None:
         """The terminal is needed for a command; `GuestError`, `ConfigError` if it cannot be had."""
@@ -194,6 +227,13 @@ class Desk:
                 )
             with self._keyboard.taken_away("the guest is logged in to"):
                 self.boot.channels.log_in(self.boot.settings, Deadline(_LOGIN_LIMIT_S))
+
+
+def set_size(size: Size) -> str:
+    """The command that sets the size of the guest's serial terminal, from outside of it."""
+    rows, columns = size
+    active = "/sys/class/tty/console/active"
+    return f"stty -F /dev/$(sed 's/.* //' {active}) rows {rows} cols {columns}"
 
 
 def _state_after(error: KbootError | None) -> State:

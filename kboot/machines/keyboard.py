@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from kboot.errors import ConfigError
 from kboot.log import logger
 
+#: Rows and columns.
+Size = tuple[int, int]
+
 
 class Keyboard:
     """The right to type. A holder's keys wait while it is taken away."""
@@ -17,6 +20,7 @@ class Keyboard:
         self._mine = threading.Lock()
         self._state = threading.Lock()
         self._holder: int | None = None
+        self._size: Size | None = None
 
     @property
     def holder(self) -> int | None:
@@ -24,8 +28,21 @@ class Keyboard:
         with self._state:
             return self._holder
 
+    @property
+    def size(self) -> Size | None:
+        """Rows and columns of the holder's terminal, if they are known."""
+        with self._state:
+            return self._size
+
+    def resize(self, pid: int, size: Size) -> bool:
+        """The terminal of `pid` has another size; whether that is the holder's."""
+        with self._state:
+            if self._holder == pid:
+                self._size = size
+            return self._holder == pid
+
     @contextlib.contextmanager
-    def held_by(self, pid: int) -> Iterator[None]:
+    def held_by(self, pid: int, size: Size | None = None) -> Iterator[None]:
         """`pid` may type, for the length of the ``with``. `ConfigError` if another one does."""
         with self._state:
             if self._holder is not None:
@@ -33,12 +50,12 @@ class Keyboard:
                     f"process {self._holder} types on this console already; "
                     "one can, any number can read: --read-only"
                 )
-            self._holder = pid
+            self._holder, self._size = pid, size
         try:
             yield
         finally:
             with self._state:
-                self._holder = None
+                self._holder = self._size = None
 
     @contextlib.contextmanager
     def taken_away(self, why: str) -> Iterator[None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 from kboot.artifacts import Kernel, read_kernel
 from kboot.artifacts.compression import MAGIC, compression_of, decompressed
 from kboot.artifacts.image import HEAD_SIZE
-from kboot.backend import BootServer
+from kboot.backend import BootServer, OnProgress, Progress, ignore_progress
 from kboot.boot import Load, settings_for, upload
 from kboot.config import Channel, Config
 from kboot.errors import ConfigError
+from kboot.machines.store import Freed, Store
 
 _CPIO = (b"070701", b"070702")
 
@@ -30,6 +32,11 @@ class Push:
     load: Load
     #: Seconds since the epoch.
     time: float
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All files that it is made of, on the boot server."""
+        return (self.load.kernel_url, *self.load.initrd_urls)
 
     def as_json(self) -> dict[str, Any]:
         """For people and programs to read."""
@@ -50,21 +57,34 @@ class Pushes:
     """Puts files on a boot server, and remembers what they make up."""
 
     def __init__(self, server: BootServer, config: Config, machine_name: str) -> None:
-        self._server = server
+        #: Held by who adds or drops files.
+        self.changing = threading.Lock()
+        self._store = Store(server)
         self._config = config
         self._machine_name = machine_name
         self._kernels: dict[tuple[str, int, int, int, int], Kernel] = {}
         self._all: list[Push] = []
+        self._count = 0
         self._channel: Channel | None = None
         #: The one that the boot script names.
         self.current: Push | None = None
 
     @property
     def all(self) -> Sequence[Push]:
-        """Every push so far."""
+        """Every push that can be gone back to."""
         return tuple(self._all)
 
-    def prepare(self, files: Sequence[Path], command_line: str | None) -> Push:
+    @property
+    def sent(self) -> int:
+        """Bytes that went to the boot server so far."""
+        return self._store.sent
+
+    def prepare(
+        self,
+        files: Sequence[Path],
+        command_line: str | None,
+        on_progress: OnProgress = ignore_progress,
+    ) -> Push:
         """Read and upload files; what is not among them stays as it is in the current push.
 
         Nothing is switched yet, see `accept`. `ConfigError` for a file that is neither a kernel
@@ -78,16 +98,18 @@ class Pushes:
                 config = replace(config, kernel=str(file))
         if command_line is not None:
             config = replace(config, cmdline=command_line)
-        return self.read(config)
+        return self.read(config, on_progress)
 
-    def read(self, config: Config) -> Push:
+    def read(self, config: Config, on_progress: OnProgress = ignore_progress) -> Push:
         """Read and upload what a configuration names."""
-        kernel = self._kernel(Path(config.kernel or ""))
-        settings = settings_for(kernel, config, machine_name=self._machine_name)
+        kernel = self._kernel(Path(config.kernel or ""), on_progress)
         # The machine's ssh port can be reached or not, as it was switched on.
+        if self._channel == "console":
+            config = replace(config, channel="console")
+        settings = settings_for(kernel, config, machine_name=self._machine_name)
         self._channel = self._channel or settings.channel
         settings = replace(settings, channel=self._channel)
-        load = upload(self._server, kernel, settings)
+        load = upload(self._store, kernel, settings, on_progress)
         if not load.kernel_url.endswith(kernel.sha256):
             raise ConfigError(
                 f"{kernel.source} was written to while it was pushed; push it again when it is done"
@@ -98,7 +120,8 @@ class Pushes:
         """Make a push the current one; the same as an earlier one keeps that one's number."""
         same = next((old for old in self._all if _same(old, push)), None)
         if same is None:
-            same = replace(push, number=len(self._all) + 1)
+            self._count += 1
+            same = replace(push, number=self._count)
             self._all.append(same)
         self.current = same
         return same
@@ -106,13 +129,36 @@ class Pushes:
     def find(self, number: int | None) -> Push:
         """The push of this number, or the one before the current one."""
         if number is None:
-            number = self.current.number - 1 if self.current else 0
-        found = next((push for push in self._all if push.number == number), None)
+            at = self._all.index(self.current) if self.current else 0
+            found = self._all[at - 1] if at > 0 else None
+        else:
+            found = next((push for push in self._all if push.number == number), None)
         if found is None:
-            raise ConfigError(f"there is no push {number} to go back to; see kboot push --list")
+            which = "push before the current one" if number is None else f"push {number}"
+            raise ConfigError(f"there is no {which} to go back to; see kboot push --list")
         return found
 
-    def _kernel(self, path: Path) -> Kernel:
+    def collect(self, keep: int, running: Collection[str]) -> tuple[list[Push], Freed]:
+        """Forget all pushes but the last `keep`, and drop the files that none needs any more.
+
+        The current one always stays, and so do pushes and files with one of the URLs `running`.
+        """
+        recent = self._all[len(self._all) - keep :] if keep else []
+        kept = [
+            push
+            for push in self._all
+            if push in recent or push is self.current or set(running) == set(push.urls)
+        ]
+        forgotten = [push for push in self._all if push not in kept]
+        self._all = kept
+        kernels = {push.load.kernel.sha256 for push in kept}
+        self._kernels = {
+            key: kernel for key, kernel in self._kernels.items() if kernel.sha256 in kernels
+        }
+        urls = {url for push in kept for url in push.urls}
+        return forgotten, self._store.keep_only(urls.union(running))
+
+    def _kernel(self, path: Path, on_progress: OnProgress) -> Kernel:
         """As `read_kernel`; a file that has not changed is not read again."""
         try:
             stat = path.stat()
@@ -121,6 +167,7 @@ class Pushes:
         key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         # A directory's own times tell nothing about what is below it.
         if path.is_dir() or key not in self._kernels:
+            on_progress(Progress(file=path, step="read", done=0, size=stat.st_size))
             self._kernels[key] = read_kernel(path)
         return self._kernels[key]
 

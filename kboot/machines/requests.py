@@ -12,13 +12,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kboot.backend import Progress
 from kboot.errors import ConfigError, InfraError
+from kboot.machines.keyboard import Size
 from kboot.wire import Wire
 
 if TYPE_CHECKING:
     from kboot.machines.supervisor import Supervisor
 
 _WAIT_S = 0.2
+#: Between two reports of a file's progress.
+_PROGRESS_S = 0.1
 
 
 class Request:
@@ -42,11 +46,19 @@ class Request:
             raise ConfigError(f"the request has no {name}")
         return float(value)
 
-    @property
-    def has_left(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+    def check_presence(self) -> None:
+        """`InfraError` if nobody waits for the answer any more."""
         ready, _, _ = select.select([self.wire.socket], [], [], 0)
-        return bool(ready) and self.wire.socket.recv(1, socket.MSG_PEEK) == b""
+        if ready and self.wire.socket.recv(1, socket.MSG_PEEK) == b"":
+            raise InfraError("it was given up by who asked for it")
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Send an event. `InfraError` if nobody waits for it any more."""
+        self.check_presence()
+        try:
+            self.wire.send(event)
+        except OSError as error:
+            raise InfraError("it was given up by who asked for it") from error
 
     @property
     def pid(self) -> int:
@@ -55,6 +67,32 @@ class Request:
         ids = self.wire.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid: int = struct.unpack("3i", ids)[0]
         return pid
+
+
+class Reporter:
+    """Tells a client how far its files are, as often as a person can read it."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._next = 0.0
+        self._file: tuple[Path, str] | None = None
+
+    def report(self, progress: Progress) -> None:
+        """A `kboot.backend.OnProgress`. `InfraError` if the client has left."""
+        now = time.monotonic()
+        file = (progress.file, progress.step)
+        if file == self._file and now < self._next and progress.done < progress.size:
+            return
+        self._file, self._next = file, now + _PROGRESS_S
+        self._request.tell(
+            {
+                "event": "progress",
+                "file": str(progress.file),
+                "step": progress.step,
+                "done": progress.done,
+                "size": progress.size,
+            }
+        )
 
 
 def answer(supervisor: Supervisor, request: Request) -> None:
@@ -116,11 +154,17 @@ def _panic(supervisor: Supervisor, request: Request) -> Any:
 def _push(supervisor: Supervisor, request: Request) -> Any:
     files = [Path(file) for file in request.message.get("files", [])]
     command_line = request.message.get("cmdline")
-    push = supervisor.pushes.prepare(files, command_line)
-    if request.has_left:
+    pushes = supervisor.pushes
+    with pushes.changing:
+        before = pushes.sent
+        push = pushes.prepare(files, command_line, Reporter(request).report)
         # Who was killed in the middle of it has changed nothing.
-        raise InfraError("the push was given up by who asked for it")
-    return supervisor.submit(lambda desk: desk.switch(push)).result()
+        request.check_presence()
+        sent = pushes.sent - before
+        job = supervisor.submit(
+            lambda desk: desk.switch(push), preempt=bool(request.message.get("preempt"))
+        )
+        return {**job.result(), "sent": sent}
 
 
 def _pushes(supervisor: Supervisor, _request: Request) -> list[dict[str, Any]]:
@@ -129,8 +173,19 @@ def _pushes(supervisor: Supervisor, _request: Request) -> list[dict[str, Any]]:
 
 
 def _rollback(supervisor: Supervisor, request: Request) -> Any:
-    push = supervisor.pushes.find(request.message.get("number"))
-    return supervisor.submit(lambda desk: desk.switch(push)).result()
+    number = request.message.get("number")
+    return supervisor.submit(
+        lambda desk: desk.switch(desk.pushes.find(number)),
+        preempt=bool(request.message.get("preempt")),
+    ).result()
+
+
+def _collect(supervisor: Supervisor, request: Request) -> Any:
+    keep = request.message.get("keep")
+    if not isinstance(keep, int) or keep < 0:
+        raise ConfigError("the request does not say how many pushes to keep")
+    with supervisor.pushes.changing:
+        return supervisor.submit(lambda desk: desk.collect(keep)).result()
 
 
 def _run(supervisor: Supervisor, request: Request) -> Any:
@@ -155,21 +210,6 @@ def _stop(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
     return {"pid": os.getpid(), "evidence": str(supervisor.evidence)}
 
 
-_VERBS: dict[str, Callable[[Supervisor, Request], Any]] = {
-    "status": _status,
-    "wait": _wait,
-    "restart": _restart,
-    "panic": _panic,
-    "push": _push,
-    "pushes": _pushes,
-    "rollback": _rollback,
-    "run": _run,
-    "put": _put,
-    "get": _get,
-    "stop": _stop,
-}
-
-
 def _attach(supervisor: Supervisor, request: Request) -> None:
     """Hand the connection over to the console."""
     broker, connection = supervisor.broker, request.wire.socket
@@ -180,10 +220,24 @@ def _attach(supervisor: Supervisor, request: Request) -> None:
         request.wire.send({"result": where})
         broker.read(connection, offset, lambda: supervisor.stopping)
         return
-    with supervisor.keyboard.held_by(request.pid):
+    with supervisor.keyboard.held_by(request.pid, _size(request)):
         supervisor.submit(lambda desk: desk.lend_console())
         request.wire.send({"result": where})
         broker.talk(connection, offset, lambda: supervisor.stopping)
+
+
+def _resize(supervisor: Supervisor, request: Request) -> None:
+    size = _size(request)
+    if size and supervisor.keyboard.resize(request.pid, size):
+        supervisor.submit(lambda desk: desk.resize())
+
+
+def _size(request: Request) -> Size | None:
+    """Rows and columns of the terminal that asks, if it has told them."""
+    match request.message.get("size"):
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            return rows, columns
+    return None
 
 
 def _follow(supervisor: Supervisor, request: Request, job: Future[Any]) -> Any:
@@ -203,3 +257,20 @@ def _tell(
     for event in events:
         request.wire.send(event)
     return seen + len(events)
+
+
+_VERBS: dict[str, Callable[[Supervisor, Request], Any]] = {
+    "status": _status,
+    "wait": _wait,
+    "restart": _restart,
+    "panic": _panic,
+    "push": _push,
+    "pushes": _pushes,
+    "rollback": _rollback,
+    "collect": _collect,
+    "run": _run,
+    "put": _put,
+    "get": _get,
+    "resize": _resize,
+    "stop": _stop,
+}

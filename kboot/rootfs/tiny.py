@@ -5,6 +5,7 @@ Its files lie in ``tiny_files/`` as they will lie in the guest; a file with ``#!
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from kboot.artifacts.cache import keep_file
@@ -27,6 +28,8 @@ _FILES = Path(__file__).parent / "tiny_files"
 _BUSYBOX = "usr/bin/busybox"
 #: Fixed, so that the same password gives the same image.
 _SALT = "kboot"
+#: What this process has made already, by all that it is made of.
+_made: dict[tuple[Path, int, int, int, str, bool], Path] = {}
 
 
 def tiny_initramfs(
@@ -48,6 +51,19 @@ def tiny_initramfs(
     if "\n" in password or not password:
         raise ConfigError("the password of the tiny root file system has to be one line, not empty")
     busybox = _static_busybox(architecture)
+    stat = busybox.stat()
+    # Making it takes a third of a second, and who boots many machines asks for it each time.
+    place = cache_directory("rootfs")
+    key = (place, stat.st_ino, stat.st_size, stat.st_ctime_ns, password, autologin)
+    made = _made.get(key)
+    if made is None or not made.is_file():
+        image = _image(busybox, password, autologin=autologin)
+        made = _made[key] = keep_file(place, "tiny.cpio.gz", image)
+    return made
+
+
+def _image(busybox: Path, password: str, *, autologin: bool) -> Iterable[bytes]:
+    """The content of the image."""
     entries = [
         *(directory(path) for path in ("dev", "mnt", "proc", "root", "run", "sys", "tmp", "var")),
         *(link(path, f"usr/{path}") for path in ("bin", "lib", "sbin")),
@@ -62,9 +78,7 @@ def tiny_initramfs(
     ]
     if autologin:
         entries.append(regular("etc/kboot/autologin", b""))
-    return keep_file(
-        cache_directory("rootfs"), "tiny.cpio.gz", gzipped(archive(with_parents(entries)))
-    )
+    return gzipped(archive(with_parents(entries)))
 
 
 def _static_busybox(architecture: str) -> Path:

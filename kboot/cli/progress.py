@@ -1,0 +1,83 @@
+"""How far files are on their way to a boot server."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kboot.cli import terminal
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+#: What is smaller is there before anybody has read about it.
+_WORTH_TELLING = 1_000_000
+#: Between two lines about one file, where there is no terminal.
+_LINE_S = 5.0
+
+
+@contextlib.contextmanager
+def transfers(*, quiet: bool) -> Iterator[OnEvent]:
+    """What to do with the events of a push: bars on a terminal, lines elsewhere; on stderr."""
+    if quiet:
+        yield lambda _event: None
+    elif terminal.is_terminal(err=True):
+        with terminal.progress_bars() as bars:
+            tasks: dict[tuple[str, str], Any] = {}
+
+            def show(event: dict[str, Any]) -> None:
+                if not _is_worth_telling(event):
+                    return
+                key = (event["file"], event["step"])
+                if key not in tasks:
+                    tasks[key] = bars.add_task(f"{event['step']} {Path(event['file']).name}")
+                bars.update(tasks[key], completed=event["done"], total=event["size"])
+
+            yield show
+    else:
+        yield _Lines().show
+
+
+def _is_worth_telling(event: dict[str, Any]) -> bool:
+    return event["event"] == "progress" and int(event["size"]) >= _WORTH_TELLING
+
+
+class _Lines:
+    """A line when a file is done, and every few seconds until then."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, str] | None = None
+        self._began = self._next = 0.0
+
+    def show(self, event: dict[str, Any]) -> None:
+        """One event."""
+        if not _is_worth_telling(event):
+            return
+        now = time.monotonic()
+        key, done, size = (event["file"], event["step"]), event["done"], event["size"]
+        if key != self._key:
+            self._key, self._began, self._next = key, now, now + _LINE_S
+        name = f"{event['step']} {Path(event['file']).name}"
+        if done < size and now >= self._next:
+            self._next = now + _LINE_S
+            rate = done / (now - self._began)
+            left = f", {(size - done) / rate:.0f} s left" if rate else ""
+            click.echo(
+                f"  {name}: {100 * done // size} % of {say_size(size)}, {say_size(rate)}/s{left}",
+                err=True,
+            )
+        elif done == size and done:
+            click.echo(f"  {name}: {say_size(size)} in {now - self._began:.1f} s", err=True)
+
+
+def say_size(count: float) -> str:
+    """Bytes for people: ``12.3 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
