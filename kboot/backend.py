@@ -26,8 +26,8 @@ class MachineSpec:
     firmware: Firmware = "bios"
     #: The architecture as Linux names it (``uname -m``).
     architecture: str = "x86_64"
-    #: Fixed, so that the guest keeps its lease and the access log can be read by machine.
-    mac_address: str = "52:54:00:6b:62:01"
+    #: None for one that the backend chooses, and that stays the machine's own through restarts.
+    mac_address: str | None = None
     #: Whether the guest's ssh port is to be reached from here, see `SshMachine`.
     ssh: bool = False
     #: Passed to the hypervisor as they are; only the qemu backend takes any.

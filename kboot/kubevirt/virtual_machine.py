@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from kboot.backend import MachineSpec
@@ -13,6 +14,9 @@ from kboot.kubevirt.settings import ClusterSettings
 
 #: Architectures as KubeVirt names them.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+#: Option 67 has one byte for its length (RFC 2132).
+_LONGEST_BOOT_FILE = 255
 
 #: The most cores in a socket; beyond, there are more sockets. q35 takes 255 of them and more.
 _CORES_PER_SOCKET = 64
@@ -36,11 +40,17 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest
         raise ConfigError(
             "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
         )
+    if len(spec.boot_file) > _LONGEST_BOOT_FILE:
+        raise ConfigError(
+            f"DHCP takes a boot file name of {_LONGEST_BOOT_FILE} characters, and {spec.boot_file} "
+            f"has {len(spec.boot_file)}; choose a shorter --namespace or --cluster-domain"
+        )
+    name = object_name(run.identifier, spec.name)
     own = labels(run.identifier, component="machine") | {
-        MACHINE_LABEL: object_name(run.identifier, spec.name).removeprefix(run.name + "-")
+        MACHINE_LABEL: name.removeprefix(run.name + "-")
     }
     metadata: dict[str, Any] = {
-        "name": object_name(run.identifier, spec.name),
+        "name": name,
         "namespace": run.namespace,
         "labels": own,
     }
@@ -48,7 +58,7 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest
         metadata["ownerReferences"] = [
             {"apiVersion": "v1", "kind": "ConfigMap", "name": run.name, "uid": run.owner_uid}
         ]
-    template = {"metadata": {"labels": own}, "spec": _instance(spec, settings)}
+    template = {"metadata": {"labels": own}, "spec": _instance(name, spec, settings)}
     whole = {
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachine",
@@ -59,7 +69,7 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest
     return patch.apply(settings.patches, whole)
 
 
-def _instance(spec: MachineSpec, settings: ClusterSettings) -> dict[str, Any]:
+def _instance(name: str, spec: MachineSpec, settings: ClusterSettings) -> dict[str, Any]:
     instance: dict[str, Any] = {
         "architecture": ARCHITECTURES[spec.architecture],
         # A machine under test has nothing to save: stopping one means cutting its power.
@@ -68,7 +78,7 @@ def _instance(spec: MachineSpec, settings: ClusterSettings) -> dict[str, Any]:
             "memory": {"guest": f"{spec.memory_mib}Mi"},
             "cpu": _cpu(spec.cpus),
             "firmware": {"bootloader": _bootloader(spec)},
-            "devices": _devices(spec),
+            "devices": _devices(name, spec),
         },
         "networks": [{"name": INTERFACE, "pod": {}}],
     }
@@ -79,7 +89,18 @@ def _instance(spec: MachineSpec, settings: ClusterSettings) -> dict[str, Any]:
     return instance
 
 
-def _devices(spec: MachineSpec) -> dict[str, Any]:
+def mac_address(name: str) -> str:
+    """An address for the machine of this name, the same at each start; no other one has it.
+
+    Behind masquerade all could have the same; but a cluster that keeps a register of addresses
+    (KubeMacPool) refuses the second one.
+    """
+    # Locally administered, unicast: the two lowest bits of the first byte are 1 and 0.
+    digest = hashlib.sha256(name.encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+
+
+def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
     interface = {
         "name": INTERFACE,
         "masquerade": {},
@@ -87,7 +108,7 @@ def _devices(spec: MachineSpec) -> dict[str, Any]:
         "model": "e1000e",
         # Without an order, KubeVirt switches the card's boot ROM off.
         "bootOrder": 1,
-        "macAddress": spec.mac_address,
+        "macAddress": spec.mac_address or mac_address(name),
         # Behind masquerade, only ports that are named here can be reached.
         "ports": [{"port": 22}],
         "dhcpOptions": {"bootFileName": spec.boot_file},

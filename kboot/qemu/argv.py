@@ -12,6 +12,9 @@ from kboot.backend import MachineSpec
 
 Accelerator = Literal["kvm", "tcg"]
 
+#: Of every machine: each has a network of its own, and one that was saved is like those to come.
+_MAC_ADDRESS = "52:54:00:6b:62:01"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flash:
@@ -102,7 +105,8 @@ def argv(
     forward = ",hostfwd=tcp:127.0.0.1:0-:22" if spec.ssh else ""
     option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{forward}")
     # e1000e: iPXE loads about 100 MB/s through it, and 30 MB/s through virtio-net (ROMs of 2019).
-    option("-device", f"e1000e,netdev=net0,mac={spec.mac_address},bootindex=1")
+    mac_address = spec.mac_address or _MAC_ADDRESS
+    option("-device", f"e1000e,netdev=net0,mac={mac_address},bootindex=1")
     # From the network or not at all: no tour through other devices after iPXE has given up.
     option("-boot", "strict=on")
     # A guest that powers off leaves a paused QEMU, which can tell so.

@@ -101,9 +101,25 @@ def test_a_machine_boots_from_the_network_with_its_serial_line_on() -> None:
     (card,) = domain["devices"]["interfaces"]
     assert card["bootOrder"] == 1
     assert card["dhcpOptions"] == {"bootFileName": "http://kboot/boot.ipxe"}
-    assert card["macAddress"] == SPEC.mac_address
     assert "panicDevices" not in domain["devices"]
     assert spec["template"]["spec"]["terminationGracePeriodSeconds"] == 0
+
+
+def test_a_machine_has_an_address_of_its_own_that_stays() -> None:
+    def address(**changes: Any) -> str:
+        devices = machine(**changes)["spec"]["template"]["spec"]["domain"]["devices"]
+        return str(devices["interfaces"][0]["macAddress"])
+
+    assert address() == address(memory_mib=1024) != address(name="m-2")
+    # Locally administered, and not a group's.
+    assert int(address().partition(":")[0], 16) & 3 == 2
+    assert address(mac_address="52:54:00:00:00:01") == "52:54:00:00:00:01"
+
+
+def test_a_boot_file_name_that_dhcp_cannot_carry_is_refused() -> None:
+    assert machine(boot_file="http://" + "x" * 248)
+    with pytest.raises(ConfigError, match=r"255 characters.* has 256"):
+        machine(boot_file="http://" + "x" * 249)
 
 
 def test_a_uefi_machine_boots_ipxe_from_its_disk_where_there_is_one() -> None:
