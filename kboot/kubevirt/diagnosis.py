@@ -74,7 +74,7 @@ def pod_fault(pod: Object) -> str | None:
     return None
 
 
-def powered_off(vmi: Object) -> bool:
+def powered_off(vmi: Object | None) -> bool:
     """Whether the guest has switched its machine off in good order."""
     return phase_of(vmi) == "Succeeded"
 
@@ -82,6 +82,11 @@ def powered_off(vmi: Object) -> bool:
 def phase_of(vmi: Object | None) -> str:
     """The phase of a VirtualMachineInstance; empty if there is none."""
     return str((vmi or {}).get("status", {}).get("phase", ""))
+
+
+def is_paused(vmi: Object | None) -> bool:
+    """Whether the processors of a VirtualMachineInstance are stopped."""
+    return vmi is not None and _condition(vmi, "Paused", status="True") is not None
 
 
 def is_ready(pod: Object | None) -> bool:

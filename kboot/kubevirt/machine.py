@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kboot.backend import MachineSpec, Stream
 from kboot.deadline import Deadline
-from kboot.errors import ClusterError, GuestError
+from kboot.errors import ClusterError, ConfigError, GuestError
 from kboot.kube import EVENTS, VIRTUAL_MACHINES, Client, open_websocket
 from kboot.kube.resources import VMI_ACTIONS
 from kboot.kubevirt import diagnosis
@@ -52,6 +52,7 @@ class ClusterMachine:
         self._uid = ""
         self._lock = threading.Lock()
         self._stream: ConsoleStream
+        self._on = False
         self._link_up = True
         self._last: Mapping[str, Any] = {}
         self._stack = contextlib.ExitStack()
@@ -73,30 +74,51 @@ class ClusterMachine:
     def reset(self) -> None:
         """Push the reset button."""
         with self._lock, step("reset"):
-            if self._view.phase == "Running":
-                self._control.act("reset")
+            if self._view.is_running(self._uid):
+                self._control.reset()
                 return
+        if not self._on:
+            raise ConfigError(f"machine {self._name} is switched off: start it, then reset it")
         # A machine that has powered itself off has no button to push; it has a switch.
-        raise GuestError("the guest switched the machine off: restart it instead of resetting it")
+        if diagnosis.powered_off(self._view.instance()):
+            raise GuestError(
+                "the guest switched the machine off: restart it instead of resetting it"
+            )
+        self.check()
+        raise ClusterError(
+            f"machine {self._name} cannot be reset: it is {self._view.phase or 'gone'}"
+        )
 
-    def restart(self) -> None:
-        """Cut the power and switch it on again: a new instance, with empty memory."""
+    def restart(self, *, force: bool = False) -> None:
+        """Cut the power and switch it on again: a new instance, with empty memory.
+
+        With `force`, KubeVirt's pod is not given the seconds that it takes to end in good order.
+        """
         with self._lock, step("power cycle"):
-            deadline = Deadline(_RESTART_LIMIT_S)
-            if not self._link_up:
-                self._patch_link(up=True)
+            self._renew(lambda deadline: self._control.restart(self._uid, deadline, force=force))
+
+    def stop(self, *, force: bool = False) -> None:
+        """Cut the power; the machine can be started again. `force` as in `restart`."""
+        with self._lock, step("power off"):
+            self._on = False
             self._stream.close()
-            self._attach(self._control.restart(self._uid, deadline), deadline)
+            self._control.stop(Deadline(_RESTART_LIMIT_S), force=force)
+
+    def start(self) -> None:
+        """Switch it on, if it is off: by `stop`, or because the guest has powered it off."""
+        with self._lock, step("power on"):
+            if not self._view.is_running(self._uid):
+                self._renew(lambda deadline: self._control.start(self._uid, deadline))
 
     def pause(self) -> None:
         """Stop its processors; the machine stays as it is."""
         with self._lock:
-            self._control.act("pause")
+            self._control.set_paused(paused=True)
 
     def unpause(self) -> None:
         """Let its processors go on."""
         with self._lock:
-            self._control.act("unpause")
+            self._control.set_paused(paused=False)
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
@@ -106,6 +128,8 @@ class ClusterMachine:
     def check(self) -> None:
         """Raise `ClusterError` if the machine is gone, `GuestError` if the guest powered off."""
         self._watches.check()
+        if not self._on:
+            return
         vmi = self._view.instance()
         if vmi is not None and vmi["metadata"]["uid"] == self._uid:
             self._last = vmi
@@ -149,7 +173,7 @@ class ClusterMachine:
         try:
             with step(f"machine {self._name}"):
                 self._client.create(self._manifest, deadline)
-                self._attach(self._control.start(deadline), deadline)
+                self._attach(self._control.start("", deadline), deadline)
             with self._stack:
                 self._stack.callback(lambda: self._stream.close())
                 yield
@@ -163,14 +187,22 @@ class ClusterMachine:
             # The run's owner takes it along in the end, and this must not hide what went wrong.
             logger.warning("machine %s could not be deleted: %s", self._name, error)
 
+    def _renew(self, switch_on: Callable[[Deadline], Mapping[str, Any]]) -> None:
+        """Have another instance in place of the one that there was, and its serial line."""
+        deadline = Deadline(_RESTART_LIMIT_S)
+        if not self._link_up:
+            self._patch_link(up=True)
+        self._stream.close()
+        self._attach(switch_on(deadline), deadline)
+
     def _attach(self, vmi: Mapping[str, Any], deadline: Deadline) -> None:
         """Take `vmi` for the instance that we are, and its serial line."""
-        self._uid, self._last = vmi["metadata"]["uid"], vmi
+        self._uid, self._last, self._on = vmi["metadata"]["uid"], vmi, True
         self._stream = attach(
             self._client, self._view, self._uid, from_the_start=self._paused, deadline=deadline
         )
         if self._paused:
-            self._control.act("unpause")
+            self._control.set_paused(paused=False)
 
     def _patch_link(self, *, up: bool) -> None:
         self._control.set_link(up=up)

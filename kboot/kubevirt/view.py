@@ -51,6 +51,11 @@ class MachineView:
         return vmi if vmi and vmi["metadata"]["uid"] != uid else None
 
     @property
+    def uid(self) -> str:
+        """The uid of the instance that there is now; empty if there is none."""
+        return str((self.instance() or {}).get("metadata", {}).get("uid", ""))
+
+    @property
     def phase(self) -> str:
         """The instance's phase; empty if there is none."""
         return diagnosis.phase_of(self.instance())
@@ -78,6 +83,14 @@ class MachineView:
             and "deletionTimestamp" not in vmi["metadata"]
             and diagnosis.phase_of(vmi) == "Running"
         )
+
+    def is_off(self) -> bool | None:
+        """True if nothing of the machine runs; None if something does (see `wait_for`)."""
+        return self.phase in {"", "Succeeded", "Failed"} or None
+
+    def is_paused(self) -> bool:
+        """Whether the instance's processors are stopped."""
+        return diagnosis.is_paused(self.instance())
 
     def wait_for(self, find: Callable[[], Any], deadline: Deadline) -> Any:
         """As `kboot.kube.Watch.wait_for`, with changes of every kind of object."""

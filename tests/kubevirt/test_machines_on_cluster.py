@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from kboot.backend import SshMachine
-from kboot.errors import ClusterError, GuestError
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError, ConfigError, GuestError
 from kboot.kubevirt import KubevirtBackend
+from kboot.kubevirt.machine import ClusterMachine
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import eventually, guest_of, powered_on, read_until
 from tests.kubevirt.talking import talking
@@ -69,6 +71,87 @@ def test_a_restart_is_another_instance_with_another_console(
         assert "link-down" not in guest_of(cluster).commands
         machine.reset()
         assert "reset" in guest_of(cluster).commands
+
+
+def test_a_machine_that_powered_itself_off_is_restarted_and_not_reset(
+    cluster: Cluster, backend: KubevirtBackend
+) -> None:
+    with powered_on(backend) as machine:
+        guest_of(cluster).off = True
+        eventually(GuestError, "the guest switched the machine off", machine.check)
+        with pytest.raises(GuestError, match="restart it instead of resetting it"):
+            machine.reset()
+        before = cluster.instance().vmi["metadata"]["uid"]
+        machine.restart()
+        assert cluster.instance().vmi["metadata"]["uid"] != before
+        read_until(machine.stream, b"line 1\r\n")
+        machine.check()
+
+
+def test_a_machine_is_stopped_and_started(cluster: Cluster, backend: KubevirtBackend) -> None:
+    with powered_on(backend) as machine:
+        assert isinstance(machine, ClusterMachine)
+        machine.start()
+        assert cluster.calls("/start") == [_put(machine, "start")]
+        machine.set_link(up=False)
+        machine.stop()
+        assert machine.stream.recv(10) == b""
+        # Nobody is at fault that it is off, and to stop it again changes nothing.
+        machine.check()
+        machine.stop()
+        with pytest.raises(ConfigError, match="is switched off: start it, then reset it"):
+            machine.reset()
+        # The old instance takes its seconds to go: "stop/start already underway" until then.
+        machine.start()
+        read_until(machine.stream, b"line 1\r\n")
+        machine.check()
+        assert "link-down" not in guest_of(cluster).commands
+        machine.stop()
+        for _ in Deadline(5).poll(0.05):
+            if not cluster.objects("virtualmachineinstances"):
+                break
+        # Of one that is not there, KubeVirt restarts nothing: it is started.
+        machine.restart()
+        read_until(machine.stream, b"line 1\r\n")
+
+
+def test_by_force_a_pod_is_not_waited_for(cluster: Cluster, backend: KubevirtBackend) -> None:
+    with powered_on(backend) as machine:
+        assert isinstance(machine, ClusterMachine)
+        pods = {pod["metadata"]["name"] for pod in cluster.objects("pods")}
+        start = time.monotonic()
+        machine.restart(force=True)
+        assert time.monotonic() - start < 1.3
+        read_until(machine.stream, b"line 1\r\n")
+        machine.check()
+        (new,) = {pod["metadata"]["name"] for pod in cluster.objects("pods")} - pods
+        start = time.monotonic()
+        machine.stop(force=True)
+        assert time.monotonic() - start < 0.5
+        deleted = [call for call in cluster.calls("/pods/") if call.startswith("DELETE")]
+        assert [call.rpartition("/")[2] for call in deleted] == [*pods, new]
+        machine.start()
+        read_until(machine.stream, b"line 1\r\n")
+
+
+def test_a_machine_is_paused_and_goes_on(cluster: Cluster, backend: KubevirtBackend) -> None:
+    with powered_on(backend) as machine:
+        assert isinstance(machine, ClusterMachine)
+        # The answer is lost, and the second request refused: it is paused already.
+        cluster.order("PUT .*/pause", done=True)
+        machine.pause()
+        machine.pause()
+        assert cluster.instance().paused
+        machine.check()
+        machine.unpause()
+        machine.unpause()
+        assert not cluster.instance().paused
+        assert guest_of(cluster).commands == ["pause", "unpause"]
+
+
+def _put(machine: ClusterMachine, action: str) -> str:
+    name = machine.description.rpartition(" ")[2]
+    return f"PUT /apis/subresources.kubevirt.io/v1/namespaces/team/virtualmachines/{name}/{action}"
 
 
 def test_a_start_whose_answer_is_lost_is_found_done(

@@ -23,19 +23,19 @@ class Actions:
         phase = self._virt.phase(name)
         alive = phase not in {"", "Succeeded", "Failed"}
         if action == "start":
-            if name in self._virt.underway and not phase:
-                return answers.underway()
             if alive:
                 return answers.conflict(name, "VM is already running")
-            self._virt.spawn(self._virt.start(vm))
-        elif not alive:
-            why = "VM is not running: Halted" if action == "restart" else "VM is not running"
-            return answers.conflict(name, why)
         elif action == "restart":
-            self._virt.spawn(self._virt.restart(vm))
-        else:
-            self._virt.spawn(self._virt.stop(vm))
+            # One that has powered itself off is restarted, one that is not there is not.
+            if not phase:
+                return answers.conflict(name, "VM is not running: Halted")
+        elif not alive:
+            return answers.conflict(name, "VM is not running")
+        # A stop takes the place of what is under way; nothing else does.
+        if name in self._virt.underway and action != "stop":
+            return answers.underway()
         self._virt.underway.add(name)
+        self._virt.spawn(getattr(self._virt, action)(vm))
         return web.Response(status=202)
 
     def act_on_instance(self, namespace: str, name: str, action: str) -> web.Response:
@@ -45,10 +45,14 @@ class Actions:
         instance = self._virt.instances[name]
         if self._virt.phase(name) != "Running" or instance.guest is None:
             return answers.not_running()
-        instance.guest.command(action)
         if action in {"pause", "unpause"}:
+            # Not recorded; as in KubeVirt's own tests of it.
+            if instance.paused == (action == "pause"):
+                state = "already paused" if instance.paused else "not paused"
+                return answers.conflict(name, f"VMI is {state}", kind="virtualmachineinstance")
             instance.paused = action == "pause"
             self._virt.set_phase(instance, "Running", ready=True)
+        instance.guest.command(action)
         reasons = {"reset": "Reset", "pause": "Paused", "unpause": "Unpaused"}
         self._virt.event(instance.vmi, "Normal", reasons.get(action, "SoftRebooted"), action)
         return web.Response(status=200)

@@ -55,9 +55,9 @@ def no_machine(singular: str, name: str) -> web.Response:
     return status(404, "NotFound", message, name=name, group="kubevirt.io", kind=singular)
 
 
-def conflict(name: str, why: str) -> web.Response:
-    message = f'Operation cannot be fulfilled on virtualmachine.kubevirt.io "{name}": {why}'
-    return status(409, "Conflict", message, name=name, group="kubevirt.io", kind="virtualmachine")
+def conflict(name: str, why: str, *, kind: str = "virtualmachine") -> web.Response:
+    message = f'Operation cannot be fulfilled on {kind}.kubevirt.io "{name}": {why}'
+    return status(409, "Conflict", message, name=name, group="kubevirt.io", kind=kind)
 
 
 def outdated(plural: str, name: str) -> web.Response:
