@@ -175,7 +175,7 @@ def _leftovers(config: Config) -> Finding:
 
 #: For machines on a cluster.
 CLUSTER_CHECKS: tuple[Check, ...] = (
-    Check(subject="cluster", look=_cluster),
+    Check(subject="cluster", look=_cluster, essential=True),
     Check(subject="rights", look=_rights),
     Check(subject="kubevirt", look=_kubevirt),
     Check(subject="objects", look=_objects),

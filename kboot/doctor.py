@@ -49,11 +49,21 @@ class Check:
 
     subject: str
     look: Callable[[Config], Finding]
+    #: Without it, there is nothing that the checks after it could look at.
+    essential: bool = False
 
 
 def examine(config: Config, checks: Iterable[Check]) -> list[Finding]:
-    """One finding for each check, in order; what a check raises is an error found."""
-    return [_examine_one(config, check) for check in checks]
+    """One finding for each check, in order; what a check raises is an error found.
+
+    The last one is that of an essential check that has found an error.
+    """
+    findings = []
+    for check in checks:
+        findings.append(_examine_one(config, check))
+        if check.essential and findings[-1].level == "error":
+            break
+    return findings
 
 
 def _examine_one(config: Config, check: Check) -> Finding:

@@ -47,6 +47,17 @@ def test_this_host_has_all_that_a_boot_needs() -> None:
     assert [finding.subject for finding in findings] == [check.subject for check in checks]
 
 
+def test_nothing_is_looked_at_behind_an_essential_error() -> None:
+    def fail(_: Config) -> Finding:
+        return Finding(level="error", subject="cluster", text="none")
+
+    checks = [
+        Check(subject="cluster", look=fail, essential=True),
+        Check(subject="rights", look=fail),
+    ]
+    assert [finding.subject for finding in examine(Config(), checks)] == ["cluster"]
+
+
 def test_what_a_check_raises_is_an_error_found() -> None:
     def look(_: Config) -> Finding:
         raise InfraError("nginx stopped; see nginx.log")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kboot.cli.options import config_options, load_config
-from kboot.errors import InfraError
+from kboot.errors import ConfigError, InfraError
 
 if TYPE_CHECKING:
+    from kboot.config import Config
     from kboot.doctor import Check
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
@@ -50,7 +51,7 @@ def doctor(context: click.Context, /, *, as_json: bool, rbac: bool, **options: A
 
     config = load_config(options)
     if rbac:
-        _print_role(config.namespace or "default")
+        _print_role(config)
         return
     findings = examine(config, _checks(config.backend))
     if as_json:
@@ -71,8 +72,13 @@ def _checks(backend: str) -> tuple[Check, ...]:
     return checks
 
 
-def _print_role(namespace: str) -> None:
-    from kboot.kube import role  # noqa: PLC0415
+def _print_role(config: Config) -> None:
+    from kboot.kube import connect, role  # noqa: PLC0415
     from kboot.kubevirt.manifests import to_yaml  # noqa: PLC0415
 
+    try:
+        namespace = connect(config.context, config.namespace).namespace
+    except ConfigError:
+        # Whoever gives rights to others need not have a kubeconfig here.
+        namespace = config.namespace or "default"
     click.echo(to_yaml(role(namespace)), nl=False)
