@@ -249,6 +249,21 @@ def test_garbage_is_shown_first_and_removed_when_told_to(
     assert capsys.readouterr().out == "nothing to remove\n"
 
 
+def test_a_boot_that_never_began_leaves_no_evidence(
+    own_place: Path,
+    debian_kernel: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(own_place / "state"))
+    monkeypatch.setenv("KUBECONFIG", str(own_place / "none"))
+    assert main(["boot", str(debian_kernel), "--backend", "kubevirt"]) == 2
+    output = capsys.readouterr()
+    assert "no cluster" in output.err
+    assert "evidence" not in output.out
+    assert list((own_place / "state/kboot/boots").iterdir()) == []
+
+
 def test_the_group_knows_no_other_commands() -> None:
     group: Callable[..., object] = cli
     assert isinstance(group, LazyGroup)

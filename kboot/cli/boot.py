@@ -107,8 +107,11 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
                 click.echo(f"  found: {attempt.wait_for_line(expect)}")
             attempt.check()
     finally:
-        if evidence.is_dir():
+        if evidence.is_dir() and any(evidence.iterdir()):
             click.echo(f"evidence: {evidence}")
+        elif config.evidence is None:
+            # Nothing was switched on that could have left any.
+            evidence.rmdir()
 
 
 def _print_machine(attempt: Boot) -> None:
