@@ -37,6 +37,7 @@ PACKAGES = {
     "cpio": "cpio",
     "mmdebstrap": "mmdebstrap",
     "addr2line": "binutils",
+    "ssh": "openssh-client",
 }
 
 

@@ -28,6 +28,12 @@ def authorized_key() -> str:
     return f"{key.get_name()} {key.get_base64()} kboot"
 
 
+def key_file() -> Path:
+    """The private key that lets us in, for another ssh client."""
+    _key()
+    return cache_directory("ssh") / "key"
+
+
 class Session:
     """One program that runs at the other end: bytes in, bytes out. Made by `Connection.start`."""
 

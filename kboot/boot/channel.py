@@ -48,6 +48,11 @@ class Channels:
         """Whether we are logged in there."""
         return self._on_console is not None
 
+    @property
+    def has_ssh(self) -> bool:
+        """Whether commands go by ssh."""
+        return self._by_ssh is not None
+
     def log_in(self, settings: BootSettings, deadline: Deadline) -> Guest:
         """On the console."""
         self._on_console = login(self._console, settings.user, settings.password, deadline)

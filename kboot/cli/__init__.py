@@ -62,6 +62,7 @@ class LazyGroup(click.Group):
         "push": ("kboot.cli.push:push", "Have a machine boot another kernel from now on."),
         "restart": ("kboot.cli.restart:restart", "Restart a machine, once or in a loop."),
         "console": ("kboot.cli.console:console", "Talk to a machine over its serial line."),
+        "ssh": ("kboot.cli.ssh:ssh", "Log in to a machine's guest by ssh."),
         "put": ("kboot.cli.put:put", "Copy a file into a machine's guest."),
         "get": ("kboot.cli.put:get", "Copy a file out of a machine's guest."),
         "panic": ("kboot.cli.panic:panic", "Crash a machine's kernel on purpose."),
@@ -152,7 +153,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _log_to_stderr(logging.WARNING, "kboot: %(message)s")
     try:
         with _signals_unwind():
-            status = cli.main(arguments, prog_name="kboot", standalone_mode=False)
+            status = cli.main(
+                arguments,
+                prog_name="kboot",
+                standalone_mode=False,
+                # no-color.org. That there is no terminal, click finds out itself.
+                color=False if os.environ.get("NO_COLOR") else None,
+            )
             # What is still in the buffer may have no reader any more: find out here, not at exit.
             sys.stdout.flush()
             return status if isinstance(status, int) else 0

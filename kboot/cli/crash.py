@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from kboot import process
+from kboot.cli.naming import DEFAULT, complete_file_or_name
 from kboot.crash import CrashReport, Event, Frame, Scanner
 from kboot.crash.elf import Symbol, Vmlinux
 from kboot.errors import ConfigError
@@ -35,7 +36,13 @@ _RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([
 
 
 @click.command(epilog="Exit code 1: a crash was found. 0: none. 2: the input cannot be used.")
-@click.argument("log", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument(
+    "log",
+    type=click.Path(path_type=Path, allow_dash=True),
+    default=DEFAULT,
+    metavar="[LOG|NAME]",
+    shell_complete=complete_file_or_name,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per report and line.")
 @click.option(
     "--vmlinux",
@@ -44,7 +51,10 @@ _RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([
 )
 @click.pass_context
 def crash(context: click.Context, /, *, log: Path, as_json: bool, vmlinux: Path | None) -> None:
-    """Print the kernel crashes in LOG, a console log; ``-`` follows standard input live."""
+    """Print the kernel crashes in LOG, a console log, or on the console of the machine NAME.
+
+    - follows standard input live.
+    """
     found = False
     with ExitStack() as stack:
         image = stack.enter_context(_vmlinux(vmlinux)) if vmlinux is not None else None
@@ -61,6 +71,11 @@ def _events(log: Path) -> Iterator[Event]:
     scanner = Scanner()
     if str(log) == "-":
         yield from _follow(scanner)
+    elif _is_machine(log):
+        from kboot.machines.client import console_of  # noqa: PLC0415  files do without
+
+        for data in console_of(str(log), "start"):
+            yield from scanner.feed(data)
     else:
         try:
             with log.open("rb") as file:
@@ -70,6 +85,15 @@ def _events(log: Path) -> Iterator[Event]:
         except OSError as error:
             raise ConfigError(f"{log} cannot be read: {error.strerror}") from error
     yield from scanner.close()
+
+
+def _is_machine(log: Path) -> bool:
+    """Whether there is no such file, but a machine of that name, or none was named at all."""
+    from kboot.machines.places import places  # noqa: PLC0415  --help does not need it
+
+    if os.path.lexists(log):
+        return False
+    return str(log) == DEFAULT or any(place.name == str(log) for place in places())
 
 
 def _refuse_packed(log: Path, head: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import click
 
@@ -25,14 +26,17 @@ def logs(*, name: str, follow: bool, since: str) -> None:
 
 def print_log(name: str, since: str, *, follow: bool) -> None:
     """Print the record of a console, and maybe go on with what comes."""
-    from kboot.machines.client import attach  # noqa: PLC0415  --help does not need it
+    from kboot.machines.client import attach, console_of  # noqa: PLC0415  --help does not need it
 
     position = int(since) if since.isdecimal() else since
+    if not follow:
+        _print(console_of(name, position))
+        return
     with attach(name, since=position) as line:
-        left = line.size - line.offset
-        for data in line.pieces() if follow or left else ():
-            sys.stdout.buffer.write(data if follow else data[:left])
-            sys.stdout.buffer.flush()
-            left -= len(data)
-            if not follow and left <= 0:
-                break
+        _print(line.pieces())
+
+
+def _print(pieces: Iterable[bytes]) -> None:
+    for data in pieces:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from click.shell_completion import CompletionItem
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: As `kboot.machines.places.DEFAULT_NAME`, which --help does not load.
-_DEFAULT = "default"
+DEFAULT = "default"
 
 _COLOURS = {"ready": "green", "crashed": "red", "failed": "red", "off": "yellow"}
 
@@ -27,9 +26,16 @@ def _names(
     return [CompletionItem(place.name) for place in places() if place.name.startswith(begun)]
 
 
+def complete_file_or_name(
+    context: click.Context, parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """For an argument that is a file, or else a machine."""
+    return [CompletionItem(begun, type="file"), *_names(context, parameter, begun)]
+
+
 def machine_argument(function: _Function) -> _Function:
     """The command's last argument is a machine's name."""
-    return click.argument("name", default=_DEFAULT, metavar="[NAME]", shell_complete=_names)(
+    return click.argument("name", default=DEFAULT, metavar="[NAME]", shell_complete=_names)(
         function
     )
 
@@ -39,10 +45,10 @@ def machine_option(function: _Function) -> _Function:
     return click.option(
         "-n",
         "--name",
-        default=_DEFAULT,
+        default=DEFAULT,
         metavar="NAME",
         shell_complete=_names,
-        help=f"The machine.  [default: {_DEFAULT}]",
+        help=f"The machine.  [default: {DEFAULT}]",
     )(function)
 
 
@@ -58,9 +64,7 @@ def print_json(value: object) -> None:
 
 def say_state(state: str, what: str = "") -> str:
     """A machine's state, coloured."""
-    # no-color.org; click itself drops colours where there is no terminal.
-    plain = bool(os.environ.get("NO_COLOR"))
-    text = state if plain else click.style(state, fg=_COLOURS.get(state, "cyan"), bold=True)
+    text = click.style(state, fg=_COLOURS.get(state, "cyan"), bold=True)
     return f"{text}: {what}" if what else text
 
 

@@ -67,6 +67,17 @@ def attach(name: str, **arguments: Any) -> Iterator[Attachment]:
         )
 
 
+def console_of(name: str, since: str | int) -> Iterator[bytes]:
+    """What a machine's console has said so far, from the position `since` on."""
+    with attach(name, since=since) as line:
+        left = line.size - line.offset
+        for data in line.pieces() if left else ():
+            yield data[:left]
+            left -= len(data)
+            if left <= 0:
+                return
+
+
 def clear_dead() -> list[str]:
     """Remove what dead supervisors have left, their processes too; the names of their machines."""
     gone = [place.name for place in places() if remove_if_dead(place)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kboot.boot import Boot, Milestone
 from kboot.boot.follower import GivenUp
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError, KernelCrash
+from kboot.guest import Guest
 from kboot.log import logger
 from kboot.machines.journal import Journal, State
 from kboot.machines.keyboard import Keyboard, Size
@@ -58,7 +59,10 @@ class Desk:
         if how not in _RESTARTS:
             raise ConfigError(f"no way to restart is called {how!r}; there are {_RESTARTS}")
         if how == "soft" and self.journal.state.name != "ready":
-            raise GuestError(f"the guest cannot restart itself: it is {self.journal.state.name}")
+            raise GuestError(
+                f"the guest cannot restart itself: it is {self.journal.state.name}; "
+                "kboot restart without --soft cuts its power"
+            )
         current = self.pushes.current
         if current is not None:
             # The same kernel once more, and yet told from the boot before by its nonce.
@@ -172,9 +176,8 @@ class Desk:
 
     def run(self, command: str, timeout_s: float) -> dict[str, Any]:
         """Run a command in the guest."""
-        self._need_console()
-        with self._keyboard.taken_away("a command runs"):
-            result = self.boot.guest.run(command, timeout_s=timeout_s)
+        with self._guest("a command runs") as guest:
+            result = guest.run(command, timeout_s=timeout_s)
         return {
             "exit_status": result.exit_status,
             "stdout": result.stdout_bytes.decode("latin-1"),
@@ -184,15 +187,13 @@ class Desk:
 
     def put(self, local: str, remote: str, timeout_s: float) -> None:
         """Copy a file of this host into the guest."""
-        self._need_console()
-        with self._keyboard.taken_away("a file is copied"):
-            self.boot.guest.put(Path(local), remote, Deadline(timeout_s))
+        with self._guest("a file is copied") as guest:
+            guest.put(Path(local), remote, Deadline(timeout_s))
 
     def get(self, remote: str, local: str, timeout_s: float) -> None:
         """Copy a file of the guest to this host."""
-        self._need_console()
-        with self._keyboard.taken_away("a file is copied"):
-            self.boot.guest.get(remote, Path(local), Deadline(timeout_s))
+        with self._guest("a file is copied") as guest:
+            guest.get(remote, Path(local), Deadline(timeout_s))
 
     def lend_console(self) -> None:
         """Somebody is going to type: the guest's shell is theirs."""
@@ -215,11 +216,32 @@ class Desk:
             with self._keyboard.free():
                 self.boot.console.sendline(f" stty rows {rows} cols {columns}")
 
+    @contextlib.contextmanager
+    def _guest(self, why: str) -> Iterator[Guest]:
+        """The guest, to do something in it. Over the console, nobody else types meanwhile.
+
+        Raises as `_need_console`.
+        """
+        if self.boot.channels.has_ssh:
+            self._need_ready()
+            yield self.boot.guest
+            return
+        self._need_console()
+        with self._keyboard.taken_away(why):
+            yield self.boot.guest
+
+    def _need_ready(self) -> None:
+        """`GuestError` if the guest is not up."""
+        name, state = self.boot.settings.machine_name, self.journal.state
+        if state.name == "ready":
+            return
+        how = f"has {state.name}" if state.name in {"crashed", "failed"} else f"is {state.name}"
+        why = f" ({state.what})" if state.what else ""
+        raise GuestError(f"{name} {how}{why}; kboot restart {name} boots it again")
+
     def _need_console(self) -> None:
         """The terminal is needed for a command; `GuestError`, `ConfigError` if it cannot be had."""
-        state = self.journal.state
-        if state.name != "ready":
-            raise GuestError(f"the machine is not ready: {state.name} {state.what}".rstrip())
+        self._need_ready()
         if not self.boot.channels.has_console:
             if self._keyboard.holder:
                 raise ConfigError(

@@ -12,9 +12,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kboot.backend import Progress
+from kboot.backend import Progress, SshMachine
 from kboot.errors import ConfigError, InfraError
 from kboot.machines.keyboard import Size
+from kboot.ssh import key_file
 from kboot.wire import Wire
 
 if TYPE_CHECKING:
@@ -226,6 +227,19 @@ def _attach(supervisor: Supervisor, request: Request) -> None:
         broker.talk(connection, offset, lambda: supervisor.stopping)
 
 
+def _ssh(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
+    """Where the guest's ssh server is, and how to get in."""
+    boot = supervisor.desk.boot
+    if boot.settings.channel == "console" or not isinstance(boot.machine, SshMachine):
+        raise ConfigError(
+            f"{supervisor.place.name} was started without ssh; kboot down, and kboot up with "
+            "--channel ssh and a root file system that has a server, or use kboot run"
+        )
+    host, port = boot.machine.ssh_address()
+    user = boot.settings.user
+    return {"host": host, "port": port, "user": user, "key": str(key_file())}
+
+
 def _resize(supervisor: Supervisor, request: Request) -> None:
     size = _size(request)
     if size and supervisor.keyboard.resize(request.pid, size):
@@ -272,5 +286,6 @@ _VERBS: dict[str, Callable[[Supervisor, Request], Any]] = {
     "put": _put,
     "get": _get,
     "resize": _resize,
+    "ssh": _ssh,
     "stop": _stop,
 }
