@@ -15,6 +15,8 @@ _RECORD_LINES = 5000
 _RECORD_LIMIT_S = 5.0
 
 _PASSING = {429, 500, 502, 503, 504}
+#: There is no instance, or it does not run: what we watch may be ahead of who answers for consoles.
+_TOO_EARLY = {400, 404}
 
 
 def attach(
@@ -32,7 +34,8 @@ def attach(
             try:
                 return open_websocket(client, path, deadline)
             except ApiError as refusal:
-                if refusal.status not in _PASSING:
+                early = refusal.status in _TOO_EARLY and view.is_running(uid)
+                if refusal.status not in _PASSING and not early:
                     raise
                 error = refusal
         raise error or ClusterError(f"no time was left to open the console of {view.name}")

@@ -87,6 +87,15 @@ def test_a_fight_for_the_console_is_told_as_such(
     client.close()
 
 
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_console_that_is_not_there_yet_is_asked_for_again(
+    cluster: Cluster, backend: KubevirtBackend, status: int
+) -> None:
+    cluster.order("GET .*/console", count=2, status=status)
+    with powered_on(backend) as machine:
+        read_until(machine.stream, b"line 5\r\n")
+
+
 def test_what_is_typed_while_the_console_is_lost_arrives_when_it_is_back(
     cluster: Cluster, backend: KubevirtBackend
 ) -> None:
