@@ -183,6 +183,18 @@ class SnapshotMachine(Machine, Protocol):
 
 
 @runtime_checkable
+class SharedRunBackend(Backend, Protocol):
+    """A backend whose machines belong to a run that other processes can join.
+
+    Ask for it with ``isinstance``.
+    """
+
+    @property
+    def run_name(self) -> str:
+        """What others join it by."""
+
+
+@runtime_checkable
 class SnapshotBackend(Backend, Protocol):
     """A backend whose machines can be saved. Ask for it with ``isinstance``."""
 

@@ -18,6 +18,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.isolation import Snapshots, User, condition, may_share, resolve
 from kboot.log import logger
+from kboot.sharing import Borrowed, borrow
 from kboot.snapshots import SnapshotStore
 from kboot.state import cache_directory
 
@@ -54,8 +55,9 @@ class Session:
     one like it was saved, or boots.
     """
 
-    def __init__(self, config: Config, *, evidence: Path, prefix: str) -> None:
+    def __init__(self, config: Config, *, evidence: Path, prefix: str, lender: Path | None) -> None:
         self.config = config
+        self._lender = lender
         self._evidence = evidence
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
@@ -72,12 +74,19 @@ class Session:
     @cached_property
     def backend(self) -> Backend:
         """The place to serve from and boot in."""
-        return self._stack.enter_context(open_backend(self.config))
+        run = self._borrowed.run if self._borrowed else ""
+        return self._stack.enter_context(open_backend(self.config, run=run))
 
     @cached_property
     def server(self) -> BootServer:
         """The boot server."""
+        if self._borrowed:
+            return self._borrowed.server
         return self._stack.enter_context(self.backend.serve(Deadline(_SERVER_START_LIMIT_S)))
+
+    @cached_property
+    def _borrowed(self) -> Borrowed | None:
+        return self._stack.enter_context(borrow(self._lender)) if self._lender else None
 
     @cached_property
     def snapshots(self) -> Snapshots:
@@ -214,12 +223,15 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_session(config: Config, *, evidence: Path, prefix: str = "m") -> Iterator[Session]:
+def open_session(
+    config: Config, *, evidence: Path, prefix: str = "m", lender: Path | None = None
+) -> Iterator[Session]:
     """A session for the length of the ``with``; its boots leave their evidence below `evidence`.
 
     `prefix` begins the names of its machines: a DNS label's beginning, unique in a parallel run.
+    With `lender`, it has the boot server of another process, see `kboot.sharing`.
     """
-    session = Session(config, evidence=evidence, prefix=prefix)
+    session = Session(config, evidence=evidence, prefix=prefix, lender=lender)
     try:
         yield session
     finally:

@@ -26,7 +26,7 @@ ROWS = (
     {"rootfs", "guest", "nginx"},
     {"qemu", "kubevirt"},
     {"boot"},
-    {"isolation"},
+    {"isolation", "sharing"},
     {"session"},
     {"report", "testing", "doctor", "machines"},
     {"cluster_doctor"},

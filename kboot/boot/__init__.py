@@ -41,8 +41,11 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def open_backend(config: Config) -> Iterator[Backend]:
-    """The backend that the configuration names: the only place that knows their names."""
+def open_backend(config: Config, *, run: str = "") -> Iterator[Backend]:
+    """The backend that the configuration names: the only place that knows their names.
+
+    With `run`, its machines belong to the run of another process, see `SharedRunBackend`.
+    """
     match config.backend:
         case "qemu":
             from kboot.qemu import open_qemu  # noqa: PLC0415  only the one that is used
@@ -57,9 +60,10 @@ def open_backend(config: Config) -> Iterator[Backend]:
             ) as backend:
                 yield backend
         case "kubevirt":
-            from kboot.kubevirt import open_kubevirt, settings_from  # noqa: PLC0415
+            from kboot.kubevirt import join_kubevirt, open_kubevirt, settings_from  # noqa: PLC0415
 
-            with open_kubevirt(settings_from(config)) as cluster:
+            settings = settings_from(config)
+            with join_kubevirt(settings, run) if run else open_kubevirt(settings) as cluster:
                 yield cluster
         case unknown:
             raise AssertionError(f"config let the backend {unknown!r} pass")

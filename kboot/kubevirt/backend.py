@@ -57,6 +57,11 @@ class KubevirtBackend:
         self._settings = settings
         self._watches = watches
 
+    @property
+    def run_name(self) -> str:
+        """The run's identifier, for `join_kubevirt`."""
+        return self.run.identifier
+
     def firmware_fault(self, firmware: Firmware) -> str | None:
         """None if its machines can have this firmware, or else why not."""
         if firmware == "bios" or self._settings.ipxe_disk:

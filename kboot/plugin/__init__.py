@@ -6,7 +6,6 @@ until a test asks for a kboot fixture.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError
+from kboot.plugin import workers
 from kboot.plugin.choices import (
     ALLOW_MARKER,
     MARKER,
@@ -108,6 +108,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: workers.Node) -> None:
+    """Each worker of pytest-xdist is told where to find the run's boot server."""
+    workers.lend_to(node)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what the workers shared."""
+    workers.end(config)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
@@ -131,10 +142,15 @@ def kboot_session(
 
     config = read_config(request.config)
     evidence = config.evidence or tmp_path_factory.mktemp("kboot-evidence", numbered=True)
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
-    with open_session(config, evidence=evidence, prefix=f"{worker or 'm'}-") as session:
+    with open_session(
+        config,
+        evidence=evidence,
+        prefix=f"{worker or 'm'}-",
+        lender=workers.lender_of(request.config),
+    ) as session:
         yield session
 
 

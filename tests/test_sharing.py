@@ -1,0 +1,164 @@
+"""kboot.sharing: one boot server for many processes, which lives and ends with one of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot import state
+from kboot.backend import BootServer
+from kboot.config import Config
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, InfraError
+from kboot.sharing import Borrowed, borrow, lend
+
+CONFIG = Config(accel="tcg")
+
+
+@pytest.fixture
+def lender() -> Iterator[Path]:
+    with lend(CONFIG) as directory:
+        yield directory
+
+
+def get(server: BootServer, path: str) -> bytes:
+    """What is there for a guest, fetched from here."""
+    url = server.url(path).replace("10.0.2.2", "127.0.0.1")
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  ours
+        content: bytes = answer.read()
+        return content
+
+
+def nginx_of(parent: int) -> list[int]:
+    """The process ids of a process's nginx."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = entry.read_text().rpartition(")")
+        except OSError:
+            continue
+        if "(nginx" in name and rest.split()[1] == str(parent):
+            found.append(int(entry.parent.name))
+    return found
+
+
+def test_nothing_is_started_before_somebody_asks(lender: Path) -> None:
+    assert nginx_of(os.getpid()) == []
+    with borrow(lender) as first, borrow(lender) as second:
+        assert len(nginx_of(os.getpid())) == 1
+        assert first.server.url("") == second.server.url("")
+    # A later borrower, say one that replaces a dead one, finds the same.
+    with borrow(lender) as third:
+        assert third.server.url("") == first.server.url("")
+
+
+def test_what_one_stores_all_have(lender: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "vmlinuz"
+    artifact.write_bytes(b"kernel")
+    with borrow(lender) as first, borrow(lender) as second:
+        assert first.server.put(artifact) == second.server.put(artifact)
+        script = first.server.write("m0/boot.ipxe", "#!ipxe\n")
+        assert script == second.server.url("scripts/m0/boot.ipxe")
+        assert get(second.server, "scripts/m0/boot.ipxe") == b"#!ipxe\n"
+        stored = list(state.runs_directory().glob("run-*/nginx-*/files/artifacts/*"))
+        assert len(stored) == 1
+        assert first.server.remove(second.server.put(artifact)) == len(b"kernel")
+        assert not stored[0].exists()
+
+
+def test_each_sees_every_request_once_and_in_order(lender: Path) -> None:
+    with borrow(lender) as first, borrow(lender) as second:
+        get(first.server, "beacon/one?m=gw0-1&b=00")
+        assert [fetch.path for fetch in first.server.fetches()][-1:] == ["beacon/one"]
+        get(first.server, "beacon/two?m=gw1-1&b=11")
+        second.server.catch_up(Deadline(5))
+        for server in (first.server, second.server):
+            for _ in range(2):
+                found = [fetch for fetch in server.fetches() if fetch.query]
+                assert [fetch.path for fetch in found] == ["beacon/one", "beacon/two"]
+                assert [fetch.query for fetch in found] == ["m=gw0-1&b=00", "m=gw1-1&b=11"]
+
+
+def test_its_evidence_lands_where_it_is_asked_for(lender: Path, tmp_path: Path) -> None:
+    with borrow(lender) as borrowed:
+        borrowed.server.evidence(tmp_path)
+    assert "listen 127.0.0.1" in (tmp_path / "nginx.conf").read_text()
+
+
+def test_a_dead_server_is_said_to_be_dead(lender: Path) -> None:
+    with borrow(lender) as borrowed:
+        borrowed.server.check()
+        (pid,) = nginx_of(os.getpid())
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(InfraError, match="nginx was killed by signal 9"):
+            borrowed.server.check()
+
+
+def test_a_server_that_does_not_start_is_everyones_trouble() -> None:
+    with lend(Config(accel="tcg", nginx="/nonexistent/nginx")) as directory:
+        for _ in range(2):
+            with pytest.raises(InfraError, match="nginx not found on this host"), borrow(directory):
+                pass
+
+
+def test_a_request_that_fails_leaves_the_next_one_alone(lender: Path, tmp_path: Path) -> None:
+    with borrow(lender) as borrowed:
+        with pytest.raises(ConfigError, match="cannot read"):
+            borrowed.server.put(tmp_path / "absent")
+        borrowed.server.check()
+
+
+def test_who_outlives_the_lender_is_told_so() -> None:
+    with lend(CONFIG) as directory:
+        loan = borrow(directory)
+        borrowed = loan.__enter__()
+    with pytest.raises(InfraError, match="boot server"):
+        borrowed.server.check()
+    loan.__exit__(None, None, None)
+    with pytest.raises(InfraError, match="is gone"), borrow(directory):
+        pass
+    assert nginx_of(os.getpid()) == []
+
+
+LENDER = """
+    import sys, time
+    from kboot.config import Config
+    from kboot.sharing import lend
+    with lend(Config(accel="tcg")) as directory:
+        print(directory, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_lender_that_is_killed_leaves_nothing() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(LENDER)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        directory = Path(process.stdout.readline().strip())
+        with borrow(directory) as borrowed:
+            (pid,) = nginx_of(process.pid)
+            process.kill()
+            process.wait()
+            assert_gone(borrowed)
+        for _ in Deadline(5).poll(0.05):
+            if not Path(f"/proc/{pid}").exists():
+                break
+        else:
+            pytest.fail("nginx outlived its run")
+    assert directory in {run.directory for run in state.sweep()}
+    assert not directory.exists()
+
+
+def assert_gone(borrowed: Borrowed) -> None:
+    with pytest.raises(InfraError, match="the process that has this run's boot server is gone"):
+        borrowed.server.check()
