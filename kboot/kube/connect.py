@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from kboot.errors import ConfigError
 from kboot.kube.client import Client
+
+#: The settings that name files with certificates and keys.
+_FILES = ("ssl_ca_cert", "cert_file", "key_file")
+
+#: Where in memory is what the library had written to a file of this name: it writes nothing twice.
+_in_memory: dict[str, str] = {}
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -45,8 +53,14 @@ def _from_file(configuration: Any, context: str | None) -> str:
     config = _library()
     # Named, as the library asks the environment only once in its life.
     path = os.environ.get("KUBECONFIG") or str(_default_file())
+    scratch = Path(tempfile.mkdtemp(prefix="kboot-"))
     try:
-        config.load_kube_config(path, context=context, client_configuration=configuration)
+        config.load_kube_config(
+            path,
+            context=context,
+            client_configuration=configuration,
+            temp_file_path=str(scratch),
+        )
         contexts, current = config.list_kube_config_contexts(path)
     except (config.ConfigException, YAMLError, OSError, ValueError, TypeError) as error:
         which = f"context {context}" if context else "the current context"
@@ -54,9 +68,42 @@ def _from_file(configuration: Any, context: str | None) -> str:
             f"no cluster: {which} of the kubeconfig cannot be used: {error}; "
             "see kubectl config get-contexts, and set KUBECONFIG or --context"
         ) from error
+    finally:
+        _keep_off_the_disk(configuration, scratch)
+    _keep_off_the_disk_when_renewed(configuration, scratch)
     chosen = current if context is None else next(c for c in contexts if c["name"] == context)
     namespace: str = chosen["context"].get("namespace") or "default"
     return namespace
+
+
+def _keep_off_the_disk(configuration: Any, scratch: Path) -> None:
+    """Have in memory what the library has written to `scratch`: keys, which would stay there when
+    we are killed.
+    """
+    for setting in _FILES:
+        path = getattr(configuration, setting)
+        if path and path not in _in_memory and Path(path).parent == scratch:
+            descriptor = os.memfd_create(setting)
+            os.write(descriptor, Path(path).read_bytes())
+            _in_memory[path] = f"/proc/self/fd/{descriptor}"
+        setattr(configuration, setting, _in_memory.get(path, path))
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _keep_off_the_disk_when_renewed(configuration: Any, scratch: Path) -> None:
+    """The library asks this hook for the token before each use; it then sets all it knows anew."""
+    renew = configuration.refresh_api_key_hook
+    if renew is None:
+        return
+
+    def renew_and_keep(renewed: Any) -> None:
+        try:
+            renew(renewed)
+        finally:
+            _keep_off_the_disk(renewed, scratch)
+            renewed.refresh_api_key_hook = renew_and_keep
+
+    configuration.refresh_api_key_hook = renew_and_keep
 
 
 def _from_pod(configuration: Any) -> str:

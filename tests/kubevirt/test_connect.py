@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,6 +28,10 @@ def write(path: Path, server: str, **context: str) -> None:
         ],
     }
     path.write_text(json.dumps(config))
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 @pytest.fixture
@@ -53,6 +59,46 @@ def test_without_a_cluster_the_user_is_told_where_one_would_be_named(kubeconfig:
     kubeconfig.write_text("not: [a kubeconfig")
     with pytest.raises(ConfigError, match="no cluster"):
         connect()
+
+
+def test_certificates_and_keys_of_a_kubeconfig_are_never_left_on_the_disk(
+    kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    plugin = tmp_path / "plugin"
+    plugin.write_text(
+        "#!/bin/sh\n"
+        "ends=$(date -u -d '+1 second' +%Y-%m-%dT%H:%M:%SZ)\n"
+        'echo \'{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",'
+        ' "status": {"token": "\'$(date +%s%N)\'", "expirationTimestamp": "\'$ends\'"}}\'\n'
+    )
+    plugin.chmod(0o755)
+    write(kubeconfig, "https://127.0.0.1:1")
+    config = json.loads(kubeconfig.read_text())
+    # Of this test alone: the library remembers what it has written once.
+    pem = str(tmp_path)
+    config["clusters"][0]["cluster"]["certificate-authority-data"] = encoded("authority " + pem)
+    config["users"][0]["user"] = {
+        "client-certificate-data": encoded("certificate " + pem),
+        "client-key-data": encoded("key " + pem),
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": str(plugin),
+            "interactiveMode": "Never",
+        },
+    }
+    kubeconfig.write_text(json.dumps(config))
+    client = connect()
+    configuration = client.configuration
+    for _ in range(3):
+        found = [configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file]
+        texts = [Path(path).read_text() for path in found]
+        assert texts == [f"{what} {pem}" for what in ("authority", "certificate", "key")]
+        assert list(temporary.iterdir()) == []
+        # So short-lived a token is asked for each time, and all else is then set once more.
+        assert client.authorisation() != client.authorisation()
 
 
 def test_a_proxy_of_the_environment_is_not_for_the_cluster(
