@@ -23,6 +23,7 @@ class Terminal:
     def __init__(self, master: int, child: subprocess.Popen[bytes]) -> None:
         self._master = master
         self.child = child
+        self._rest = b""
 
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
@@ -32,17 +33,19 @@ class Terminal:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
     def read_until(self, text: bytes, limit_s: float = 30.0) -> bytes:
-        seen = b""
+        """What is shown up to the first `text`, and that."""
+        seen = self._rest
         for left_s in Deadline(limit_s).poll(0):
+            before, found, self._rest = seen.partition(text)
+            if found:
+                return before + found
             if select.select([self._master], [], [], left_s)[0]:
                 seen += os.read(self._master, 65536)
-            if text in seen:
-                return seen
         pytest.fail(f"no {text!r} in {seen!r}")
 
     def read_all(self, limit_s: float = 120.0) -> bytes:
-        """All until the command ends."""
-        seen = b""
+        """All that is left until the command ends."""
+        seen, self._rest = self._rest, b""
         for left_s in Deadline(limit_s).poll(0):
             if not select.select([self._master], [], [], left_s)[0]:
                 continue

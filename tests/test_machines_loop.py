@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kboot.artifacts import read_kernel
-from kboot.loop import wilson
-from kboot.rootfs import overlay_initramfs, tiny_initramfs
+from tests.soak_machines import (
+    check_counts,
+    dying_image,
+    kill_a_push,
+    large_image,
+    read_while_it_boots,
+)
 from tests.terminals import on_terminal
-from tests.test_machines import User
-
-# Of the guest's first programs: it panics with 51 of 256 nonces, one boot in five.
-DIES_ONE_TIME_IN_FIVE = b"""#!/bin/sh
-read -r line < /proc/cmdline
-nonce=${line#*kboot.nonce=}
-case $nonce in
-[0-2]* | 3[0-2]*) echo c > /proc/sysrq-trigger ;;
-esac
-exec /usr/bin/busybox init
-"""
-
-
-def dies(nonce: str) -> bool:
-    return int(nonce[:2], 16) <= 0x32
+from tests.users import User
 
 
 @pytest.fixture(scope="session")
@@ -89,17 +76,14 @@ def test_a_file_goes_in_and_comes_out_as_it_was(user: User, machine: str) -> Non
 
 @pytest.fixture(scope="module")
 def large(user: User) -> Path:
-    """A root file system of 300 MB that boots; the kernel passes over zeros at its end."""
-    path = user.home / "large.cpio"
-    path.write_bytes(tiny_initramfs().read_bytes())
-    os.truncate(path, 300_000_000)
-    return path
+    return large_image(user)
 
 
 def test_what_is_there_is_not_sent_again(
     user: User, machine: str, large: Path, second_kernel: Path
 ) -> None:
-    assert user.ask("push", "-n", machine, str(large))["sent"] == 300_000_000
+    user.type("push", "-n", machine, "--gc", "--keep", "0")
+    assert user.ask("push", "-n", machine, str(large))["sent"] == large.stat().st_size
     seconds = []
     for _ in range(3):
         told = user.type("push", "-n", machine, str(large))
@@ -126,22 +110,8 @@ def test_what_no_push_needs_is_dropped(user: User, machine: str, large: Path) ->
     assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
     assert "there is no push 2" in gone.stderr
     # It is no memory of a file that is gone.
-    assert user.ask("push", "-n", machine, str(large))["sent"] == 300_000_000
+    assert user.ask("push", "-n", machine, str(large))["sent"] == large.stat().st_size
     user.type("push", "-n", machine, "--rollback", "--to", "1")
-
-
-def kill_a_push(user: User, machine: str, file: Path, after_s: float) -> None:
-    """Push a file that has to be read, and kill who asked for it."""
-    file.touch()
-    child = subprocess.Popen(
-        user.command("push", "-n", machine, str(file)),
-        env=user.environ,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    time.sleep(after_s)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
 
 
 def test_pushes_that_are_killed_leave_a_machine_that_boots(
@@ -169,35 +139,26 @@ def test_a_terminal_sees_a_bar_and_a_file_sees_lines(user: User, machine: str, l
     user.type("push", "-n", machine, "--rollback", "--to", "1")
 
 
-def test_every_reader_has_every_byte_from_where_it_asked(user: User, machine: str) -> None:
-    readers = []
-    for turn in range(20):
-        with (user.home / f"reader-{turn}").open("wb") as output:
-            reader = subprocess.Popen(
-                user.command("logs", "-f", "--since", str(turn * 500), machine),
-                env=user.environ,
-                stdout=output,
-                stderr=subprocess.DEVNULL,
-            )
-        if turn % 4 == 0:
-            readers.append((turn, reader))
-            continue
-        time.sleep(0.1)
-        reader.kill()
-        reader.wait()
-    assert user.ask("restart", machine)["error"] is None
-    time.sleep(1)
-    for _, reader in readers:
-        reader.kill()
-        reader.wait()
+def test_every_reader_has_every_byte_from_where_it_asked(
+    user: User, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", user.environ["XDG_STATE_HOME"])
+    with (user.home / "followed").open("wb") as output:
+        follower = subprocess.Popen(
+            user.command("logs", "-f", "--since", "500", machine),
+            env=user.environ,
+            stdout=output,
+            stderr=subprocess.DEVNULL,
+        )
+    try:
+        read_while_it_boots(user, machine, cycles=100, boots=1)
+    finally:
+        follower.kill()
+        follower.wait()
     record = Path(user.ask("status", machine)["evidence"], "serial.log").read_bytes()
-    for turn, _ in readers:
-        seen = (user.home / f"reader-{turn}").read_bytes()
-        assert len(seen) > 20_000
-        assert seen == record[turn * 500 :][: len(seen)]
-    for turn in range(20):
-        seen = (user.home / f"reader-{turn}").read_bytes()
-        assert record[turn * 500 :].startswith(seen)
+    followed = (user.home / "followed").read_bytes()
+    assert len(followed) > 20_000
+    assert record[500:].startswith(followed)
 
 
 def test_one_types_and_detaches_with_a_key(user: User, machine: str) -> None:
@@ -224,32 +185,12 @@ def test_one_types_and_detaches_with_a_key(user: User, machine: str) -> None:
     assert user.type("run", "-n", machine, "echo back") == "back\n"
 
 
-def dying_image(user: User) -> Path:
-    dying = overlay_initramfs({"/sbin/init": DIES_ONE_TIME_IN_FIVE})
-    image = user.home / "dying.cpio"
-    image.write_bytes(tiny_initramfs().read_bytes() + dying.read_bytes())
-    return image
-
-
-def check_counts(report: dict[str, Any], boots: int) -> None:
-    """What a loop has counted is what the nonces say has happened, under one title."""
-    failed = [number for number, boot in enumerate(report["boots"], 1) if boot["error"]]
-    summary = report["summary"]
-    assert (len(report["boots"]), summary["boots"]) == (boots, boots)
-    truth = [number for number, boot in enumerate(report["boots"], 1) if dies(boot["nonce"])]
-    assert failed == truth
-    assert summary["failures"] == len(truth)
-    assert (summary["low"], summary["high"]) == wilson(len(truth), boots)
-    assert [each["boots"] for each in summary["clusters"]] == ([truth] if truth else [])
-    assert all("sysrq" in each["failure"].lower() for each in summary["clusters"])
-
-
 def test_the_loop_counts_what_happened(user: User, machine: str) -> None:
     user.type("push", "-n", machine, str(dying_image(user)))
     status = user.ask("status", machine)
-    done = user.try_("restart", machine, "--count", "5", "--json", "boots.json")
+    done = user.try_("restart", machine, "--count", "4", "--json", "boots.json")
     report = user.report("boots.json")
-    check_counts(report, 5)
+    check_counts(report, 4)
     failures = report["summary"]["failures"]
     assert done.returncode == (1 if failures else 0)
     assert "\x1b" not in done.stdout

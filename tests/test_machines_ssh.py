@@ -10,8 +10,8 @@ import pytest
 from kboot.artifacts import read_kernel
 from kboot.rootfs import module_initramfs
 from tests.terminals import on_terminal
-from tests.test_machines import User
 from tests.test_ssh import server_overlay
+from tests.users import User
 
 
 @pytest.fixture(scope="module")

@@ -126,8 +126,10 @@ def _absent(place: Place) -> ConfigError | InfraError:
         why = f": {failure['message']}" if failure else ", and was killed"
         return InfraError(f"the machine {place.name} has ended{why}; start it again: kboot up")
     there = ", ".join(each.name for each in places())
-    hint = f"there are: {there}" if there else "start it: kboot up"
-    return ConfigError(f"there is no machine called {place.name}; {hint}")
+    hint = f"there are: {there}; " if there else ""
+    return ConfigError(
+        f"there is no machine called {place.name}; {hint}to start it: kboot up {place.name}"
+    )
 
 
 def _ended(place: Place) -> KbootError:
