@@ -91,7 +91,8 @@ class BootServer(Protocol):
     def put(self, artifact: Path, on_progress: OnProgress = ignore_progress) -> str:
         """Publish a file under its sha256 and return its URL as the guest sees it. Idempotent.
 
-        What `on_progress` raises ends it, and nothing is published.
+        Several threads may do so at once. What `on_progress` raises ends it, and nothing is
+        published.
         """
 
     def remove(self, url: str) -> int:

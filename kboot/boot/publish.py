@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kboot.artifacts import Kernel
-from kboot.backend import BootServer, OnProgress, ignore_progress
+from kboot.backend import BootServer, OnProgress, Progress, ignore_progress
 from kboot.boot import script
 from kboot.boot.phases import Expected
 from kboot.boot.settings import BootSettings
@@ -29,7 +32,7 @@ class Shelf(Protocol):
     """Where files are published: a boot server is one."""
 
     def put(self, artifact: Path, on_progress: OnProgress) -> str:
-        """As `BootServer.put`."""
+        """As `BootServer.put`; from several threads at once."""
 
 
 def upload(
@@ -38,13 +41,47 @@ def upload(
     settings: BootSettings,
     on_progress: OnProgress = ignore_progress,
 ) -> Load:
-    """Put a kernel and its images on a boot server; what is there already is not sent again."""
+    """Put a kernel and its images on a boot server; what is there already is not sent again.
+
+    All at once: most of what a file takes is the way to the server and back. `on_progress` is
+    called for one file at a time.
+    """
+    files = list(dict.fromkeys([kernel.image, *settings.initrds]))
+    urls = _put_all(shelf, files, on_progress)
     return Load(
         kernel=kernel,
         settings=settings,
-        kernel_url=shelf.put(kernel.image, on_progress),
-        initrd_urls=tuple(shelf.put(path, on_progress) for path in settings.initrds),
+        kernel_url=urls[kernel.image],
+        initrd_urls=tuple(urls[path] for path in settings.initrds),
     )
+
+
+def _put_all(shelf: Shelf, files: Sequence[Path], on_progress: OnProgress) -> dict[Path, str]:
+    if len(files) == 1:
+        return {files[0]: shelf.put(files[0], on_progress)}
+    lock, ended = threading.Lock(), threading.Event()
+
+    def tell(progress: Progress) -> None:
+        with lock:
+            if ended.is_set():
+                raise _Ended
+            on_progress(progress)
+
+    pool = ThreadPoolExecutor(len(files), thread_name_prefix="kboot-put")
+    try:
+        puts = [pool.submit(shelf.put, file, tell) for file in files]
+        # As soon as one has failed, the others need not go on.
+        for put in as_completed(puts):
+            put.result()
+        return {file: put.result() for file, put in zip(files, puts, strict=True)}
+    finally:
+        ended.set()
+        # Who presses Ctrl-C does not wait: the threads end at their next piece.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Ended(Exception):
+    """Nobody waits for the file any more."""
 
 
 def publish_script(

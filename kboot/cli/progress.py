@@ -47,11 +47,12 @@ def _is_worth_telling(event: dict[str, Any]) -> bool:
 
 
 class _Lines:
-    """A line when a file is done, and every few seconds until then."""
+    """A line when a file is done, and every few seconds until then. Files may come all at once."""
 
     def __init__(self) -> None:
-        self._key: tuple[str, str] | None = None
-        self._began = self._next = 0.0
+        #: When each file and step began, and when its next line is due.
+        self._began: dict[tuple[str, str], float] = {}
+        self._next: dict[tuple[str, str], float] = {}
 
     def show(self, event: dict[str, Any]) -> None:
         """One event."""
@@ -59,19 +60,18 @@ class _Lines:
             return
         now = time.monotonic()
         key, done, size = (event["file"], event["step"]), event["done"], event["size"]
-        if key != self._key:
-            self._key, self._began, self._next = key, now, now + _LINE_S
+        began = self._began.setdefault(key, now)
         name = f"{event['step']} {Path(event['file']).name}"
-        if done < size and now >= self._next:
-            self._next = now + _LINE_S
-            rate = done / (now - self._began)
+        if done < size and now >= self._next.setdefault(key, now + _LINE_S):
+            self._next[key] = now + _LINE_S
+            rate = done / (now - began)
             left = f", {(size - done) / rate:.0f} s left" if rate else ""
             click.echo(
                 f"  {name}: {100 * done // size} % of {say_size(size)}, {say_size(rate)}/s{left}",
                 err=True,
             )
         elif done == size and done:
-            click.echo(f"  {name}: {say_size(size)} in {now - self._began:.1f} s", err=True)
+            click.echo(f"  {name}: {say_size(size)} in {now - began:.1f} s", err=True)
 
 
 def say_size(count: float) -> str:

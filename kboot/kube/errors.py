@@ -64,6 +64,9 @@ SECCOMP_SETTING = (
     "runtimeDefaultProfile: true"
 )
 
+#: The status that says that our credentials are no good (any more).
+UNAUTHORISED = 401
+
 _ACCESS = re.compile(
     r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" '
     r'in API group "(?P<group>[^"]*)"'
@@ -96,7 +99,7 @@ def api_error(method: str, path: str, status: int, body: bytes, *, namespace: st
 def explain(status: int, text: str, *, path: str, namespace: str) -> str:
     """What a refusal means and what to do about it; empty if there is nothing to add."""
     words = ""
-    if status == 401:
+    if status == UNAUTHORISED:
         words = (
             "the cluster does not know who we are (401 Unauthorized): log in again, or choose "
             f"another context with --context; it says: {text}"

@@ -181,17 +181,23 @@ class Watch:
         return version
 
 
-def lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    """The whole lines of an answer as they come, without their ends. OSError when it is cut."""
+def received(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """The bytes of an answer as they come. OSError when it is cut."""
     import urllib3  # noqa: PLC0415
 
-    begun = b""
     try:
         while piece := answer.read1(65536):
-            *whole, begun = (begun + piece).split(b"\n")
-            yield from whole
+            yield piece
     except urllib3.exceptions.HTTPError as error:
         raise ConnectionError(str(error)) from error
+
+
+def lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """The whole lines of an answer as they come, without their ends. OSError when it is cut."""
+    begun = b""
+    for piece in received(answer):
+        *whole, begun = (begun + piece).split(b"\n")
+        yield from whole
 
 
 def shut(answer: urllib3.BaseHTTPResponse) -> None:

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
-from kboot.kube.client import KEEPALIVE, Client
-from kboot.kube.errors import api_error
+from kboot.kube.client import Client
+from kboot.kube.errors import UNAUTHORISED, ApiError, api_error
+from kboot.kube.session import KEEPALIVE
 
 if TYPE_CHECKING:
     import websocket
@@ -87,19 +88,30 @@ def open_websocket(client: Client, path: str, deadline: Deadline) -> WebSocket:
 
     Raises `ApiError` if the server refuses, `ClusterError` if it cannot be reached.
     """
+    generation = client.session.generation
+    try:
+        return _connect(client, path, deadline)
+    except ApiError as error:
+        if error.status != UNAUTHORISED:
+            raise
+        client.session.reload(generation)
+    return _connect(client, path, deadline)
+
+
+def _connect(client: Client, path: str, deadline: Deadline) -> WebSocket:
     import websocket  # noqa: PLC0415
 
     url = "ws" + (client.host + path).removeprefix("http")
-    client.calls += 1
+    client.session.calls += 1
     timeout_s = max(0.1, min(_CONNECT_S, deadline.remaining))
     try:
         connection = websocket.create_connection(
             url,
             timeout=timeout_s,
             subprotocols=[_SUBPROTOCOL],
-            header=client.authorisation(),
+            header=client.session.authorisation(),
             enable_multithread=True,
-            **_route(client.configuration, timeout_s),
+            **_route(client.session.configuration, timeout_s),
         )
     except websocket.WebSocketBadStatusException as error:
         body = error.resp_body or b""

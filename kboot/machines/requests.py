@@ -75,16 +75,16 @@ class Reporter:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._next = 0.0
-        self._file: tuple[Path, str] | None = None
+        #: When the next report of a file and step is due.
+        self._next: dict[tuple[Path, str], float] = {}
 
     def report(self, progress: Progress) -> None:
         """A `kboot.backend.OnProgress`. `InfraError` if the client has left."""
         now = time.monotonic()
         file = (progress.file, progress.step)
-        if file == self._file and now < self._next and progress.done < progress.size:
+        if now < self._next.get(file, now) and progress.done < progress.size:
             return
-        self._file, self._next = file, now + _PROGRESS_S
+        self._next[file] = now + _PROGRESS_S
         self._request.tell(
             {
                 "event": "progress",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ class Freed:
 
 
 class Store:
-    """Puts files on a boot server, and knows which. One thread at a time."""
+    """Puts files on a boot server, and knows which; several threads may put some at once."""
 
     def __init__(self, server: BootServer) -> None:
         self._server = server
+        self._lock = threading.Lock()
         self._urls: set[str] = set()
         #: Bytes that went to the server so far: what was there already is not among them.
         self.sent = 0
@@ -39,8 +41,10 @@ class Store:
         try:
             url = self._server.put(artifact, count)
         finally:
-            self.sent += sent
-        self._urls.add(url)
+            with self._lock:
+                self.sent += sent
+        with self._lock:
+            self._urls.add(url)
         return url
 
     def keep_only(self, urls: Collection[str]) -> Freed:

@@ -91,14 +91,14 @@ def test_certificates_and_keys_of_a_kubeconfig_are_never_left_on_the_disk(
     }
     kubeconfig.write_text(json.dumps(config))
     client = connect()
-    configuration = client.configuration
+    configuration = client.session.configuration
     for _ in range(3):
         found = [configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file]
         texts = [Path(path).read_text() for path in found]
         assert texts == [f"{what} {pem}" for what in ("authority", "certificate", "key")]
         assert list(temporary.iterdir()) == []
         # So short-lived a token is asked for each time, and all else is then set once more.
-        assert client.authorisation() != client.authorisation()
+        assert client.session.authorisation() != client.session.authorisation()
 
 
 def test_a_proxy_of_the_environment_is_not_for_the_cluster(
@@ -106,7 +106,7 @@ def test_a_proxy_of_the_environment_is_not_for_the_cluster(
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     write(kubeconfig, "https://127.0.0.1:1")
-    assert connect().configuration.proxy is None
+    assert connect().session.configuration.proxy is None
 
 
 def test_a_cluster_that_cannot_be_reached_is_named_and_no_secret_told(kubeconfig: Path) -> None:

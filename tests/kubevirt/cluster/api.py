@@ -7,7 +7,7 @@ import json
 import re
 import ssl
 import weakref
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
 from aiohttp import web
@@ -15,7 +15,7 @@ from aiohttp import web
 from tests.kubevirt import schema
 from tests.kubevirt.cluster import answers
 from tests.kubevirt.cluster.actions import Actions
-from tests.kubevirt.cluster.faults import Faults, cut
+from tests.kubevirt.cluster.faults import DAMAGED, Faults, cut
 from tests.kubevirt.cluster.machines import Virt
 from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.selection import (
@@ -230,7 +230,7 @@ class Api:
             session.request(
                 request.method,
                 url,
-                data=request.content.iter_chunked(1 << 20) if request.can_read_body else None,
+                data=_body(request) if request.can_read_body else None,
                 headers=headers,
             ) as answer,
         ):
@@ -274,6 +274,11 @@ class Api:
             f'"{resource}" in API group "{group}" in the namespace "{where["namespace"]}"'
         )
         return answers.status(403, "Forbidden", text)
+
+
+async def _body(request: web.Request) -> AsyncIterator[bytes]:
+    async for piece in request.content.iter_chunked(1 << 20):
+        yield piece.swapcase() if request.get(DAMAGED) else piece
 
 
 async def serve(api: Api, context: ssl.SSLContext) -> tuple[web.AppRunner, int]:

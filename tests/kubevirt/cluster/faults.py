@@ -10,6 +10,9 @@ from aiohttp import web
 
 from tests.kubevirt.cluster import answers
 
+#: Set on requests whose body is changed on the way.
+DAMAGED = web.RequestKey("damaged", bool)
+
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
@@ -26,6 +29,8 @@ class Fault:
     done: bool = False
     #: How many of the body's bytes are taken before the connection is cut.
     cut_after: int = 0
+    #: Whether its body is changed on the way through the service proxy.
+    damage: bool = False
 
 
 class Faults:
@@ -50,6 +55,9 @@ class Faults:
     async def happen(self, fault: Fault, request: web.Request) -> web.StreamResponse | None:
         """The answer instead; None to go on as ever."""
         await asyncio.sleep(fault.delay_s)
+        if fault.damage:
+            request[DAMAGED] = True
+            return None
         if fault.cut_after:
             await request.content.readexactly(fault.cut_after)
         if fault.status:

@@ -104,8 +104,8 @@ class Kubelet:
     def _start(self, pod: Object, running: RunningPod) -> None:
         """Lay out what the pod mounts, and run its nginx on free ports of this host."""
         base = running.directory
-        for folder in (base, base / "srv"):
-            folder.mkdir()
+        base.mkdir()
+        self._mount_files(pod, base / "srv")
         namespace = pod["metadata"]["namespace"]
         texts: dict[str, str] = {}
         for volume in pod["spec"]["volumes"]:
@@ -129,6 +129,19 @@ class Kubelet:
         running.process = running.stop.enter_context(
             process.spawn(argv, log=running.log, env=env, user=user)
         )
+
+    def _mount_files(self, pod: Object, here: Path) -> None:
+        """An empty directory, or that of a claim, where other pods have left their files."""
+        (volume,) = [each for each in pod["spec"]["volumes"] if each["name"] == "files"]
+        claim = volume.get("persistentVolumeClaim")
+        if claim is None:
+            here.mkdir()
+            return
+        name = claim["claimName"]
+        self._must(pod["metadata"]["namespace"], "persistentvolumeclaims", name)
+        kept = self._directory / f"claim-{name}"
+        kept.mkdir(exist_ok=True)
+        here.symlink_to(kept)
 
     def _local(self, text: str, pod: Object, running: RunningPod) -> str:
         """The pod's configuration with the paths and ports of this host.

@@ -1,0 +1,234 @@
+"""The files of the boot server on a cluster: sent through the API server's service proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kboot.backend import OnProgress, Progress
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError, ConfigError
+from kboot.kube import ApiError, Client
+from kboot.kube.client import Body
+from kboot.kube.resources import SERVICES
+from kboot.kube.watch import received
+from kboot.kubevirt.manifests import Run
+from kboot.log import logger, step
+
+if TYPE_CHECKING:
+    import urllib3
+
+#: For one file; a kernel with its modules through a slow line takes a while.
+_PUT_LIMIT_S = 900.0
+_WRITE_LIMIT_S = 60.0
+#: For how long troubles that may pass are waited out.
+_PATIENCE_S = 60.0
+_PAUSE_S = 0.5
+_PASSING = {429, 500, 502, 503, 504}
+_SILENCE_S = 60.0
+_PIECE_BYTES = 1 << 18
+_TOKEN_HEADER = "X-Kboot-Token"  # noqa: S105  the header's name
+
+#: What is not larger is read back. Larger files would take twice as long: of them, only the length
+#: is asked for.
+_READ_BACK_BYTES = 32 << 20
+
+
+class FileStore:
+    """Puts files where the boot server serves them from. Several threads may use it at once.
+
+    nginx takes a file whole or not at all: what was cut short is never seen by anybody.
+    """
+
+    def __init__(self, client: Client, run: Run, *, token: str, check: Callable[[], None]) -> None:
+        """`token` opens the server's port for files; `check` raises if the server is down."""
+        self._client = client
+        self._headers = {_TOKEN_HEADER: token}
+        self._check = check
+        proxy = SERVICES.path(run.namespace, f"http:{run.name}:upload", "proxy")
+        self._path = f"{proxy}/files/"
+
+    def put(self, artifact: Path, stamp: Stamp, on_progress: OnProgress) -> str:
+        """Store a file under its sha256, unless it is there; returns that.
+
+        `stamp` is what the file has; `ConfigError` if it is changed before all of it is sent.
+        """
+        size = stamp.size
+        with step(f"push {artifact.name} ({size / 1e6:.1f} MB)"), _telling_own_faults():
+            digest = hashlib.sha256()
+            for piece in _pieces(artifact, size, "read", on_progress):
+                digest.update(piece)
+            name, deadline = digest.hexdigest(), Deadline(_PUT_LIMIT_S)
+            if self._size_of(name, deadline) == size:
+                logger.debug("%s is there already", name)
+                return name
+
+            def body() -> Iterator[bytes]:
+                return _as_long_as(stamp, artifact, _pieces(artifact, size, "send", on_progress))
+
+            self._send("PUT", f"artifacts/{name}", deadline, body=body, length=size)
+            self._verify(name, size, artifact, deadline)
+        return name
+
+    def write(self, path: str, data: bytes) -> None:
+        """Store or replace a small file."""
+        self._send("PUT", path, Deadline(_WRITE_LIMIT_S), body=lambda: [data], length=len(data))
+
+    def remove(self, name: str) -> int:
+        """Drop what `put` has stored; the bytes that it took, 0 if there was nothing."""
+        deadline = Deadline(_WRITE_LIMIT_S)
+        size = self._size_of(name, deadline)
+        if size is not None:
+            self._send("DELETE", f"artifacts/{name}", deadline)
+        return size or 0
+
+    # -------------------------------------------------------------------------------- inside
+
+    def _verify(self, name: str, size: int, artifact: Path, deadline: Deadline) -> None:
+        """See that what is stored is what was sent; else drop it, and raise `ClusterError`."""
+        if size <= _READ_BACK_BYTES:
+            stored = self._read_back(name, deadline)
+            if stored == name:
+                return
+        elif (length := self._size_of(name, deadline)) == size:
+            return
+        else:
+            stored = f"a file of {length} bytes"
+        self._send("DELETE", f"artifacts/{name}", deadline)
+        raise ClusterError(
+            f"{artifact.name} was damaged on its way to the boot server: there it is {stored}, "
+            f"here {name} of {size} bytes; is there a proxy on the way that changes things?"
+        )
+
+    def _read_back(self, name: str, deadline: Deadline) -> str:
+        """The checksum of what is stored."""
+        trouble: Exception | None = None
+        for _ in deadline.within(_PATIENCE_S).poll(_PAUSE_S):
+            try:
+                return self._read_back_once(f"{self._path}artifacts/{name}")
+            except ApiError as error:
+                if error.status not in _PASSING:
+                    raise
+                trouble = error
+            except OSError as error:
+                trouble = error
+            self._check()
+        raise ClusterError(f"the boot server's files cannot be read: {trouble}")
+
+    def _read_back_once(self, path: str) -> str:
+        digest = hashlib.sha256()
+        with self._client.stream(path, headers=self._headers, read_s=_SILENCE_S) as answer:
+            for piece in received(answer):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def _size_of(self, name: str, deadline: Deadline) -> int | None:
+        """How long a stored file is, or None if it is not there."""
+        try:
+            answer = self._send("HEAD", f"artifacts/{name}", deadline)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return int(answer.headers.get("Content-Length", -1))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        deadline: Deadline,
+        *,
+        body: Body | None = None,
+        length: int | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        return self._client.send(
+            method,
+            self._path + path,
+            deadline,
+            body=body,
+            length=length,
+            headers=self._headers,
+            patience_s=_PATIENCE_S,
+            # A server that is gone is told at once.
+            on_trouble=self._check,
+        )
+
+
+class _OwnFault(Exception):
+    """An OSError of ours, on the way through a library that would take it for a lost connection."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextlib.contextmanager
+def _telling_own_faults() -> Iterator[None]:
+    try:
+        yield
+    except _OwnFault as fault:
+        raise fault.cause from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What is another one when a file was written to, or another put in its place."""
+
+    inode: int
+    size: int
+    changed_ns: int
+
+
+def stamp_of(artifact: Path) -> Stamp:
+    """The stamp that a file has now. `ConfigError` if it cannot be read."""
+    try:
+        stat = artifact.stat()
+    except OSError as error:
+        raise _unreadable(artifact, error) from error
+    return Stamp(inode=stat.st_ino, size=stat.st_size, changed_ns=stat.st_ctime_ns)
+
+
+def _unreadable(artifact: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot read {artifact}: {error.strerror}")
+
+
+def _pieces(
+    artifact: Path, size: int, what: Literal["read", "send"], on_progress: OnProgress
+) -> Iterator[bytes]:
+    """A file, piece by piece: its size does not matter to our memory."""
+    try:
+        with artifact.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
+                progress = Progress(file=artifact, step=what, done=file.tell(), size=size)
+                try:
+                    on_progress(progress)
+                except OSError as error:
+                    raise _OwnFault(error) from error
+    except OSError as error:
+        raise _unreadable(artifact, error) from error
+
+
+def _as_long_as(stamp: Stamp, artifact: Path, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces of a file that is as it was: else its end is never sent, nor taken for whole.
+
+    `ConfigError` then.
+    """
+    seen, held = 0, b""
+    for piece in pieces:
+        seen += len(piece)
+        if seen > stamp.size:
+            break
+        if held:
+            yield held
+        held = piece
+    if seen != stamp.size or stamp_of(artifact) != stamp:
+        raise ConfigError(
+            f"{artifact} was changed while it was pushed: push it when it is finished"
+        )
+    if held:
+        yield held
