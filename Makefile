@@ -74,9 +74,13 @@ demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on i
 test: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(PYTEST_ARGS)
 
-test-kubevirt: $(ready) $(KERNEL) ## run the acceptance tests on the cluster of your kubeconfig
+# Settings for your cluster (namespace, patches, ipxe_disk...) are taken from kboot.toml and KBOOT_*.
+test-kubevirt: $(ready) $(KERNEL) ## run what must hold on every cluster, on that of your kubeconfig
 	$(bin)/kboot doctor --backend kubevirt
 	$(bin)/kboot test --backend kubevirt $(KERNEL)
+	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest --kboot-backend=kubevirt \
+		tests/kubevirt/test_any_cluster.py $(PYTEST_ARGS)
+	$(bin)/python -m tests.kubevirt.measure_push
 
 check: $(ready) ## look for mistakes without running anything: ruff and mypy
 	$(bin)/ruff format --check $(sources)

@@ -92,7 +92,7 @@ class Api:
         if review := await self._review(request):
             return review
         match = _PATH.fullmatch(request.path)
-        if match is None or match["plural"] not in _KINDS:
+        if match is None or match["plural"] not in _KINDS or not _is_known(match):
             return web.Response(status=404, text="404 page not found\n")
         where = match.groupdict()
         if refusal := self._forbid(request, where):
@@ -274,6 +274,12 @@ class Api:
             f'"{resource}" in API group "{group}" in the namespace "{where["namespace"]}"'
         )
         return answers.status(403, "Forbidden", text)
+
+
+def _is_known(match: re.Match[str]) -> bool:
+    """Whether there is such a subresource: exec, for one, there is not."""
+    virtual = match["version"].startswith("subresources.")
+    return virtual or match["sub"] in {None, "log", "proxy"}
 
 
 async def _body(request: web.Request) -> AsyncIterator[bytes]:

@@ -1,0 +1,249 @@
+"""What must hold on every cluster: on the test cluster, and with --kboot-backend=kubevirt on yours.
+
+``make test-kubevirt`` runs these against the kubeconfig's cluster. Nothing in here looks behind the
+API server.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kboot.backend import MachineSpec
+from kboot.cli import main
+from kboot.config import Config, load
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError
+from kboot.kube import (
+    CONFIG_MAPS,
+    PODS,
+    VIRTUAL_MACHINES,
+    ApiError,
+    Client,
+    connect,
+    open_websocket,
+)
+from kboot.kube.resources import SECRETS, SERVICES, VMI_ACTIONS
+from kboot.kubevirt import ClusterSettings, KubevirtBackend, hygiene, open_kubevirt, settings_from
+from kboot.kubevirt.machine import ClusterMachine
+from kboot.kubevirt.names import RUN_LABEL
+from kboot.session import open_session
+from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.powered import eventually
+
+#: As it was before the tests' own fixture hides the user's settings.
+ENVIRON = dict(os.environ)
+
+#: A run with a boot server and a machine, that tells its name and goes on for ever.
+RUN = """
+import time
+from kboot.backend import MachineSpec
+from kboot.config import Config
+from kboot.deadline import Deadline
+from kboot.kubevirt import open_kubevirt, settings_from
+from tests.kubevirt.test_any_cluster import settings
+with open_kubevirt(settings(real={real})) as backend, backend.serve(Deadline(120)) as server:
+    spec = MachineSpec(name="m", boot_file=server.write("m/boot.ipxe", "#!ipxe"))
+    with backend.power_on(spec, Deadline(180)):
+        print(backend.run.name, flush=True)
+        time.sleep(600)
+"""
+
+
+def settings(*, real: bool) -> ClusterSettings:
+    """As the user has it for a cluster of his own, else kboot's defaults."""
+    return settings_from(load({}, ENVIRON, Path.cwd())) if real else ClusterSettings()
+
+
+@pytest.fixture(scope="module")
+def real(request: pytest.FixtureRequest) -> bool:
+    """Whether the cluster is the user's."""
+    return bool(request.config.getoption("kboot_backend") == "kubevirt")
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(*, real: bool) -> Iterator[Cluster | None]:
+    if real:
+        yield None
+        return
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def config(
+    shared_cluster: Cluster | None,
+    debian_kernel: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    real: bool,
+) -> Config:
+    """kboot's configuration for the cluster, with a kernel to boot."""
+    wanted = {"backend": "kubevirt", "kernel": str(debian_kernel)}
+    if real:
+        return load(wanted, ENVIRON, Path.cwd())
+    assert shared_cluster is not None
+    path = shared_cluster.write_kubeconfig(tmp_path / "kubeconfig")
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    return load(wanted, {}, tmp_path)
+
+
+@pytest.fixture
+def client(config: Config) -> Iterator[Client]:
+    client = connect(config.context, config.namespace)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def backend(config: Config) -> Iterator[KubevirtBackend]:
+    with open_kubevirt(settings_from(config)) as backend:
+        yield backend
+
+
+def objects_of(client: Client, run: str) -> list[str]:
+    """What there is of a run."""
+    label = f"{RUN_LABEL}={run}"
+    kinds = (CONFIG_MAPS, SECRETS, SERVICES, PODS, VIRTUAL_MACHINES)
+    return [
+        f"{kind.kind} {each['metadata']['name']}"
+        for kind in kinds
+        for each in client.find(kind, Deadline(30), labelSelector=label)[0]
+    ]
+
+
+def test_a_machine_bears_what_a_cluster_does_to_it(config: Config, tmp_path: Path) -> None:
+    with open_session(config, evidence=tmp_path / "evidence") as session:
+        boot = session.booted(session.settings(config), name="any")
+        machine, backend = boot.machine, session.backend
+        assert isinstance(machine, ClusterMachine)
+        assert isinstance(backend, KubevirtBackend)
+        name = machine.description.rpartition(" ")[2]
+
+        machine.pause()
+        machine.unpause()
+        assert boot.guest.succeed("echo awake").strip() == "awake"
+
+        # Another session takes the console, and it is taken back.
+        path = VMI_ACTIONS.path(backend.client.namespace, name, "console")
+        open_websocket(backend.client, path, Deadline(30)).close()
+        assert boot.guest.succeed("echo mine").strip() == "mine"
+
+        before = boot.boot_id
+        boot.restart()
+        assert boot.boot_id != before
+        assert boot.guest.succeed("uname -r").strip() == session.kernel.release
+
+        machine.stop(force=True)
+        machine.check()
+        machine.start()
+        machine.check()
+        (pod,) = (
+            pod
+            for pod in backend.client.find(PODS, Deadline(30))[0]
+            if pod["metadata"].get("labels", {}).get("vm.kubevirt.io/name") == name
+            and "deletionTimestamp" not in pod["metadata"]
+        )
+        backend.client.delete(PODS, pod["metadata"]["name"], Deadline(30))
+        eventually(ClusterError, "was ended from outside", machine.check, seconds=30)
+
+
+def test_a_boot_server_whose_pod_is_deleted_is_named(backend: KubevirtBackend) -> None:
+    with backend.serve(Deadline(120)) as server:
+        server.check()
+        backend.client.delete(PODS, backend.run.name, Deadline(30))
+        eventually(ClusterError, "the boot server's pod .* is gone", server.check, seconds=30)
+
+
+def test_a_machine_that_fits_no_node_is_told_at_once(backend: KubevirtBackend) -> None:
+    spec = MachineSpec(name="huge", boot_file="http://none/", memory_mib=64 << 20)
+    start = time.monotonic()
+    with (
+        pytest.raises(ClusterError, match=r"finds no node|quota"),
+        backend.power_on(spec, Deadline(120)),
+    ):
+        pass
+    assert time.monotonic() - start < 30
+
+
+def test_an_image_that_is_nowhere_is_told_soon(config: Config, *, real: bool) -> None:
+    wanted = replace(settings(real=real), nginx_image="localhost/none:1")
+    with (
+        open_kubevirt(wanted) as backend,
+        pytest.raises(ClusterError, match="image localhost/none:1 cannot be pulled"),
+        backend.serve(Deadline(120)),
+    ):
+        pass
+
+
+def test_a_run_that_was_killed_is_removed_and_its_neighbour_is_not(
+    client: Client, config: Config, *, real: bool
+) -> None:
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": "kboot-test-foreign",
+            "namespace": client.namespace,
+            # Alike, and not a run of kboot's.
+            "labels": {"app.kubernetes.io/managed-by": "kboot"},
+        },
+    }
+    client.create(foreign, Deadline(30))
+    try:
+        command = [sys.executable, "-c", RUN.format(real=real)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+            assert run.stdout
+            name = run.stdout.readline().strip()
+            assert name, "the run did not come up"
+            run.send_signal(signal.SIGKILL)
+        identifier = name.removeprefix("kboot-")
+        assert len(objects_of(client, identifier)) >= 6
+        later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+        (dead,) = [each for each in hygiene.find_runs(client, now=later) if each.name == name]
+        assert dead.dead
+        assert [state for _, state in dead.machines] != []
+        hygiene.remove(client, dead)
+        for _ in Deadline(120).poll(0.5):
+            if not (left := objects_of(client, identifier)):
+                break
+        assert left == []
+        assert client.get(CONFIG_MAPS, "kboot-test-foreign", Deadline(30))
+    finally:
+        client.delete(CONFIG_MAPS, "kboot-test-foreign", Deadline(30))
+    with pytest.raises(ApiError, match="not found"):
+        client.get(CONFIG_MAPS, "kboot-test-foreign", Deadline(30))
+
+
+def test_doctor_is_content(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        word
+        for name, value in (("--context", config.context), ("--namespace", config.namespace))
+        if value
+        for word in (name, value)
+    ]
+    assert main(["doctor", "--backend", "kubevirt", *options]) == 0, capsys.readouterr().out
+
+
+def test_the_speed_of_a_push_is_measured(config: Config, *, real: bool) -> None:
+    if real:
+        pytest.skip("make test-kubevirt measures it beside, with a large file")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kubevirt.measure_push", "2"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "kboot: 2 MB in " in done.stdout
+    # The test cluster knows no exec, which kubectl needs.
+    assert "kubectl cp: NOT MEASURED: " in done.stdout
