@@ -173,6 +173,78 @@ class SshMachine(Machine, Protocol):
 
 
 @runtime_checkable
+class MendableServer(BootServer, Protocol):
+    """A boot server that is made once more where it has gone, with nothing on it."""
+
+    def mend(self, deadline: Deadline) -> None:
+        """Make it once more; what was published is lost."""
+
+    def has(self, url: str) -> bool:
+        """Whether what `put` has published there is there still."""
+
+
+@runtime_checkable
+class MetMachine(Machine, Protocol):
+    """A machine that was there before we came."""
+
+    def past(self) -> bytes:
+        """What it said before, as far as that is known; `stream` goes on from there. Call once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StayingMachine:
+    """A machine that stays where it is without any process of ours, as it is found by its name."""
+
+    #: Told from all others, also from those of the same name.
+    identifier: str
+    name: str
+    #: Who calls it by that name, and whether that is who asks.
+    owner: str
+    ours: bool
+    #: Who started it: ``user@host``.
+    user: str
+    #: Seconds since it was started.
+    age_s: float
+    #: Seconds since somebody looked after it.
+    silent_s: float
+    #: After how much silence it may be removed.
+    ttl_s: float
+    #: In the backend's own words: ``Running``.
+    condition: str
+    #: Who looks after it now: ``user@host, process 123``; empty for nobody.
+    holder: str
+
+
+@runtime_checkable
+class StayingBackend(Backend, Protocol):
+    """A backend for one named machine, which stays when the process that looks after it ends."""
+
+    @property
+    def identifier(self) -> str:
+        """Of the machine, see `StayingMachine`."""
+
+    @property
+    def address(self) -> Mapping[str, str]:
+        """The settings that lead to the machine again, from anywhere."""
+
+    @property
+    def note(self) -> str:
+        """What was given to `keep` last; empty if there is no machine yet.
+
+        If there is one, `serve` and `power_on` lead to what is there.
+        """
+
+    def keep(self, note: str) -> None:
+        """Put a note beside the machine for who comes next; from now on, it stays."""
+
+    def leave(self) -> None:
+        """Let all stay as it is at the end of the ``with``."""
+
+    def check_holder(self) -> None:
+        """Raise `InfraError` if somebody else has taken the machine."""
+
+
+@runtime_checkable
 class SnapshotMachine(Machine, Protocol):
     """A machine whose state can be saved, and that can go on from a saved one."""
 

@@ -52,6 +52,8 @@ def _collect_cluster(config: Config, yes: bool) -> Iterator[str]:
         if not run.dead or (yes and not hygiene.remove(client, run)):
             continue
         machines = "".join(f", machine {name}" for name, _ in run.machines)
+        if run.machine:
+            machines = f", {hygiene.about_machine(run)}"
         yield (
             f"run {run.name} of {run.user}, {age(run.age_s)} old, silent for "
             f"{age(run.silent_s)}{machines}"

@@ -35,7 +35,8 @@ def _report_cluster(config: Config) -> Iterator[str]:
 
     for run in hygiene.find_runs(connect(config.context, config.namespace)):
         condition = f"dead, silent for {age(run.silent_s)}" if run.dead else "lives"
-        yield f"{run.name}  {run.user}  {age(run.age_s)} old, {condition}"
+        stays = f", {hygiene.about_machine(run)}" if run.machine else ""
+        yield f"{run.name}  {run.user}  {age(run.age_s)} old, {condition}{stays}"
         for name, how in run.machines:
             yield f"  {name}  {how}"
 

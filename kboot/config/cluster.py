@@ -76,6 +76,23 @@ class ClusterConfig:
             parse.text,
         ),
     )
+    owner: str = field(
+        default="",
+        metadata=about(
+            "whose the machines are that stay on a cluster; else the login name",
+            "NAME",
+            parse.text,
+        ),
+    )
+    keep_s: float = field(
+        default=86400.0,
+        metadata=about(
+            "how long a machine stays on a cluster when nothing looks after it: 90m, 24h",
+            "TIME",
+            parse.seconds,
+            name="keep",
+        ),
+    )
     attach: Attach = field(
         default="running",
         metadata=about(

@@ -1,7 +1,7 @@
 """Speak with a Kubernetes cluster: the only home of `kubernetes`, which is loaded on connecting."""
 
 from kboot.kube.client import Client
-from kboot.kube.connect import connect
+from kboot.kube.connect import connect, current_context
 from kboot.kube.errors import ApiError, explain, role
 from kboot.kube.resources import (
     CONFIG_MAPS,
@@ -33,6 +33,7 @@ __all__ = [
     "Watch",
     "WebSocket",
     "connect",
+    "current_context",
     "explain",
     "open_websocket",
     "resource_for",

@@ -37,6 +37,19 @@ def connect(context: str | None = None, namespace: str | None = None) -> Client:
     return Client(load, namespace=namespace)
 
 
+def current_context() -> str:
+    """The name of the kubeconfig's current context; empty if there is none."""
+    config = _library()
+    try:
+        _, current = config.list_kube_config_contexts(
+            os.environ.get("KUBECONFIG") or str(_default_file())
+        )
+    except (config.ConfigException, OSError):
+        return ""
+    name: str = current["name"]
+    return name
+
+
 def _blank() -> Any:
     from kubernetes import client  # noqa: PLC0415  half a second
 

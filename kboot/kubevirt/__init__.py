@@ -2,5 +2,23 @@
 
 from kboot.kubevirt.backend import KubevirtBackend, join_kubevirt, open_kubevirt
 from kboot.kubevirt.settings import ClusterSettings, settings_from
+from kboot.kubevirt.staying import (
+    StayingCluster,
+    find_staying,
+    open_staying,
+    rejoin,
+    remove_staying,
+)
 
-__all__ = ["ClusterSettings", "KubevirtBackend", "join_kubevirt", "open_kubevirt", "settings_from"]
+__all__ = [
+    "ClusterSettings",
+    "KubevirtBackend",
+    "StayingCluster",
+    "find_staying",
+    "join_kubevirt",
+    "open_kubevirt",
+    "open_staying",
+    "rejoin",
+    "remove_staying",
+    "settings_from",
+]

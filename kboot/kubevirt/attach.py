@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kube import PODS, ApiError, Client, WebSocket, open_websocket
@@ -20,9 +22,15 @@ _TOO_EARLY = {400, 404}
 
 
 def attach(
-    client: Client, view: MachineView, uid: str, *, from_the_start: bool, deadline: Deadline
+    client: Client,
+    view: MachineView,
+    uid: str,
+    *,
+    from_the_start: bool,
+    ours: Callable[[], bool],
+    deadline: Deadline,
 ) -> ConsoleStream:
-    """The serial line of the instance with this uid, for as long as that runs.
+    """The serial line of the instance with this uid, for as long as that runs and is `ours`.
 
     `from_the_start` says that the machine waits for us before its first instruction.
     """
@@ -42,7 +50,7 @@ def attach(
 
     return ConsoleStream(
         open_console,
-        alive=lambda: view.is_running(uid),
+        alive=lambda: view.is_running(uid) and ours(),
         read_record=lambda deadline: _read_record(client, view, deadline),
         from_the_start=from_the_start,
         deadline=deadline,

@@ -33,6 +33,25 @@ _BOOT_MENU = b"boot menu"
 _MEMORY_BYTES = 4096
 
 
+class NoStream:
+    """The serial line of a machine that is off."""
+
+    def recv(self, _size: int, /) -> bytes:
+        """The end."""
+        return b""
+
+    def sendall(self, _data: bytes, /) -> None:
+        """Nobody listens."""
+        raise ConnectionError("the machine is off")
+
+    def close(self) -> None:
+        """Nothing to be done."""
+
+    def past(self) -> bytes:
+        """Nobody knows."""
+        return b""
+
+
 class ConsoleStream:
     """The serial line as a `kboot.backend.Stream`: it reconnects, and marks what it missed.
 
@@ -81,6 +100,26 @@ class ConsoleStream:
             elif not self._reconnect():
                 break
         return b""
+
+    def past(self) -> bytes:
+        """What was said before we came, as far as the record has it, between marks.
+
+        To be called once, before the first `recv`, which goes on from there.
+        """
+        self._missed_since = None
+        socket = self._socket
+        head = self._head(socket) if socket else b""
+        said = b""
+        for _ in Deadline(_RECORD_WAIT_S).poll(0.3):
+            record = self._record_now()
+            if (found := gap.past(record, head)) is not None:
+                said = found
+                break
+            # The record lags; what it has is better than nothing.
+            said = gap.past(record, b"") or b""
+        self._hear(said + head)
+        self._ready = head
+        return gap.marked_past(said)
 
     def sendall(self, data: bytes, /) -> None:
         """Send all of `data`; while the connection is being made anew, wait for it."""
@@ -173,8 +212,8 @@ class ConsoleStream:
             )
         self._losses.append(now)
 
-    def _fill(self, socket: WebSocket, lost_s: float) -> bytes:
-        """What was missed, as far as the record has it, and the first bytes that came after."""
+    def _head(self, socket: WebSocket) -> bytes:
+        """The first bytes that come; empty if none come for a while."""
         head = b""
         deadline = Deadline(_HEAD_WAIT_S)
         while len(head) < gap.HEAD_BYTES and socket.readable(deadline.remaining):
@@ -182,6 +221,18 @@ class ConsoleStream:
             if not data:
                 break
             head += data
+        return head
+
+    def _record_now(self) -> bytes:
+        try:
+            return self._read_record(Deadline(_RECORD_WAIT_S))
+        except ClusterError as error:
+            logger.debug("no record of the console: %s", error)
+            return b""
+
+    def _fill(self, socket: WebSocket, lost_s: float) -> bytes:
+        """What was missed, as far as the record has it, and the first bytes that came after."""
+        head = self._head(socket)
         before, deadline = self._heard, Deadline(_RECORD_WAIT_S)
         missed = None
         for _ in deadline.poll(0.3):

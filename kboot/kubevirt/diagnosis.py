@@ -74,6 +74,11 @@ def pod_fault(pod: Object) -> str | None:
     return None
 
 
+def is_stopped(vm: Mapping[str, Any] | None) -> bool:
+    """Whether a VirtualMachine is there, and is off."""
+    return vm is not None and vm.get("status", {}).get("printableStatus") == "Stopped"
+
+
 def powered_off(vmi: Object | None) -> bool:
     """Whether the guest has switched its machine off in good order."""
     return phase_of(vmi) == "Succeeded"

@@ -59,6 +59,19 @@ def find(before: bytes, record: bytes, after: bytes) -> Gap | None:
     return Gap(missed=_terminal(text[position:end]), complete=True)
 
 
+def past(record: bytes, after: bytes) -> bytes | None:
+    """All that the record has up to what was heard first; None if it has not got so far yet."""
+    text, head = _plain(record), _plain(after)[:HEAD_BYTES]
+    end = text.rfind(head) if head else len(text)
+    return None if end < 0 else _terminal(text[:end])
+
+
+def marked_past(said: bytes) -> bytes:
+    """The beginning of our own record of a machine that was there before we came."""
+    begin = _mark(f"the next {len(said)} bytes are from guest-console-log: what was said before")
+    return begin + said + _mark("the console is attached")
+
+
 def _plain(data: bytes) -> bytes:
     return data.replace(b"\r", b"")
 

@@ -9,10 +9,13 @@ from typing import Any
 
 from kboot.deadline import Deadline
 from kboot.kube import CONFIG_MAPS, VIRTUAL_MACHINES, Client
-from kboot.kubevirt.manifests import HEARTBEAT, TTL, USER
-from kboot.kubevirt.names import RUN_LABEL, selector
+from kboot.kubevirt.holder import Holder
+from kboot.kubevirt.manifests import HEARTBEAT, HOLDER, TTL, USER
+from kboot.kubevirt.names import NAME_LABEL, OWNER_LABEL, RUN_LABEL, selector
 
 _LIMIT_S = 30.0
+#: A holder of whom nothing was heard for so long is dead; he should have said something thrice.
+_SILENCE_S = 70.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,13 @@ class ClusterRun:
     silent_s: float
     #: After how much silence it is dead.
     ttl_s: float
+    #: What its machine is called, and by whom, if it is one that stays; else empty.
+    machine: str
+    owner: str
+    #: The process that looks after such a machine, see `kboot.kubevirt.holder`.
+    holder: Holder | None
+    #: The version of its owner object.
+    version: str
     #: Its machines, with their states as KubeVirt words them.
     machines: tuple[tuple[str, str], ...]
 
@@ -51,12 +61,24 @@ def find_runs(client: Client, *, now: datetime.datetime | None = None) -> list[C
     machines, _ = client.find(VIRTUAL_MACHINES, deadline, labelSelector=selector())
     moment = now or datetime.datetime.now(datetime.UTC)
     runs = [_read(owner, machines, moment) for owner in owners]
-    return sorted((run for run in runs if run), key=lambda run: -run.age_s)
+    return sorted((run for run in runs if run), key=lambda run: (-run.age_s, run.name))
 
 
 def remove(client: Client, run: ClusterRun) -> bool:
     """Delete a run with all that belongs to it; whether it was still there."""
     return client.delete(CONFIG_MAPS, run.name, Deadline(_LIMIT_S))
+
+
+def about_machine(run: ClusterRun) -> str:
+    """Who looks after the machine that stays in this run, in words."""
+    care = f"in the care of {run.holder}" if holder_lives(run) else "nobody looks after it"
+    return f"machine {run.machine} of {run.owner}, {care}"
+
+
+def holder_lives(run: ClusterRun) -> bool:
+    """Whether a process looks after the run's machine."""
+    holder = run.holder
+    return holder is not None and holder.lives(silent_s=run.silent_s, limit_s=_SILENCE_S)
 
 
 def _read(
@@ -82,6 +104,10 @@ def _read(
         age_s=(now - created).total_seconds(),
         silent_s=(now - heartbeat).total_seconds(),
         ttl_s=ttl_s,
+        machine=metadata["labels"].get(NAME_LABEL, ""),
+        owner=metadata["labels"].get(OWNER_LABEL, ""),
+        holder=Holder.parse(notes.get(HOLDER, "")),
+        version=metadata["resourceVersion"],
         machines=tuple(
             (vm["metadata"]["name"], str(vm.get("status", {}).get("printableStatus", "unknown")))
             for vm in own

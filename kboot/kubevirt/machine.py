@@ -16,7 +16,7 @@ from kboot.kube import EVENTS, VIRTUAL_MACHINES, Client, open_websocket
 from kboot.kube.resources import VMI_ACTIONS
 from kboot.kubevirt import diagnosis
 from kboot.kubevirt.attach import attach
-from kboot.kubevirt.console import ConsoleStream
+from kboot.kubevirt.console import ConsoleStream, NoStream
 from kboot.kubevirt.control import CONTROL_LIMIT_S, Control
 from kboot.kubevirt.forward import forwarded
 from kboot.kubevirt.manifests import Manifest, to_yaml
@@ -39,19 +39,24 @@ class ClusterMachine:
         manifest: Manifest,
         *,
         paused: bool,
+        ours: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`paused` says that the machine waits for its console before its first instruction."""
+        """`paused` says that the machine waits for its console before its first instruction.
+
+        `ours` is asked before a console that was lost is opened again.
+        """
         self.spec = spec
         self._client = client
         self._watches = watches
         self._manifest = manifest
         self._paused = paused
+        self._ours = ours
         self._view = MachineView(watches, manifest)
         self._control = Control(client, self._view)
         self._name = self._view.name
         self._uid = ""
         self._lock = threading.Lock()
-        self._stream: ConsoleStream
+        self._stream: ConsoleStream | NoStream
         self._on = False
         self._link_up = True
         self._last: Mapping[str, Any] = {}
@@ -138,6 +143,8 @@ class ClusterMachine:
             if fault := self._view.fault():
                 raise ClusterError(fault)
         elif not self._lock.locked():
+            if vmi is None and diagnosis.is_stopped(self._view.vm()):
+                raise ClusterError(f"machine {self._name} was stopped from outside")
             raise ClusterError(
                 f"machine {self._name} was replaced or deleted from outside while it ran"
             )
@@ -168,8 +175,27 @@ class ClusterMachine:
     # ------------------------------------------------------------------------------------ its life
 
     @contextlib.contextmanager
-    def powered_on(self, deadline: Deadline) -> Iterator[None]:
-        """Have the machine for the length of the ``with``."""
+    def met(self, deadline: Deadline) -> Iterator[None]:
+        """Have a machine that is there, as it is, for the length of the ``with``; it stays."""
+        with step(f"machine {self._name}"), self._stack:
+            vmi = self._view.instance()
+            self._uid, self._last = (vmi["metadata"]["uid"], vmi) if vmi else ("", {})
+            self._on = True
+            self._stream = NoStream()
+            if self._view.is_running(self._uid):
+                self._stream = self._stream_of(self._uid, from_the_start=False, deadline=deadline)
+            self._stack.callback(lambda: self._stream.close())
+            yield
+
+    def past(self) -> bytes:
+        """What it said before we came (see `kboot.backend.MetMachine`)."""
+        return self._stream.past()
+
+    @contextlib.contextmanager
+    def powered_on(
+        self, deadline: Deadline, *, stays: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
+        """Have the machine for the length of the ``with``; it is deleted, unless it `stays`."""
         try:
             with step(f"machine {self._name}"):
                 self._client.create(self._manifest, deadline)
@@ -178,7 +204,8 @@ class ClusterMachine:
                 self._stack.callback(lambda: self._stream.close())
                 yield
         finally:
-            self._delete()
+            if not stays():
+                self._delete()
 
     def _delete(self) -> None:
         try:
@@ -198,11 +225,19 @@ class ClusterMachine:
     def _attach(self, vmi: Mapping[str, Any], deadline: Deadline) -> None:
         """Take `vmi` for the instance that we are, and its serial line."""
         self._uid, self._last, self._on = vmi["metadata"]["uid"], vmi, True
-        self._stream = attach(
-            self._client, self._view, self._uid, from_the_start=self._paused, deadline=deadline
-        )
+        self._stream = self._stream_of(self._uid, from_the_start=self._paused, deadline=deadline)
         if self._paused:
             self._control.set_paused(paused=False)
+
+    def _stream_of(self, uid: str, *, from_the_start: bool, deadline: Deadline) -> ConsoleStream:
+        return attach(
+            self._client,
+            self._view,
+            uid,
+            from_the_start=from_the_start,
+            ours=self._ours,
+            deadline=deadline,
+        )
 
     def _patch_link(self, *, up: bool) -> None:
         self._control.set_link(up=up)

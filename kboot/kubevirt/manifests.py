@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ UPLOAD_PORT = 8081
 HEARTBEAT = "kboot.dev/heartbeat"
 TTL = "kboot.dev/ttl-seconds"
 USER = "kboot.dev/user"
+#: Who looks after a machine that stays, see `kboot.kubevirt.holder`.
+HOLDER = "kboot.dev/holder"
 
 _TOKEN_FILE = "token.conf"  # noqa: S105  a file's name
 _TOKEN = re.compile(r'"(\w+)" 1;')
@@ -46,6 +49,11 @@ class Run:
         return object_name(self.identifier)
 
     @property
+    def note_name(self) -> str:
+        """The name of the Secret that is kept beside a machine that stays."""
+        return f"{self.name}-note"
+
+    @property
     def nginx_name(self) -> str:
         """The name of the ConfigMap with the boot server's configuration."""
         return f"{self.name}-nginx"
@@ -54,6 +62,11 @@ class Run:
 def timestamp(moment: datetime.datetime) -> str:
     """A time as Kubernetes writes it."""
     return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def now() -> str:
+    """The present time as Kubernetes writes it."""
+    return timestamp(datetime.datetime.now(datetime.UTC))
 
 
 def owner(run: Run, *, user: str, now: datetime.datetime) -> Manifest:
@@ -68,6 +81,18 @@ def owner(run: Run, *, user: str, now: datetime.datetime) -> Manifest:
         ttl_s=TTL_S,
     )
     return manifest
+
+
+def note(run: Run, texts: Mapping[str, str]) -> Manifest:
+    """What is kept beside a machine that stays. It has the password of its guest in it."""
+    (manifest,) = _parse(
+        "nginx/kubernetes/note.yaml",
+        object_name=run.name,
+        namespace=run.namespace,
+        run=run.identifier,
+        owner_uid=run.owner_uid,
+    )
+    return {**manifest, "stringData": dict(texts)}
 
 
 def boot_server(run: Run, settings: ClusterSettings, *, token: str) -> list[Manifest]:
@@ -127,6 +152,14 @@ def to_yaml(manifests: list[Manifest]) -> str:
 
     text: str = yaml.safe_dump_all(manifests, sort_keys=False)
     return text
+
+
+def from_yaml(text: str) -> Manifest:
+    """The one manifest in a text that `to_yaml` has made."""
+    import yaml  # noqa: PLC0415
+
+    manifest: Manifest = yaml.safe_load(text)
+    return manifest
 
 
 def _parse(template: str, **values: object) -> list[Manifest]:

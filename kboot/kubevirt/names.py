@@ -10,6 +10,9 @@ import secrets
 RUN_LABEL = "kboot.dev/run"
 #: Which of the run's machines an object belongs to.
 MACHINE_LABEL = "kboot.dev/machine"
+#: How a machine that stays is called, and by whom.
+NAME_LABEL = "kboot.dev/name"
+OWNER_LABEL = "kboot.dev/owner"
 #: On everything that kboot has made; what is without it, kboot never touches.
 MANAGED_BY = "app.kubernetes.io/managed-by"
 
@@ -31,13 +34,17 @@ def object_name(run: str, what: str = "") -> str:
     prefix = f"kboot-{run}"
     if not what:
         return prefix
-    room = _LONGEST - len(prefix) - 1
-    plain = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
-    if plain == what and len(plain) <= room:
-        return f"{prefix}-{plain}"
-    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
-    kept = plain[: room - len(digest) - 1].rstrip("-")
-    return f"{prefix}-{kept}-{digest}" if kept else f"{prefix}-{digest}"
+    return f"{prefix}-{label(what, _LONGEST - len(prefix) - 1)}"
+
+
+def label(text: str, longest: int = _LONGEST) -> str:
+    """`text` as a DNS label, and different for different ones; see `object_name`."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if plain == text and len(plain) <= longest:
+        return plain
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    kept = plain[: longest - len(digest) - 1].rstrip("-")
+    return f"{kept}-{digest}" if kept else digest
 
 
 def labels(run: str, *, component: str) -> dict[str, str]:

@@ -89,14 +89,17 @@ class ClusterServer:
     def running(self, deadline: Deadline) -> Iterator[None]:
         """Wait until it serves, and follow its log for the length of the ``with``."""
         with step(f"boot server {self._run.name}"):
-            ready = self._pods.wait_for(self._find_ready, deadline)
-            if ready is None:
-                raise ClusterError(
-                    f"the boot server's pod {self._run.name} was not ready in "
-                    f"{deadline.seconds:.0f} s; see: kubectl describe pod {self._run.name}"
-                )
+            self.wait_until_ready(deadline)
         with self._log:
             yield
+
+    def wait_until_ready(self, deadline: Deadline) -> None:
+        """Wait for its pod. `ClusterError` says what is wrong with it."""
+        if self._pods.wait_for(self._find_ready, deadline) is None:
+            raise ClusterError(
+                f"the boot server's pod {self._run.name} was not ready in "
+                f"{deadline.seconds:.0f} s; see: kubectl describe pod {self._run.name}"
+            )
 
     # -------------------------------------------------------------------------------------- inside
 

@@ -32,6 +32,10 @@ class ClusterSettings:
     storage_gib: int = 10
     #: A disk with iPXE for UEFI: a container image, or ``pvc:<claim>``; empty for none.
     ipxe_disk: str = ""
+    #: Whose the machines are that stay; empty for the login name.
+    owner: str = ""
+    #: How long they stay when nothing looks after them.
+    keep_s: float = ClusterConfig().keep_s
     #: When the console is attached: as soon as the machine runs, or before its first instruction,
     #: for which it is started paused.
     attach: Attach = "running"
@@ -51,6 +55,8 @@ def settings_from(config: Config) -> ClusterSettings:
         storage_class=config.storage_class,
         storage_gib=config.storage_gib,
         ipxe_disk=config.ipxe_disk,
+        owner=config.owner,
+        keep_s=config.keep_s,
         attach=config.attach,
         patches=patch.read(config.patch) if config.patch else (),
     )

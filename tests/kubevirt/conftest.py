@@ -11,7 +11,6 @@ from kboot.backend import BootServer
 from kboot.deadline import Deadline
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
 from tests.kubevirt.cluster import Cluster, running_cluster
-from tests.kubevirt.cluster.rights import Rights
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +40,7 @@ def cluster(
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     shared_cluster.call(shared_cluster.api.calls.clear)
-    shared_cluster.api.rights = Rights()
+    shared_cluster.call(shared_cluster.api.forbidden.clear)
     yield shared_cluster
     shared_cluster.call(shared_cluster.api.faults.pending.clear)
 

@@ -129,7 +129,7 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
 
 
 def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kboot.kubevirt.backend._HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("kboot.kubevirt.runs.HEARTBEAT_S", 0.05)
     with open_kubevirt(ClusterSettings()) as backend:
         make_old(cluster)
         for _ in Deadline(5).poll(0.05):
@@ -155,7 +155,7 @@ def test_doctor_finds_a_cluster_that_is_fit(
 def test_doctor_finds_what_an_account_may_not(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.call(lambda: cluster.api.rights.forbidden.add("create pods"))
+    cluster.call(lambda: cluster.api.forbidden.add("create pods"))
     assert main(["doctor", "--backend", "kubevirt"]) == 3
     shown = capsys.readouterr().out
     assert "we may not get configmaps, list configmaps" in shown

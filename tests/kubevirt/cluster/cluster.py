@@ -101,6 +101,11 @@ class Cluster:
         (instance,) = self.virt.instances.values()
         return instance
 
+    def stop_machine(self) -> None:
+        """What ``virtctl stop`` does to the one machine there is."""
+        (vm,) = self.objects("virtualmachines")
+        self.wait(self.virt.stop(vm))
+
     def drop_consoles(self) -> None:
         def drop() -> None:
             for instance in self.virt.instances.values():

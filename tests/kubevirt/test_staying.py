@@ -1,0 +1,200 @@
+"""Machines that stay on a cluster: their names, who looks after them, and their boot servers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kboot.backend import MachineSpec, MendableServer, MetMachine
+from kboot.cli import main
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, InfraError
+from kboot.kubevirt import ClusterSettings, find_staying, open_staying, rejoin, remove_staying
+from kboot.kubevirt.holder import Holder
+from kboot.kubevirt.manifests import HEARTBEAT, HOLDER
+from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.powered import eventually, read_until
+from tests.kubevirt.talking import talking
+
+ALICE = ClusterSettings(owner="alice")
+SPEC = MachineSpec(name="lab", boot_file="http://none/boot.ipxe")
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Cluster]:
+    with running_cluster(talking) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(cluster: Cluster) -> Iterator[None]:
+    yield
+    for owner in cluster.objects("configmaps"):
+        cluster.delete("configmaps", owner["metadata"]["name"])
+
+
+def left(settings: ClusterSettings = ALICE, name: str = "lab") -> None:
+    """A machine is started and left."""
+    with (
+        open_staying(settings, name) as backend,
+        backend.serve(Deadline(20)),
+        backend.power_on(replace(SPEC, name=name), Deadline(20)) as machine,
+    ):
+        read_until(machine.stream, b"line 5\r\n")
+        backend.keep("a note")
+        backend.leave()
+
+
+def annotate(cluster: Cluster, **annotations: str) -> None:
+    """Change what the object says that owns the machine's run."""
+    names = {"heartbeat": HEARTBEAT, "holder": HOLDER}
+
+    def change(owner: dict[str, Any]) -> None:
+        owner["metadata"]["annotations"] |= {names[key]: v for key, v in annotations.items()}
+
+    def change_all() -> None:
+        for owner in cluster.store.find("configmaps"):
+            if HEARTBEAT in owner["metadata"].get("annotations", {}):
+                cluster.store.update("configmaps", owner, change)
+
+    cluster.call(change_all)
+
+
+def test_a_machine_that_is_left_is_met_again_with_what_it_said(cluster: Cluster) -> None:
+    left()
+    (found,) = find_staying(ALICE)
+    assert (found.name, found.owner, found.holder) == ("lab", "alice", "")
+    assert found.condition == "Running"
+    before = cluster.instance().vmi["metadata"]["uid"]
+    with rejoin(ALICE, "lab") as backend, backend.serve(Deadline(20)) as server:
+        assert backend.note == "a note"
+        server.check()
+        with backend.power_on(SPEC, Deadline(20)) as machine:
+            assert isinstance(machine, MetMachine)
+            past = machine.past()
+            assert b"from guest-console-log" in past
+            said = past + read_until(machine.stream, b"\r\n")
+            numbers = [int(number) for number in re.findall(rb"^line (\d+)\r", said, re.MULTILINE)]
+            assert numbers == list(range(len(numbers)))
+            assert cluster.instance().vmi["metadata"]["uid"] == before
+    # It was not left once more.
+    assert find_staying(ALICE) == []
+    assert cluster.objects("secrets") == cluster.objects("pods") == []
+
+
+def test_two_users_may_use_one_name_and_one_may_use_it_once(cluster: Cluster) -> None:
+    left()
+    left(ClusterSettings(owner="Bob B."))
+    with pytest.raises(ConfigError, match="a machine called lab of alice on the cluster already"):
+        left()
+    assert len(find_staying(ALICE)) == 2
+    assert remove_staying(ALICE, "lab")
+    assert not remove_staying(ALICE, "lab")
+    (other,) = find_staying(ALICE)
+    assert other.owner.startswith("bob-b-")
+    assert len(cluster.objects("virtualmachines")) == 1
+
+
+def test_a_machine_that_somebody_looks_after_is_left_to_him(cluster: Cluster) -> None:
+    words = r"in the care of .*@.*, process \d+, heard of \d+ s ago"
+    with open_staying(ALICE, "lab") as backend:
+        with pytest.raises(ConfigError, match=words), rejoin(ALICE, "lab"):
+            pass
+        with pytest.raises(ConfigError, match=words):
+            remove_staying(ALICE, "lab")
+        assert "process" in find_staying(ALICE)[0].holder
+        assert len(cluster.objects("configmaps")) == 1
+        backend.check_holder()
+    left()
+    far = replace(Holder.this_process(), user="eve@far", host="another", pid=1)
+    annotate(cluster, holder=far.to_text())
+    with pytest.raises(ConfigError, match="in the care of eve@far, process 1"):
+        remove_staying(ALICE, "lab")
+    # Nothing was heard of him for longer than he would be silent.
+    annotate(cluster, heartbeat="2026-01-01T00:00:00Z")
+    with rejoin(ALICE, "lab") as backend:
+        assert backend.note == "a note"
+
+
+def test_a_process_that_was_killed_here_is_known_to_be_dead() -> None:
+    me = Holder.this_process()
+    assert me.lives(silent_s=1e6, limit_s=1)
+    assert not replace(me, began="1").lives(silent_s=0, limit_s=1)
+    assert not replace(me, pid=2**22 + 1).lives(silent_s=0, limit_s=1)
+    assert Holder.parse(me.to_text()) == me
+    assert Holder.parse("") is Holder.parse(json.dumps({**asdict(me), "new": 1})) is None
+
+
+def test_who_has_lost_his_machine_finds_out_and_leaves_the_console_alone(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kboot.kubevirt.staying._HEARTBEAT_S", 0.05)
+    far = replace(Holder.this_process(), user="eve@far", host="another", pid=1)
+    with (
+        open_staying(ALICE, "lab") as backend,
+        backend.serve(Deadline(20)),
+        backend.power_on(SPEC, Deadline(20)) as machine,
+    ):
+        read_until(machine.stream, b"line 1\r\n")
+        backend.keep("a note")
+        backend.leave()
+        annotate(cluster, holder=far.to_text())
+        cluster.call(cluster.api.calls.clear)
+        cluster.drop_consoles()
+        while machine.stream.recv(65536):
+            pass
+        assert cluster.calls("/console") == []
+        eventually(InfraError, "taken over by eve@far", backend.check_holder)
+    # His name stays where it was.
+    (owner,) = [o for o in cluster.objects("configmaps") if "data" not in o]
+    assert owner["metadata"]["annotations"][HOLDER] == far.to_text()
+
+
+def test_a_machine_that_stays_has_a_longer_life_than_a_run(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left(replace(ALICE, keep_s=4 * 365 * 86400))
+    left(replace(ALICE, owner="bob"))
+    annotate(cluster, heartbeat="2026-01-01T00:00:00Z")
+    assert main(["runs", "--backend", "kubevirt"]) == 0
+    shown = capsys.readouterr().out
+    assert "machine lab of alice, nobody looks after it" in shown
+    assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+    assert "machine lab of bob" in capsys.readouterr().out
+    assert [each.owner for each in find_staying(ALICE)] == ["alice"]
+
+
+def test_one_that_was_never_finished_is_told_and_removed(cluster: Cluster) -> None:
+    with open_staying(ALICE, "lab") as backend:
+        backend.leave()
+    with pytest.raises(InfraError, match="never finished"), rejoin(ALICE, "lab"):
+        pass
+    assert remove_staying(ALICE, "lab")
+    assert cluster.objects("configmaps") == []
+
+
+def test_a_boot_server_that_was_evicted_is_made_once_more(cluster: Cluster, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(b"kernel")
+    with open_staying(ALICE, "lab") as backend, backend.serve(Deadline(20)) as server:
+        assert isinstance(server, MendableServer)
+        url = server.put(artifact)
+        assert server.has(url)
+        cluster.delete("pods", backend.run.name)
+        eventually(InfraError, "is gone", server.check)
+        server.mend(Deadline(20))
+        server.check()
+        assert not server.has(url)
+        assert server.put(artifact) == url
+        backend.keep("a note")
+        backend.leave()
+        cluster.delete("pods", backend.run.name)
+    with rejoin(ALICE, "lab") as backend, backend.serve(Deadline(20)) as server:
+        assert isinstance(server, MendableServer)
+        assert not server.has(url)
