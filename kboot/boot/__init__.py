@@ -11,62 +11,45 @@ from kboot.artifacts import Kernel
 from kboot.backend import Backend, BootServer, Machine, MachineSpec, SnapshotBackend
 from kboot.boot import evidence
 from kboot.boot.attempt import Boot
+from kboot.boot.attending import attended
+from kboot.boot.backends import (
+    can_stay,
+    open_backend,
+    remove_machine,
+    reopen_backend,
+    staying_machines,
+)
 from kboot.boot.expectations import ExpectedCrash, Wanted, wanted
 from kboot.boot.follower import OnPhase
+from kboot.boot.meeting import Met, meet
 from kboot.boot.phases import Milestone, Phase
 from kboot.boot.publish import Load, publish_script, upload
 from kboot.boot.saved import SavedBoot
-from kboot.boot.settings import BootSettings, settings_for
-from kboot.config import Config
-from kboot.console import Console
-from kboot.crash import Scanner
+from kboot.boot.settings import BootSettings, machine_spec, settings_for
 from kboot.deadline import Deadline
-from kboot.errors import KernelCrash
 
 __all__ = [
     "Boot",
     "BootSettings",
     "ExpectedCrash",
     "Load",
+    "Met",
     "Milestone",
     "Phase",
     "Wanted",
     "boot",
+    "can_stay",
+    "machine_spec",
+    "meet",
     "open_backend",
     "power_on",
+    "remove_machine",
+    "reopen_backend",
     "settings_for",
+    "staying_machines",
     "upload",
     "wanted",
 ]
-
-
-@contextlib.contextmanager
-def open_backend(config: Config, *, run: str = "") -> Iterator[Backend]:
-    """The backend that the configuration names: the only place that knows their names.
-
-    With `run`, its machines belong to the run of another process, see `SharedRunBackend`.
-    """
-    match config.backend:
-        case "qemu":
-            from kboot.qemu import open_qemu  # noqa: PLC0415  only the one that is used
-
-            with open_qemu(
-                program=config.qemu,
-                accelerator=config.accel,
-                nginx=config.nginx,
-                saved_firmware_mib=(
-                    config.snapshot_cache_mib if config.firmware_start == "saved" else None
-                ),
-            ) as backend:
-                yield backend
-        case "kubevirt":
-            from kboot.kubevirt import join_kubevirt, open_kubevirt, settings_from  # noqa: PLC0415
-
-            settings = settings_from(config)
-            with join_kubevirt(settings, run) if run else open_kubevirt(settings) as cluster:
-                yield cluster
-        case unknown:
-            raise AssertionError(f"config let the backend {unknown!r} pass")
 
 
 @contextlib.contextmanager
@@ -97,43 +80,24 @@ def power_on(
         evidence_directory=evidence_directory,
         nonce=saved.expected.nonce if saved else None,
     )
-    boot_file = server.url(expected.script_path)
-    with contextlib.ExitStack() as stack:
-        machine = stack.enter_context(
-            _switch_on(backend, machine_spec(settings, boot_file), settings, saved, savable=savable)
-        )
-        console = stack.enter_context(
-            Console(
-                machine.stream,
-                record=evidence_directory,
-                scanner=Scanner(),
-                check=lambda: attempt.check_host(),
-                past=saved.past() if saved else b"",
-            )
-        )
-        attempt = Boot(
+    spec = machine_spec(settings, server.url(expected.script_path))
+    with (
+        _switch_on(backend, spec, settings, saved, savable=savable) as machine,
+        attended(
+            machine,
+            server,
             kernel=kernel,
             settings=settings,
             expected=expected,
-            machine=machine,
-            server=server,
-            console=console,
             evidence_directory=evidence_directory,
-            start=start,
             on_phase=on_phase,
-        )
-        stack.callback(attempt.channels.hang_up)
-        try:
-            if saved:
-                attempt.adopt(saved)
-            yield attempt
-        except BaseException as error:
-            evidence.write(evidence_directory, attempt, error, duration_s=time.monotonic() - start)
-            raise
-        # Nobody may have looked at the machine after it died.
-        fatal = console.fatal
-        crash = KernelCrash(fatal.title, fatal) if fatal else None
-        evidence.write(evidence_directory, attempt, crash, duration_s=time.monotonic() - start)
+            start=start,
+            past=saved.past() if saved else b"",
+        ) as attempt,
+    ):
+        if saved:
+            attempt.adopt(saved)
+        yield attempt
 
 
 @contextlib.contextmanager
@@ -175,18 +139,4 @@ def _switch_on(
         raise TypeError(f"the backend {backend.name} has no machines that can be saved")
     return backend.power_on(
         spec, deadline, saved=saved.directory if saved else None, savable=savable
-    )
-
-
-def machine_spec(settings: BootSettings, boot_file: str = "") -> MachineSpec:
-    """The machine that these settings ask for."""
-    return MachineSpec(
-        name=settings.machine_name,
-        boot_file=boot_file,
-        memory_mib=settings.memory_mib,
-        cpus=settings.cpus,
-        firmware=settings.firmware,
-        architecture=settings.architecture,
-        ssh=settings.channel != "console",
-        extra_arguments=settings.extra_arguments,
     )

@@ -15,16 +15,17 @@ from kboot.boot.expectations import ExpectedCrash
 from kboot.boot.follower import Follower, OnPhase
 from kboot.boot.judge import Judge, crash_of
 from kboot.boot.milestones import Milestones
-from kboot.boot.phases import Expected
+from kboot.boot.phases import Expected, Phase
 from kboot.boot.publish import Load, publish_script
 from kboot.boot.saved import WAKE_LIMIT_S, SavedBoot
 from kboot.boot.settings import BootSettings
-from kboot.console import Console
+from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
 from kboot.errors import InfraError, KernelCrash, NoReboot
 from kboot.guest import Guest
 from kboot.guest.resume import resume
+from kboot.guest.wake import wake_terminal
 from kboot.log import logger, step
 
 #: Seconds in which the guest can still answer that it has begun.
@@ -129,15 +130,33 @@ class Boot:
         """
         deadline = self._deadline(timeout_s)
         self.follower.follow(deadline, lambda: self.milestones.ready)
+        if self.milestones.ready and (fault := self.follower.contradiction(deadline)):
+            raise fault
+        self._enter(deadline)
+
+    def _enter(self, deadline: Deadline) -> None:
+        """Log in where it is ready, and have it prove what it is."""
         if not self.milestones.ready:
             raise self.milestones.late(time.monotonic() - self.milestones.since)
-        if fault := self.follower.contradiction(deadline):
-            raise fault
         with step("log in"):
             guest = self.channels.log_in(self.settings, deadline)
         self.boot_ids.append(identity.prove(guest, self._expected, known=self.boot_ids))
         self.channels.reach(self.settings, deadline)
         self._reports_when_ready = len(self.console.reports)
+
+    def meet(self, lines: Sequence[Line]) -> None:
+        """Take up a machine that somebody else has booted: wait until it is ready, and prove it.
+
+        `lines` are what it has printed in this boot. As `wait_until_ready`; but what it has fetched
+        long ago is not asked of the boot server, which may be another one.
+        """
+        self.follower.see_past(lines)
+        if not lines or Phase.LINUX in self.milestones.reached:
+            self.follower.forgive_resets()
+            wake_terminal(self.console, Deadline(WAKE_LIMIT_S))
+        deadline = self._deadline(None)
+        self.follower.follow(deadline, lambda: self.milestones.ready)
+        self._enter(deadline)
 
     def adopt(self, saved: SavedBoot) -> None:
         """Take up a machine that goes on from where it was saved: it is ready, as it was then.
@@ -207,12 +226,14 @@ class Boot:
         self.console.attach(self.machine.stream)
         self.wait_for_reboot()
 
-    def load_next(self, load: Load) -> str:
+    def load_next(self, load: Load, nonce: str | None = None) -> str:
         """Switch the boot script, in one step: what the machine loads from its next reset on.
 
         Returns the nonce by which that is told from all that ran before.
         """
-        expected = publish_script(self.server, load, evidence_directory=self.evidence_directory)
+        expected = publish_script(
+            self.server, load, evidence_directory=self.evidence_directory, nonce=nonce
+        )
         self._next = (load, expected)
         return expected.nonce
 

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kboot.backend import BootServer, Fetch
 from kboot.boot.judge import Judge
@@ -192,6 +192,12 @@ class Follower:
         self.history = [milestones]
         self._fetch_count = len(self._server.fetches())
         self._scripts_seen = 1
+
+    def see_past(self, lines: Iterable[Line]) -> None:
+        """What was printed in the boot under way before we came."""
+        for line in lines:
+            self._see_line(line)
+        self._observe()
 
     def forgive_resets(self) -> None:
         """It may have gone through more boots than were waited for."""

@@ -40,25 +40,32 @@ def upload(
     kernel: Kernel,
     settings: BootSettings,
     on_progress: OnProgress = ignore_progress,
+    *,
+    kernel_url: str | None = None,
+    initrd_urls: tuple[str, ...] | None = None,
 ) -> Load:
     """Put a kernel and its images on a boot server; what is there already is not sent again.
 
     All at once: most of what a file takes is the way to the server and back. `on_progress` is
-    called for one file at a time.
+    called for one file at a time. What has a URL was put there before, and its file is not looked
+    at: it may have changed since, or be gone.
     """
-    files = list(dict.fromkeys([kernel.image, *settings.initrds]))
-    urls = _put_all(shelf, files, on_progress)
+    wanted = [kernel.image] if kernel_url is None else []
+    wanted += settings.initrds if initrd_urls is None else ()
+    urls = _put_all(shelf, list(dict.fromkeys(wanted)), on_progress)
     return Load(
         kernel=kernel,
         settings=settings,
-        kernel_url=urls[kernel.image],
-        initrd_urls=tuple(urls[path] for path in settings.initrds),
+        kernel_url=urls[kernel.image] if kernel_url is None else kernel_url,
+        initrd_urls=(
+            tuple(urls[path] for path in settings.initrds) if initrd_urls is None else initrd_urls
+        ),
     )
 
 
 def _put_all(shelf: Shelf, files: Sequence[Path], on_progress: OnProgress) -> dict[Path, str]:
-    if len(files) == 1:
-        return {files[0]: shelf.put(files[0], on_progress)}
+    if len(files) < 2:
+        return {file: shelf.put(file, on_progress) for file in files}
     lock, ended = threading.Lock(), threading.Event()
 
     def tell(progress: Progress) -> None:
@@ -92,13 +99,13 @@ def publish_script(
     The script is switched in one step, and a copy of it kept as boot.ipxe. The `nonce` is a new one
     unless it is given.
     """
-    expected, text = _script_for(server, load, nonce or secrets.token_hex(8))
+    expected, text = script_for(server, load, nonce or secrets.token_hex(8))
     server.write(_script_name(load.settings), text)
     (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
     return expected
 
 
-def _script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, str]:
+def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, str]:
     """What is to be seen of a boot of `load`, and the text of its boot script."""
     settings = load.settings
     query = f"m={settings.machine_name}&b={nonce}"

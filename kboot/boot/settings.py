@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kboot.artifacts import Kernel, require_architecture
-from kboot.backend import Firmware
+from kboot.backend import Firmware, MachineSpec
 from kboot.boot import script
 from kboot.config import Channel, Config, Warnings
 from kboot.rootfs import overlay_initramfs, resolve_rootfs
@@ -39,13 +39,23 @@ class BootSettings:
     extra_arguments: tuple[str, ...] = ()
 
 
-def settings_for(kernel: Kernel, config: Config, *, machine_name: str = "m0") -> BootSettings:
+def settings_for(
+    kernel: Kernel,
+    config: Config,
+    *,
+    machine_name: str = "m0",
+    images_of: BootSettings | None = None,
+) -> BootSettings:
     """The settings for `kernel` under this configuration.
+
+    With `images_of`, the images are those, and no file is looked at.
 
     `ConfigError` if the two do not fit, or if the root file system is not one.
     """
     require_architecture(kernel, "x86_64")
     script.check_command_line(config.cmdline)
+    if images_of:
+        return replace(images_of, command_line=config.cmdline)
     rootfs = resolve_rootfs(
         config.rootfs, architecture=kernel.architecture, password=config.password
     )
@@ -66,6 +76,20 @@ def settings_for(kernel: Kernel, config: Config, *, machine_name: str = "m0") ->
         timeout_s=config.timeout_s,
         warnings=config.warnings,
         extra_arguments=config.qemu_arguments,
+    )
+
+
+def machine_spec(settings: BootSettings, boot_file: str = "") -> MachineSpec:
+    """The machine that these settings ask for."""
+    return MachineSpec(
+        name=settings.machine_name,
+        boot_file=boot_file,
+        memory_mib=settings.memory_mib,
+        cpus=settings.cpus,
+        firmware=settings.firmware,
+        architecture=settings.architecture,
+        ssh=settings.channel != "console",
+        extra_arguments=settings.extra_arguments,
     )
 
 

@@ -45,12 +45,19 @@ class Console:
         scanner: CrashScanner,
         check: Callable[[], None] | None = None,
         past: bytes = b"",
+        forgiven: int = 0,
     ) -> None:
-        """`past` is what was printed before, on other streams: of a machine that was restored."""
+        """`past` is what was printed before, on other streams, or before we came.
+
+        What its first `forgiven` bytes tell of is over: what crashed there has come back.
+        """
         self._stream = stream
         self._tape = Tape(record, scanner)
         if past:
-            self._tape.take(past)
+            self._tape.take(past[:forgiven])
+            if forgiven:
+                self._tape.forgive()
+            self._tape.take(past[forgiven:])
         self._check = check
         self._cursor = len(past)
         self._sending = threading.Lock()

@@ -86,6 +86,11 @@ class Tape:
                 self._scan(self._splitter.pending, now)
             self.crashes.settle(now, self.silent_s)
 
+    def forgive(self) -> None:
+        """What was taken so far is over, whatever it tells of."""
+        self.crashes.settle(time.monotonic(), self.silent_s, ended=True)
+        self.crashes.expect_reset()
+
     def lines_after(self, position: int, limit: int) -> list[Line]:
         """At most `limit` lines that end after byte `position`, echoes included."""
         first = bisect_right(self._ends, position)

@@ -24,6 +24,9 @@ _INLINE = 200
 #: terminal takes 4095 bytes.
 _TEXT_SIZES = (800, 200, 40)
 
+#: The nonce that every agent listens to, whatever its own: for who does not know that.
+NOBODY = "0"
+
 #: How long an answer may take before the request is repeated; a loaded TCG guest takes its time.
 _PATIENCE_S = (1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 8.0)
 

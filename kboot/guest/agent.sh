@@ -116,7 +116,7 @@ while [ $E -lt 20 ]; do
   [ -n "$l" ] || continue
   [ "$a" = "$b" ] && [ "$l" = ${#a} ] || { say 8 0 0; continue; }
   set -- $a
-  [ "$1" = "@$N" ] || continue
+  [ "$1" = "@$N" ] || [ "$1" = @0 ] || continue
   Q=$2 V=$3
   shift 3
   if [ $Q = "$L" ] && [ $V != g ]; then

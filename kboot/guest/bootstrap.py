@@ -12,8 +12,8 @@ from kboot.guest.agent import NoAnswer, ShellAgent, escape, pieces, twice
 from kboot.guest.guest import Guest
 from kboot.log import logger
 
-_PROMPTS = ("login:", "assword:", "#", "$")
-_LOGIN, _PASSWORD, *_SHELL = range(len(_PROMPTS))
+PROMPTS = ("login:", "assword:", "#", "$")
+_LOGIN, _PASSWORD, *_SHELL = range(len(PROMPTS))
 
 #: A line without a prompt for so long is nudged with the return key.
 _NUDGE_S = 3.0
@@ -66,7 +66,7 @@ class _Login:
         while True:
             try:
                 prompt = self._console.expect_prompt(
-                    _PROMPTS, deadline.within(_NUDGE_S), since=since
+                    PROMPTS, deadline.within(_NUDGE_S), since=since
                 )
             except GuestTimeout:
                 if deadline.expired:

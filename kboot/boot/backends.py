@@ -1,0 +1,96 @@
+"""The backend that a configuration names, and the machines that stay there: knows their names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from kboot.backend import Backend, StayingBackend, StayingMachine
+from kboot.config import Config
+from kboot.errors import ConfigError
+
+# Each backend is imported where it is chosen: one loads a hypervisor's part, one a cluster's.
+
+
+@contextlib.contextmanager
+def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterator[Backend]:
+    """The backend that the configuration names.
+
+    With `run`, its machines belong to the run of another process, see `SharedRunBackend`. With the
+    name of a `machine`, it is for this one only; it is a `StayingBackend` where machines
+    can stay without us. `ConfigError` if one of that name stays there already.
+    """
+    match config.backend:
+        case "qemu":
+            from kboot.qemu import open_qemu  # noqa: PLC0415
+
+            with open_qemu(
+                program=config.qemu,
+                accelerator=config.accel,
+                nginx=config.nginx,
+                saved_firmware_mib=(
+                    config.snapshot_cache_mib if config.firmware_start == "saved" else None
+                ),
+            ) as backend:
+                yield backend
+        case "kubevirt":
+            from kboot import kubevirt  # noqa: PLC0415
+
+            settings = kubevirt.settings_from(config)
+            opened: contextlib.AbstractContextManager[Backend]
+            if machine:
+                opened = kubevirt.open_staying(settings, machine)
+            elif run:
+                opened = kubevirt.join_kubevirt(settings, run)
+            else:
+                opened = kubevirt.open_kubevirt(settings)
+            with opened as cluster:
+                yield cluster
+        case unknown:
+            raise AssertionError(f"config let the backend {unknown!r} pass")
+
+
+@contextlib.contextmanager
+def reopen_backend(config: Config, machine: str) -> Iterator[StayingBackend]:
+    """The backend of a machine that stays there, taken up; see `kboot.backend.StayingBackend`.
+
+    `ConfigError` if there is none of that name, or if somebody else looks after it.
+    """
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt import rejoin, settings_from  # noqa: PLC0415
+
+            with rejoin(settings_from(config), machine) as cluster:
+                yield cluster
+        case name:
+            raise ConfigError(f"machines of {name} end with the process that looks after them")
+
+
+def can_stay(config: Config) -> bool:
+    """Whether machines on this backend can stay without us."""
+    return config.backend == "kubevirt"
+
+
+def staying_machines(config: Config) -> list[StayingMachine]:
+    """The machines that stay on the backend without us, whoever they belong to."""
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt import find_staying, settings_from  # noqa: PLC0415
+
+            return find_staying(settings_from(config))
+        case _:
+            return []
+
+
+def remove_machine(config: Config, machine: str) -> bool:
+    """Remove a machine of ours that stays on the backend and that nobody looks after.
+
+    Whether it was there. `ConfigError` if somebody looks after it.
+    """
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt import remove_staying, settings_from  # noqa: PLC0415
+
+            return remove_staying(settings_from(config), machine)
+        case _:
+            return False

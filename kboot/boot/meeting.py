@@ -1,0 +1,90 @@
+"""Take up a machine that another process has booted, from what is known of it and what it said."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kboot.backend import BootServer, MetMachine, StayingBackend
+from kboot.boot import evidence
+from kboot.boot.attempt import Boot
+from kboot.boot.attending import attended
+from kboot.boot.follower import OnPhase
+from kboot.boot.publish import Load, script_for
+from kboot.boot.settings import machine_spec
+from kboot.deadline import Deadline
+from kboot.errors import InfraError
+
+#: The first words of a machine that begins anew.
+_BEGINS = re.compile(rb"SeaBIOS \(|BdsDxe: |iPXE initialising|kboot: script ")
+_KERNEL = re.compile(rb"kboot: handoff |\bLinux version ")
+_NONCE = re.compile(rb"kboot: script (\w+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """A machine that was there before we came."""
+
+    boot: Boot
+    #: Where the present boot begins in its console's record.
+    begin: int
+
+    def wait_until_ready(self) -> None:
+        """Wait until it is ready, and have it prove that it is what it should be."""
+        self.boot.meet(self.boot.console.lines(since=self.begin))
+
+
+@contextlib.contextmanager
+def meet(
+    backend: StayingBackend,
+    server: BootServer,
+    loads: Mapping[str, Load],
+    *,
+    evidence_directory: Path,
+    on_phase: OnPhase,
+) -> Iterator[Met]:
+    """A machine that may be in any of the boots in `loads`, by their nonces, the likeliest last.
+
+    `InfraError` if what it says last is that it booted by another script.
+    """
+    evidence.prepare(evidence_directory)
+    start = time.monotonic()
+    nonce, load = list(loads.items())[-1]
+    expected, text = script_for(server, load, nonce)
+    spec = machine_spec(load.settings, server.url(expected.script_path))
+    with backend.power_on(spec, Deadline(load.settings.timeout_s)) as machine:
+        past = machine.past() if isinstance(machine, MetMachine) else b""
+        begin = present_boot(past)
+        if said := _NONCE.search(past, begin):
+            nonce = said[1].decode()
+            if nonce not in loads:
+                raise InfraError(f"the machine runs a boot script that is not ours: {nonce}")
+            load = loads[nonce]
+            expected, text = script_for(server, load, nonce)
+        (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
+        with attended(
+            machine,
+            server,
+            kernel=load.kernel,
+            settings=load.settings,
+            expected=expected,
+            evidence_directory=evidence_directory,
+            on_phase=on_phase,
+            start=start,
+            past=past,
+            forgiven=begin,
+        ) as boot:
+            yield Met(boot=boot, begin=begin)
+
+
+def present_boot(said: bytes) -> int:
+    """Where the last boot begins in what a machine has said: with its firmware's first words."""
+    begin = 0
+    for kernel in _KERNEL.finditer(said):
+        if again := _BEGINS.search(said, kernel.end()):
+            begin = said.rfind(b"\n", 0, again.start()) + 1
+    return begin
