@@ -30,6 +30,15 @@ def debian_kernel() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def second_kernel() -> Path:
+    """Another real kernel; ``make test`` fetches it."""
+    path = Path(__file__).parent.parent / "build" / "kernel" / "cloud.deb"
+    if not path.is_file():
+        pytest.fail(f"no kernel at {path}: run make {path}")
+    return path
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """After the last test there is no process and no run directory of ours that was not before."""

@@ -21,15 +21,6 @@ from tests.terminals import on_terminal
 from tests.users import User
 
 
-@pytest.fixture(scope="session")
-def second_kernel() -> Path:
-    """Another real kernel; ``make test`` fetches it."""
-    path = Path(__file__).parent.parent / "build" / "kernel" / "cloud.deb"
-    if not path.is_file():
-        pytest.fail(f"no kernel at {path}: run make {path}")
-    return path
-
-
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     someone = User(tmp_path_factory.mktemp("home"))
@@ -48,23 +39,6 @@ def machine(user: User, debian_kernel: Path) -> Iterator[str]:
 
 def uname(user: User, machine: str) -> str:
     return user.type("run", "-n", machine, "--", "uname", "-r").strip()
-
-
-def test_the_whole_loop_with_two_kernels(user: User, machine: str, second_kernel: Path) -> None:
-    first = uname(user, machine)
-    pushed = user.ask("push", "-n", machine, str(second_kernel))
-    assert pushed["release"] != first
-    # What runs is as it was, until it restarts.
-    assert uname(user, machine) == first
-    outcome = user.ask("restart", machine)
-    assert outcome["release"] == pushed["release"] == uname(user, machine)
-    assert f"Linux version {pushed['release']}" in user.type("logs", machine, "--since", "boot")
-    crashed = user.ask("panic", machine)
-    assert "sysrq" in crashed["crash"].lower()
-    assert uname(user, machine) == pushed["release"]
-    user.type("push", "-n", machine, "--rollback")
-    user.type("reset", machine)
-    assert uname(user, machine) == first
 
 
 def test_a_file_goes_in_and_comes_out_as_it_was(user: User, machine: str) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from kboot.cli.naming import machine_argument
+from kboot.cli.naming import name_argument, place_options
 
 
 @click.command()
-@machine_argument
-@click.option("--all", "everything", is_flag=True, help="All machines.")
-def down(*, name: str, everything: bool) -> None:
+@name_argument
+@click.option("--all", "everything", is_flag=True, help="All machines that this host knows of.")
+@place_options
+def down(*, name: str, everything: bool, **place: Any) -> None:
     """Switch the machine NAME off; nothing of it stays but the record of its console."""
-    from kboot.machines.client import switch_off  # noqa: PLC0415  --help does not need it
-    from kboot.machines.places import places  # noqa: PLC0415
+    from kboot.machines.finding import names_here, remove  # noqa: PLC0415  --help does not need it
 
-    names = [place.name for place in places()] if everything else [name]
+    names = names_here() if everything else [name]
     for each in names:
-        click.echo(f"{each} is off; its console and logs: {switch_off(each)}")
+        click.echo(f"{each} is off; {remove(each, place)}")
     if not names:
         click.echo("there are no machines")

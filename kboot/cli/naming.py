@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
+
+from kboot.cli.options import config_options
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: As `kboot.machines.places.DEFAULT_NAME`, which --help does not load.
 DEFAULT = "default"
+
+#: The settings that say where machines stay.
+_PLACE = ("backend", "context", "namespace", "owner")
 
 _COLOURS = {"ready": "green", "crashed": "red", "failed": "red", "off": "yellow"}
 
@@ -33,11 +39,16 @@ def complete_file_or_name(
     return [CompletionItem(begun, type="file"), *_names(context, parameter, begun)]
 
 
-def machine_argument(function: _Function) -> _Function:
-    """The command's last argument is a machine's name."""
+def name_argument(function: _Function) -> _Function:
+    """The command's last argument is a machine's name, whether there is one or not."""
     return click.argument("name", default=DEFAULT, metavar="[NAME]", shell_complete=_names)(
         function
     )
+
+
+def machine_argument(function: _Function) -> _Function:
+    """The command's last argument is the name of a machine, which is found wherever it stays."""
+    return name_argument(cast("_Function", _found(function)))
 
 
 def machine_option(function: _Function) -> _Function:
@@ -49,7 +60,29 @@ def machine_option(function: _Function) -> _Function:
         metavar="NAME",
         shell_complete=_names,
         help=f"The machine.  [default: {DEFAULT}]",
-    )(function)
+    )(cast("_Function", _found(function)))
+
+
+def place_options(function: _Function) -> _Function:
+    """Where a machine is looked for that has no process of ours on this host."""
+    return config_options(*_PLACE)(function)
+
+
+def _found(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Before the command: a machine that stays somewhere without us gets a supervisor here."""
+
+    @functools.wraps(function)
+    def find_and_call(*arguments: Any, **options: Any) -> Any:
+        place = {key: options.pop(key) for key in _PLACE}
+        from kboot.machines.places import place_of  # noqa: PLC0415  --help does not need it
+
+        if not place_of(options["name"]).is_alive:
+            from kboot.machines.finding import summon  # noqa: PLC0415  nor who has one
+
+            summon(options["name"], place)
+        return function(*arguments, **options)
+
+    return place_options(find_and_call)
 
 
 def json_option(function: _Function) -> _Function:
@@ -70,6 +103,8 @@ def say_state(state: str, what: str = "") -> str:
 
 def show_event(event: dict[str, Any]) -> None:
     """A line for a milestone."""
+    if event["event"] == "notice":
+        click.echo(f"  {event['text']}", err=True)
     if event["event"] == "phase":
         click.echo(
             f"  {event['phase']:<10} {event['seconds']:6.1f} s   seen by the {event['witness']}"

@@ -15,7 +15,8 @@ def status(context: click.Context, /, *, name: str, as_json: bool) -> None:
     """Tell what the machine NAME is doing."""
     from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
 
-    found = ask(name, "status")
+    # A supervisor that has just met its machine does not know yet how it is.
+    found = ask(name, "wait" if ask(name, "status")["meets"] else "status")
     if as_json:
         print_json(found)
     else:
@@ -28,6 +29,7 @@ def status(context: click.Context, /, *, name: str, as_json: bool) -> None:
             f"  evidence  {found['evidence']}",
         ]
         lines += [f"  reported  {title}" for title in found["reports"]]
+        lines += [f"  mended    {text}" for text in found["notices"]]
         if found["writer"]:
             lines.append(f"  console   process {found['writer']} types")
         click.echo("\n".join(lines))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kboot.cli.naming import json_option, machine_argument, print_json, say_state, show_event
+from kboot.cli.naming import json_option, name_argument, print_json, say_state, show_event
 from kboot.cli.options import config_options, load_config
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError
@@ -27,7 +27,7 @@ Exit codes: 0 it is up, 1 the kernel failed (the machine stays, to be looked at)
 3 the host failed.
 """,
 )
-@machine_argument
+@name_argument
 @config_options(*(setting.name for setting in SETTINGS if setting.name not in _OTHERS))
 @json_option
 @click.pass_context
@@ -35,6 +35,7 @@ def up(context: click.Context, /, *, name: str, as_json: bool, **options: Any) -
     """Start a machine called NAME, which stays until ``kboot down``."""
     from kboot.boot import settings_for  # noqa: PLC0415  --help does not need it
     from kboot.machines.client import ask  # noqa: PLC0415
+    from kboot.machines.finding import require_unused  # noqa: PLC0415
     from kboot.machines.launch import launch  # noqa: PLC0415
     from kboot.session import kernel_of  # noqa: PLC0415
 
@@ -44,6 +45,7 @@ def up(context: click.Context, /, *, name: str, as_json: bool, **options: Any) -
     # Mistakes are told here, before anything has been started.
     kernel = kernel_of(config)
     settings_for(kernel, config, machine_name=name)
+    require_unused(name)
     launch(name, {key: value for key, value in options.items() if value not in (None, ())})
     if not as_json:
         click.echo(f"Linux {kernel.release} ({kernel.architecture}) from {kernel.source}")

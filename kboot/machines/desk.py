@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from kboot import wire
-from kboot.boot import Boot, Milestone
+from kboot.boot import Boot, Met, Milestone
 from kboot.boot.follower import GivenUp
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError, KernelCrash
 from kboot.guest import Guest
 from kboot.log import logger
 from kboot.machines.journal import Journal, State
+from kboot.machines.keeping import Keeper
 from kboot.machines.keyboard import Keyboard, Size
 from kboot.machines.pushes import Push, Pushes
+from kboot.machines.supply import Supply
 
 #: For a guest that is up already.
 _LOGIN_LIMIT_S = 30
@@ -33,12 +35,18 @@ _SHELL_WAITS = re.compile(r"[#$] ?$")
 class Desk:
     """Does one thing after another with a machine; every method is for the desk's thread only."""
 
-    def __init__(self, boot: Boot, pushes: Pushes, journal: Journal, keyboard: Keyboard) -> None:
+    def __init__(
+        self, boot: Boot, pushes: Pushes, journal: Journal, keyboard: Keyboard, keeper: Keeper
+    ) -> None:
         self.boot = boot
         self.pushes = pushes
         self.journal = journal
         self._keyboard = keyboard
-        self.boots = 0
+        self._keeper = keeper
+        self.boots = keeper.note.boots
+        #: What had to be mended, for people.
+        self.notices: list[str] = []
+        self.supply = Supply(boot, pushes, keeper, self._notice)
         self._began = 0
         #: The end of the record when the machine was last looked after.
         self._seen = 0
@@ -54,6 +62,27 @@ class Desk:
         """Follow the boot that began with power-on."""
         self._follow(self.boot.wait_until_ready, begin=0)
 
+    def meet(self, met: Met) -> None:
+        """Take up a machine that was there before us: find out how it is."""
+        try:
+            self.boot.check()
+        except GuestError as error:
+            if not isinstance(error, KernelCrash):
+                self.journal.enter(State(name="off", what=str(error), exit_code=error.exit_code))
+                return
+        except InfraError as error:
+            self.journal.enter(_state_after(error))
+            return
+        proved = self._keeper.note.proved
+        self._follow(met.wait_until_ready, begin=met.begin)
+        if self._keeper.note.proved == proved:
+            # The boot that it was in when it was left.
+            self.boots -= 1
+        try:
+            self.supply.check()
+        except KbootError as error:
+            self._notice(str(error))
+
     def restart(self, how: str) -> dict[str, Any]:
         """Restart the machine and tell how its boot went; see `_follow`."""
         if how not in _RESTARTS:
@@ -63,10 +92,7 @@ class Desk:
                 f"the guest cannot restart itself: it is {self.journal.state.name}; "
                 "kboot restart without --soft cuts its power"
             )
-        current = self.pushes.current
-        if current is not None:
-            # The same kernel once more, and yet told from the boot before by its nonce.
-            self.boot.load_next(current.load)
+        self.supply.renew()
         if how == "soft":
             self._need_console()
             return self._follow(self.boot.reboot)
@@ -75,6 +101,7 @@ class Desk:
     def panic(self) -> dict[str, Any]:
         """Have the kernel panic, wait until it is back, and tell both."""
         self._need_console()
+        self.supply.check()
         begin = self.boot.console.mark()
         with (
             self._keyboard.taken_away("the kernel is made to panic"),
@@ -102,7 +129,16 @@ class Desk:
                         State(name="off", what=str(error), exit_code=error.exit_code)
                     )
             except InfraError as error:
-                self.journal.enter(_state_after(error))
+                self._bear(error)
+
+    def _bear(self, error: InfraError) -> None:
+        """The host is at fault: mend what can be mended."""
+        try:
+            if self.supply.mend():
+                return
+        except InfraError as worse:
+            error = worse
+        self.journal.enter(_state_after(error))
 
     def _follow(self, act: Callable[[], None], *, begin: int | None = None) -> dict[str, Any]:
         """Do what makes the machine boot, follow it, and tell how it went.
@@ -123,6 +159,8 @@ class Desk:
             except KbootError as caught:
                 error = caught
         outcome = self._outcome(error, self._began, time.monotonic() - start)
+        if error is None:
+            self._keeper.has_booted(outcome["nonce"], self.boots)
         self.journal.enter(_state_after(error))
         if self._keyboard.holder:
             self.lend_console()
@@ -157,15 +195,19 @@ class Desk:
 
     def switch(self, push: Push) -> dict[str, Any]:
         """Make a push what the machine loads from its next reset on."""
-        accepted = self.pushes.accept(push)
-        nonce = self.boot.load_next(accepted.load)
-        return {**accepted.as_json(), "nonce": nonce}
+        return self.supply.switch(push)
+
+    def _notice(self, text: str) -> None:
+        logger.warning("%s", text)
+        self.notices.append(text)
+        self.journal.add({"event": "notice", "text": text})
 
     def collect(self, keep: int) -> dict[str, Any]:
         """Drop all but the last `keep` pushes; what runs, or comes next, stays."""
         runs, url = self.boot.milestones.expected, self.boot.server.url
         running = [url(path) for path in (runs.kernel_path, *runs.initrd_paths)]
         forgotten, freed = self.pushes.collect(keep, running)
+        self._keeper.has_collected()
         return {
             "pushes": [push.number for push in forgotten],
             "files": freed.files,
@@ -234,6 +276,8 @@ class Desk:
         """`GuestError` if the guest is not up."""
         name, state = self.boot.settings.machine_name, self.journal.state
         if state.name == "ready":
+            # What runs in the guest is not waited for while the host is at fault.
+            self.supply.mend()
             return
         how = f"has {state.name}" if state.name in {"crashed", "failed"} else f"is {state.name}"
         why = f" ({state.what})" if state.what else ""

@@ -18,22 +18,38 @@ from kboot.state import RUN_VARIABLE
 _START_LIMIT_S = 30.0
 
 
-def launch(name: str, options: Mapping[str, object]) -> Place:
+def launch(
+    name: str,
+    options: Mapping[str, object],
+    *,
+    meets: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Place:
     """Start a supervisor for a machine called `name`; it then boots, see the verb ``wait``.
 
     `options` are those of `kboot.config.load`, which the supervisor reads again, here and in this
-    environment. `ConfigError` if there is such a machine.
+    environment, with `environ` on top of it. `ConfigError` if there is such a machine here. With
+    `meets`, it takes up a machine that stays without us, and boots none.
     """
     place = place_of(name)
     clear_dead()
     lock = claim(place)
     try:
-        order = {"name": name, "options": dict(options), "directory": str(Path.cwd())}
+        order = {
+            "name": name,
+            "options": dict(options),
+            "directory": str(Path.cwd()),
+            "meets": meets,
+        }
         place.order.write_text(json.dumps(order), encoding="utf-8")
         supervisor = process.start_detached(
             [sys.executable, "-m", "kboot.machines.supervisor", str(place.directory), str(lock)],
             log=place.log,
-            env={key: value for key, value in os.environ.items() if key != RUN_VARIABLE},
+            env={
+                key: value
+                for key, value in {**os.environ, **(environ or {})}.items()
+                if key != RUN_VARIABLE
+            },
             pass_fds=(lock,),
         )
     finally:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kboot.artifacts import Kernel, read_kernel
+from kboot.artifacts import Kernel, read_kernel, sha256_of
 from kboot.artifacts.compression import MAGIC, compression_of, decompressed
 from kboot.artifacts.image import HEAD_SIZE
-from kboot.backend import BootServer, OnProgress, Progress, ignore_progress
+from kboot.backend import BootServer, MendableServer, OnProgress, Progress, ignore_progress
 from kboot.boot import Load, settings_for, upload
 from kboot.config import Channel, Config
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, InfraError
 from kboot.machines.store import Freed, Store
 
 _CPIO = (b"070701", b"070702")
@@ -37,6 +37,11 @@ class Push:
     def urls(self) -> tuple[str, ...]:
         """All files that it is made of, on the boot server."""
         return (self.load.kernel_url, *self.load.initrd_urls)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where these were on the host that has pushed them."""
+        return (self.load.kernel.image, *self.load.settings.initrds)
 
     def as_json(self) -> dict[str, Any]:
         """For people and programs to read."""
@@ -91,25 +96,47 @@ class Pushes:
         nor an initramfs, and for one that changes while it is read.
         """
         config = self.current.config if self.current else self._config
+        kernel = images = self.current.load if self.current else None
         for file in files:
             if _is_initramfs(file):
-                config = replace(config, rootfs=str(file))
+                config, images = replace(config, rootfs=str(file)), None
             else:
-                config = replace(config, kernel=str(file))
+                config, kernel = replace(config, kernel=str(file)), None
         if command_line is not None:
             config = replace(config, cmdline=command_line)
-        return self.read(config, on_progress)
+        return self.read(config, on_progress, kernel_of=kernel, images_of=images)
 
-    def read(self, config: Config, on_progress: OnProgress = ignore_progress) -> Push:
-        """Read and upload what a configuration names."""
-        kernel = self._kernel(Path(config.kernel or ""), on_progress)
+    def read(
+        self,
+        config: Config,
+        on_progress: OnProgress = ignore_progress,
+        *,
+        kernel_of: Load | None = None,
+        images_of: Load | None = None,
+    ) -> Push:
+        """Read and upload what a configuration names, but for what is taken from another push."""
+        kernel = (
+            kernel_of.kernel if kernel_of else self._kernel(Path(config.kernel or ""), on_progress)
+        )
         # The machine's ssh port can be reached or not, as it was switched on.
         if self._channel == "console":
             config = replace(config, channel="console")
-        settings = settings_for(kernel, config, machine_name=self._machine_name)
+        settings = settings_for(
+            kernel,
+            config,
+            machine_name=self._machine_name,
+            images_of=images_of.settings if images_of else None,
+        )
         self._channel = self._channel or settings.channel
         settings = replace(settings, channel=self._channel)
-        load = upload(self._store, kernel, settings, on_progress)
+        load = upload(
+            self._store,
+            kernel,
+            settings,
+            on_progress,
+            kernel_url=kernel_of.kernel_url if kernel_of else None,
+            initrd_urls=images_of.initrd_urls if images_of else None,
+        )
         if not load.kernel_url.endswith(kernel.sha256):
             raise ConfigError(
                 f"{kernel.source} was written to while it was pushed; push it again when it is done"
@@ -125,6 +152,34 @@ class Pushes:
             self._all.append(same)
         self.current = same
         return same
+
+    def restore(self, pushes: Sequence[Push], current: int) -> None:
+        """Go on with what another process has pushed; `current` is the number of the current one.
+
+        `ConfigError` if that is not among them.
+        """
+        self._all = list(pushes)
+        self._count = max((push.number for push in pushes), default=0)
+        self.current = self.find(current)
+        self._channel = self.current.load.settings.channel
+        self._store.know(url for push in pushes for url in push.urls)
+
+    def restock(self, push: Push, server: MendableServer) -> None:
+        """Send once more what a push is made of and the boot server does not have any more.
+
+        `InfraError` if a file is not here, or is another one by now.
+        """
+        for path, url in zip(push.files, push.urls, strict=True):
+            if server.has(url):
+                continue
+            digest = url.rpartition("/")[2]
+            source = push.load.kernel.source if path == push.load.kernel.image else path
+            if not path.is_file() or sha256_of(path) != digest:
+                raise InfraError(
+                    f"the boot server has lost {path.name} of push {push.number}, and {source} is "
+                    "not that file on this host: push it again, or another one"
+                )
+            self._store.put(path)
 
     def find(self, number: int | None) -> Push:
         """The push of this number, or the one before the current one."""

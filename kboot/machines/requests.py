@@ -123,6 +123,10 @@ def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
         "next": None if current is None else current.as_json(),
         "phase": str(boot.milestones.current),
         "boots": desk.boots,
+        "notices": list(desk.notices),
+        # Of a machine that stays; empty for one that does not.
+        "identifier": supervisor.identifier,
+        "meets": supervisor.meets and state.name in {"starting", "booting"},
         "boot_id": boot.boot_ids[-1] if boot.boot_ids else None,
         "up_s": round(time.time() - supervisor.started, 1),
         "reports": [report.title for report in boot.console.reports],
@@ -155,17 +159,24 @@ def _panic(supervisor: Supervisor, request: Request) -> Any:
 def _push(supervisor: Supervisor, request: Request) -> Any:
     files = [Path(file) for file in request.message.get("files", [])]
     command_line = request.message.get("cmdline")
-    pushes = supervisor.pushes
+    pushes, preempt = supervisor.pushes, bool(request.message.get("preempt"))
     with pushes.changing:
+        _need_server(supervisor, preempt=preempt)
         before = pushes.sent
         push = pushes.prepare(files, command_line, Reporter(request).report)
         # Who was killed in the middle of it has changed nothing.
         request.check_presence()
         sent = pushes.sent - before
-        job = supervisor.submit(
-            lambda desk: desk.switch(push), preempt=bool(request.message.get("preempt"))
-        )
+        job = supervisor.submit(lambda desk: desk.switch(push), preempt=preempt)
         return {**job.result(), "sent": sent}
+
+
+def _need_server(supervisor: Supervisor, *, preempt: bool) -> None:
+    """Have the boot server mended if it is gone."""
+    try:
+        supervisor.desk.boot.server.check()
+    except InfraError:
+        supervisor.submit(lambda desk: desk.supply.mend(), preempt=preempt).result()
 
 
 def _pushes(supervisor: Supervisor, _request: Request) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,10 @@ class Store:
         with self._lock:
             self._urls.add(url)
         return url
+
+    def know(self, urls: Iterable[str]) -> None:
+        """Another process has put these there."""
+        self._urls.update(urls)
 
     def keep_only(self, urls: Collection[str]) -> Freed:
         """Drop all files but these."""

@@ -19,19 +19,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from kboot import wire
-from kboot.boot import Boot, open_backend, power_on
+from kboot.backend import Backend, StayingBackend
+from kboot.boot import Boot, Milestone, meet, open_backend, power_on, reopen_backend
 from kboot.config import Config, load
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import logger
+from kboot.machines import whereabouts
 from kboot.machines.broker import Broker
 from kboot.machines.desk import Desk
 from kboot.machines.journal import Journal
+from kboot.machines.keeping import Keeper, Note, read_note
 from kboot.machines.keyboard import Keyboard
 from kboot.machines.places import Place
 from kboot.machines.pushes import Pushes
@@ -49,7 +53,8 @@ Job = tuple[Callable[[Desk], Any], "Future[Any]"]
 class Supervisor:
     """A machine's desk, the clients that wait at it, and the way to close it."""
 
-    def __init__(self, place: Place, config: Config) -> None:
+    def __init__(self, place: Place, config: Config, *, meets: bool = False) -> None:
+        """It `meets` its machine where that is there already, or else starts it."""
         self.place = place
         self.config = config
         self.started = time.time()
@@ -60,7 +65,9 @@ class Supervisor:
         self.desk: Desk
         self.broker: Broker
         self.pushes: Pushes
+        self.meets = meets
         self._boot: Boot | None = None
+        self._staying: StayingBackend | None = None
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._stopping = threading.Event()
 
@@ -70,6 +77,11 @@ class Supervisor:
     def stopping(self) -> bool:
         """Whether the machine is being switched off."""
         return self._stopping.is_set()
+
+    @property
+    def identifier(self) -> str:
+        """Of a machine that stays, see `StayingMachine`; else empty."""
+        return self._staying.identifier if self._staying else ""
 
     def submit(self, work: Callable[[Desk], Any], *, preempt: bool = False) -> Future[Any]:
         """Have the desk do something; with `preempt`, a boot is not followed to its end first."""
@@ -90,33 +102,84 @@ class Supervisor:
             self._boot.follower.give_up()
         self._jobs.put(None)
 
+    def leave(self) -> None:
+        """End; the machine stays where it can, and is switched off where it cannot."""
+        if self._staying:
+            self._staying.leave()
+        self.stop()
+
     # ---------------------------------------------------------------------------------- its life
 
     def run(self, listener: socket.socket) -> None:
-        """Boot the machine and look after it until `stop`."""
-        with (
-            open_backend(self.config) as backend,
-            backend.serve(Deadline(_SERVER_START_LIMIT_S)) as server,
-        ):
+        """Boot the machine, or meet it, and look after it until `stop`."""
+        if self.meets:
+            with reopen_backend(self.config, self.place.name) as backend:
+                self._staying = backend
+                self._meet(backend, listener)
+        else:
+            with open_backend(self.config, machine=self.place.name) as backend:
+                self._staying = backend if isinstance(backend, StayingBackend) else None
+                self._boot_first(backend, listener)
+
+    def _boot_first(self, backend: Backend, listener: socket.socket) -> None:
+        with backend.serve(Deadline(_SERVER_START_LIMIT_S)) as server:
             self.pushes = Pushes(server, self.config, self.place.name)
-            load = self.pushes.accept(self.pushes.read(self.config)).load
+            keeper = Keeper(backend, self.pushes, Note(config=self.config))
+            push = self.pushes.accept(self.pushes.read(self.config))
             with power_on(
                 backend,
                 server,
-                load.kernel,
-                load.settings,
+                push.load.kernel,
+                push.load.settings,
                 evidence_directory=self.evidence,
-                on_phase=lambda milestone, seconds: self.desk.see_milestone(milestone, seconds),
+                on_phase=self._see_milestone,
             ) as boot:
-                self._boot = boot
-                self.desk = Desk(boot, self.pushes, self.journal, self.keyboard)
-                self.broker = Broker(boot.console, self.evidence / "serial.log", self.keyboard)
-                with self._open_for_clients(listener):
-                    self.desk.first_boot()
-                    self._work()
+                keeper.will_boot(boot.milestones.expected.nonce, push)
+                self._look_after(boot, keeper, listener, lambda desk: desk.first_boot())
+
+    def _meet(self, backend: StayingBackend, listener: socket.socket) -> None:
+        note = read_note(backend.note)
+        self.started = note.started
+        # What it is was decided when it was started; where it is, we know better.
+        self.config = replace(
+            note.config, evidence=self.config.evidence, context=self.config.context
+        )
+        with backend.serve(Deadline(_SERVER_START_LIMIT_S)) as server:
+            self.pushes = Pushes(server, self.config, self.place.name)
+            self.pushes.restore(note.pushes, note.current)
+            keeper = Keeper(backend, self.pushes, note)
+            with meet(
+                backend,
+                server,
+                note.loads,
+                evidence_directory=self.evidence,
+                on_phase=self._see_milestone,
+            ) as met:
+                self._look_after(met.boot, keeper, listener, lambda desk: desk.meet(met))
+
+    def _look_after(
+        self,
+        boot: Boot,
+        keeper: Keeper,
+        listener: socket.socket,
+        begin: Callable[[Desk], None],
+    ) -> None:
+        self._boot = boot
+        self.desk = Desk(boot, self.pushes, self.journal, self.keyboard, keeper)
+        self.broker = Broker(boot.console, self.evidence / "serial.log", self.keyboard)
+        if self._staying:
+            whereabouts.here(self.place.name, self._staying.address).write()
+        with self._open_for_clients(listener):
+            begin(self.desk)
+            self._work()
+
+    def _see_milestone(self, milestone: Milestone, seconds: float) -> None:
+        self.desk.see_milestone(milestone, seconds)
 
     def _work(self) -> None:
         while not self.stopping:
+            if self._staying:
+                self._staying.check_holder()
             try:
                 job = self._jobs.get(timeout=_TICK_S)
             except queue.Empty:
@@ -189,15 +252,15 @@ def main(arguments: list[str]) -> int:
 
 def _supervise(place: Place, order: dict[str, Any]) -> None:
     config = load(order["options"], os.environ, Path(order["directory"]))
-    if config.kernel is None:
+    if config.kernel is None and not order["meets"]:
         raise ConfigError("no kernel was named; say which: kboot up --kernel=FILE")
     # A directory that somebody stands in cannot be unmounted.
     os.chdir("/")
-    supervisor = Supervisor(place, config)
+    supervisor = Supervisor(place, config, meets=order["meets"])
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         # A handler runs on the desk's thread, between two of its steps: it must not wait there.
-        threading.Thread(target=supervisor.stop, daemon=True).start()
+        threading.Thread(target=supervisor.leave, daemon=True).start()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)

@@ -1,0 +1,138 @@
+"""The kernel engineer's loop on both backends: the same commands, typed in the same order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot.rootfs import overlay_initramfs, tiny_initramfs
+from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.users import User
+
+KINDS = ("configmaps", "pods", "secrets", "services", "virtualmachines", "networkpolicies")
+
+
+class Desk:
+    """A user, and what there is of his machine."""
+
+    def __init__(self, user: User, cluster: Cluster | None) -> None:
+        self.user = user
+        self.cluster = cluster
+
+    def kernel(self) -> str:
+        return self.user.type("run", "--", "uname", "-r").strip()
+
+    def lose_supervisor(self) -> None:
+        """SIGKILL, and another host from now on: nothing of this one's notes is there."""
+        status = self.user.ask("status")
+        os.kill(status["pid"], signal.SIGKILL)
+        home = self.user.home / f"state-{status['pid']}"
+        self.user.environ["XDG_STATE_HOME"] = str(home)
+        self.user.environ["KBOOT_BACKEND"] = "kubevirt"
+
+    def left(self) -> list[str]:
+        """What is there still of any machine."""
+        assert self.user.ask("list") == []
+        if self.cluster is None:
+            return []
+        return [
+            f"{kind}/{thing['metadata']['name']}"
+            for kind in KINDS
+            for thing in self.cluster.objects(kind)
+        ]
+
+
+@pytest.fixture(params=["qemu", "kubevirt"])
+def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
+    user = User(tmp_path)
+    user.environ["KBOOT_BACKEND"] = request.param
+    with contextlib.ExitStack() as stack:
+        cluster = None
+        if request.param == "kubevirt":
+            cluster = stack.enter_context(running_cluster())
+            kubeconfig = cluster.write_kubeconfig(tmp_path / "kubeconfig")
+            user.environ["KUBECONFIG"] = str(kubeconfig)
+        yield Desk(user, cluster)
+        user.try_("down", "--all")
+
+
+def test_the_whole_loop_is_the_same_everywhere(
+    desk: Desk, debian_kernel: Path, second_kernel: Path
+) -> None:
+    user = desk.user
+    user.type("up", "--kernel", str(debian_kernel))
+    first = desk.kernel()
+    assert f"Linux version {first}" in user.type("console", "--log", "--since", "start")
+    pushed = user.ask("push", str(second_kernel))
+    assert pushed["release"] != first
+    assert desk.kernel() == first
+    if desk.cluster:
+        desk.lose_supervisor()
+    outcome = user.ask("restart")
+    assert outcome["error"] is None
+    assert outcome["release"] == pushed["release"] == desk.kernel()
+    assert f"Linux version {pushed['release']}" in user.type("console", "--log")
+    crashed = user.ask("panic")
+    assert "sysrq" in crashed["crash"].lower()
+    if desk.cluster:
+        desk.lose_supervisor()
+        found = user.ask("status")
+        assert (found["state"], found["what"]) == ("ready", "")
+        assert found["boot_id"] == crashed["boot_id"]
+        assert "sysrq triggered crash" in user.type("logs")
+    back = user.ask("push", "--rollback")
+    assert back["release"] == first
+    assert user.ask("restart")["release"] == first == desk.kernel()
+    user.type("down")
+    assert desk.left() == []
+
+
+def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, debian_kernel: Path) -> None:
+    user = User(tmp_path)
+    large = tmp_path / "large.cpio"
+    extra = overlay_initramfs({"/root/large": os.urandom(24 << 20)})
+    large.write_bytes(tiny_initramfs().read_bytes() + extra.read_bytes())
+    with running_cluster() as cluster:
+        user.environ["KUBECONFIG"] = str(cluster.write_kubeconfig(tmp_path / "kubeconfig"))
+        user.environ["KBOOT_BACKEND"] = "kubevirt"
+        desk = Desk(user, cluster)
+        user.type("up", "--kernel", str(debian_kernel))
+        before = user.ask("status")
+        # A push whose client, and then whose supervisor, is killed in the middle.
+        cluster.order("PUT .*/artifacts/", delay_s=1.5, count=2)
+        for victim in ("client", "supervisor"):
+            with subprocess.Popen(
+                user.command("push", str(large)),
+                env=user.environ,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            ) as push:
+                time.sleep(1.2)
+                if victim == "supervisor":
+                    desk.lose_supervisor()
+                push.kill()
+        (only,) = user.ask("push", "--list")
+        assert only["current"]
+        # The boot server is evicted, and with it all that was on it is lost.
+        cluster.delete("pods", f"kboot-{before['identifier']}")
+        outcome = user.ask("restart")
+        assert outcome["error"] is None
+        assert outcome["boot_id"] != before["boot_id"]
+        status = user.ask("status")
+        assert (status["state"], status["boots"]) == ("ready", 2)
+        assert "is gone" in status["notices"][0]
+        # Somebody stops the machine while nobody looks after it.
+        desk.lose_supervisor()
+        cluster.stop_machine()
+        done = user.try_("status")
+        assert done.returncode == 3
+        assert "was stopped from outside" in done.stdout
+        user.type("down")
+        assert desk.left() == []
