@@ -107,7 +107,8 @@ class Held:
 
 def held(user: User, machine: str) -> Held:
     """Look at a supervisor from outside."""
-    status = user.ask("status", machine)
+    # It may have crashed in its last boot, and the command says so by its exit code.
+    status = json.loads(user.try_("status", machine, "--json").stdout)
     # A connection that has just been closed is a thread for a moment longer.
     time.sleep(1)
     processes = [status["pid"], *_descendants(status["pid"])]

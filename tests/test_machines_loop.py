@@ -46,6 +46,17 @@ def test_a_file_goes_in_and_comes_out_as_it_was(user: User, machine: str) -> Non
     user.type("put", "-n", machine, "in", "/root/there")
     user.type("get", "-n", machine, "/root/there", "out")
     assert (user.home / "out").read_bytes() == (user.home / "in").read_bytes()
+    for words in (
+        ("get", "/root/there", "nowhere/out"),
+        ("get", "/root/nothing", "out"),
+        ("put", "in", "/nowhere/there"),
+    ):
+        done = user.try_(words[0], "-n", machine, *words[1:])
+        assert done.returncode in {1, 2}, done
+        assert (done.stderr.count("\n"), "nowhere" in done.stderr or "nothing" in done.stderr) == (
+            1,
+            True,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +100,22 @@ def test_what_no_push_needs_is_dropped(user: User, machine: str, large: Path) ->
 
 
 def test_pushes_that_are_killed_leave_a_machine_that_boots(
-    user: User, machine: str, large: Path
+    user: User, machine: str, large: Path, debian_kernel: Path, second_kernel: Path
 ) -> None:
     before = [push["number"] for push in user.ask("push", "-n", machine, "--list")]
     for after_s in (0.1, 0.2, 0.3, 0.5):
         kill_a_push(user, machine, large, after_s)
+    # As is one with modules: a file of the user's, and one of the kernel's by name.
+    modules = read_kernel(debian_kernel).modules
+    assert modules
+    mine = next(modules.rglob("dummy.ko*"))
+    user.type("push", "-n", machine, str(debian_kernel), str(mine), "--module", "nlmon")
     assert user.ask("restart", machine)["error"] is None
+    loaded = user.type("run", "-n", machine, "cut -d' ' -f1 /proc/modules").split()
+    assert {"dummy", "nlmon"} <= set(loaded)
+    other = user.try_("push", "-n", machine, str(second_kernel))
+    assert other.returncode == 2
+    assert "dummy.ko: a module for Linux" in other.stderr
     user.type("push", "-n", machine, "--rollback", "--to", str(before[0]))
 
 

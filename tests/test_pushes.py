@@ -16,7 +16,7 @@ from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.machines.keeping import Keeper, Note, Script, read_note
 from kboot.machines.plain import to_plain
-from kboot.machines.pushes import Pushes
+from kboot.machines.pushes import Pushes, Wanted
 from kboot.rootfs import tiny_initramfs
 
 
@@ -47,11 +47,11 @@ def test_what_is_not_pushed_stays_also_where_its_file_is_gone(
     Path(config.kernel or "").unlink()
     image = tmp_path / "image.cpio"
     image.write_bytes(tiny_initramfs().read_bytes())
-    second = pushes.accept(pushes.prepare([image], None))
+    second = pushes.accept(pushes.prepare(Wanted(files=[image])))
     assert second.load.kernel_url == first.load.kernel_url
     assert second.load.settings.initrds == (image,)
     image.unlink()
-    third = pushes.accept(pushes.prepare([], "debug"))
+    third = pushes.accept(pushes.prepare(Wanted(command_line="debug")))
     assert third.urls == second.urls
     assert third.load.settings.command_line == "debug"
 
@@ -77,7 +77,7 @@ def test_a_note_is_read_as_it_was_written(server: BootServer, config: Config) ->
     again = Pushes(server, config, "m")
     again.restore(note.pushes, note.current)
     assert again.current == push
-    assert again.accept(again.prepare([], "debug")).number == 2
+    assert again.accept(again.prepare(Wanted(command_line="debug"))).number == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"config": 1}', '{"pushes": []}'])

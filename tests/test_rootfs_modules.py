@@ -123,6 +123,38 @@ def test_a_build_tree_has_its_modules_where_they_were_built(tmp_path: Path) -> N
         load_order(kernel, ["stale"])
 
 
+def test_a_file_of_the_users_brings_what_it_needs_from_the_kernel(
+    tree: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "my-own.ko"
+    mine.write_bytes(module("depends=middle", f"vermagic={RELEASE} SMP"))
+    newer = tmp_path / "base.ko"
+    newer.write_bytes(module("name=base", f"vermagic={RELEASE} SMP"))
+    order = load_order(kernel_of(tree), [str(mine), str(newer), "late"])
+    names = [each.name for each in order]
+    assert names[:3] == ["base", "middle", "my_own"]
+    assert {each.path for each in order} >= {"updates/base.ko", "updates/my_own.ko"}
+
+
+def test_a_file_for_another_kernel_is_refused(tree: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.ko"
+    mine.write_bytes(module("vermagic=5.4.0 SMP"))
+    with pytest.raises(ConfigError, match=rf"mine.ko: a module for Linux 5.4.0, .* is {RELEASE}"):
+        load_order(kernel_of(tree), [str(mine)])
+    with pytest.raises(ConfigError, match=r"nothing.ko: no such file"):
+        load_order(kernel_of(tree), [str(tmp_path / "nothing.ko")])
+
+
+def test_a_file_that_needs_nothing_does_without_the_kernels_modules(tmp_path: Path) -> None:
+    image = written(tmp_path / "bare/vmlinuz", bzimage())
+    mine = tmp_path / "mine.ko"
+    mine.write_bytes(module("depends=", f"vermagic={RELEASE} SMP"))
+    assert [each.name for each in load_order(read_kernel(image), [str(mine)])] == ["mine"]
+    mine.write_bytes(module("depends=base", f"vermagic={RELEASE} SMP"))
+    with pytest.raises(ConfigError, match="no modules came with this kernel, so base cannot"):
+        load_order(read_kernel(image), [str(mine)])
+
+
 def test_the_image_lists_its_modules_in_load_order(tree: Path, tmp_path: Path) -> None:
     image = module_initramfs(kernel_of(tree), ["middle"])
     assert module_initramfs(kernel_of(tree), ["middle"]) == image

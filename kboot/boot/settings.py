@@ -9,7 +9,7 @@ from kboot.artifacts import Kernel, require_architecture
 from kboot.backend import Firmware, MachineSpec
 from kboot.boot import script
 from kboot.config import Channel, Config, Warnings
-from kboot.rootfs import overlay_initramfs, resolve_rootfs
+from kboot.rootfs import module_initramfs, overlay_initramfs, resolve_rootfs
 from kboot.ssh import authorized_key
 
 
@@ -59,6 +59,7 @@ def settings_for(
     rootfs = resolve_rootfs(
         config.rootfs, architecture=kernel.architecture, password=config.password
     )
+    modules = (module_initramfs(kernel, config.module),) if config.module else ()
     # The tiny system has no ssh server, unless the user brings one and says so.
     channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
@@ -69,7 +70,7 @@ def settings_for(
         cpus=config.cpus,
         firmware=config.firmware,
         command_line=config.cmdline,
-        initrds=(*rootfs, *config.initrd, *keys),
+        initrds=(*rootfs, *modules, *config.initrd, *keys),
         channel=channel,
         user=config.user,
         password=config.password,

@@ -16,7 +16,7 @@ import click
 
 from kboot import process
 from kboot.cli.naming import DEFAULT, complete_file_or_name
-from kboot.crash import CrashReport, Event, Frame, Scanner
+from kboot.crash import CrashKind, CrashReport, Event, Frame, Scanner
 from kboot.crash.elf import Symbol, Vmlinux
 from kboot.errors import ConfigError
 
@@ -72,10 +72,8 @@ def _events(log: Path) -> Iterator[Event]:
     if str(log) == "-":
         yield from _follow(scanner)
     elif _is_machine(log):
-        from kboot.machines.client import console_of  # noqa: PLC0415  files do without
-
-        for data in console_of(str(log), "start"):
-            yield from scanner.feed(data)
+        yield from _of_machine(str(log), scanner)
+        return
     else:
         try:
             with log.open("rb") as file:
@@ -94,6 +92,22 @@ def _is_machine(log: Path) -> bool:
     if os.path.lexists(log):
         return False
     return str(log) == DEFAULT or any(place.name == str(log) for place in places())
+
+
+def _of_machine(name: str, scanner: Scanner) -> Iterator[Event]:
+    """The events on a machine's console, less the resets that somebody has asked for."""
+    from kboot.machines.client import ask, console_of  # noqa: PLC0415  files do without
+
+    told = set(ask(name, "status")["reports"])
+
+    def counts(event: Event) -> bool:
+        if not isinstance(event, CrashReport) or event.kind != CrashKind.UNEXPECTED_RESET:
+            return True
+        return event.title in told
+
+    for data in console_of(name, "start"):
+        yield from filter(counts, scanner.feed(data))
+    yield from filter(counts, scanner.close())
 
 
 def _refuse_packed(log: Path, head: bytes) -> None:

@@ -23,6 +23,7 @@ _KEEP = 3
 Examples:
   kboot push arch/x86/boot/bzImage --restart
   kboot push vmlinuz initramfs.cpio.zst --cmdline 'debug'
+  kboot push drivers/net/dummy.ko --module virtio_net
   kboot push --list
   kboot push --rollback --restart
   kboot push --gc --keep 3
@@ -34,6 +35,21 @@ changes nothing.
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
 @machine_option
 @click.option("--cmdline", metavar="TEXT", help="More parameters for the kernel, from now on.")
+@click.option(
+    "--module",
+    "modules",
+    multiple=True,
+    metavar="NAME",
+    help="Load a module of the kernel's at boot, too; an empty one: none any more.",
+)
+@click.option(
+    "--initrd",
+    "initrds",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="Images to load after the root file system; an empty one: none any more.",
+)
 @click.option("--restart", is_flag=True, help="Restart the machine, and follow its boot.")
 @click.option("--console", "watch", is_flag=True, help="Restart, and watch it on the console.")
 @click.option("--list", "show", is_flag=True, help="List what was pushed.")
@@ -53,6 +69,8 @@ def push(
     files: tuple[Path, ...],
     name: str,
     cmdline: str | None,
+    modules: tuple[str, ...],
+    initrds: tuple[str, ...],
     restart: bool,
     watch: bool,
     show: bool,
@@ -62,9 +80,16 @@ def push(
     keep: int,
     as_json: bool,
 ) -> None:
-    """Have the machine load FILE from its next boot on: a kernel, a .deb, an initramfs."""
-    if sum([bool(files) or cmdline is not None, show, rollback, collect]) != 1:
-        raise click.UsageError("give files or --cmdline to push, or --list, --rollback, or --gc")
+    """Have the machine load FILE from its next boot on.
+
+    FILE is a kernel (an image, a .deb, a build tree), a root file system (an initramfs), or a
+    module (.ko).
+    """
+    pushes = bool(files or modules or initrds) or cmdline is not None
+    if sum([pushes, show, rollback, collect]) != 1:
+        raise click.UsageError(
+            "give files, --cmdline, --module or --initrd to push, or --list, --rollback, or --gc"
+        )
     if show or collect:
         if restart or watch:
             raise click.UsageError("nothing is pushed, so there is nothing to restart for")
@@ -76,7 +101,13 @@ def push(
     else:
         # Another process reads them, in another directory.
         paths = [str(file.absolute()) for file in files]
-        what = {"verb": "push", "files": paths, "cmdline": cmdline}
+        what = {
+            "verb": "push",
+            "files": paths,
+            "cmdline": cmdline,
+            "modules": modules or None,
+            "initrds": [str(Path(file).absolute()) if file else "" for file in initrds] or None,
+        }
     pushed = _push(name, {**what, "preempt": restart}, as_json=as_json)
     if as_json:
         boot = {"boot": ask_restart(name)} if restart else {}

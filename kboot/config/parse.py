@@ -94,6 +94,14 @@ def paths(value: object, directory: Path) -> tuple[Path, ...]:
     return tuple(path(item, directory) for item in listed)
 
 
+def modules(value: object, directory: Path) -> tuple[str, ...]:
+    """Modules' names as they are, and the absolute paths of those that are files."""
+    return tuple(
+        str(path(item, directory)) if "/" in item or ".ko" in item else item
+        for item in words(value, directory)
+    )
+
+
 def number(low: int, high: int) -> Parse:
     """A whole number from `low` to `high`."""
 

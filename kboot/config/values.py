@@ -51,6 +51,17 @@ class Config(ClusterConfig):
             repeated=True,
         ),
     )
+    #: Names, and absolute paths.
+    module: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "a kernel module to load at boot, with all that it needs: its name, or its .ko file; "
+            "may be repeated",
+            "NAME|FILE",
+            parse.modules,
+            repeated=True,
+        ),
+    )
     cmdline: str = field(
         default="", metadata=about("more parameters for the kernel", "TEXT", parse.text)
     )

@@ -118,18 +118,21 @@ class Desk:
             self._follow(self.boot.follow_reset, begin=self._seen)
             return
         self._seen = self.boot.console.mark()
-        if self.journal.state.name == "ready":
-            try:
-                self.boot.check()
-            except KernelCrash as error:
-                self.journal.enter(_state_after(error))
-            except GuestError as error:
-                if not self.boot.follower.has_reset:
-                    self.journal.enter(
-                        State(name="off", what=str(error), exit_code=error.exit_code)
-                    )
-            except InfraError as error:
-                self._bear(error)
+        self._look_after()
+
+    def _look_after(self) -> None:
+        """Take notice if a machine that was ready is so no more."""
+        if self.journal.state.name != "ready":
+            return
+        try:
+            self.boot.check()
+        except KernelCrash as error:
+            self.journal.enter(_state_after(error))
+        except GuestError as error:
+            if not self.boot.follower.has_reset:
+                self.journal.enter(State(name="off", what=str(error), exit_code=error.exit_code))
+        except InfraError as error:
+            self._bear(error)
 
     def _bear(self, error: InfraError) -> None:
         """The host is at fault: mend what can be mended."""
@@ -229,12 +232,12 @@ class Desk:
 
     def put(self, local: str, remote: str, timeout_s: float) -> None:
         """Copy a file of this host into the guest."""
-        with self._guest("a file is copied") as guest:
+        with self._guest("a file is copied") as guest, _local_named(local):
             guest.put(Path(local), remote, Deadline(timeout_s))
 
     def get(self, remote: str, local: str, timeout_s: float) -> None:
         """Copy a file of the guest to this host."""
-        with self._guest("a file is copied") as guest:
+        with self._guest("a file is copied") as guest, _local_named(local):
             guest.get(remote, Path(local), Deadline(timeout_s))
 
     def lend_console(self) -> None:
@@ -274,6 +277,7 @@ class Desk:
 
     def _need_ready(self) -> None:
         """`GuestError` if the guest is not up."""
+        self._look_after()
         name, state = self.boot.settings.machine_name, self.journal.state
         if state.name == "ready":
             # What runs in the guest is not waited for while the host is at fault.
@@ -293,6 +297,15 @@ class Desk:
                 )
             with self._keyboard.taken_away("the guest is logged in to"):
                 self.boot.channels.log_in(self.boot.settings, Deadline(_LOGIN_LIMIT_S))
+
+
+@contextlib.contextmanager
+def _local_named(path: str) -> Iterator[None]:
+    """What is wrong with a file on this host is its owner's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; look at its path and permissions") from error
 
 
 def set_size(size: Size) -> str:

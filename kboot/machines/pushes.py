@@ -17,6 +17,7 @@ from kboot.boot import Load, settings_for, upload
 from kboot.config import Channel, Config
 from kboot.errors import ConfigError, InfraError
 from kboot.machines.store import Freed, Store
+from kboot.rootfs import is_module_file, module_name
 
 _CPIO = (b"070701", b"070702")
 
@@ -58,6 +59,19 @@ class Push:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be pushed; None is for what stays as it is."""
+
+    #: Kernels, root file systems and modules, told apart by what is in them.
+    files: Sequence[Path] = ()
+    command_line: str | None = None
+    #: They take the place of all that there were; one without a name is for none.
+    initrds: Sequence[Path] | None = None
+    #: Names, to be added to those there were; an empty one takes these away.
+    modules: Sequence[str] | None = None
+
+
 class Pushes:
     """Puts files on a boot server, and remembers what they make up."""
 
@@ -86,25 +100,23 @@ class Pushes:
 
     def prepare(
         self,
-        files: Sequence[Path],
-        command_line: str | None,
+        wanted: Wanted,
         on_progress: OnProgress = ignore_progress,
     ) -> Push:
         """Read and upload files; what is not among them stays as it is in the current push.
 
-        Nothing is switched yet, see `accept`. `ConfigError` for a file that is neither a kernel
-        nor an initramfs, and for one that changes while it is read.
+        Nothing is switched yet, see `accept`. `ConfigError` for a file that is neither a kernel,
+        a module nor an initramfs, and for one that changes while it is read.
         """
+        current = self.current.load if self.current else None
         config = self.current.config if self.current else self._config
-        kernel = images = self.current.load if self.current else None
-        for file in files:
-            if _is_initramfs(file):
-                config, images = replace(config, rootfs=str(file)), None
-            else:
-                config, kernel = replace(config, kernel=str(file)), None
-        if command_line is not None:
-            config = replace(config, cmdline=command_line)
-        return self.read(config, on_progress, kernel_of=kernel, images_of=images)
+        config, new_kernel, new_images = _changed(config, wanted)
+        return self.read(
+            config,
+            on_progress,
+            kernel_of=None if new_kernel else current,
+            images_of=None if new_images else current,
+        )
 
     def read(
         self,
@@ -225,6 +237,30 @@ class Pushes:
             on_progress(Progress(file=path, step="read", done=0, size=stat.st_size))
             self._kernels[key] = read_kernel(path)
         return self._kernels[key]
+
+
+def _changed(config: Config, wanted: Wanted) -> tuple[Config, bool, bool]:
+    """A configuration with what is wanted, and whether its kernel, and its images, are new."""
+    modules = list(wanted.modules or ())
+    new_kernel, new_images = False, wanted.initrds is not None
+    for file in wanted.files:
+        if is_module_file(file.name):
+            modules.append(str(file))
+        elif _is_initramfs(file):
+            config, new_images = replace(config, rootfs=str(file)), True
+        else:
+            config, new_kernel = replace(config, kernel=str(file)), True
+    if wanted.command_line is not None:
+        config = replace(config, cmdline=wanted.command_line)
+    if wanted.initrds is not None:
+        config = replace(config, initrd=tuple(file for file in wanted.initrds if file.name))
+    if modules:
+        # An empty name takes away what there was; else a new one replaces its namesake.
+        before = () if "" in modules else config.module
+        named = {module_name(each): each for each in (*before, *modules) if each}
+        config = replace(config, module=tuple(named.values()))
+    # Modules are those of their kernel.
+    return config, new_kernel, new_images or bool(modules or (new_kernel and config.module))
 
 
 def _same(one: Push, other: Push) -> bool:

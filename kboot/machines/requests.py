@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kboot.backend import Progress, SshMachine
 from kboot.errors import ConfigError, InfraError
 from kboot.machines.keyboard import Size
+from kboot.machines.pushes import Wanted
 from kboot.ssh import key_file
 from kboot.wire import Wire
 
@@ -157,13 +158,18 @@ def _panic(supervisor: Supervisor, request: Request) -> Any:
 
 
 def _push(supervisor: Supervisor, request: Request) -> Any:
-    files = [Path(file) for file in request.message.get("files", [])]
-    command_line = request.message.get("cmdline")
     pushes, preempt = supervisor.pushes, bool(request.message.get("preempt"))
+    initrds = request.message.get("initrds")
+    wanted = Wanted(
+        files=[Path(file) for file in request.message.get("files", [])],
+        command_line=request.message.get("cmdline"),
+        initrds=None if initrds is None else [Path(file) for file in initrds],
+        modules=request.message.get("modules"),
+    )
     with pushes.changing:
         _need_server(supervisor, preempt=preempt)
         before = pushes.sent
-        push = pushes.prepare(files, command_line, Reporter(request).report)
+        push = pushes.prepare(wanted, Reporter(request).report)
         # Who was killed in the middle of it has changed nothing.
         request.check_presence()
         sent = pushes.sent - before

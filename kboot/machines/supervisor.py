@@ -193,6 +193,10 @@ class Supervisor:
             return
         try:
             result = work(self.desk)
+        except OSError as error:
+            # Not of the client's connection, which is what an OSError is to who serves it.
+            logger.debug("a job failed", exc_info=True)
+            future.set_exception(InfraError(f"the supervisor of {self.place.name}: {error}"))
         except Exception as error:
             logger.debug("a job failed", exc_info=True)
             future.set_exception(error)

@@ -31,6 +31,8 @@ class Module:
     #: Below ``lib/modules/<release>``: ``kernel/drivers/char/virtio_console.ko``.
     path: str
     content: bytes
+    #: What it was built for: the release first, then options that have to be the same.
+    vermagic: str = ""
     #: Names of modules that have to be loaded before it.
     depends: tuple[str, ...] = ()
     #: Names or aliases of modules that should be loaded before it, if they are there.
@@ -49,8 +51,8 @@ class ModuleTree:
         files = sorted(self._files(), key=lambda file: ("updates" not in file.parts[:1], file))
         self._paths: dict[str, Path] = {}
         for file in files:
-            self._paths.setdefault(_name_of(file), file)
-        self._builtin = frozenset(map(_name_of, _lines(directory / "modules.builtin")))
+            self._paths.setdefault(module_name(file), file)
+        self._builtin = frozenset(map(module_name, _lines(directory / "modules.builtin")))
 
     @property
     def names(self) -> list[str]:
@@ -72,17 +74,11 @@ class ModuleTree:
     def read(self, name: str) -> Module:
         """The module called `name`, which `find` gave. `ConfigError` if its file is broken."""
         relative = self._paths[name]
-        content = _decompress(self.directory / relative)
-        info = _modinfo(content, self.directory / relative)
-        soft = [_softdep(value) for value in info["softdep"]]
         path = relative.with_suffix("") if relative.suffix != ".ko" else relative
-        return Module(
+        return _read(
+            self.directory / relative,
             name=name,
             path=str(path if self._is_installed else Path("kernel") / path),
-            content=content,
-            depends=tuple(n for value in info["depends"] for n in value.split(",") if n),
-            soft_before=tuple(name for before, _ in soft for name in before),
-            soft_after=tuple(name for _, after in soft for name in after),
         )
 
     @functools.cached_property
@@ -105,6 +101,46 @@ class ModuleTree:
         return [line.with_suffix(".ko") for line in _lines(self.directory / "modules.order")]
 
 
+def is_module_file(name: str) -> bool:
+    """Whether `name` is a module's file, by its ending, and not a module's name."""
+    path = PurePosixPath(name)
+    return ".ko" in path.suffixes[-2:] and path.suffix in _COMPRESSION
+
+
+def read_module_file(path: Path, release: str) -> Module:
+    """The module in a file of the user's, which goes where an update would.
+
+    `ConfigError` if it is none, or was built for another kernel than that of `release`.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give a module's .ko file, or its name")
+    name = module_name(path)
+    module = _read(path, name=name, path=f"updates/{name}.ko")
+    # include/linux/vermagic.h: the release comes first.
+    built_for = (*module.vermagic.split(), "")[0]
+    if built_for != release:
+        raise ConfigError(
+            f"{path}: a module for Linux {built_for or 'of unknown release'}, but the kernel is "
+            f"{release}; build it for that one"
+        )
+    return module
+
+
+def _read(file: Path, *, name: str, path: str) -> Module:
+    content = _decompress(file)
+    info = _modinfo(content, file)
+    soft = [_softdep(value) for value in info["softdep"]]
+    return Module(
+        name=name,
+        path=path,
+        content=content,
+        vermagic=" ".join(info["vermagic"]),
+        depends=tuple(n for value in info["depends"] for n in value.split(",") if n),
+        soft_before=tuple(name for before, _ in soft for name in before),
+        soft_after=tuple(name for _, after in soft for name in after),
+    )
+
+
 def _is_built_in(directory: Path) -> bool:
     # The source has a directory called kernel, too.
     return (directory / "Makefile").is_file()
@@ -116,7 +152,7 @@ def _lines(path: Path) -> list[Path]:
     return [Path(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def _name_of(file: Path) -> str:
+def module_name(file: Path | str) -> str:
     """``kernel/crypto/crc32c-generic.ko.xz`` is the module ``crc32c_generic``."""
     return PurePosixPath(file).name.split(".ko", 1)[0].replace("-", "_")
 
