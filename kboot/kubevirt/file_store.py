@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +35,8 @@ _PAUSE_S = 0.5
 _PASSING = {429, 500, 502, 503, 504}
 _SILENCE_S = 60.0
 _PIECE_BYTES = 1 << 18
+#: For how long a list of what is stored is good: other processes store files as well.
+_LIST_S = 1.0
 _TOKEN_HEADER = "X-Kboot-Token"  # noqa: S105  the header's name
 
 #: What is not larger is read back. Larger files would take twice as long: of them, only the length
@@ -51,6 +57,9 @@ class FileStore:
         self._check = check
         proxy = SERVICES.path(run.namespace, f"http:{run.name}:upload", "proxy")
         self._path = f"{proxy}/files/"
+        self._lock = threading.Lock()
+        self._listed: dict[str, int] = {}
+        self._list_ends = -math.inf
 
     def put(self, artifact: Path, stamp: Stamp, on_progress: OnProgress) -> str:
         """Store a file under its sha256, unless it is there; returns that.
@@ -63,7 +72,7 @@ class FileStore:
             for piece in _pieces(artifact, size, "read", on_progress):
                 digest.update(piece)
             name, deadline = digest.hexdigest(), Deadline(_PUT_LIMIT_S)
-            if self._size_of(name, deadline) == size:
+            if self._is_there(name, size, deadline):
                 logger.debug("%s is there already", name)
                 return name
 
@@ -72,6 +81,8 @@ class FileStore:
 
             self._send("PUT", f"artifacts/{name}", deadline, body=body, length=size)
             self._verify(name, size, artifact, deadline)
+            with self._lock:
+                self._listed[name] = size
         return name
 
     def has(self, name: str) -> bool:
@@ -85,12 +96,34 @@ class FileStore:
     def remove(self, name: str) -> int:
         """Drop what `put` has stored; the bytes that it took, 0 if there was nothing."""
         deadline = Deadline(_WRITE_LIMIT_S)
+        with self._lock:
+            self._list_ends = -math.inf
         size = self._size_of(name, deadline)
         if size is not None:
             self._send("DELETE", f"artifacts/{name}", deadline)
         return size or 0
 
     # -------------------------------------------------------------------------------- inside
+
+    def _is_there(self, name: str, size: int, deadline: Deadline) -> bool:
+        """Whether the whole file is stored. Those of one boot are looked up by one request."""
+        with self._lock:
+            if time.monotonic() >= self._list_ends:
+                self._listed = self._list(deadline)
+                self._list_ends = time.monotonic() + _LIST_S
+            return self._listed.get(name) == size
+
+    def _list(self, deadline: Deadline) -> dict[str, int]:
+        """The names and lengths of all artifacts that are stored."""
+        try:
+            answer = self._send("GET", "artifacts/", deadline)
+        except ApiError as error:
+            if error.status == 404:
+                # It is made for the first one.
+                return {}
+            raise
+        entries = json.loads(answer.data)
+        return {each["name"]: each["size"] for each in entries if each["type"] == "file"}
 
     def _verify(self, name: str, size: int, artifact: Path, deadline: Deadline) -> None:
         """See that what is stored is what was sent; else drop it, and raise `ClusterError`."""

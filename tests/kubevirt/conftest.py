@@ -11,6 +11,7 @@ from kboot.backend import BootServer
 from kboot.deadline import Deadline
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
 from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.cluster.rights import Rights
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +41,7 @@ def cluster(
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     shared_cluster.call(shared_cluster.api.calls.clear)
-    shared_cluster.call(shared_cluster.api.forbidden.clear)
+    shared_cluster.api.rights = Rights()
     yield shared_cluster
     shared_cluster.call(shared_cluster.api.faults.pending.clear)
 

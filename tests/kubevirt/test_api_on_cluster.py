@@ -13,7 +13,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kube import PODS, Watch, connect
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
-from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.cluster import TOKEN, Cluster, running_cluster
 from tests.kubevirt.powered import powered_on, read_until
 from tests.kubevirt.talking import talking
 
@@ -82,8 +82,41 @@ def test_a_token_that_was_renewed_in_the_file_is_taken(cluster: Cluster, tmp_pat
     client.close()
 
 
+def test_a_token_that_is_renewed_while_a_machine_runs_goes_unnoticed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    path = tmp_path / "kubeconfig"
+
+    def renew() -> None:
+        cluster.api.token = "renewed"
+        # All that was open is opened anew, and finds the old token refused.
+        cluster.store.end_watches()
+        for instance in cluster.virt.instances.values():
+            instance.drop_session()
+
+    try:
+        with (
+            open_kubevirt(ClusterSettings()) as backend,
+            backend.serve(Deadline(20)) as server,
+            powered_on(backend) as machine,
+        ):
+            read_until(machine.stream, b"line 5\r\n")
+            cluster.write_kubeconfig(path, token="renewed")
+            cluster.call(renew)
+            read_until(machine.stream, b"line 200\r\n")
+            server.write("m/boot.ipxe", "#!ipxe")
+            before = cluster.instance().vmi["metadata"]["uid"]
+            # It is seen by the watches, with the new token.
+            machine.restart()
+            assert cluster.instance().vmi["metadata"]["uid"] != before
+            machine.check()
+            server.check()
+    finally:
+        cluster.api.token = TOKEN
+
+
 def test_an_account_without_rights_is_told_which_one_it_lacks(cluster: Cluster) -> None:
-    cluster.call(lambda: cluster.api.forbidden.add("list virtualmachineinstances"))
+    cluster.call(lambda: cluster.api.rights.forbidden.add("list virtualmachineinstances"))
     words = r"tester may not list virtualmachineinstances \(kubevirt.io\) in namespace team"
     with pytest.raises(ClusterError, match=words), open_kubevirt(ClusterSettings()):
         pass
@@ -91,7 +124,7 @@ def test_an_account_without_rights_is_told_which_one_it_lacks(cluster: Cluster) 
 
 
 def test_the_network_policy_is_done_without_where_it_may_not_be(cluster: Cluster) -> None:
-    cluster.call(lambda: cluster.api.forbidden.add("create networkpolicies"))
+    cluster.call(lambda: cluster.api.rights.forbidden.add("create networkpolicies"))
     with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
         server.check()
         assert cluster.objects("networkpolicies") == []
@@ -108,12 +141,10 @@ def test_a_namespace_that_is_not_there_is_named(cluster: Cluster) -> None:
 def test_a_boot_takes_few_calls_however_long_it_takes(
     cluster: Cluster, backend: KubevirtBackend, server: BootServer, tmp_path: Path
 ) -> None:
-    kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
-    kernel.write_bytes(b"k" * 1000)
-    initrd.write_bytes(b"i" * 1000)
     cluster.call(cluster.api.calls.clear)
-    server.put(kernel)
-    server.put(initrd)
+    for name in ("kernel", "initrd", "modules"):
+        (tmp_path / name).write_text(name * 1000)
+        server.put(tmp_path / name)
     server.write("m/boot.ipxe", "#!ipxe")
     with powered_on(backend) as machine:
         read_until(machine.stream, b"line 100\r\n")

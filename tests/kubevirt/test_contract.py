@@ -203,8 +203,8 @@ def test_the_service_proxy_without_a_server_is_answered_as_recorded(client: Clie
 
 
 def test_what_an_account_may_not_is_refused_as_recorded(cluster: Cluster, client: Client) -> None:
-    cluster.call(lambda: cluster.api.forbidden.add("update virtualmachines/start"))
-    cluster.call(lambda: cluster.api.forbidden.add("create virtualmachines"))
+    cluster.call(lambda: cluster.api.rights.forbidden.add("update virtualmachines/start"))
+    cluster.call(lambda: cluster.api.rights.forbidden.add("create virtualmachines"))
     status, message = ask(client, "start", "x")
     (row,) = calls("errors", "PUT", "/x/start")
     assert status == row["status"] == 403

@@ -155,7 +155,7 @@ def test_doctor_finds_a_cluster_that_is_fit(
 def test_doctor_finds_what_an_account_may_not(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.call(lambda: cluster.api.forbidden.add("create pods"))
+    cluster.call(lambda: cluster.api.rights.forbidden.add("create pods"))
     assert main(["doctor", "--backend", "kubevirt"]) == 3
     shown = capsys.readouterr().out
     assert "we may not get configmaps, list configmaps" in shown

@@ -5,13 +5,16 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from kboot.backend import SshMachine
+from kboot.cli import main
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, GuestError
-from kboot.kubevirt import KubevirtBackend
+from kboot.kube.errors import RULES
+from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
 from kboot.kubevirt.machine import ClusterMachine
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import eventually, guest_of, powered_on, read_until
@@ -220,3 +223,33 @@ def test_a_guests_ssh_port_is_reached_through_the_cluster(
                     heard += far.recv(65536)
                 assert heard == bytes(range(256)) * 1000
     cluster.virt.ports.clear()
+
+
+def test_an_account_with_the_printed_role_can_do_it_all(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.api.rights.rules = [
+        rule for rule in RULES if "networking.k8s.io" not in rule["apiGroups"]
+    ]
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(b"kernel")
+    with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
+        server.remove(server.put(artifact))
+        with powered_on(backend) as machine:
+            assert isinstance(machine, ClusterMachine)
+            read_until(machine.stream, b"line 1\r\n")
+            cluster.drop_consoles()
+            read_until(machine.stream, b"line 100\r\n")
+            machine.reset()
+            machine.pause()
+            machine.unpause()
+            machine.set_link(up=False)
+            machine.restart(force=True)
+            machine.stop()
+            machine.start()
+            with socket.create_connection(machine.ssh_address(), timeout=5):
+                machine.evidence(tmp_path)
+        server.catch_up(Deadline(5))
+        assert main(["runs", "--backend", "kubevirt"]) == 0
+        assert main(["gc", "--backend", "kubevirt"]) == 0
+    assert main(["doctor", "--backend", "kubevirt"]) == 0, capsys.readouterr().out

@@ -18,6 +18,7 @@ from tests.kubevirt.cluster.actions import Actions
 from tests.kubevirt.cluster.faults import DAMAGED, Faults, cut
 from tests.kubevirt.cluster.machines import Virt
 from tests.kubevirt.cluster.pods import Kubelet
+from tests.kubevirt.cluster.rights import Rights
 from tests.kubevirt.cluster.selection import (
     encode_strings,
     is_outdated,
@@ -59,8 +60,7 @@ class Api:
         #: Method and path of every request so far.
         self.calls: list[str] = []
         self._transports: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
-        #: Verb and resource (``update virtualmachines/start``) that the account may not.
-        self.forbidden: set[str] = set()
+        self.rights = Rights()
         self.kubevirt: Object = {
             "spec": {},
             "status": {"phase": "Deployed", "observedKubeVirtVersion": "v1.9.0"},
@@ -95,18 +95,23 @@ class Api:
         if match is None or match["plural"] not in _KINDS or not _is_known(match):
             return web.Response(status=404, text="404 page not found\n")
         where = match.groupdict()
-        if refusal := self._forbid(request, where):
+        if refusal := self._refuse(request, where):
             return refusal
         if where["version"].startswith("subresources."):
             return await self._act(request, where)
         handlers = {"log": self._log, "proxy": self._proxy}
         return await handlers.get(where["sub"], self._object)(request, where)
 
+    def _refuse(self, request: web.Request, where: Mapping[str, str]) -> web.Response | None:
+        if where["namespace"] not in self._namespaces and request.method == "POST":
+            missing = f'namespaces "{where["namespace"]}" not found'
+            return answers.status(404, "NotFound", missing)
+        return self.rights.refuse(request, where)
+
     async def _review(self, request: web.Request) -> web.Response | None:
         """What the account may do, and how KubeVirt is set up."""
         if request.path.endswith("/selfsubjectrulesreviews"):
-            rule = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}
-            rules = [] if self.forbidden else [rule]
+            rules = self.rights.review()
             return web.json_response({"status": {"resourceRules": rules}}, status=201)
         if request.path == "/apis/kubevirt.io/v1/kubevirts":
             return web.json_response({"items": [self.kubevirt]})
@@ -257,23 +262,6 @@ class Api:
             if running and ready and wanted <= pod["metadata"]["labels"].items():
                 return running.ports.get(target)
         return None
-
-    def _forbid(self, request: web.Request, where: Mapping[str, str]) -> web.Response | None:
-        if where["namespace"] not in self._namespaces and request.method == "POST":
-            missing = f'namespaces "{where["namespace"]}" not found'
-            return answers.status(404, "NotFound", missing)
-        verbs = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-        reading = "get" if where["name"] else "list"
-        verb = verbs.get(request.method, reading)
-        resource = "/".join(filter(None, (where["plural"], where["sub"])))
-        if f"{verb} {resource}" not in self.forbidden:
-            return None
-        group = where["version"].rpartition("/")[0]
-        text = (
-            f'{answers.full(where["plural"])} is forbidden: User "tester" cannot {verb} resource '
-            f'"{resource}" in API group "{group}" in the namespace "{where["namespace"]}"'
-        )
-        return answers.status(403, "Forbidden", text)
 
 
 def _is_known(match: re.Match[str]) -> bool:
