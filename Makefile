@@ -95,7 +95,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m bench $(BENCH)
 	$(bin)/python -m bench.plot
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests COUNT times over, then many restores, commands and restarts
+soak: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
@@ -104,6 +104,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests COUN
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
 	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
 	$(bin)/python -m tests.soak_machines $(KERNEL)
+	$(bin)/python -m tests.soak_cluster
 
 build: $(ready) ## build the wheel and the source archive into build/dist
 	$(bin)/python -m build --no-isolation --outdir build/dist

@@ -122,7 +122,10 @@ def _keep_off_the_disk_when_renewed(configuration: Any, scratch: Path) -> None:
 def _from_pod(configuration: Any) -> str:
     config = _library()
     try:
-        config.load_incluster_config(client_configuration=configuration)
+        loader = config.incluster_config.InClusterConfigLoader(
+            token_filename=str(_ACCOUNT / "token"), cert_filename=str(_ACCOUNT / "ca.crt")
+        )
+        loader.load_and_set(configuration)
         return (_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
     except (config.ConfigException, OSError) as error:
         raise ConfigError(

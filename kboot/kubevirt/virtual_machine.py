@@ -36,6 +36,8 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest
             f"the kubevirt backend has no machine for {spec.architecture}; "
             f"it has: {', '.join(sorted(ARCHITECTURES))}"
         )
+    if spec.architecture == "aarch64" and spec.firmware == "bios":
+        raise ConfigError("a machine for aarch64 has no BIOS: boot it with --firmware uefi")
     if spec.extra_arguments:
         raise ConfigError(
             "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"

@@ -40,6 +40,8 @@ def cluster(
     # What is meant for the Internet is not meant for the cluster.
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(variable, str(tmp_path / "none.pem"))
     shared_cluster.call(shared_cluster.api.calls.clear)
     shared_cluster.api.rights = Rights()
     yield shared_cluster

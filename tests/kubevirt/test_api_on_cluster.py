@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import importlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +74,30 @@ def test_a_watch_that_has_to_begin_anew_misses_nothing(cluster: Cluster) -> None
         client.close()
 
 
+def test_a_watch_goes_on_from_a_bookmark_without_another_list(cluster: Cluster) -> None:
+    client = connect()
+    with Watch(client, PODS) as watch:
+        eventually_called(cluster, "watch=true", times=1)
+        cluster.call(lambda: cluster.store.bookmark("pods"))
+        time.sleep(0.3)
+        # All before is forgotten: who has not heard of the bookmark would be told 410 now.
+        cluster.call(cluster.store.forget)
+        eventually_called(cluster, "watch=true", times=2)
+        bookmark = cluster.call(lambda: cluster.store.version)
+        assert f"resourceVersion={bookmark}&" in cluster.calls("watch=true")[1]
+        time.sleep(0.3)
+        assert len(cluster.calls("/pods")) == 3
+        watch.check()
+    client.close()
+
+
+def eventually_called(cluster: Cluster, pattern: str, *, times: int) -> None:
+    for _ in Deadline(5).poll(0.02):
+        if len(cluster.calls(pattern)) >= times:
+            return
+    pytest.fail(f"not called {times} times: {pattern}")
+
+
 def test_a_token_that_was_renewed_in_the_file_is_taken(cluster: Cluster, tmp_path: Path) -> None:
     path = tmp_path / "kubeconfig"
     cluster.write_kubeconfig(path, token="stale")
@@ -80,6 +107,31 @@ def test_a_token_that_was_renewed_in_the_file_is_taken(cluster: Cluster, tmp_pat
     cluster.write_kubeconfig(path)
     assert client.find(PODS, Deadline(2))[0] == []
     client.close()
+
+
+def test_in_a_pod_the_pods_own_account_is_used_and_its_token_renewed(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = tmp_path / "serviceaccount"
+    account.mkdir()
+    (account / "token").write_text(TOKEN)
+    (account / "namespace").write_text("team\n")
+    (account / "ca.crt").write_bytes(base64.b64decode(cluster.authority))
+    # The package has a function of the module's name.
+    monkeypatch.setattr(importlib.import_module("kboot.kube.connect"), "_ACCOUNT", account)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(cluster.port))
+    client = connect()
+    assert client.namespace == "team"
+    assert client.find(PODS, Deadline(5))[0] == []
+    try:
+        cluster.api.token = "renewed"
+        (account / "token").write_text("renewed")
+        assert client.find(PODS, Deadline(5))[0] == []
+    finally:
+        cluster.api.token = TOKEN
+        client.close()
 
 
 def test_a_token_that_is_renewed_while_a_machine_runs_goes_unnoticed(

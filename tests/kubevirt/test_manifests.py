@@ -46,13 +46,48 @@ def test_the_api_server_knows_every_field_of_the_boot_server(settings: ClusterSe
         assert schema.faults(manifest) == []
 
 
+#: What people with special nodes write into --patch.
+SPECIAL: dict[str, Any] = {
+    "kind": "VirtualMachine",
+    "metadata": {"labels": {"team": "kernel"}, "annotations": {"note": "under test"}},
+    "spec": {
+        "template": {
+            "metadata": {"labels": {"team": "kernel"}},
+            "spec": {
+                "nodeSelector": {"kernel-tests": "true"},
+                "tolerations": [{"key": "kernel-tests", "operator": "Exists"}],
+                "affinity": {"podAntiAffinity": {}},
+                "priorityClassName": "low",
+                "domain": {
+                    "cpu": {"dedicatedCpuPlacement": True, "model": "host-passthrough"},
+                    "memory": {"hugepages": {"pageSize": "1Gi"}},
+                    "resources": {"requests": {"memory": "2Gi"}},
+                    "ioThreadsPolicy": "auto",
+                },
+            },
+        }
+    },
+}
+ON_CLAIM = ClusterSettings(ipxe_disk="pvc:ipxe", patches=(SPECIAL,))
+
+
 @needs_recordings
-@pytest.mark.parametrize("settings", [ClusterSettings(), FULL], ids=["plain", "full"])
-@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+@pytest.mark.parametrize(
+    "settings", [ClusterSettings(), FULL, ON_CLAIM], ids=["plain", "full", "patched"]
+)
+@pytest.mark.parametrize(
+    ("architecture", "firmware"), [("x86_64", "bios"), ("x86_64", "uefi"), ("aarch64", "uefi")]
+)
+@pytest.mark.parametrize("cpus", [1, 384])
 def test_the_api_server_knows_every_field_of_a_machine(
-    settings: ClusterSettings, firmware: str
+    settings: ClusterSettings, firmware: str, architecture: str, cpus: int
 ) -> None:
-    assert schema.faults(machine(settings=settings, firmware=firmware, cpus=200)) == []
+    made = machine(settings=settings, firmware=firmware, architecture=architecture, cpus=cpus)
+    assert schema.faults(made) == []
+    cpu = made["spec"]["template"]["spec"]["domain"]["cpu"]
+    assert cpu["sockets"] * cpu["cores"] * cpu["threads"] == cpus
+    if settings is ON_CLAIM:
+        assert cpu["dedicatedCpuPlacement"] is True
 
 
 @needs_recordings
@@ -151,6 +186,8 @@ def test_processors_are_in_sockets_that_are_alike(cpus: int) -> None:
 def test_what_a_cluster_does_not_have_is_the_users_mistake() -> None:
     with pytest.raises(ConfigError, match="no machine for riscv64"):
         machine(architecture="riscv64")
+    with pytest.raises(ConfigError, match="has no BIOS"):
+        machine(architecture="aarch64")
     with pytest.raises(ConfigError, match="qemu_arguments are for the qemu backend"):
         machine(extra_arguments=("-cpu", "host"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from kboot.backend import BootServer
 from kboot.deadline import Deadline
-from kboot.errors import ClusterError
+from kboot.errors import ClusterError, ConfigError
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, join_kubevirt, open_kubevirt
-from tests.kubevirt.cluster import Cluster, running_cluster
+from kboot.kubevirt.manifests import token_of
+from tests.kubevirt.cluster import TOKEN, Cluster, running_cluster
 from tests.kubevirt.cluster.pods import MISSING_IMAGE
 from tests.kubevirt.powered import eventually
 from tests.kubevirt.talking import talking
@@ -98,6 +100,34 @@ def test_nobody_stores_anything_without_the_token(
     url = f"http://127.0.0.1:{pod.ports[8080]}/{backend.run.identifier}/scripts/evil"
     assert session.put(url, data="x", timeout=5).status_code == 405
     server.check()
+
+
+def test_the_token_is_told_to_nobody(
+    cluster: Cluster,
+    backend: KubevirtBackend,
+    server: BootServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    upload_token = token_of(cluster.objects("secrets")[0])
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(b"kernel")
+    cluster.order("PUT .*/artifacts/", status=503)
+    cluster.order("PUT .*/scripts/", status=400)
+    with caplog.at_level(logging.DEBUG):
+        server.put(artifact)
+        with pytest.raises(ClusterError) as error:
+            server.write("m/boot.ipxe", "#!ipxe")
+        with pytest.raises(ConfigError, match="cannot read"):
+            server.put(tmp_path / "none")
+    server.evidence(tmp_path)
+    texts = [caplog.text, str(error.value), repr(server), repr(backend.run)]
+    texts += [path.read_text() for path in tmp_path.glob("nginx.*")]
+    assert len(texts) == 6
+    assert "PUT" in caplog.text
+    for text in texts:
+        assert upload_token not in text
+        assert TOKEN not in text
 
 
 def test_requests_of_machines_are_read_from_the_pods_log(

@@ -87,7 +87,8 @@ class Api:
         await asyncio.sleep(0.05)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        if request.headers.get("Authorization") != f"Bearer {self.token}":
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or token != self.token:
             return answers.unauthorised()
         if review := await self._review(request):
             return review
@@ -178,7 +179,7 @@ class Api:
         version = int(request.query["resourceVersion"])
         try:
             async for event in self._store.watch(plural, namespace, version):
-                if selects(request.query, event["object"]):
+                if event["type"] == "BOOKMARK" or selects(request.query, event["object"]):
                     await stream.write(json.dumps(event).encode() + b"\n")
         except Gone:
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}

@@ -85,6 +85,13 @@ class Store:
             if any(owner["uid"] == metadata["uid"] for owner in owners):
                 self.delete(kind, each)
 
+    def bookmark(self, plural: str) -> None:
+        """Tell the watches how far they have come, though nothing has changed for them."""
+        self.version += 1
+        mark = {"kind": plural, "metadata": {"resourceVersion": str(self.version)}}
+        self.history.append((self.version, "BOOKMARK", plural, mark))
+        asyncio.get_running_loop().create_task(self._wake())
+
     def forget(self) -> None:
         """Forget all changes, and end all watches: who resumes has to list again."""
         self.oldest = self.version
@@ -104,7 +111,7 @@ class Store:
             events = [event for event in self.history if event[0] > version and event[2] == plural]
             version = self.version
             for _, kind, _, thing in events:
-                if thing["metadata"]["namespace"] == namespace:
+                if thing["metadata"].get("namespace", namespace) == namespace:
                     yield {"type": kind, "object": thing}
             async with self._changed:
                 if version == self.version and epoch == self.epoch:
