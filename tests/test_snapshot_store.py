@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from kboot.cli import main
 from kboot.deadline import Deadline
 from kboot.snapshots import SnapshotStore, sparse
+from kboot.state import cache_directory
 
 PARTS = {"kernel": "abc", "qemu": "7.2"}
 
@@ -218,3 +220,25 @@ def test_the_length_counts_even_if_it_is_all_zeros(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(bytes(1001))
     (tmp_path / "c").write_bytes(b"")
     assert len({sparse.digest(tmp_path / name) for name in "abc"}) == 3
+
+
+def test_the_cache_is_listed_and_cleared_but_for_what_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with SnapshotStore(cache_directory("snapshots"), limit_mib=100) as user:
+        kept = user.add(PARTS, lambda directory: {**fill(directory), "about": "Linux 6.1, bios"})
+        assert kept
+        with SnapshotStore(cache_directory("snapshots"), limit_mib=100) as other:
+            other.add({"n": "1"}, big)
+        assert main(["cache", "--snapshot-cache=64M"]) == 0
+        listed = capsys.readouterr().out.splitlines()
+        assert kept.key[:12] in listed[0]
+        assert listed[0].endswith("Linux 6.1, bios")
+        assert listed[-1].startswith("2 saved machines, 1 MiB of at most 64 MiB")
+        assert main(["cache", "--clear"]) == 0
+        cleared = capsys.readouterr().out.splitlines()
+        assert cleared[0].endswith("in use, stays")
+        assert cleared[1].endswith("removed")
+        assert cleared[-1].startswith("1 saved machines")
+        assert user.entries() == [kept]

@@ -31,14 +31,16 @@ def cache(*, clear: bool, **options: Any) -> None:
     config = load_config(options)
     directory = cache_directory("snapshots")
     with SnapshotStore(directory, limit_mib=config.snapshot_cache_mib) as store:
-        entries = store.entries()
-        for entry in entries:
+        left = []
+        for entry in store.entries():
             removed = clear and store.remove(entry)
             note = "  removed" if removed else "  in use, stays" if clear else ""
             click.echo(f"{_line(entry)}{note}")
-        total_mib = sum(entry.size for entry in entries) / (1 << 20)
+            if not removed:
+                left.append(entry)
+        total_mib = sum(entry.size for entry in left) / (1 << 20)
         click.echo(
-            f"{len(entries)} saved machines, {total_mib:.0f} MiB of at most "
+            f"{len(left)} saved machines, {total_mib:.0f} MiB of at most "
             f"{config.snapshot_cache_mib} MiB, in {directory}"
         )
 
