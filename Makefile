@@ -9,6 +9,7 @@ RESTORES ?= 500
 COMMANDS ?= 10000
 BENCH ?=
 PYTEST_ARGS ?=
+WORKERS ?= 1
 
 venv := .venv
 bin := $(venv)/bin
@@ -16,6 +17,8 @@ ready := $(venv)/.ready
 headers := build/kernel/headers/build
 second := build/kernel/cloud.deb
 ipxe_disk := build/ipxe/ipxe-disk.tar
+# Tests of one file share machines: they stay together.
+parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile)
 sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
@@ -28,6 +31,7 @@ help: ## show this help
 	@echo
 	@echo "  KERNEL=PATH     the kernel package to boot ($(KERNEL))"
 	@echo "  IPXE=PATH       the ipxe.efi for UEFI machines on a cluster ($(IPXE))"
+	@echo "  WORKERS=N       test in so many processes at once ($(WORKERS))"
 	@echo "  PYTEST_ARGS=... more arguments for pytest, as in: make test PYTEST_ARGS='-k console -x'"
 	@echo "  BENCH=NAME      one benchmark; COUNT=N rounds of soak ($(COUNT)); PYTHON=python3.12"
 
@@ -72,7 +76,7 @@ demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on i
 	$(bin)/kboot test $(KERNEL)
 
 test: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests, with real boots of a real kernel
-	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(PYTEST_ARGS)
+	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(parallel) $(PYTEST_ARGS)
 
 # Settings for your cluster (namespace, patches, ipxe_disk...) are taken from kboot.toml and KBOOT_*.
 test-kubevirt: $(ready) $(KERNEL) ## run what must hold on every cluster, on that of your kubeconfig

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,26 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in os.environ:
         if variable.startswith("KBOOT_") and variable != "KBOOT_TEST_KERNEL":
             monkeypatch.delenv(variable)
+
+
+@contextlib.contextmanager
+def runs_directory_apart() -> Iterator[Path]:
+    """Another place for run directories: others on this host neither see ours nor sweep them."""
+    # Not in tmp_path: nginx, an ordinary user when root starts it, has to get there.
+    with (
+        tempfile.TemporaryDirectory(prefix="kboot-test-") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        Path(folder).chmod(0o711)
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+@pytest.fixture
+def runs_apart() -> Iterator[Path]:
+    """A place of the test's own, for tests that look at what is in it."""
+    with runs_directory_apart() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -41,13 +63,13 @@ def second_kernel() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """After the last test there is no process and no run directory of ours that was not before."""
-    before = _ours()
-    yield
-    for _ in Deadline(5.0).poll(0.1):
-        if not (left := _ours() - before):
-            return
-    pytest.fail(f"left behind: {', '.join(sorted(left))}")
+    """After the last test there is no process and no run directory of ours, or of our workers'."""
+    with runs_directory_apart():
+        yield
+        for _ in Deadline(5.0).poll(0.1):
+            if not (left := _ours()):
+                return
+        pytest.fail(f"left behind: {', '.join(sorted(left))}")
 
 
 def _ours() -> set[str]:

@@ -12,7 +12,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,17 +46,13 @@ def _processes() -> set[int]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In a runs directory of the test's own: other runs on this host are none of its business."""
-    # Not in tmp_path: nginx, an ordinary user when root starts it, has to get there.
-    with tempfile.TemporaryDirectory(prefix="kboot-test-") as folder:
-        Path(folder).chmod(0o711)
-        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
-        # The evidence of these boots is nobody's to keep.
-        monkeypatch.setenv("XDG_STATE_HOME", f"{folder}/state")
-        yield
-        assert _processes() == set()
-        assert list(state.runs_directory().iterdir()) == []
+def nothing_left(runs_apart: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """At the end of each test, whatever went wrong in it."""
+    # The evidence of these boots is nobody's to keep.
+    monkeypatch.setenv("XDG_STATE_HOME", str(runs_apart / "state"))
+    yield
+    assert _processes() == set()
+    assert list(state.runs_directory().iterdir()) == []
 
 
 # ----------------------------------------------------------------- the user's: exit code 2, at once

@@ -23,6 +23,9 @@ from kboot.sharing import Borrowed, borrow, lend
 CONFIG = Config(accel="tcg")
 
 
+pytestmark = pytest.mark.usefixtures("runs_apart")
+
+
 @pytest.fixture
 def lender() -> Iterator[Path]:
     with lend(CONFIG) as directory:

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from kboot import state
 from kboot.deadline import Deadline
 from tests.test_isolation import outcomes, properties
+
+pytestmark = pytest.mark.usefixtures("runs_apart")
 
 #: The same name in two folders, each with a kernel command line of its own.
 TWINS = """
@@ -153,8 +157,9 @@ def test_when_the_controller_is_killed_everything_ends(debian_kernel: Path, tmp_
             if not processes_in(tmp_path):
                 break
         assert not processes_in(tmp_path)
-    state.sweep()
-    assert state.stale_runs() == []
+    # Their directories go with the next run.
+    assert state.sweep()
+    assert list(state.runs_directory().iterdir()) == []
 
 
 def processes_in(directory: Path) -> set[str]:
