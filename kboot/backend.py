@@ -12,6 +12,9 @@ from kboot.deadline import Deadline
 
 Firmware = Literal["bios", "uefi"]
 
+#: With ``saved``, where the backend can: in a state in which firmware and DHCP are done.
+FirmwareStart = Literal["real", "saved"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
@@ -24,6 +27,8 @@ class MachineSpec:
     memory_mib: int = 512
     cpus: int = 1
     firmware: Firmware = "bios"
+    #: How it starts from empty memory; a reset always goes through its firmware.
+    firmware_start: FirmwareStart = "real"
     #: The architecture as Linux names it (``uname -m``).
     architecture: str = "x86_64"
     #: None for one that the backend chooses, and that stays the machine's own through restarts.

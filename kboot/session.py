@@ -44,6 +44,8 @@ class _Wish:
     settings: BootSettings
     name: str
     user: User
+    #: Not ``auto``.
+    isolation: Isolation
     on_attempt: Callable[[Boot], None]
 
 
@@ -100,9 +102,9 @@ class Session:
         """The settings of a machine under `config`."""
         return settings_for(self.kernel, config)
 
-    def isolation(self, settings: BootSettings) -> Isolation:
-        """Who shares machines with these settings: not ``auto``."""
-        return resolve(self.config.isolation, restores=self.snapshots.can_have(settings))
+    def isolation(self, settings: BootSettings, wanted: Isolation | None = None) -> Isolation:
+        """Who shares machines with these settings: what is `wanted`, and not ``auto``."""
+        return resolve(wanted or self.config.isolation, restores=self.snapshots.can_have(settings))
 
     def booted(
         self,
@@ -111,15 +113,21 @@ class Session:
         name: str,
         fresh: bool = False,
         user: User | None = None,
+        isolation: Isolation | None = None,
         on_attempt: Callable[[Boot], None] = lambda _attempt: None,
     ) -> Boot:
         """A machine with these settings that is ready: the one that is on, or another one.
 
         `fresh` demands one that was booted for this call. `name` names its evidence, and `user` who
-        asks for it. `on_attempt` is told the machine before it is waited for.
+        asks for it; `isolation` is for this user instead of the run's. `on_attempt` is told the
+        machine before it is waited for.
         """
         wish = _Wish(
-            settings=settings, name=name, user=user or User(test=name), on_attempt=on_attempt
+            settings=settings,
+            name=name,
+            user=user or User(test=name),
+            isolation=self.isolation(settings, isolation),
+            on_attempt=on_attempt,
         )
         running = self._running
         if running and not fresh and self._may_stay(running, wish):
@@ -127,13 +135,13 @@ class Session:
             on_attempt(running.boot)
             return running.boot
         self.switch_off()
-        if self.isolation(settings) in {"test", "module"} and self.snapshots.can_have(settings):
+        if wish.isolation in {"test", "module"} and self.snapshots.can_have(settings):
             return self._pristine(wish, fresh=fresh)
         return self._switch_on(wish)
 
     def _may_stay(self, running: _Running, wish: _Wish) -> bool:
         """Whether the machine that is on will do."""
-        policy = self.isolation(wish.settings)
+        policy = wish.isolation
         if running.settings != wish.settings or not may_share(policy, running.user, wish.user):
             return False
         if policy == "none":
@@ -192,7 +200,7 @@ class Session:
             wish.on_attempt(attempt)
             if saved is None:
                 attempt.wait_until_ready()
-            shared = self.isolation(wish.settings) in {"module", "session"}
+            shared = wish.isolation in {"module", "session"}
             self._running = _Running(
                 settings=wish.settings,
                 boot=attempt,

@@ -195,6 +195,8 @@ def test_workers_share_saved_machines_and_the_boot_server(
 
 
 NEIGHBOURS = """
+import pytest
+
 def test_first(boot):
     boot.guest.succeed("echo mine >/root/mark")
 
@@ -207,6 +209,28 @@ def test_shares(boot):
 def test_gets_another_one(boot):
     assert boot.guest.run("test -e /root/mark").exit_status == 1
     assert boot.guest.succeed("cat /proc/sys/kernel/tainted").strip() == "0"
+    boot.guest.succeed("echo mine >/root/mark")
+
+
+@pytest.mark.kboot(isolation="test")
+def test_wants_one_for_itself(boot):
+    assert boot.guest.run("test -e /root/mark").exit_status == 1
+    boot.guest.succeed("echo mine >/root/mark")
+
+
+@pytest.mark.kboot(isolation="none")
+def test_takes_any(boot):
+    boot.guest.succeed("test -e /root/mark")
+
+
+def test_does_not_get_what_was_for_another_alone(boot):
+    assert boot.guest.run("test -e /root/mark").exit_status == 1
+
+
+@pytest.mark.kboot(fresh=True, firmware_start="saved")
+def test_was_booted_for_itself(boot):
+    assert boot.restored_from is None
+    assert boot.machine_description.endswith("saved firmware")
 """
 
 

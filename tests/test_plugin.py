@@ -71,6 +71,7 @@ def test_a_wrong_option_names_itself(pytester: pytest.Pytester) -> None:
         ("kboot(memry='2G')", "*has no setting memry*"),
         ("kboot(cpus='many')", "*'many' is not *"),
         ("kboot('2G')", "*takes settings by name*"),
+        ("kboot(backend='kubevirt')", "*of the whole run*--kboot-backend*"),
     ],
 )
 def test_a_mistake_in_a_marker_ends_the_run_before_it_starts(

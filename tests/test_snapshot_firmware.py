@@ -25,10 +25,13 @@ def boot(
     """A machine that came up from a saved firmware."""
     firmware: Firmware = request.param
     settings = BootSettings(
-        machine_name=f"short-{firmware}", firmware=firmware, initrds=(tiny_initramfs(),)
+        machine_name=f"short-{firmware}",
+        firmware=firmware,
+        firmware_start="saved",
+        initrds=(tiny_initramfs(),),
     )
     with (
-        open_backend(Config(accel="tcg", firmware_start="saved")) as backend,
+        open_backend(Config(accel="tcg")) as backend,
         backend.serve(Deadline(60)) as server,
         power_on(
             backend,

@@ -28,9 +28,7 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
                 program=config.qemu,
                 accelerator=config.accel,
                 nginx=config.nginx,
-                saved_firmware_mib=(
-                    config.snapshot_cache_mib if config.firmware_start == "saved" else None
-                ),
+                snapshot_cache_mib=config.snapshot_cache_mib,
             ) as backend:
                 yield backend
         case "kubevirt":

@@ -96,6 +96,8 @@ def parts(
         "kernel": kernel_sha256,
         "initrds": " ".join(initrd_sha256s),
         "command line": settings.command_line,
+        # Whoever demands real firmware does not want a machine that has never seen any.
+        "firmware start": settings.firmware_start,
         # Who is logged in; the password only got him in.
         "user": settings.user,
         "architecture": settings.architecture,

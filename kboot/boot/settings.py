@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kboot.artifacts import Kernel, require_architecture
-from kboot.backend import Firmware, MachineSpec
+from kboot.backend import Firmware, FirmwareStart, MachineSpec
 from kboot.boot import script
 from kboot.config import Channel, Config, Warnings
 from kboot.rootfs import module_initramfs, overlay_initramfs, resolve_rootfs
@@ -23,6 +23,7 @@ class BootSettings:
     memory_mib: int = 512
     cpus: int = 1
     firmware: Firmware = "bios"
+    firmware_start: FirmwareStart = "real"
     #: Appended to kboot's own parameters; a ``console=`` or ``panic=`` here replaces ours.
     command_line: str = ""
     #: In the order in which the kernel unpacks them.
@@ -69,6 +70,7 @@ def settings_for(
         memory_mib=config.memory_mib,
         cpus=config.cpus,
         firmware=config.firmware,
+        firmware_start=config.firmware_start,
         command_line=config.cmdline,
         initrds=(*rootfs, *modules, *config.initrd, *keys),
         channel=channel,
@@ -88,6 +90,7 @@ def machine_spec(settings: BootSettings, boot_file: str = "") -> MachineSpec:
         memory_mib=settings.memory_mib,
         cpus=settings.cpus,
         firmware=settings.firmware,
+        firmware_start=settings.firmware_start,
         architecture=settings.architecture,
         ssh=settings.channel != "console",
         extra_arguments=settings.extra_arguments,

@@ -13,7 +13,6 @@ from kboot.config.values import (
     Accelerator,
     Channel,
     Config,
-    FirmwareStart,
     Isolation,
     Warnings,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "Accelerator",
     "Channel",
     "Config",
-    "FirmwareStart",
     "Isolation",
     "Setting",
     "Warnings",

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from kboot.backend import Firmware
+from kboot.backend import Firmware, FirmwareStart
 from kboot.config import parse
 from kboot.config.about import about
 from kboot.config.cluster import ClusterConfig
 
 Accelerator = Literal["auto", "kvm", "tcg"]
-FirmwareStart = Literal["real", "saved"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
 Warnings = Literal["fail", "report"]
 Channel = Literal["auto", "console", "ssh"]

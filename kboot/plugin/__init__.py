@@ -186,6 +186,7 @@ def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
         kboot_session.settings(config),
         name=request.node.name,
         fresh=fresh,
+        isolation=config.isolation,
         user=User(test=request.node.nodeid, module=request.node.nodeid.partition("::")[0]),
         on_attempt=remember,
     )

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 MARKER = "kboot"
 ALLOW_MARKER = "kboot_allow_warning"
 
+#: The settings of one machine, which a test may choose; all others are those of the run.
+OF_MACHINES = frozenset(
+    {
+        *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
+        *("memory", "password", "qemu_arguments", "rootfs", "timeout", "user", "warnings"),
+    }
+)
+
 
 def dest(setting: Setting) -> str:
     """The name under which pytest keeps an option."""
@@ -47,11 +55,16 @@ def config_for(item: pytest.Item) -> tuple[Config, bool]:
             raise ConfigError(f"the marker {MARKER} takes settings by name, not {marker.args!r}")
         chosen = dict(marker.kwargs) | chosen
     fresh = bool(chosen.pop("fresh", False))
-    known = {setting.name for setting in SETTINGS}
-    if unknown := chosen.keys() - known:
+    if unknown := chosen.keys() - OF_MACHINES:
+        for setting in SETTINGS:
+            if setting.name in unknown:
+                raise ConfigError(
+                    f"{setting.name} is a setting of the whole run, and not of one test: "
+                    f"{setting.pytest_option}"
+                )
         raise ConfigError(
             f"the marker {MARKER} has no setting {', '.join(sorted(unknown))}; "
-            f"it has fresh, {', '.join(sorted(known))}"
+            f"it has fresh, {', '.join(sorted(OF_MACHINES))}"
         )
     return read_config(item.config, chosen), fresh
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from kboot import nginx, process, state
@@ -40,7 +41,7 @@ class QemuBackend:
         program: str,
         accelerator: str,
         nginx: str,
-        firmware_store: SnapshotStore | None = None,
+        firmware_store: Callable[[], SnapshotStore],
     ) -> None:
         self._directory = directory
         self._firmware_store = firmware_store
@@ -115,9 +116,9 @@ class QemuBackend:
 
     def _saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
         """The state that such a machine starts from, made if need be; None for a real start."""
-        store = self._firmware_store
-        if store is None or self.snapshot_fault(spec) is not None:
+        if spec.firmware_start == "real" or self.snapshot_fault(spec) is not None:
             return None
+        store = self._firmware_store()
         parts = firmware_state.firmware_parts(self.snapshot_identity(spec))
         entry = store.find(parts)
         if entry is None:
@@ -155,25 +156,26 @@ class QemuBackend:
 
 @contextlib.contextmanager
 def open_qemu(
-    *, program: str, accelerator: str, nginx: str, saved_firmware_mib: int | None = None
+    *, program: str, accelerator: str, nginx: str, snapshot_cache_mib: int
 ) -> Iterator[QemuBackend]:
     """The backend, for the length of a run: it owns a run directory.
 
     `accelerator` is ``auto``, ``kvm`` or ``tcg``; `program` and `nginx` name the two programs or
-    give their paths. With `saved_firmware_mib`, machines start from a saved state of their
-    firmware, kept among the saved machines that have this much space together. Raises
-    `ProcessError` if a program is missing.
+    give their paths. States of firmware are kept among the saved machines, which have
+    `snapshot_cache_mib` together. Raises `ProcessError` if a program is missing.
     """
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(state.run_directory())
-        store = None
-        if saved_firmware_mib is not None:
+
+        @cache
+        def firmware_store() -> SnapshotStore:
             place = state.cache_directory("snapshots")
-            store = stack.enter_context(SnapshotStore(place, limit_mib=saved_firmware_mib))
+            return stack.enter_context(SnapshotStore(place, limit_mib=snapshot_cache_mib))
+
         yield QemuBackend(
             directory,
             program=program,
             accelerator=accelerator,
             nginx=nginx,
-            firmware_store=store,
+            firmware_store=firmware_store,
         )
