@@ -32,7 +32,7 @@ def identity(spec: MachineSpec, *, program: str, accelerator: Accelerator) -> Ma
         "qemu program": _stamp(Path(program)),
         "command": " ".join(command),
         "firmware": _firmware(spec, program),
-        "processor": _processor(),
+        "processor": processor_of(_cpuinfo()),
     }
     if accelerator == "kvm":
         parts["host kernel"] = platform.release()
@@ -65,9 +65,12 @@ def _stamp(path: Path) -> str:
 
 
 @lru_cache
-def _processor() -> str:
-    """The host's processor: its model, and a digest of its features."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+def _cpuinfo() -> str:
+    return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+
+
+def processor_of(text: str) -> str:
+    """A host's processor, from its /proc/cpuinfo: its model, and a digest of its features."""
     lines = [line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line]
     facts = {key.strip(): value.strip() for key, value in lines}
     features = facts.get("flags") or facts.get("Features") or ""
