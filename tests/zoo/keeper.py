@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from kboot.artifacts import read_kernel
-from kboot.boot import Boot, BootSettings, open_backend, power_on
-from kboot.config import Config
-from kboot.deadline import Deadline
+from kboot.boot import Boot, BootSettings
 from kboot.errors import KbootError
 from kboot.rootfs import module_initramfs, overlay_initramfs, tiny_initramfs
+from tests.saved_machines import Place, open_place
 
 _SOURCES = Path(__file__).parent
 _FETCHED = _SOURCES.parent.parent / "build" / "kernel"
@@ -57,35 +55,48 @@ def machine(directory: Path) -> Iterator[Zoo]:
         ),
         extra_arguments=("-device", "i6300esb"),
     )
-    with (
-        open_backend(Config(accel="tcg")) as backend,
-        backend.serve(Deadline(60)) as server,
-        power_on(
-            backend, server, kernel, settings, evidence_directory=directory / "evidence"
-        ) as boot,
-    ):
-        boot.wait_until_ready()
-        yield Zoo(boot)
+    with open_place(KERNEL, directory) as place:
+        with place.booted(settings) as boot:
+            place.snapshots.save(boot, settings)
+        with contextlib.closing(Zoo(place, settings)) as zoo:
+            yield zoo
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class Zoo:
-    """A machine that crashes on demand."""
+    """A machine that crashes on demand. One that has died is replaced by its pristine twin."""
 
-    boot: Boot
+    def __init__(self, place: Place, settings: BootSettings) -> None:
+        self._place = place
+        self._settings = settings
+        self._power = contextlib.ExitStack()
+        self._count = 0
+        self.boot: Boot
 
     def open(self) -> Boot:
         """The machine, up and with the module loaded, whatever was done to it before."""
+        if not self._is_well():
+            self.close()
+            self._count += 1
+            twin = self._place.restored(self._settings, f"zoo{self._count}")
+            self.boot = self._power.enter_context(twin)
         boot = self.boot
-        try:
-            boot.check()
-            boot.guest.succeed("true", timeout_s=10)
-        except KbootError:
-            self._write_script("", "")
-            boot.reset()
         boot.guest.succeed("[ -e /proc/kboot_zoo ] || insmod /lib/kboot_zoo.ko")
         boot.judge.sort(boot.console.reports)
         return boot
+
+    def close(self) -> None:
+        """Switch it off."""
+        self._power.close()
+
+    def _is_well(self) -> bool:
+        if self._count == 0:
+            return False
+        try:
+            self.boot.check()
+            self.boot.guest.succeed("true", timeout_s=10)
+        except KbootError:
+            return False
+        return True
 
     def meet(self, *animals: str, before: str = ":") -> None:
         """Run a command in the guest, and then have a process for each animal meet it."""
@@ -95,9 +106,6 @@ class Zoo:
     def change_script(self, old: str, new: str) -> None:
         """Replace a text in the script that the machine boots from."""
         assert old in self.boot.command_line
-        self._write_script(old, new)
-
-    def _write_script(self, old: str, new: str) -> None:
         script = (self.boot.evidence_directory / "boot.ipxe").read_text(encoding="utf-8")
         name = f"{self.boot.settings.machine_name}/boot.ipxe"
         self.boot.server.write(name, script.replace(old, new))
