@@ -8,6 +8,7 @@ import importlib
 import json
 import pkgutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,9 +48,12 @@ def main() -> None:
     if unknown := set(arguments.names) - set(known):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     figures: dict[str, Figure] = {}
-    for name in arguments.names or known:
-        sys.stderr.write(f"bench: {name}\n")
+    names = arguments.names or list(known)
+    for number, name in enumerate(names):
+        sys.stderr.write(f"bench: {name} ({number + 1} of {len(names)})\n")
+        begin = time.monotonic()
         figures.update(known[name](quick=arguments.quick))
+        sys.stderr.write(f"bench: {name} took {time.monotonic() - begin:.0f} s\n")
     sys.stdout.write(table(figures) + "\n")
     RESULT.parent.mkdir(exist_ok=True)
     values = {name: dataclasses.asdict(figure) for name, figure in figures.items()}

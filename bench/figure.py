@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +18,13 @@ class Figure:
     unit: str
     #: What `value` was made of, in the order of measurement, in the same unit where that applies.
     runs: tuple[float, ...] = ()
+
+
+def proportional_mib(pid: int) -> float:
+    """A process's share of the host's memory: its part of what several share, counted once."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    fields = dict(line.split(":", 1) for line in text.splitlines()[1:])
+    return int(fields["Pss"].split()[0]) / 1024
 
 
 def interleaved(
@@ -32,6 +41,8 @@ def interleaved(
             pairs.append((subject(), second))
         else:
             pairs.append((subject(), reference()))
+        first, second = pairs[-1]
+        sys.stderr.write(f"  {number + 1} of {rounds}: {first:.3f} against {second:.3f}\n")
     return pairs
 
 

@@ -27,13 +27,13 @@ def run(*, quick: bool) -> dict[str, Figure]:
     initramfs = tiny_initramfs()
     with (
         tempfile.TemporaryDirectory(prefix="kboot-bench-") as folder,
-        open_backend(Config(accel="tcg", firmware_start="saved")) as backend,
+        open_backend(Config(accel="tcg")) as backend,
         backend.serve(Deadline(_LIMIT_S)) as server,
         power_on(
             backend,
             server,
             kernel,
-            BootSettings(initrds=(initramfs,)),
+            BootSettings(initrds=(initramfs,), firmware_start="saved"),
             evidence_directory=Path(folder),
         ) as boot,
     ):

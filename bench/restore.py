@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.debian import debian_initramfs
-from bench.figure import Figure, interleaved, median_ratio
+from bench.figure import Figure, interleaved, median_ratio, proportional_mib
 from kboot.artifacts import Kernel, read_kernel
 from kboot.backend import Backend, BootServer
 from kboot.boot import Boot, BootSettings, open_backend, power_on
@@ -129,6 +129,4 @@ def _open(kernel: Kernel, settings: BootSettings) -> Iterator[_Bench]:
 def _proportional_mib(boot: Boot) -> float:
     if not isinstance(boot.machine, QemuMachine):
         raise TypeError("memory is measured of local machines")
-    text = Path(f"/proc/{boot.machine.pid}/smaps_rollup").read_text(encoding="ascii")
-    fields = dict(line.split(":", 1) for line in text.splitlines()[1:])
-    return int(fields["Pss"].split()[0]) / 1024
+    return proportional_mib(boot.machine.pid)
