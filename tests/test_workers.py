@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,27 @@ def test_takes_as_long(boot):
 
 
 def test_when_the_controller_is_killed_everything_ends(debian_kernel: Path, tmp_path: Path) -> None:
+    with two_at_work(debian_kernel, tmp_path) as controller:
+        controller.kill()
+        controller.wait()
+        wait_until_all_are_gone(tmp_path)
+    # Their directories go with the next run.
+    assert state.sweep()
+    assert list(state.runs_directory().iterdir()) == []
+
+
+def test_ctrl_c_ends_everything_in_good_order(debian_kernel: Path, tmp_path: Path) -> None:
+    with two_at_work(debian_kernel, tmp_path) as controller:
+        # As a terminal does it: to all processes in the foreground.
+        os.killpg(controller.pid, signal.SIGINT)
+        assert controller.wait(60) == pytest.ExitCode.INTERRUPTED
+        wait_until_all_are_gone(tmp_path)
+    assert list(state.runs_directory().iterdir()) == []
+
+
+@contextlib.contextmanager
+def two_at_work(debian_kernel: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """pytest with two workers, each of which is in the middle of a test."""
     (tmp_path / "test_slow.py").write_text(SLOW)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     with (
@@ -145,21 +168,21 @@ def test_when_the_controller_is_killed_everything_ends(debian_kernel: Path, tmp_
             cwd=tmp_path,
             stdout=output,
             stderr=output,
+            start_new_session=True,
         ) as controller,
     ):
         for _ in Deadline(120).poll(0.1):
             if len(list(tmp_path.glob("began-*"))) == 2:
                 break
         assert len(list(tmp_path.glob("began-*"))) == 2, (tmp_path / "output").read_text()
-        controller.send_signal(signal.SIGKILL)
-        controller.wait()
-        for _ in Deadline(20).poll(0.1):
-            if not processes_in(tmp_path):
-                break
-        assert not processes_in(tmp_path)
-    # Their directories go with the next run.
-    assert state.sweep()
-    assert list(state.runs_directory().iterdir()) == []
+        yield controller
+
+
+def wait_until_all_are_gone(directory: Path) -> None:
+    for _ in Deadline(20).poll(0.1):
+        if not processes_in(directory):
+            return
+    assert not processes_in(directory)
 
 
 def processes_in(directory: Path) -> set[str]:
