@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+
+from kboot.boot import settings_for
+from kboot.config import SETTINGS
+from kboot.plugin.choices import OF_MACHINES
 
 UNRELATED = "def test_nothing():\n    assert True\n"
 
@@ -81,6 +86,13 @@ def test_a_mistake_in_a_marker_ends_the_run_before_it_starts(
     result = run(pytester)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*kboot: *test_it: {words}"])
+
+
+def test_every_setting_that_makes_a_machine_can_be_chosen_by_a_test() -> None:
+    used = set(re.findall(r"config\.(\w+)", inspect.getsource(settings_for)))
+    names = {setting.name for setting in SETTINGS if setting.field in used}
+    assert len(names) == len(used) > 5
+    assert names <= OF_MACHINES
 
 
 def test_kernel_alone_runs_the_acceptance_suite_beside_the_projects_tests(

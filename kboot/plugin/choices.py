@@ -21,7 +21,16 @@ ALLOW_MARKER = "kboot_allow_warning"
 OF_MACHINES = frozenset(
     {
         *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
-        *("memory", "password", "qemu_arguments", "rootfs", "timeout", "user", "warnings"),
+        *(
+            "memory",
+            "module",
+            "password",
+            "qemu_arguments",
+            "rootfs",
+            "timeout",
+            "user",
+            "warnings",
+        ),
     }
 )
 
