@@ -134,7 +134,7 @@ def test_a_process_that_was_killed_here_is_known_to_be_dead() -> None:
 def test_who_has_lost_his_machine_finds_out_and_leaves_the_console_alone(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kboot.kubevirt.staying._HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("kboot.kubevirt.named.HEARTBEAT_S", 0.05)
     far = replace(Holder.this_process(), user="eve@far", host="another", pid=1)
     with (
         open_staying(ALICE, "lab") as backend,
