@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kboot.deadline import Deadline
+from kboot.machines.places import Place
 from kboot.rootfs import overlay_initramfs, tiny_initramfs
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.users import User
@@ -29,13 +31,18 @@ class Desk:
     def kernel(self) -> str:
         return self.user.type("run", "--", "uname", "-r").strip()
 
-    def lose_supervisor(self) -> None:
-        """SIGKILL, and another host from now on: nothing of this one's notes is there."""
+    def lose_supervisor(self, how: int = signal.SIGKILL) -> None:
+        """It is killed; and another host from now on: nothing of this one's notes is there."""
         status = self.user.ask("status")
-        os.kill(status["pid"], signal.SIGKILL)
+        os.kill(status["pid"], how)
         home = self.user.home / f"state-{status['pid']}"
         self.user.environ["XDG_STATE_HOME"] = str(home)
         self.user.environ["KBOOT_BACKEND"] = "kubevirt"
+
+    def place(self) -> Place:
+        """Where the supervisor of this host is."""
+        state = Path(self.user.environ["XDG_STATE_HOME"])
+        return Place(name="default", directory=state / "kboot" / "machines" / "default")
 
     def left(self) -> list[str]:
         """What is there still of any machine."""
@@ -47,6 +54,13 @@ class Desk:
             for kind in KINDS
             for thing in self.cluster.objects(kind)
         ]
+
+
+def wait_until_ended(supervisor: Place) -> None:
+    for _ in Deadline(30).poll(0.1):
+        if not supervisor.is_alive:
+            return
+    pytest.fail(f"{supervisor.directory} is held still")
 
 
 @pytest.fixture(params=["qemu", "kubevirt"])
@@ -128,8 +142,20 @@ def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, debian_kern
         status = user.ask("status")
         assert (status["state"], status["boots"]) == ("ready", 2)
         assert "is gone" in status["notices"][0]
+        # From another host it can be taken; who had it before ends.
+        first = desk.place()
+        user.environ["XDG_STATE_HOME"] = str(tmp_path / "elsewhere")
+        refused = user.try_("run", "--", "true")
+        assert refused.returncode == 2
+        assert "kboot take default" in refused.stderr
+        assert first.is_alive
+        user.type("take")
+        assert desk.kernel() == status["release"]
+        wait_until_ended(first)
         # Somebody stops the machine while nobody looks after it.
-        desk.lose_supervisor()
+        second = desk.place()
+        desk.lose_supervisor(signal.SIGTERM)
+        wait_until_ended(second)
         cluster.stop_machine()
         done = user.try_("status")
         assert done.returncode == 3

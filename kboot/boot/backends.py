@@ -49,16 +49,19 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
 
 
 @contextlib.contextmanager
-def reopen_backend(config: Config, machine: str) -> Iterator[StayingBackend]:
+def reopen_backend(
+    config: Config, machine: str, *, by_force: bool = False
+) -> Iterator[StayingBackend]:
     """The backend of a machine that stays there, taken up; see `kboot.backend.StayingBackend`.
 
-    `ConfigError` if there is none of that name, or if somebody else looks after it.
+    `ConfigError` if there is none of that name, or if somebody else looks after it, from whom it
+    may be taken `by_force`.
     """
     match config.backend:
         case "kubevirt":
             from kboot.kubevirt import rejoin, settings_from  # noqa: PLC0415
 
-            with rejoin(settings_from(config), machine) as cluster:
+            with rejoin(settings_from(config), machine, by_force=by_force) as cluster:
                 yield cluster
         case name:
             raise ConfigError(f"machines of {name} end with the process that looks after them")

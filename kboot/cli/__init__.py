@@ -55,6 +55,7 @@ class LazyGroup(click.Group):
         "crash": ("kboot.cli.crash:crash", "Say what killed a kernel, from its console log."),
         "up": ("kboot.cli.up:up", "Start a machine that stays."),
         "down": ("kboot.cli.down:down", "Switch such a machine off."),
+        "take": ("kboot.cli.take:take", "Look after a machine on a cluster from here."),
         "list": ("kboot.cli.list:list_machines", "List the machines that stay."),
         "manifests": ("kboot.cli.manifests:manifests", "Print what a run puts on a cluster."),
         "status": ("kboot.cli.status:status", "Tell what a machine is doing."),

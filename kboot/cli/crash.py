@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from kboot import process
-from kboot.cli.naming import DEFAULT, complete_file_or_name
+from kboot.cli.naming import DEFAULT, complete_file_or_name, find_machine
 from kboot.crash import CrashKind, CrashReport, Event, Frame, Scanner
 from kboot.crash.elf import Symbol, Vmlinux
 from kboot.errors import ConfigError
@@ -87,17 +87,18 @@ def _events(log: Path) -> Iterator[Event]:
 
 def _is_machine(log: Path) -> bool:
     """Whether there is no such file, but a machine of that name, or none was named at all."""
-    from kboot.machines.places import places  # noqa: PLC0415  --help does not need it
+    from kboot.machines.whereabouts import known_names  # noqa: PLC0415  --help does not need it
 
     if os.path.lexists(log):
         return False
-    return str(log) == DEFAULT or any(place.name == str(log) for place in places())
+    return str(log) == DEFAULT or str(log) in known_names()
 
 
 def _of_machine(name: str, scanner: Scanner) -> Iterator[Event]:
     """The events on a machine's console, less the resets that somebody has asked for."""
     from kboot.machines.client import ask, console_of  # noqa: PLC0415  files do without
 
+    find_machine(name, {})
     told = set(ask(name, "status")["reports"])
 
     def counts(event: Event) -> bool:

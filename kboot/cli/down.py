@@ -15,9 +15,10 @@ from kboot.cli.naming import name_argument, place_options
 @place_options
 def down(*, name: str, everything: bool, **place: Any) -> None:
     """Switch the machine NAME off; nothing of it stays but the record of its console."""
-    from kboot.machines.finding import names_here, remove  # noqa: PLC0415  --help does not need it
+    from kboot.machines.finding import remove  # noqa: PLC0415  --help does not need it
+    from kboot.machines.whereabouts import known_names  # noqa: PLC0415
 
-    names = names_here() if everything else [name]
+    names = known_names() if everything else [name]
     for each in names:
         click.echo(f"{each} is off; {remove(each, place)}")
     if not names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import click
@@ -27,9 +27,9 @@ _COLOURS = {"ready": "green", "crashed": "red", "failed": "red", "off": "yellow"
 def _names(
     _context: click.Context, _parameter: click.Parameter, begun: str
 ) -> list[CompletionItem]:
-    from kboot.machines.places import places  # noqa: PLC0415  --help does not need it
+    from kboot.machines.whereabouts import known_names  # noqa: PLC0415  --help does not need it
 
-    return [CompletionItem(place.name) for place in places() if place.name.startswith(begun)]
+    return [CompletionItem(name) for name in known_names() if name.startswith(begun)]
 
 
 def complete_file_or_name(
@@ -69,20 +69,25 @@ def place_options(function: _Function) -> _Function:
 
 
 def _found(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Before the command: a machine that stays somewhere without us gets a supervisor here."""
+    """Before the command comes `find_machine`."""
 
     @functools.wraps(function)
     def find_and_call(*arguments: Any, **options: Any) -> Any:
         place = {key: options.pop(key) for key in _PLACE}
-        from kboot.machines.places import place_of  # noqa: PLC0415  --help does not need it
-
-        if not place_of(options["name"]).is_alive:
-            from kboot.machines.finding import summon  # noqa: PLC0415  nor who has one
-
-            summon(options["name"], place)
+        find_machine(options["name"], place)
         return function(*arguments, **options)
 
     return place_options(find_and_call)
+
+
+def find_machine(name: str, place: Mapping[str, Any]) -> None:
+    """A machine that stays somewhere without us gets a supervisor here."""
+    from kboot.machines.places import place_of  # noqa: PLC0415  --help does not need it
+
+    if not place_of(name).is_alive:
+        from kboot.machines.finding import summon  # noqa: PLC0415  most have one
+
+        summon(name, place)
 
 
 def json_option(function: _Function) -> _Function:

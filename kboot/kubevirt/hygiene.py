@@ -49,12 +49,14 @@ class ClusterRun:
         return self.silent_s > self.ttl_s
 
 
-def find_runs(client: Client, *, now: datetime.datetime | None = None) -> list[ClusterRun]:
+def find_runs(
+    client: Client, *, now: datetime.datetime | None = None, limit_s: float = _LIMIT_S
+) -> list[ClusterRun]:
     """The runs in the client's namespace, the oldest first.
 
     Only what carries kboot's labels and its annotations is looked at.
     """
-    deadline = Deadline(_LIMIT_S)
+    deadline = Deadline(limit_s)
     owners, _ = client.find(
         CONFIG_MAPS, deadline, labelSelector=f"{selector()},app.kubernetes.io/component=run"
     )

@@ -21,6 +21,8 @@ from kboot.kubevirt.staying import HEARTBEAT_S, NOTE, POD, StayingCluster
 from kboot.log import logger
 
 _LIMIT_S = 30.0
+#: A cluster that is not there is not waited for where its machines are only listed.
+_FIND_LIMIT_S = 8.0
 _CONFLICT = 409
 _MISSING = 404
 
@@ -57,16 +59,18 @@ def open_staying(settings: ClusterSettings, name: str) -> Iterator[StayingCluste
 
 
 @contextlib.contextmanager
-def rejoin(settings: ClusterSettings, name: str) -> Iterator[StayingCluster]:
+def rejoin(
+    settings: ClusterSettings, name: str, *, by_force: bool = False
+) -> Iterator[StayingCluster]:
     """The backend for the machine called `name` that is there: taken up, if nobody has it.
 
     It is removed at the end unless it is left, or the ``with`` fails. `ConfigError` if there is
-    none, or if a process that lives looks after it.
+    none, or if a process that lives looks after it, unless it is taken from that `by_force`.
     """
     settings = _with_owner(settings)
     client = connect(settings.context, settings.namespace)
     me = Holder.this_process()
-    there = _take(client, settings, name, me)
+    there = _take(client, settings, name, me, by_force=by_force)
     run = Run(identifier=there.identifier, namespace=client.namespace)
     left = True
     try:
@@ -99,7 +103,7 @@ def find_staying(settings: ClusterSettings) -> list[StayingMachine]:
             condition=next((how for _, how in run.machines), "not there"),
             holder=str(run.holder) if hygiene.holder_lives(run) else "",
         )
-        for run in hygiene.find_runs(client)
+        for run in hygiene.find_runs(client, limit_s=_FIND_LIMIT_S)
         if run.machine
     ]
 
@@ -141,11 +145,14 @@ def _require_free(run: ClusterRun) -> None:
     if hygiene.holder_lives(run):
         raise ConfigError(
             f"the machine {run.machine} is in the care of {run.holder}, heard of "
-            f"{run.silent_s:.0f} s ago: ask it there, or end that process"
+            f"{run.silent_s:.0f} s ago: ask it there, or take it from there: kboot take "
+            f"{run.machine}"
         )
 
 
-def _take(client: Client, settings: ClusterSettings, name: str, me: Holder) -> ClusterRun:
+def _take(
+    client: Client, settings: ClusterSettings, name: str, me: Holder, *, by_force: bool
+) -> ClusterRun:
     """Become the one who looks after the machine."""
     deadline = Deadline(_LIMIT_S)
     for _ in deadline.poll(0.2):
@@ -155,7 +162,8 @@ def _take(client: Client, settings: ClusterSettings, name: str, me: Holder) -> C
                 f"there is no machine called {name} of {settings.owner} in namespace "
                 f"{client.namespace}; start it: kboot up"
             )
-        _require_free(there)
+        if not by_force:
+            _require_free(there)
         notes = {manifests.HOLDER: me.to_text(), manifests.HEARTBEAT: manifests.now()}
         # Only if it is as we have seen it: another one may be doing the same.
         change = {"metadata": {"annotations": notes, "resourceVersion": there.version}}

@@ -11,12 +11,11 @@ from typing import Any
 
 from kboot import wire
 from kboot.boot import Boot, Met, Milestone
-from kboot.boot.follower import GivenUp
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError, KernelCrash
 from kboot.guest import Guest
 from kboot.log import logger
-from kboot.machines.journal import Journal, State
+from kboot.machines.journal import Journal, State, state_after
 from kboot.machines.keeping import Keeper
 from kboot.machines.keyboard import Keyboard, Size
 from kboot.machines.pushes import Push, Pushes
@@ -71,7 +70,7 @@ class Desk:
                 self.journal.enter(State(name="off", what=str(error), exit_code=error.exit_code))
                 return
         except InfraError as error:
-            self.journal.enter(_state_after(error))
+            self.journal.enter(state_after(error))
             return
         proved = self._keeper.note.proved
         self._follow(met.wait_until_ready, begin=met.begin)
@@ -127,7 +126,7 @@ class Desk:
         try:
             self.boot.check()
         except KernelCrash as error:
-            self.journal.enter(_state_after(error))
+            self.journal.enter(state_after(error))
         except GuestError as error:
             if not self.boot.follower.has_reset:
                 self.journal.enter(State(name="off", what=str(error), exit_code=error.exit_code))
@@ -141,7 +140,7 @@ class Desk:
                 return
         except InfraError as worse:
             error = worse
-        self.journal.enter(_state_after(error))
+        self.journal.enter(state_after(error))
 
     def _follow(self, act: Callable[[], None], *, begin: int | None = None) -> dict[str, Any]:
         """Do what makes the machine boot, follow it, and tell how it went.
@@ -164,7 +163,7 @@ class Desk:
         outcome = self._outcome(error, self._began, time.monotonic() - start)
         if error is None:
             self._keeper.has_booted(outcome["nonce"], self.boots)
-        self.journal.enter(_state_after(error))
+        self.journal.enter(state_after(error))
         if self._keyboard.holder:
             self.lend_console()
         return outcome
@@ -313,15 +312,3 @@ def set_size(size: Size) -> str:
     rows, columns = size
     active = "/sys/class/tty/console/active"
     return f"stty -F /dev/$(sed 's/.* //' {active}) rows {rows} cols {columns}"
-
-
-def _state_after(error: KbootError | None) -> State:
-    match error:
-        case None:
-            return State(name="ready")
-        case GivenUp():
-            return State(name="booting", what=str(error))
-        case KernelCrash():
-            return State(name="crashed", what=error.report.title, exit_code=error.exit_code)
-        case _:
-            return State(name="failed", what=str(error), exit_code=error.exit_code)

@@ -14,15 +14,16 @@ from kboot.log import logger
 from kboot.machines import whereabouts
 from kboot.machines.client import ask, clear_dead, switch_off
 from kboot.machines.launch import launch
-from kboot.machines.places import place_of, places
+from kboot.machines.places import place_of
 
 
-def summon(name: str, options: Mapping[str, object]) -> None:
+def summon(name: str, options: Mapping[str, object], *, by_force: bool = False) -> None:
     """See to it that a machine has a supervisor here, if it stays somewhere without one.
 
     `options` are those of `kboot.config.load` that say where; else what is noted here of the
     machine, or the configuration, does. Where no machine can stay, nothing is done. `ConfigError`
-    if there is no such machine, or if somebody else looks after it.
+    if there is no such machine, or if somebody else looks after it; `by_force`, it is taken from
+    there.
     """
     if place_of(name).is_alive:
         return
@@ -30,7 +31,7 @@ def summon(name: str, options: Mapping[str, object]) -> None:
     if where is None:
         return
     clear_dead()
-    launch(name, where.options, meets=True, environ=where.environ)
+    launch(name, where.options, meets=True, by_force=by_force, environ=where.environ)
     try:
         # The first answer comes when the machine is found.
         ask(name, "status")
@@ -74,11 +75,6 @@ def remove(name: str, options: Mapping[str, object]) -> str:
     if not _remove_there(where):
         raise ConfigError(f"there is no machine called {name}; see kboot list")
     return "nobody looked after it"
-
-
-def names_here() -> list[str]:
-    """All machines that this host knows of."""
-    return sorted({place.name for place in places()} | {w.name for w in whereabouts.all_noted()})
 
 
 def elsewhere(options: Mapping[str, object]) -> Iterator[StayingMachine]:

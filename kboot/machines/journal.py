@@ -7,6 +7,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kboot.boot.follower import GivenUp
+from kboot.errors import KbootError, KernelCrash
+
 Name = Literal["starting", "booting", "ready", "crashed", "failed", "off"]
 
 _KEPT_EVENTS = 1000
@@ -21,6 +24,19 @@ class State:
     what: str = ""
     #: What a command that waited for it exits with: whose fault it is, as in `kboot.errors`.
     exit_code: int = 0
+
+
+def state_after(error: KbootError | None) -> State:
+    """What a machine is doing whose boot has ended so."""
+    match error:
+        case None:
+            return State(name="ready")
+        case GivenUp():
+            return State(name="booting", what=str(error))
+        case KernelCrash():
+            return State(name="crashed", what=error.report.title, exit_code=error.exit_code)
+        case _:
+            return State(name="failed", what=str(error), exit_code=error.exit_code)
 
 
 class Journal:

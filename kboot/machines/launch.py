@@ -23,13 +23,15 @@ def launch(
     options: Mapping[str, object],
     *,
     meets: bool = False,
+    by_force: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> Place:
     """Start a supervisor for a machine called `name`; it then boots, see the verb ``wait``.
 
     `options` are those of `kboot.config.load`, which the supervisor reads again, here and in this
     environment, with `environ` on top of it. `ConfigError` if there is such a machine here. With
-    `meets`, it takes up a machine that stays without us, and boots none.
+    `meets`, it takes up a machine that stays without us, and boots none; `by_force`, also one that
+    another supervisor looks after.
     """
     place = place_of(name)
     clear_dead()
@@ -40,6 +42,7 @@ def launch(
             "options": dict(options),
             "directory": str(Path.cwd()),
             "meets": meets,
+            "by_force": by_force,
         }
         place.order.write_text(json.dumps(order), encoding="utf-8")
         supervisor = process.start_detached(

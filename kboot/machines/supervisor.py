@@ -53,8 +53,13 @@ Job = tuple[Callable[[Desk], Any], "Future[Any]"]
 class Supervisor:
     """A machine's desk, the clients that wait at it, and the way to close it."""
 
-    def __init__(self, place: Place, config: Config, *, meets: bool = False) -> None:
-        """It `meets` its machine where that is there already, or else starts it."""
+    def __init__(
+        self, place: Place, config: Config, *, meets: bool = False, by_force: bool = False
+    ) -> None:
+        """It `meets` its machine where that is there already, or else starts it.
+
+        One that somebody else looks after is taken only `by_force`.
+        """
         self.place = place
         self.config = config
         self.started = time.time()
@@ -66,6 +71,7 @@ class Supervisor:
         self.broker: Broker
         self.pushes: Pushes
         self.meets = meets
+        self._by_force = by_force
         self._boot: Boot | None = None
         self._staying: StayingBackend | None = None
         self._jobs: queue.Queue[Job | None] = queue.Queue()
@@ -113,7 +119,7 @@ class Supervisor:
     def run(self, listener: socket.socket) -> None:
         """Boot the machine, or meet it, and look after it until `stop`."""
         if self.meets:
-            with reopen_backend(self.config, self.place.name) as backend:
+            with reopen_backend(self.config, self.place.name, by_force=self._by_force) as backend:
                 self._staying = backend
                 self._meet(backend, listener)
         else:
@@ -260,7 +266,7 @@ def _supervise(place: Place, order: dict[str, Any]) -> None:
         raise ConfigError("no kernel was named; say which: kboot up --kernel=FILE")
     # A directory that somebody stands in cannot be unmounted.
     os.chdir("/")
-    supervisor = Supervisor(place, config, meets=order["meets"])
+    supervisor = Supervisor(place, config, meets=order["meets"], by_force=order["by_force"])
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         # A handler runs on the desk's thread, between two of its steps: it must not wait there.

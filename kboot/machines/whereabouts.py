@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kboot.machines.places import places
 from kboot.state import state_directory
 
 #: The variable that leads to a cluster, beside the settings.
@@ -62,6 +63,11 @@ def all_noted() -> Iterator[Whereabouts]:
     for path in sorted(_directory().glob("*.json")):
         if found := noted(path.stem):
             yield found
+
+
+def known_names() -> list[str]:
+    """The machines that this host knows of: looked after from here, or noted."""
+    return sorted({place.name for place in places()} | {each.name for each in all_noted()})
 
 
 def forget(name: str) -> None:

@@ -156,6 +156,21 @@ def test_who_has_lost_his_machine_finds_out_and_leaves_the_console_alone(
     assert owner["metadata"]["annotations"][HOLDER] == far.to_text()
 
 
+def test_a_machine_is_taken_from_who_has_it_by_force_only(cluster: Cluster) -> None:
+    left()
+    far = replace(Holder.this_process(), user="eve@far", host="another", pid=1)
+    annotate(cluster, holder=far.to_text())
+    with (
+        pytest.raises(ConfigError, match=r"eve@far, process 1, .*: kboot take lab"),
+        rejoin(ALICE, "lab"),
+    ):
+        pass
+    with rejoin(ALICE, "lab", by_force=True) as backend:
+        assert backend.is_ours()
+        backend.leave()
+    assert find_staying(ALICE)[0].holder == ""
+
+
 def test_a_machine_that_stays_has_a_longer_life_than_a_run(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
