@@ -7,25 +7,35 @@ import os
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bench.figure import Figure
+from bench.figure import Figure, interleaved, median_ratio
+from kboot.artifacts import sha256_of
 from kboot.backend import MachineSpec
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_kubevirt
+from kboot.kube import SECRETS, SERVICES
+from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt.manifests import token_of
 
 _MACHINES = 50
 #: A boot's console, and the time that it takes on a real cluster.
 _BYTES, _SECONDS = 60_000, 15.0
 
+#: More than is read back after it was sent.
+_PUSH_BYTES = 200_000_000
+
 
 def run(*, quick: bool) -> dict[str, Figure]:
-    """``cluster_cpu``: cores for 50 machines that boot; ``cluster_memory``: what they add."""
+    """``cluster_cpu``: cores for 50 machines that boot; ``cluster_memory``: what they add.
+
+    ``cluster_push``: the time for a file, with its checksum, over that of a bare HTTPS request.
+    """
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     # A process of its own for the cluster: its costs are not kboot's.
     process = multiprocessing.get_context("spawn").Process(target=_cluster, args=(theirs,))
@@ -36,12 +46,14 @@ def run(*, quick: bool) -> dict[str, Figure]:
             path.write_text(ours.recv(), encoding="utf-8")
             os.environ["KUBECONFIG"] = str(path)
             cpu, memory_mib = _measure(Path(directory), 10 if quick else _MACHINES)
+            push = _measure_push(Path(directory), rounds=2 if quick else 6)
     finally:
         ours.send("end")
         process.join(timeout=30)
     return {
         "cluster_cpu": Figure(value=cpu, unit="cores"),
         "cluster_memory": Figure(value=memory_mib, unit="MiB"),
+        "cluster_push": push,
     }
 
 
@@ -71,6 +83,50 @@ def _measure(directory: Path, machines: int) -> tuple[float, float]:
     if heard < 0.9 * _BYTES:
         raise AssertionError(f"a console has {heard} bytes only: nothing was measured")
     return cores, added_kib / 1024
+
+
+def _measure_push(directory: Path, *, rounds: int) -> Figure:
+    with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(60)) as server:
+        artifact = directory / "artifact"
+
+        def timed(put: Callable[[Path], object]) -> float:
+            # On no server yet, so that it is sent; the first bytes tell one from another.
+            with artifact.open("wb") as file:
+                file.write(os.urandom(64))
+                file.truncate(_PUSH_BYTES)
+            start = time.monotonic()
+            put(artifact)
+            return time.monotonic() - start
+
+        bare = _bare_put(backend)
+        pairs = interleaved(lambda: timed(server.put), lambda: timed(bare), rounds=rounds)
+    return median_ratio(pairs)
+
+
+def _bare_put(backend: KubevirtBackend) -> Callable[[Path], None]:
+    """What a script would do: a checksum for the name, and one request for the file."""
+    import requests  # noqa: PLC0415
+
+    client, run = backend.client, backend.run
+    token = token_of(client.get(SECRETS, run.name, Deadline(10)))
+    headers = {"X-Kboot-Token": token, **client.session.authorisation()}
+    proxy = SERVICES.path(run.namespace, f"http:{run.name}:upload", "proxy")
+    session = requests.Session()
+    session.trust_env = False
+
+    def put(artifact: Path) -> None:
+        url = f"{client.host}{proxy}/files/artifacts/{sha256_of(artifact)}"
+        with artifact.open("rb") as file:
+            answer = session.put(
+                url,
+                data=file,
+                headers=headers,
+                verify=client.session.configuration.ssl_ca_cert,
+                timeout=600,
+            )
+        answer.raise_for_status()
+
+    return put
 
 
 def _cluster(pipe: Connection) -> None:
