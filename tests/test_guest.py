@@ -12,6 +12,8 @@ from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError, GuestTimeout
 from kboot.guest import Guest, login
+from kboot.guest.bootstrap import LOADER
+from kboot.guest.wake import wake_terminal
 from tests.serial_lines import (
     PRINTK,
     PRINTK_WITHOUT_TIME,
@@ -70,6 +72,23 @@ def test_every_shell_runs_commands_and_is_left_as_it_was(any_shell: list[str]) -
         assert not Path(directory).exists()
         console.sendline("echo back $((1 + 1))")
         assert console.expect("back 2$", Deadline(10)).after == "back 2"
+
+
+def test_a_terminal_is_woken_whatever_another_process_has_left_there(any_shell: list[str]) -> None:
+    with terminal(any_shell) as stream, console_on(stream) as console:
+        left = login(console, "root", None, Deadline(30))
+        directory = left.succeed("echo $KBOOT_DIR").strip()
+        # Another agent is there, one that was being typed, a program, and at last nothing.
+        for before in ("", LOADER, "exec 3>&1; cat", ""):
+            if before:
+                console.sendline(before)
+            wake_terminal(console, Deadline(30))
+            guest = login(console, "root", None, Deadline(30))
+            assert guest.succeed("echo here").strip() == "here"
+            if before:
+                guest.close()
+            assert not Path(directory).exists()
+        guest.close()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ _CTRL_C = b"\x03"
 # Typed at an unknown prompt, with line editing and echo as they happen to be; hence one short
 # line. The leading space keeps it out of a history. The inner shell reads lines from the terminal
 # plainly: no editing, no prompt, no bracketed paste.
-_LOADER = (
+LOADER = (
     " unset HISTFILE PROMPT_COMMAND;export TERM=dumb;stty -echo;stty cols 999;"
     """sh -c 'while IFS="|" read -r l a b;do [ "$l$a" = "${#b}$b" ]&&eval "$a";done'"""
 )
@@ -119,7 +119,7 @@ def load_agent(console: Console, deadline: Deadline) -> ShellAgent:
     """Start the agent at a shell prompt. `GuestError` when it does not answer."""
     nonce = str(100_000 + secrets.randbelow(900_000))
     agent = ShellAgent(console, nonce)
-    console.sendline(_LOADER)
+    console.sendline(LOADER)
     answer = f"r(){{ printf '~%s:%s:0:0:3:1,1;\\n' {nonce} $1;}};r 1"
     agent.exchange(answer, 1, deadline, tries=3)
     text = escape(agent_text(nonce).encode())

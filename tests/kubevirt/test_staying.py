@@ -185,6 +185,22 @@ def test_a_machine_that_stays_has_a_longer_life_than_a_run(
     assert [each.owner for each in find_staying(ALICE)] == ["alice"]
 
 
+def test_one_that_cannot_be_started_leaves_nothing(cluster: Cluster) -> None:
+    cluster.virt.refusal = 'pods "{pod}" is forbidden: exceeded quota: q, used: pods=1'
+    try:
+        with (
+            pytest.raises(InfraError, match="a quota of namespace team"),
+            open_staying(ALICE, "lab") as backend,
+            backend.serve(Deadline(20)),
+            backend.power_on(SPEC, Deadline(20)),
+        ):
+            pass
+    finally:
+        cluster.virt.refusal = ""
+    for plural in ("configmaps", "secrets", "pods", "virtualmachines"):
+        assert cluster.objects(plural) == []
+
+
 def test_one_that_was_never_finished_is_told_and_removed(cluster: Cluster) -> None:
     with open_staying(ALICE, "lab") as backend:
         backend.leave()
