@@ -57,6 +57,13 @@ def test_nobody_of_that_name(user: User) -> None:
     assert "there is no machine called nobody" in done.stderr
 
 
+def test_a_name_may_stand_before_or_behind(user: User, machine: str) -> None:
+    assert user.ask("status", "-n", machine)["name"] == machine
+    assert user.type("logs", "--name", machine) == user.type("logs", machine)
+    done = user.try_("status", machine, "-n", "other")
+    assert (done.returncode, "two machines" in done.stderr) == (2, True)
+
+
 def test_a_mistake_is_told_before_anything_is_started(user: User) -> None:
     done = user.try_("up", "broken", "--kernel", "/etc/hostname")
     assert done.returncode == 2

@@ -40,10 +40,24 @@ def complete_file_or_name(
 
 
 def name_argument(function: _Function) -> _Function:
-    """The command's last argument is a machine's name, whether there is one or not."""
-    return click.argument("name", default=DEFAULT, metavar="[NAME]", shell_complete=_names)(
-        function
+    """The command's last argument is a machine's name, whether there is one or not.
+
+    ``--name``, as other commands have it, is understood and not shown.
+    """
+
+    @functools.wraps(function)
+    def choose_and_call(*arguments: Any, named: str | None, **options: Any) -> Any:
+        if named is not None:
+            if options["name"] not in {DEFAULT, named}:
+                raise click.UsageError(f"two machines: {options['name']} and {named}")
+            options["name"] = named
+        return function(*arguments, **options)
+
+    other = click.option(
+        "-n", "--name", "named", metavar="NAME", shell_complete=_names, hidden=True
     )
+    argument = click.argument("name", default=DEFAULT, metavar="[NAME]", shell_complete=_names)
+    return argument(other(cast("_Function", choose_and_call)))
 
 
 def machine_argument(function: _Function) -> _Function:
