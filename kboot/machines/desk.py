@@ -17,7 +17,7 @@ from kboot.guest import Guest
 from kboot.log import logger
 from kboot.machines.journal import Journal, State, state_after
 from kboot.machines.keeping import Keeper
-from kboot.machines.keyboard import Keyboard, Size
+from kboot.machines.keyboard import Keyboard, set_size
 from kboot.machines.pushes import Push, Pushes
 from kboot.machines.supply import Supply
 
@@ -305,10 +305,3 @@ def _local_named(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; look at its path and permissions") from error
-
-
-def set_size(size: Size) -> str:
-    """The command that sets the size of the guest's serial terminal, from outside of it."""
-    rows, columns = size
-    active = "/sys/class/tty/console/active"
-    return f"stty -F /dev/$(sed 's/.* //' {active}) rows {rows} cols {columns}"

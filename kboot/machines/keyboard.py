@@ -69,3 +69,10 @@ class Keyboard:
         """One key of the holder's; waits while the keyboard is taken away."""
         with self._mine:
             yield
+
+
+def set_size(size: Size) -> str:
+    """The command that sets the size of the guest's serial terminal, from outside of it."""
+    rows, columns = size
+    active = "/sys/class/tty/console/active"
+    return f"stty -F /dev/$(sed 's/.* //' {active}) rows {rows} cols {columns}"

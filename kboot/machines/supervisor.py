@@ -32,6 +32,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import logger
 from kboot.machines import whereabouts
+from kboot.machines.asking import Request
 from kboot.machines.broker import Broker
 from kboot.machines.desk import Desk
 from kboot.machines.journal import Journal
@@ -39,7 +40,7 @@ from kboot.machines.keeping import Keeper, Note, read_note
 from kboot.machines.keyboard import Keyboard
 from kboot.machines.places import Place
 from kboot.machines.pushes import Pushes
-from kboot.machines.requests import Request, answer
+from kboot.machines.requests import answer
 from kboot.state import evidence_directory
 
 #: How often the desk looks after the machine when nobody asks for anything.
