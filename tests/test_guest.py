@@ -203,6 +203,11 @@ def test_files_travel_both_ways_unchanged(guest: Guest, tmp_path: Path) -> None:
     assert remote.stat().st_mode & 0o777 == 0o750
     guest.get(str(remote), back, Deadline(30))
     assert back.read_bytes() == local.read_bytes()
+    large = tmp_path / "large"
+    large.write_bytes(bytes(100_000_000))
+    # Told before it has been sent.
+    with pytest.raises(GuestError, match="cannot write /no/such/place: there is no such dir"):
+        guest.put(large, "/no/such/place", Deadline(30))
     with pytest.raises(GuestError, match="cannot write /no/such/place"):
         guest.put(local, "/no/such/place", Deadline(30))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import posixpath
 import shlex
 import string
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ _PLAIN = frozenset((string.ascii_letters + string.digits + "_./:=,+@%-").encode(
 
 #: Escaped characters of a command that are sent along with the request to run it.
 _INLINE = 200
+
+#: A file that takes longer than a question whether there is a place for it, in bytes.
+_WORTH_ASKING = 16 << 10
 
 #: Characters of longer texts per line, in order of despair. A line is sent twice in itself, and a
 #: terminal takes 4095 bytes.
@@ -136,6 +140,8 @@ class ShellAgent:
 
     def put(self, data: bytes, remote: str, mode: int, deadline: Deadline) -> None:
         """Write a file."""
+        if len(data) > _WORTH_ASKING:
+            self._run(f"test -d {shlex.quote(posixpath.dirname(remote) or '.')}", remote, deadline)
         number = self._next()
         sent = base64.b64encode(data).decode() if self.has_base64 else escape(data)
         self._write(number, sent, deadline)
@@ -148,16 +154,20 @@ class ShellAgent:
             f"{decode} <{file} >{target} && chmod {mode:o} {target} && {sum_up} <{target}; "
             f"status=$?; rm -f {file}; exit $status"
         )
+        if not self.checksum.printed_for(data, self._run(script, remote, deadline)):
+            raise GuestError(f"{remote} arrived with a wrong checksum in the guest")
+
+    def _run(self, script: str, remote: str, deadline: Deadline) -> bytes:
+        """Do a part of writing a file; its output."""
         job = self.start(script.encode(), deadline, loud=True)
         if not job.wait(deadline):
             raise GuestTimeout(f"{remote} was not written in {deadline.seconds:g} s")
         ended = job.fetch(deadline)
         job.forget()
         if ended.exit_status != 0:
-            words = ended.stderr.decode(errors="replace").strip()
+            words = ended.stderr.decode(errors="replace").strip() or "there is no such directory"
             raise GuestError(f"the guest cannot write {remote}: {words}")
-        if not self.checksum.printed_for(data, ended.stdout):
-            raise GuestError(f"{remote} arrived with a wrong checksum in the guest")
+        return ended.stdout
 
     def close(self) -> None:
         """End the agent: the shell below it is as it was."""
