@@ -50,6 +50,12 @@ VALUES: dict[str, dict[str, object]] = {
         "token": "t0ken",
         "upload_port": 8081,
     },
+    "nginx/kubernetes/note.yaml": {
+        "namespace": "team",
+        "object_name": "kboot-r1",
+        "owner_uid": "c0ffee",
+        "run": "r1",
+    },
     "nginx/kubernetes/storage.yaml": {
         "claim": "artifacts",
         "namespace": "team",
