@@ -247,8 +247,9 @@ def test_a_saved_machine_that_does_not_run_is_made_anew(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # From the cache that all tests have; unpacking it takes a while.
     image = read_kernel(debian_kernel).image
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = Config(kernel=str(image), accel="tcg")
     store = SnapshotStore(cache_directory("snapshots"), limit_mib=4096)
     with open_session(config, evidence=tmp_path / "first") as session:
