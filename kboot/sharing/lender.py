@@ -33,7 +33,9 @@ def lend(config: Config) -> Iterator[Path]:
     """
     lender = _Lender(config)
     with state.run_directory() as directory, contextlib.closing(wire.listen(directory)) as listener:
-        thread = threading.Thread(target=lender.accept, args=(listener,), name="kboot-lender")
+        thread = threading.Thread(
+            target=lender.accept, args=(listener,), name="kboot-lender", daemon=True
+        )
         thread.start()
         try:
             yield directory
