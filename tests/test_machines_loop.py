@@ -202,7 +202,7 @@ def test_a_loop_that_is_interrupted_ends_with_its_summary(user: User, machine: s
     user.type("push", "-n", machine, "--rollback", "--to", "1")
     command = user.command("restart", machine, "--until-fail")
     with on_terminal(command, user.environ) as terminal:
-        seen = terminal.read_until(b"boot 2: ", limit_s=60)
+        seen = terminal.read_until(b"boot 2: ", limit_s=150)
         assert b"boot 1: kernel after " in seen
         assert b"\x1b[32mready" in seen or b"\x1b[1;32mready" in seen
         terminal.type(b"\x03")

@@ -80,6 +80,10 @@ def _events(log: Path) -> Iterator[Event]:
                 _refuse_packed(log, file.peek(8))
                 while data := file.read(_PIECE):
                     yield from scanner.feed(data)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{log}: there is no such file, and no machine of that name; see kboot list"
+            ) from error
         except OSError as error:
             raise ConfigError(f"{log} cannot be read: {error.strerror}") from error
     yield from scanner.close()

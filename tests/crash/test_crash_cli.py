@@ -85,7 +85,11 @@ def test_json_is_one_object_per_report_and_line() -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"\x1f\x8b\x08\x00rest", "gzip"), (b"\x7fELF\x02\x01", "ELF"), (None, "No such file")],
+    [
+        (b"\x1f\x8b\x08\x00rest", "gzip"),
+        (b"\x7fELF\x02\x01", "ELF"),
+        (None, "there is no such file"),
+    ],
 )
 def test_what_is_no_log_gets_one_line_and_exit_code_2(
     tmp_path: Path, content: bytes | None, words: str
