@@ -63,6 +63,7 @@ def power_on(
     on_phase: OnPhase = lambda _milestone, _seconds: None,
     saved: SavedBoot | None = None,
     savable: bool = False,
+    nonce: str | None = None,
 ) -> Iterator[Boot]:
     """Switch a machine on that boots `kernel` from `server`; it is gone after the ``with``.
 
@@ -70,7 +71,7 @@ def power_on(
     the seconds since power-on. However the block ends, `evidence_directory` then tells about it.
 
     With `saved`, the machine does not boot but goes on from there, and is ready. With `savable`, it
-    can be saved. Both need a `SnapshotBackend`.
+    can be saved. Both need a `SnapshotBackend`. The boot's `nonce` is a new one unless it is given.
     """
     evidence.prepare(evidence_directory)
     start = time.monotonic()
@@ -78,7 +79,7 @@ def power_on(
         server,
         upload(server, kernel, settings),
         evidence_directory=evidence_directory,
-        nonce=saved.expected.nonce if saved else None,
+        nonce=saved.expected.nonce if saved else nonce,
     )
     spec = machine_spec(settings, server.url(expected.script_path))
     with (

@@ -178,12 +178,15 @@ class ClusterMachine:
     def met(self, deadline: Deadline) -> Iterator[None]:
         """Have a machine that is there, as it is, for the length of the ``with``; it stays."""
         with step(f"machine {self._name}"), self._stack:
-            vmi = self._view.instance()
+            begun = self._view.phase in {"Pending", "Scheduling", "Scheduled"}
+            vmi = self._view.wait_until_it_runs("", deadline) if begun else self._view.instance()
             self._uid, self._last = (vmi["metadata"]["uid"], vmi) if vmi else ("", {})
             self._on = True
             self._stream = NoStream()
             if self._view.is_running(self._uid):
                 self._stream = self._stream_of(self._uid, from_the_start=False, deadline=deadline)
+                if begun and self._paused:
+                    self._control.set_paused(paused=False)
             self._stack.callback(lambda: self._stream.close())
             yield
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import queue
+import secrets
 import shutil
 import signal
 import socket
@@ -133,6 +134,9 @@ class Supervisor:
             self.pushes = Pushes(server, self.config, self.place.name)
             keeper = Keeper(backend, self.pushes, Note(config=self.config))
             push = self.pushes.accept(self.pushes.read(self.config))
+            # Whoever comes after us knows the machine from its first moment on.
+            nonce = secrets.token_hex(8)
+            keeper.will_boot(nonce, push)
             with power_on(
                 backend,
                 server,
@@ -140,8 +144,8 @@ class Supervisor:
                 push.load.settings,
                 evidence_directory=self.evidence,
                 on_phase=self._see_milestone,
+                nonce=nonce,
             ) as boot:
-                keeper.will_boot(boot.milestones.expected.nonce, push)
                 self._look_after(boot, keeper, listener, lambda desk: desk.first_boot())
 
     def _meet(self, backend: StayingBackend, listener: socket.socket) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import MachineSpec
+from kboot.backend import MachineSpec, MetMachine
 from kboot.cli import main
 from kboot.config import Config, load
 from kboot.deadline import Deadline
@@ -33,7 +33,15 @@ from kboot.kube import (
     open_websocket,
 )
 from kboot.kube.resources import SECRETS, SERVICES, VMI_ACTIONS
-from kboot.kubevirt import ClusterSettings, KubevirtBackend, hygiene, open_kubevirt, settings_from
+from kboot.kubevirt import (
+    ClusterSettings,
+    KubevirtBackend,
+    hygiene,
+    open_kubevirt,
+    open_staying,
+    rejoin,
+    settings_from,
+)
 from kboot.kubevirt.machine import ClusterMachine
 from kboot.kubevirt.names import RUN_LABEL
 from kboot.session import open_session
@@ -120,6 +128,31 @@ def objects_of(client: Client, run: str) -> list[str]:
         for kind in kinds
         for each in client.find(kind, Deadline(30), labelSelector=label)[0]
     ]
+
+
+def test_a_machine_that_is_left_is_met_by_who_comes_next(config: Config, client: Client) -> None:
+    chosen = replace(settings_from(config), owner="kboot-test")
+    spec = MachineSpec(name="stays", boot_file="http://none/boot.ipxe")
+    with open_staying(chosen, "stays") as first, first.serve(Deadline(120)):
+        first.keep("a note")
+        with first.power_on(spec, Deadline(180)) as machine:
+            assert machine.stream.recv(65536)
+            first.leave()
+    # Its boot server is evicted meanwhile.
+    client.delete(PODS, first.run.name, Deadline(30))
+    with rejoin(chosen, "stays") as second, second.serve(Deadline(120)) as server:
+        assert (second.run, second.note) == (first.run, "a note")
+        server.check()
+        with second.power_on(spec, Deadline(180)) as machine:
+            assert isinstance(machine, MetMachine)
+            assert b"[kboot: the console is attached]" in machine.past()
+            machine.restart()
+            assert machine.stream.recv(65536)
+            machine.check()
+    for _ in Deadline(60).poll(1):
+        if not (left := objects_of(client, first.run.identifier)):
+            return
+    pytest.fail(f"left: {left}")
 
 
 def test_a_machine_bears_what_a_cluster_does_to_it(config: Config, tmp_path: Path) -> None:

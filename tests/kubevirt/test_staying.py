@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +29,21 @@ ALICE = ClusterSettings(owner="alice")
 SPEC = MachineSpec(name="lab", boot_file="http://none/boot.ipxe")
 
 
+#: A process that notes what it is going to start, and starts it.
+STARTING = """
+from kboot.backend import MachineSpec
+from kboot.deadline import Deadline
+from kboot.kubevirt import ClusterSettings, open_staying
+spec = MachineSpec(name="lab", boot_file="http://none/boot.ipxe")
+with open_staying(ClusterSettings(owner="alice"), "lab") as backend, backend.serve(Deadline(20)):
+    backend.keep("a note")
+    print("kept", flush=True)
+    with backend.power_on(spec, Deadline(20)) as machine:
+        while machine.stream.recv(65536):
+            pass
+"""
+
+
 @pytest.fixture(scope="module")
 def shared_cluster() -> Iterator[Cluster]:
     with running_cluster(talking) as cluster:
@@ -44,11 +62,11 @@ def left(settings: ClusterSettings = ALICE, name: str = "lab") -> None:
     with (
         open_staying(settings, name) as backend,
         backend.serve(Deadline(20)),
-        backend.power_on(replace(SPEC, name=name), Deadline(20)) as machine,
     ):
-        read_until(machine.stream, b"line 5\r\n")
         backend.keep("a note")
-        backend.leave()
+        with backend.power_on(replace(SPEC, name=name), Deadline(20)) as machine:
+            read_until(machine.stream, b"line 5\r\n")
+            backend.leave()
 
 
 def annotate(cluster: Cluster, **annotations: str) -> None:
@@ -185,16 +203,29 @@ def test_a_machine_that_stays_has_a_longer_life_than_a_run(
     assert [each.owner for each in find_staying(ALICE)] == ["alice"]
 
 
+@pytest.mark.parametrize("seconds", [0.15, 0.4])
+def test_one_that_was_about_to_start_is_met(cluster: Cluster, seconds: float) -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTING], stdout=subprocess.PIPE) as starting:
+        assert starting.stdout
+        assert starting.stdout.readline() == b"kept\n"
+        time.sleep(seconds)
+        starting.kill()
+    assert len(cluster.objects("virtualmachines")) == 1
+    with (
+        rejoin(ALICE, "lab") as backend,
+        backend.serve(Deadline(20)),
+        backend.power_on(SPEC, Deadline(20)) as machine,
+    ):
+        machine.check()
+        read_until(machine.stream, b"\r\n")
+    assert find_staying(ALICE) == []
+
+
 def test_one_that_cannot_be_started_leaves_nothing(cluster: Cluster) -> None:
     cluster.virt.refusal = 'pods "{pod}" is forbidden: exceeded quota: q, used: pods=1'
     try:
-        with (
-            pytest.raises(InfraError, match="a quota of namespace team"),
-            open_staying(ALICE, "lab") as backend,
-            backend.serve(Deadline(20)),
-            backend.power_on(SPEC, Deadline(20)),
-        ):
-            pass
+        with pytest.raises(InfraError, match="a quota of namespace team"):
+            left()
     finally:
         cluster.virt.refusal = ""
     for plural in ("configmaps", "secrets", "pods", "virtualmachines"):
