@@ -108,10 +108,13 @@ class SnapshotStore:
         None if another process was faster with the same and its entry cannot be used. What `fill`
         raises leaves nothing behind. OSError when the disk is full.
         """
-        self._sweep()
         new = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
-        new.mkdir()
-        with _lock(new, fcntl.LOCK_EX):
+        with contextlib.ExitStack() as stack:
+            # Nobody must sweep it away before we hold it.
+            with _lock(self._directory, fcntl.LOCK_EX):
+                self._sweep()
+                new.mkdir()
+                stack.enter_context(_lock(new, fcntl.LOCK_EX))
             try:
                 note = fill(new)
                 _write_manifest(new, parts, note)
