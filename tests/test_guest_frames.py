@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kboot.guest.agent import escape, pieces
 from kboot.guest.checksum import Checksum, cksum
-from kboot.guest.frames import Frame, FrameReader, Tag, fit, is_frame
+from kboot.guest.frames import Frame, FrameReader, Tag, fit, without_frames
 from kboot.guest.output import BASE64_BYTES, Extent, Output
 from tests.serial_lines import PRINTK, PRINTK_WITHOUT_TIME
 
@@ -108,10 +108,14 @@ def test_no_noise_makes_the_reader_stumble(noise: bytes) -> None:
     assert received(noise + b"\r\n~\r\n" + frame(Tag.ANSWER, 0, b"1,1"))[-1].payload == b"1"
 
 
-def test_a_frame_is_told_from_a_line_for_people() -> None:
-    assert is_frame(frame(Tag.DONE, 1, b"2.0.7.3.0.0,2.0.7.3.0.0").decode().rstrip())
-    assert not is_frame("[    1.234567] ~42: no frame;")
-    assert not is_frame("~ # ls")
+def test_frames_are_taken_out_of_what_people_read() -> None:
+    for tag, payload in ((Tag.DONE, b"2.0.7.3.0.0,2.0.7.3.0.0"), (Tag.STDOUT, b"b25lCg==")):
+        assert without_frames(frame(tag, 1, payload).decode().rstrip()) == ""
+    message = "[    1.234567] random: crng init done"
+    assert without_frames(f"~424242:7:1:1:64:TG9n{message}") == message
+    assert without_frames(f"~424242:109:{message}") == message
+    for line in (message, "~ # ls", "~42: no frame"):
+        assert without_frames(line) == line
 
 
 def test_a_control_frame_whose_halves_differ_is_dropped() -> None:

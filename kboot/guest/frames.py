@@ -41,7 +41,8 @@ _ALPHABET = {
     Tag.STDOUT_HEX: _HEX,
     Tag.STDERR_HEX: _HEX,
 }
-_WHOLE_LINE = re.compile(r"~\d+:\d{1,9}:\d:\d{1,9}:\d{1,5}:[^;~\s]*;")
+#: A frame, or its beginning, where something came in its midst.
+_BEGUN = re.compile(r"~\d+:\d{1,9}:[\w:+/=!@%.,-]*;?")
 _FROM_SIGNS = bytes.maketrans(b"!@%+=_", b"abcdef")
 
 #: A frame whose end has not come in so many bytes is given up.
@@ -60,9 +61,12 @@ class Frame:
     repaired: bool = False
 
 
-def is_frame(line: str) -> bool:
-    """Whether a line of the console is a frame, and nothing for people to read."""
-    return _WHOLE_LINE.fullmatch(line) is not None
+def without_frames(line: str) -> str:
+    """What people can read of a line of the console; a frame leaves nothing.
+
+    What follows behind a message that came into the midst of a frame cannot be told from text.
+    """
+    return _BEGUN.sub("", line)
 
 
 def plain_hex(payload: bytes) -> bytes:

@@ -44,12 +44,13 @@ def _is_ours(path: Path) -> bool:
 
 def sections(attempt: Boot) -> list[tuple[str, str]]:
     """For a failed test's report: what the kernel died of, the console's end, where more is."""
-    from kboot.guest.frames import is_frame  # noqa: PLC0415  only with a machine
+    from kboot.guest.frames import without_frames  # noqa: PLC0415  only with a machine
 
     found = [(f"kboot crash: {report.title}", report.text) for report in attempt.console.reports]
     # What a command printed comes in frames, for programs to read.
-    said = [line.text for line in attempt.console.lines() if not is_frame(line.text)]
-    tail = "\n".join(said[-_TAIL_LINES:])
+    said = ((line.text, without_frames(line.text)) for line in attempt.console.lines())
+    shown = [rest for text, rest in said if rest or not text]
+    tail = "\n".join(shown[-_TAIL_LINES:])
     found.append((f"kboot console, last {_TAIL_LINES} lines", tail))
     found.append(("kboot evidence", str(attempt.evidence_directory)))
     return found
