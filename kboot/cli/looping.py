@@ -77,7 +77,8 @@ class Loop:
             record.seek(begin)
             console = record.read(end - begin)
         words = re.sub(r"[^\w.-]+", "-", outcome.failure or "")[:60].strip("-")
-        path = self._evidence / f"failed-{outcome.number:04d}-{words}.log"
+        # Where it begins in the record tells it from boots of an earlier loop.
+        path = self._evidence / f"failed-{outcome.number:04d}-{begin}-{words}.log"
         path.write_bytes(console)
         return path
 
