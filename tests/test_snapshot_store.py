@@ -236,6 +236,8 @@ def test_the_cache_is_listed_and_cleared_but_for_what_is_in_use(
         assert kept.key[:12] in listed[0]
         assert listed[0].endswith("Linux 6.1, bios")
         assert listed[-1].startswith("2 saved machines, 1 MiB of at most 64 MiB")
+        assert main(["cache", "--json"]) == 0
+        assert [each["removed"] for each in json.loads(capsys.readouterr().out)] == [False] * 2
         assert main(["cache", "--clear"]) == 0
         cleared = capsys.readouterr().out.splitlines()
         assert cleared[0].endswith("in use, stays")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kboot.cli.naming import json_option, print_json
 from kboot.cli.options import config_options, load_config
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ least recently used ones make room for others (--snapshot-cache).
 )
 @config_options("snapshot_cache")
 @click.option("--clear", is_flag=True, help="Remove all that nobody uses at the moment.")
-def cache(*, clear: bool, **options: Any) -> None:
+@json_option
+def cache(*, clear: bool, as_json: bool, **options: Any) -> None:
     """List the saved machines, the most recently used ones last."""
     from kboot.snapshots import SnapshotStore  # noqa: PLC0415  --help does not need it
     from kboot.state import cache_directory  # noqa: PLC0415
@@ -31,18 +33,31 @@ def cache(*, clear: bool, **options: Any) -> None:
     config = load_config(options)
     directory = cache_directory("snapshots")
     with SnapshotStore(directory, limit_mib=config.snapshot_cache_mib) as store:
-        left = []
-        for entry in store.entries():
-            removed = clear and store.remove(entry)
-            note = "  removed" if removed else "  in use, stays" if clear else ""
-            click.echo(f"{_line(entry)}{note}")
-            if not removed:
-                left.append(entry)
-        total_mib = sum(entry.size for entry in left) / (1 << 20)
-        click.echo(
-            f"{len(left)} saved machines, {total_mib:.0f} MiB of at most "
-            f"{config.snapshot_cache_mib} MiB, in {directory}"
-        )
+        found = [(entry, clear and store.remove(entry)) for entry in store.entries()]
+    if as_json:
+        print_json([_value(entry, removed=removed) for entry, removed in found])
+        return
+    for entry, removed in found:
+        note = "  removed" if removed else "  in use, stays" if clear else ""
+        click.echo(f"{_line(entry)}{note}")
+    left = [entry for entry, removed in found if not removed]
+    total_mib = sum(entry.size for entry in left) / (1 << 20)
+    click.echo(
+        f"{len(left)} saved machines, {total_mib:.0f} MiB of at most "
+        f"{config.snapshot_cache_mib} MiB, in {directory}"
+    )
+
+
+def _value(entry: Entry, *, removed: bool) -> dict[str, Any]:
+    """An entry for programs; ``used`` is in seconds since the epoch."""
+    about = entry.note.get("about", "")
+    return {
+        "key": entry.key,
+        "bytes": entry.size,
+        "used": entry.used,
+        "about": about,
+        "removed": removed,
+    }
 
 
 def _line(entry: Entry) -> str:

@@ -113,6 +113,9 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
         shown = capsys.readouterr().out
         assert " old, lives\n  kboot-r" in shown
         assert shown.rstrip().endswith("-m  Running")
+        assert main(["runs", "--backend", "kubevirt", "--json"]) == 0
+        (told,) = json.loads(capsys.readouterr().out)
+        assert (told["dead"], told["machines"]) == (False, [[f"{told['name']}-m", "Running"]])
         run.kill()
     make_old(cluster)
     before = everything(cluster)
