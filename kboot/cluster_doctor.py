@@ -161,6 +161,13 @@ def _objects(config: Config) -> Finding:
     )
 
 
+def _firmware(config: Config) -> Finding:
+    fault = virtual_machine.firmware_fault(config.firmware, settings_from(config))
+    if fault is None:
+        return Finding(level="ok", subject="firmware", text=config.firmware)
+    return Finding(level="warning", subject="firmware", text=fault)
+
+
 def _leftovers(config: Config) -> Finding:
     dead = [run for run in hygiene.find_runs(_client(config)) if run.dead]
     if not dead:
@@ -179,5 +186,6 @@ CLUSTER_CHECKS: tuple[Check, ...] = (
     Check(subject="rights", look=_rights),
     Check(subject="kubevirt", look=_kubevirt),
     Check(subject="objects", look=_objects),
+    Check(subject="firmware", look=_firmware),
     Check(subject="leftovers", look=_leftovers),
 )

@@ -40,6 +40,7 @@ _CHECKS = {
     "namespace",
     "nginx_image",
     "pull_secret",
+    "ipxe_disk",
     "patch",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON list.")

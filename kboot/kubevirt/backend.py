@@ -40,12 +40,7 @@ class KubevirtBackend:
 
     def firmware_fault(self, firmware: Firmware) -> str | None:
         """None if its machines can have this firmware, or else why not."""
-        if firmware == "bios" or self.settings.ipxe_disk:
-            return None
-        return (
-            "whether UEFI boots over HTTP depends on the cluster's firmware; give its machines a "
-            "disk with iPXE: --ipxe-disk"
-        )
+        return virtual_machine.firmware_fault(firmware, self.settings)
 
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:

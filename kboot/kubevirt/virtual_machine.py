@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from kboot.backend import MachineSpec
+from kboot.backend import Firmware, MachineSpec
 from kboot.errors import ConfigError
 from kboot.kubevirt import patch
 from kboot.kubevirt.manifests import Manifest, Run
@@ -24,6 +24,16 @@ _CORES_PER_SOCKET = 64
 #: The network card that the machine boots from.
 INTERFACE = "default"
 _IPXE_VOLUME = "ipxe"
+
+
+def firmware_fault(firmware: Firmware, settings: ClusterSettings) -> str | None:
+    """None if machines are sure to boot from the network with this firmware, or else why not."""
+    if firmware == "bios" or settings.ipxe_disk:
+        return None
+    return (
+        "whether UEFI boots over HTTP depends on the cluster's firmware; give its machines a "
+        "disk with iPXE: --ipxe-disk"
+    )
 
 
 def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest:

@@ -155,6 +155,23 @@ def test_doctor_finds_a_cluster_that_is_fit(
     assert everything(cluster) == set()
 
 
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        (["--firmware=bios"], "ok"),
+        (["--firmware=uefi"], "warning"),
+        (["--firmware=uefi", "--ipxe-disk=registry/ipxe:1"], "ok"),
+    ],
+)
+def test_doctor_doubts_uefi_without_a_disk_that_has_ipxe(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], options: list[str], level: str
+) -> None:
+    assert main(["doctor", "--backend", "kubevirt", "--json", *options]) == 0
+    findings = {each["subject"]: each for each in json.loads(capsys.readouterr().out)}
+    assert (findings["firmware"]["level"], findings["objects"]["level"]) == (level, "ok")
+    assert everything(cluster) == set()
+
+
 def test_doctor_finds_what_an_account_may_not(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
