@@ -78,10 +78,14 @@ def remove(name: str, options: Mapping[str, object]) -> str:
 
 
 def elsewhere(options: Mapping[str, object]) -> Iterator[StayingMachine]:
-    """The machines that stay where `options` or the configuration say, or where noted ones are."""
+    """The machines that stay where `options` or the configuration say, or where noted ones are.
+
+    `InfraError` if it cannot be known for the place that `options` name; others are passed over.
+    """
     given = {key: str(value) for key, value in options.items() if value}
     seen: set[str] = set()
-    for where in (whereabouts.here("", given), *whereabouts.all_noted()):
+    asked = whereabouts.here("", given)
+    for where in (asked, *whereabouts.all_noted()):
         with where.variables():
             config = _config_of(where)
             if not can_stay(config):
@@ -92,6 +96,8 @@ def elsewhere(options: Mapping[str, object]) -> Iterator[StayingMachine]:
                         seen.add(machine.identifier)
                         yield machine
             except InfraError as error:
+                if given and where is asked:
+                    raise
                 logger.warning("machines that stay are not known: %s", error)
 
 

@@ -221,6 +221,24 @@ def test_one_that_was_about_to_start_is_met(cluster: Cluster, seconds: float) ->
     assert find_staying(ALICE) == []
 
 
+def test_a_list_of_a_cluster_that_does_not_answer_is_no_empty_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubeconfig = {
+        "current-context": "gone",
+        "clusters": [{"name": "gone", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "gone", "user": {}}],
+        "contexts": [{"name": "gone", "context": {"cluster": "gone", "user": "gone"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert main(["list", "--backend", "kubevirt"]) == 3
+    shown = capsys.readouterr()
+    assert "cannot be reached" in shown.err
+    assert shown.out == ""
+
+
 def test_one_that_cannot_be_started_leaves_nothing(cluster: Cluster) -> None:
     cluster.virt.refusal = 'pods "{pod}" is forbidden: exceeded quota: q, used: pods=1'
     try:
