@@ -279,8 +279,14 @@ def _supervise(place: Place, order: dict[str, Any]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
-    with contextlib.closing(wire.listen(place.directory)) as listener:
-        supervisor.run(listener)
+    try:
+        with contextlib.closing(wire.listen(place.directory)) as listener:
+            supervisor.run(listener)
+    finally:
+        if config.evidence is None:
+            # It stays, unless there was no machine that could have left any.
+            with contextlib.suppress(OSError):
+                supervisor.evidence.rmdir()
 
 
 if __name__ == "__main__":

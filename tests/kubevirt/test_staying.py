@@ -239,6 +239,24 @@ def test_a_list_of_a_cluster_that_does_not_answer_is_no_empty_list(
     assert shown.out == ""
 
 
+def test_looking_for_one_that_is_not_there_leaves_nothing(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def kboot(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "kboot", *words, "--backend", "kubevirt"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    done = kboot("status", "nope")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no machine called nope" in done.stderr
+    # The next command clears away what an ended supervisor has left.
+    assert kboot("list").returncode == 0
+    assert [path for path in tmp_path.rglob("*") if "nope" in path.name] == []
+    assert cluster.objects("configmaps") == []
+
+
 def test_one_that_cannot_be_started_leaves_nothing(cluster: Cluster) -> None:
     cluster.virt.refusal = 'pods "{pod}" is forbidden: exceeded quota: q, used: pods=1'
     try:
