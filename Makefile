@@ -1,7 +1,8 @@
 # The only door: every target stands alone and does first what it needs.
 # `make help` prints the comments that follow two hashes.
 
-PYTHON ?= python3
+# The distribution's own, which users have; a newer one in PATH would hide what fails with it.
+PYTHON ?= /usr/bin/python3
 KERNEL ?= build/kernel/debian.deb
 IPXE ?= build/ipxe/ipxe.efi
 COUNT ?= 10
