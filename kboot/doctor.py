@@ -17,7 +17,7 @@ from typing import Literal
 from kboot import nginx, process, state
 from kboot.config import Config
 from kboot.errors import KbootError
-from kboot.qemu import accel, firmware
+from kboot.qemu import accel, firmware, network_boot
 from kboot.rootfs import tiny_initramfs
 
 Level = Literal["ok", "warning", "error"]
@@ -111,11 +111,21 @@ def _ipxe(config: Config) -> Finding:
 def _uefi(config: Config) -> Finding:
     try:
         found = firmware.find_uefi("x86_64")
+        ipxe = _uefi_ipxe(config)
     except KbootError as error:
         wanted = config.firmware == "uefi"
         text = str(error) if wanted else f"{error} (for firmware = uefi only)"
         return Finding(level="error" if wanted else "warning", subject="uefi", text=text)
-    return Finding(level="ok", subject="uefi", text=str(found.code))
+    return Finding(level="ok", subject="uefi", text=f"{found.code}, {ipxe}")
+
+
+def _uefi_ipxe(config: Config) -> str:
+    program = process.find_program(config.qemu)
+    accelerator: Literal["kvm", "tcg"] = "kvm"
+    if config.accel == "tcg" or accel.kvm_fault(program) is not None:
+        accelerator = "tcg"
+    ipxe = network_boot.choose(program, accelerator, config.ipxe_efi)
+    return "booted by the network card's iPXE" if ipxe is None else f"booted by {ipxe}"
 
 
 def _nginx(config: Config) -> Finding:

@@ -125,6 +125,9 @@ def test_a_failed_attempt_that_is_tried_again_is_not_the_end() -> None:
         "No more network devices",
         "No bootable device.",
         "  PXE-E99: Unexpected network error.",
+        # EDK II's own client has failed with IPv4, and would wait for minutes.
+        ">>Start PXE over IPv6.",
+        ">>Start HTTP Boot over IPv6.",
     ],
 )
 def test_firmware_that_gives_up_is_the_hosts_fault(line: str) -> None:

@@ -29,6 +29,7 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
                 accelerator=config.accel,
                 nginx=config.nginx,
                 snapshot_cache_mib=config.snapshot_cache_mib,
+                ipxe_efi=config.ipxe_efi,
             ) as backend:
                 yield backend
         case "kubevirt":

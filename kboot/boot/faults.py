@@ -82,7 +82,7 @@ def script_failed(expected: Expected, step: str, error: str) -> KbootError:
 def nothing_to_boot(last_words: str) -> InfraError:
     """The firmware gave up."""
     remedy = ""
-    if "PXE-E" in last_words or "NBP" in last_words:
+    if any(word in last_words for word in ("PXE-E", "NBP", ">>Start")):
         # EDK II's own PXE client: it takes a URL for the name of a file on a TFTP server.
         remedy = (
             "; this UEFI firmware boots from the network by itself instead of by iPXE, and by TFTP "

@@ -23,6 +23,7 @@ _HANDOFF = re.compile(r"kboot: handoff (\w+)")
 _STOPPED = re.compile(r"kboot: stopped (\w+) (0x[0-9a-f]+)")
 _GAVE_UP = re.compile(
     r"No more network devices|No bootable device|PXE-E\d\d: .*|NBP filesize is 0 "
+    r"|>>Start (?:PXE|HTTP Boot) over IPv6"
 )
 _LINUX = re.compile(r"\bLinux version (\S+) ")
 _COMMAND_LINE = re.compile(r"(?:Kernel c|\bC)ommand line: (.*)")

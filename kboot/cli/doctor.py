@@ -36,6 +36,7 @@ _CHECKS = {
     "accel",
     "qemu",
     "nginx",
+    "ipxe_efi",
     "context",
     "namespace",
     "nginx_image",

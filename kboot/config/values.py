@@ -157,4 +157,14 @@ class Config(ClusterConfig):
         default=(),
         metadata=about("more arguments for QEMU, as a shell would split them", "TEXT", parse.words),
     )
+    #: None: the network card's own where that has iPXE, else the distribution's.
+    ipxe_efi: Path | None = field(
+        default=None,
+        metadata=about(
+            "the iPXE that boots local UEFI machines, a UEFI program; else the network card's, or "
+            "where that has none, the distribution's",
+            "FILE",
+            parse.path,
+        ),
+    )
     nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))

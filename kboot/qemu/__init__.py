@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from kboot import nginx, process, state
@@ -15,7 +15,7 @@ from kboot.backend import BootServer, Firmware, MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import step
-from kboot.qemu import accel, firmware_state
+from kboot.qemu import accel, firmware_state, network_boot
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.firmware_state import GUEST_GATEWAY
 from kboot.qemu.identity import identity
@@ -42,8 +42,10 @@ class QemuBackend:
         accelerator: str,
         nginx: str,
         firmware_store: Callable[[], SnapshotStore],
+        ipxe_efi: Path | None = None,
     ) -> None:
         self._directory = directory
+        self._ipxe_efi = ipxe_efi
         self._firmware_store = firmware_store
         self._program = process.find_program(program)
         self._nginx = process.find_program(nginx)
@@ -55,6 +57,7 @@ class QemuBackend:
             return None
         try:
             find_uefi("x86_64")
+            _ = self._uefi_ipxe
         except InfraError as error:
             return str(error)
         return None
@@ -74,7 +77,12 @@ class QemuBackend:
 
     def snapshot_identity(self, spec: MachineSpec) -> Mapping[str, str]:
         """QEMU, its firmware, the machine and the host's processor."""
-        return identity(spec, program=self._program, accelerator=self._accelerator)
+        return identity(
+            spec,
+            program=self._program,
+            accelerator=self._accelerator,
+            ipxe=self._ipxe_of(spec),
+        )
 
     @contextlib.contextmanager
     def power_on(
@@ -108,11 +116,20 @@ class QemuBackend:
                 savable=savable,
                 firmware=firmware,
                 tftp=tftp if firmware else None,
+                ipxe=self._ipxe_of(spec),
             )
             with machine.powered_on(deadline):
                 yield machine
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _ipxe_of(self, spec: MachineSpec) -> Path | None:
+        """What boots such a machine from the network; None for the card's ROM."""
+        return self._uefi_ipxe if spec.firmware == "uefi" else None
+
+    @cached_property
+    def _uefi_ipxe(self) -> Path | None:
+        return network_boot.choose(self._program, self._accelerator, self._ipxe_efi)
 
     def _saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
         """The state that such a machine starts from, made if need be; None for a real start."""
@@ -147,6 +164,7 @@ class QemuBackend:
                 directory=folder,
                 savable=True,
                 tftp=folder,
+                ipxe=self._ipxe_of(spec),
             )
             with step(f"save the firmware's state ({spec.firmware})"):
                 return store.add(parts, firmware_state.saver(machine, deadline))
@@ -156,13 +174,19 @@ class QemuBackend:
 
 @contextlib.contextmanager
 def open_qemu(
-    *, program: str, accelerator: str, nginx: str, snapshot_cache_mib: int
+    *,
+    program: str,
+    accelerator: str,
+    nginx: str,
+    snapshot_cache_mib: int,
+    ipxe_efi: Path | None = None,
 ) -> Iterator[QemuBackend]:
     """The backend, for the length of a run: it owns a run directory.
 
     `accelerator` is ``auto``, ``kvm`` or ``tcg``; `program` and `nginx` name the two programs or
-    give their paths. States of firmware are kept among the saved machines, which have
-    `snapshot_cache_mib` together. Raises `ProcessError` if a program is missing.
+    give their paths. `ipxe_efi` boots UEFI machines; None for the network card's ROM where that has
+    iPXE, and for the distribution's where not. States of firmware are kept among the saved
+    machines, which have `snapshot_cache_mib` together. `ProcessError` if a program is missing.
     """
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(state.run_directory())
@@ -178,4 +202,5 @@ def open_qemu(
             accelerator=accelerator,
             nginx=nginx,
             firmware_store=firmware_store,
+            ipxe_efi=ipxe_efi,
         )

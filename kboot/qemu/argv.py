@@ -65,11 +65,13 @@ def argv(
     memory: Memory | None = None,
     incoming: bool = False,
     tftp: Path | None = None,
+    ipxe: Path | None = None,
 ) -> list[str]:
     """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS.
 
     With `incoming`, it waits for a saved state instead of booting. `tftp` is a folder that the
-    guest can read at ``tftp://10.0.2.2/``.
+    guest can read at ``tftp://10.0.2.2/``. `ipxe` is a UEFI program that boots from the network in
+    place of the card's ROM.
     """
     command = [program]
 
@@ -106,7 +108,11 @@ def argv(
     option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{forward}")
     # e1000e: iPXE loads about 100 MB/s through it, and 30 MB/s through virtio-net (ROMs of 2019).
     mac_address = spec.mac_address or _MAC_ADDRESS
-    option("-device", f"e1000e,netdev=net0,mac={mac_address},bootindex=1")
+    rom = "" if ipxe is None else ",romfile="
+    option("-device", f"e1000e,netdev=net0,mac={mac_address},bootindex=1{rom}")
+    if ipxe is not None:
+        # UEFI starts it before it looks at any device, after each reset as well.
+        option("-kernel", str(ipxe))
     # From the network or not at all: no tour through other devices after iPXE has given up.
     option("-boot", "strict=on")
     # A guest that powers off leaves a paused QEMU, which can tell so.

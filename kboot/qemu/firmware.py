@@ -1,7 +1,7 @@
 """Find UEFI firmware through the descriptors that distributions install for QEMU.
 
 The format is docs/interop/firmware.json in QEMU's sources: one JSON file for each firmware, read in
-the order of their names.
+the order of their names. Where there is none, the usual places are looked at.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ from typing import Any
 from kboot.errors import InfraError
 
 _FOLDERS = (Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"))
+
+#: Code and variables as Debian and Ubuntu, Fedora, Arch and openSUSE have them, below the root.
+_PLACES = (
+    ("usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("usr/share/OVMF/OVMF_CODE.fd", "usr/share/OVMF/OVMF_VARS.fd"),
+    ("usr/share/edk2/ovmf/OVMF_CODE_4M.qcow2", "usr/share/edk2/ovmf/OVMF_VARS_4M.qcow2"),
+    ("usr/share/edk2/ovmf/OVMF_CODE.fd", "usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("usr/share/edk2/x64/OVMF_CODE.4m.fd", "usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("usr/share/qemu/ovmf-x86_64-code.bin", "usr/share/qemu/ovmf-x86_64-vars.bin"),
+)
+
+#: What EDK II's own network boot says first: it does not know what to do with a URL from DHCP.
+EDK2_CLIENT = re.compile(r">>Start (?:PXE|HTTP Boot) over IPv[46]")
 
 #: Firmware that refuses an unsigned kernel, or needs a machine that kboot does not build.
 _UNWANTED = {"enrolled-keys", "secure-boot", "requires-smm"}
@@ -58,7 +72,11 @@ def parse_descriptor(text: str, *, architecture: str, machine: str) -> UefiFirmw
 
 
 def find_uefi(
-    architecture: str, *, machine: str = "pc-q35-0", folders: tuple[Path, ...] = _FOLDERS
+    architecture: str,
+    *,
+    machine: str = "pc-q35-0",
+    folders: tuple[Path, ...] = _FOLDERS,
+    root: Path = Path("/"),
 ) -> UefiFirmware:
     """The first installed UEFI firmware that fits; `InfraError` if there is none."""
     user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qemu/firmware"
@@ -72,6 +90,11 @@ def find_uefi(
                 continue
             if found and found.code.is_file() and found.variables_template.is_file():
                 return found
+    if architecture == "x86_64":
+        for code, variables in ((root / code, root / variables) for code, variables in _PLACES):
+            if code.is_file() and variables.is_file():
+                image_format = "qcow2" if code.suffix == ".qcow2" else "raw"
+                return UefiFirmware(code=code, variables_template=variables, format=image_format)
     raise InfraError(
         f"no UEFI firmware for {architecture} on this host; install it: apt-get install ovmf"
     )

@@ -16,6 +16,8 @@ from kboot import templates
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
+from kboot.errors import InfraError
+from kboot.qemu.firmware import EDK2_CLIENT
 from kboot.qemu.machine import QemuMachine
 
 #: Where a guest behind QEMU's user network finds the host, and QEMU's own TFTP server.
@@ -57,7 +59,11 @@ def saver(machine: QemuMachine, deadline: Deadline) -> Callable[[Path], Mapping[
             machine.powered_on(deadline),
             Console(machine.stream, record=None, scanner=Scanner(), check=machine.check) as console,
         ):
-            console.expect(_MARKER, deadline, since=0)
+            if console.expect([_MARKER, EDK2_CLIENT], deadline, since=0).index == 1:
+                raise InfraError(
+                    "the firmware's state cannot be saved: EDK II's own client boots this machine "
+                    "from the network instead of iPXE; see kboot doctor"
+                )
             machine.snapshot(directory)
         spec = machine.spec
         return {"about": f"{spec.firmware} firmware, {spec.memory_mib} MiB, {machine.description}"}

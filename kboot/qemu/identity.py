@@ -19,19 +19,24 @@ from kboot.qemu.firmware import find_uefi
 _ROMS = ("bios-256k.bin", "efi-e1000e.rom")
 
 
-def identity(spec: MachineSpec, *, program: str, accelerator: Accelerator) -> Mapping[str, str]:
+def identity(
+    spec: MachineSpec, *, program: str, accelerator: Accelerator, ipxe: Path | None = None
+) -> Mapping[str, str]:
     """Everything on this host that has a part in such a machine, by name, for people to read.
 
-    Not in it: the machine's name and its boot file, which a saved machine may change.
+    `ipxe` is what boots it in place of the card's ROM. Not in it: the machine's name and its boot
+    file, which a saved machine may change.
     """
     neutral = replace(spec, name="any", boot_file="any")
     wiring = Wiring(serial="any", control="any")
-    command = argv(neutral, program=program, accelerator=accelerator, wiring=wiring, flash=None)
+    command = argv(
+        neutral, program=program, accelerator=accelerator, wiring=wiring, flash=None, ipxe=ipxe
+    )
     parts = {
         "qemu": qemu_version(program),
         "qemu program": _stamp(Path(program)),
         "command": " ".join(command),
-        "firmware": _firmware(spec, program),
+        "firmware": firmware_stamps(spec, program, ipxe),
         "processor": processor_of(_cpuinfo()),
     }
     if accelerator == "kvm":
@@ -39,8 +44,11 @@ def identity(spec: MachineSpec, *, program: str, accelerator: Accelerator) -> Ma
     return parts
 
 
-def _firmware(spec: MachineSpec, program: str) -> str:
+def firmware_stamps(spec: MachineSpec, program: str, ipxe: Path | None = None) -> str:
+    """The firmware files of such a machine, each with its length and date."""
     files = [path for folder in _data_folders(program) for path in _roms(folder)]
+    if ipxe is not None:
+        files.append(ipxe)
     if spec.firmware == "uefi":
         found = find_uefi(spec.architecture)
         files += [found.code, found.variables_template]

@@ -43,16 +43,19 @@ class QemuMachine:
         savable: bool = False,
         firmware: SavedFirmware | None = None,
         tftp: Path | None = None,
+        ipxe: Path | None = None,
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
         A machine that is `savable` costs a copy of that state. With `firmware`, every start from
         empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
+        `ipxe` is a UEFI program that boots from the network in place of the card's ROM.
         """
         self.spec = spec
         self._saved = saved
         self._firmware = firmware
         self._tftp = tftp
+        self._ipxe = ipxe
         self._savable = savable
         self._program = program
         self._accelerator: Accelerator = accelerator
@@ -256,6 +259,7 @@ class QemuMachine:
             memory=None if memory is None else memory.option(),
             incoming=incoming,
             tftp=self._tftp,
+            ipxe=self._ipxe,
         )
 
     def _prepare_flash(self) -> Flash | None:

@@ -1,0 +1,165 @@
+"""What fetches a UEFI machine's boot file: the network card's ROM, or the host's own iPXE.
+
+With some of QEMU's ROMs (Debian 12) iPXE boots. Others (Debian 13) only lend their driver to EDK
+II's own client, which takes the boot file's URL for a name on a TFTP server and gives up. There,
+the machine gets no ROM, and the distribution's iPXE by QEMU's ``-kernel``, which UEFI starts like
+any other program: the guest sees no disk of ours, and a snapshot needs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kboot import state
+from kboot.backend import MachineSpec
+from kboot.console import Console
+from kboot.crash import Scanner
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, InfraError
+from kboot.log import step
+from kboot.qemu.accel import qemu_version
+from kboot.qemu.argv import Accelerator
+from kboot.qemu.firmware import EDK2_CLIENT
+from kboot.qemu.firmware_state import GUEST_GATEWAY
+from kboot.qemu.identity import firmware_stamps
+from kboot.qemu.machine import QemuMachine
+
+#: Where distributions have iPXE as a UEFI program for x86_64: Debian since 13, Debian and Ubuntu,
+#: Fedora and openSUSE, Arch.
+PROGRAMS = (
+    Path("/usr/lib/ipxe/ipxe-amd64.efi"),
+    Path("/usr/lib/ipxe/ipxe.efi"),
+    Path("/boot/ipxe.efi"),
+    Path("/usr/share/ipxe/ipxe-x86_64.efi"),
+    Path("/usr/share/ipxe/x86_64/ipxe.efi"),
+)
+
+#: The PE header's word for x86_64.
+_MACHINE = 0x8664
+
+#: What UEFI says when nothing on the network was to be booted: there is no ROM, say.
+_NOTHING = re.compile(r"EFI Internal Shell|No bootable option or device")
+
+_MARKER = "kboot: the ROM has iPXE"
+_SCRIPT = "probe.ipxe"
+_PROBE = MachineSpec(
+    name="probe", boot_file=f"tftp://{GUEST_GATEWAY}/{_SCRIPT}", memory_mib=256, firmware="uefi"
+)
+#: Emulated, on a busy host.
+_PROBE_LIMIT_S = 90.0
+#: A home directory may be that of many hosts.
+_KEPT_ANSWERS = 20
+
+
+def find_program(
+    wanted: Path | None = None, candidates: tuple[Path, ...] = PROGRAMS
+) -> Path | None:
+    """The iPXE to start, `wanted` or the distribution's; None if there is none.
+
+    `ConfigError` if `wanted` is not a UEFI program for x86_64.
+    """
+    if wanted is not None:
+        if fault := _fault(wanted):
+            raise ConfigError(f"ipxe_efi: {wanted} {fault}")
+        return wanted
+    return next((path for path in candidates if _fault(path) is None), None)
+
+
+def require_program(wanted: Path | None = None, candidates: tuple[Path, ...] = PROGRAMS) -> Path:
+    """As `find_program`; `InfraError` with what to install if there is none."""
+    found = find_program(wanted, candidates)
+    if found is None:
+        raise InfraError(
+            "UEFI machines need iPXE as a UEFI program here, as the network card's ROM of this "
+            "QEMU does not boot with it; install it: apt-get install ipxe (Fedora: "
+            "ipxe-bootimgs-x86, Arch: ipxe), or say where it is: ipxe_efi = PATH"
+        )
+    return found
+
+
+def choose(program: str, accelerator: Accelerator, wanted: Path | None = None) -> Path | None:
+    """The iPXE that boots UEFI machines: `wanted`, else None for the ROM's, else the host's.
+
+    `ConfigError` if `wanted` is no such program, `InfraError` if none of them is there.
+    """
+    if wanted is None and rom_has_ipxe(program, accelerator):
+        return None
+    return require_program(wanted)
+
+
+def rom_has_ipxe(program: str, accelerator: Accelerator) -> bool:
+    """Whether the ROM boots UEFI machines with iPXE: asked of a guest once, and remembered.
+
+    It is asked again where QEMU, its ROM or the UEFI firmware is another one. `InfraError` if the
+    guest does not get so far.
+    """
+    key = f"{qemu_version(program)}, {firmware_stamps(_PROBE, program)}"
+    folder = state.cache_directory("network-boot")
+    answers = folder / "rom-has-ipxe.json"
+    with _lock(folder / "lock"):
+        known = _recall(answers)
+        if key not in known:
+            with step("see what the network card's ROM does under UEFI"):
+                known[key] = _probe(program, accelerator)
+            kept = dict(list(known.items())[-_KEPT_ANSWERS:])
+            new = answers.with_name(f".{answers.name}")
+            new.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            new.replace(answers)
+        return known[key]
+
+
+def _probe(program: str, accelerator: Accelerator) -> bool:
+    deadline = Deadline(_PROBE_LIMIT_S)
+    with state.run_directory() as run:
+        folder = run / "probe"
+        folder.mkdir()
+        (folder / _SCRIPT).write_text(f"#!ipxe\necho {_MARKER}\nsleep 60\n", encoding="ascii")
+        machine = QemuMachine(
+            _PROBE, program=program, accelerator=accelerator, directory=folder, tftp=folder
+        )
+        with (
+            machine.powered_on(deadline),
+            Console(machine.stream, record=None, scanner=Scanner(), check=machine.check) as console,
+        ):
+            wanted = [re.compile(_MARKER), EDK2_CLIENT, _NOTHING]
+            return console.expect(wanted, deadline, since=0).index == 0
+
+
+def _recall(memory: Path) -> dict[str, bool]:
+    try:
+        known: dict[str, bool] = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process looks, the others wait for what it finds."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fault(path: Path) -> str | None:
+    """None if it is a UEFI program for x86_64, or else what is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    at = int.from_bytes(head[0x3C:0x40], "little")
+    if head[:2] != b"MZ" or head[at : at + 4] != b"PE\0\0":
+        return "is not a UEFI program"
+    if int.from_bytes(head[at + 4 : at + 6], "little") != _MACHINE:
+        return "is not for x86_64"
+    return None

@@ -1,0 +1,126 @@
+"""UEFI machines boot with iPXE whatever their network card's ROM does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kboot.artifacts import read_kernel
+from kboot.boot import BootSettings, open_backend, power_on
+from kboot.config import Config
+from kboot.deadline import Deadline
+from kboot.doctor import LOCAL_CHECKS, examine
+from kboot.errors import ConfigError, InfraError
+from kboot.qemu import network_boot
+from kboot.rootfs import tiny_initramfs
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+IPXE = Path(__file__).parent.parent / "build" / "ipxe" / "ipxe.efi"
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def qemu_without_rom(tmp_path: Path) -> Path:
+    """A QEMU whose network card has no ROM; it notes which machines it was started for."""
+    program = tmp_path / "qemu"
+    program.write_text(
+        f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\nexec {QEMU} -global e1000e.romfile= "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+def machines(program: Path) -> list[str]:
+    """The names of those that were switched on."""
+    calls = (program.parent / "calls").read_text().splitlines()
+    return [call.split()[1] for call in calls if call.startswith("-name")]
+
+
+def efi_program(path: Path, *, machine: int = 0x8664) -> Path:
+    header = b"PE\0\0" + machine.to_bytes(2, "little")
+    path.write_bytes(b"MZ".ljust(0x3C, b"\0") + (0x80).to_bytes(4, "little") + bytes(64) + header)
+    return path
+
+
+def test_the_first_program_that_is_there_is_the_hosts(tmp_path: Path) -> None:
+    arm64 = efi_program(tmp_path / "arm64.efi", machine=0xAA64)
+    (tmp_path / "text.efi").write_text("none")
+    fitting = efi_program(tmp_path / "ipxe.efi")
+    others = (tmp_path / "absent.efi", tmp_path / "text.efi", arm64)
+    assert network_boot.find_program(candidates=(*others, fitting)) == fitting
+    assert network_boot.find_program(candidates=others) is None
+
+
+def test_without_any_the_package_is_named() -> None:
+    with pytest.raises(InfraError, match=r"apt-get install ipxe .*ipxe_efi = PATH"):
+        network_boot.require_program(candidates=())
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(None, "cannot be read"), (b"#!ipxe\n", "is not a UEFI program"), (b"", "is not a UEFI")],
+)
+def test_a_wrong_program_is_the_users_mistake(
+    tmp_path: Path, content: bytes | None, fault: str
+) -> None:
+    path = tmp_path / "my.efi"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"ipxe_efi: {path} {fault}"):
+        network_boot.find_program(path)
+
+
+def test_a_program_for_another_processor_is_the_users_mistake(tmp_path: Path) -> None:
+    path = efi_program(tmp_path / "my.efi", machine=0xAA64)
+    with pytest.raises(ConfigError, match="is not for x86_64"):
+        network_boot.find_program(path)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_what_the_rom_does_is_found_out_once(qemu_without_rom: Path) -> None:
+    assert not network_boot.rom_has_ipxe(str(qemu_without_rom), "tcg")
+    assert not network_boot.rom_has_ipxe(str(qemu_without_rom), "tcg")
+    assert machines(qemu_without_rom) == ["kboot-probe"]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_doctor_says_which_ipxe_boots_uefi_machines(qemu_without_rom: Path) -> None:
+    checks = [check for check in LOCAL_CHECKS if check.subject == "uefi"]
+    config = Config(accel="tcg", firmware="uefi", qemu=str(qemu_without_rom))
+    (found,) = examine(config, checks)
+    present = network_boot.find_program()
+    assert found.level == ("ok" if present else "error")
+    assert (f"booted by {present}" if present else "apt-get install ipxe") in found.text
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_machine_without_a_rom_boots_from_the_network_again_and_again(
+    qemu_without_rom: Path, debian_kernel: Path, tmp_path: Path
+) -> None:
+    config = Config(accel="tcg", qemu=str(qemu_without_rom), ipxe_efi=IPXE)
+    settings = BootSettings(
+        machine_name="without-rom", firmware="uefi", initrds=(tiny_initramfs(),), timeout_s=120
+    )
+    evidence = tmp_path / "evidence"
+    evidence.mkdir()
+    with (
+        open_backend(config) as backend,
+        backend.serve(Deadline(60)) as server,
+        power_on(
+            backend, server, read_kernel(debian_kernel), settings, evidence_directory=evidence
+        ) as boot,
+    ):
+        boot.wait_until_ready()
+        first = boot.guest.run("cat /proc/sys/kernel/random/boot_id").stdout
+        boot.reset()
+        assert boot.guest.run("cat /proc/sys/kernel/random/boot_id").stdout != first
+        assert boot.guest.run("ls /sys/block").stdout.split() == []
+    assert f"-kernel {IPXE}" in (evidence / "qemu.argv").read_text()
+    # The program was given: nothing had to be found out.
+    assert machines(qemu_without_rom) == ["kboot-without-rom"]
