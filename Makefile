@@ -25,7 +25,7 @@ sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel ipxe-disk demo test test-kubevirt check format bench soak build clean
+.PHONY: help setup kernel ipxe-disk demo test test-kubevirt test-hosts check format bench soak build clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ test-kubevirt: $(ready) $(KERNEL) ## run what must hold on every cluster, on tha
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest --kboot-backend=kubevirt \
 		tests/kubevirt/test_any_cluster.py $(PYTEST_ARGS)
 	$(bin)/python -m tests.kubevirt.measure_push
+
+test-hosts: ## make demo and test in fresh Debian 12, 13 and sid (SUITES, TARGETS, MIRROR); as root
+	@WORKERS=$(WORKERS) PYTEST_ARGS='$(PYTEST_ARGS)' .ci/test-hosts
 
 check: $(ready) ## look for mistakes without running anything: ruff and mypy
 	$(bin)/ruff format --check $(sources)
