@@ -57,8 +57,7 @@ def clean(boot):
     assert guest.succeed("cat /proc/sys/kernel/tainted").strip() == "0"
     assert guest.run("test -e /root/mark").exit_status == 1
     assert "127.0.0.1" in guest.succeed("ip addr show dev lo")
-    free_kib = int(guest.succeed("awk '/^MemFree/ {print $2}' /proc/meminfo"))
-    assert free_kib > 300 * 1024
+    assert guest.run("grep -q /mnt /proc/mounts").exit_status == 1
     guest.succeed("echo mine >/root/mark")
 
 
@@ -74,9 +73,12 @@ def test_panics(boot):
 
 def test_fills_the_memory(boot):
     clean(boot)
-    boot.guest.run("mount -t tmpfs none /mnt; dd if=/dev/zero of=/mnt/x bs=1M count=350")
-    free_kib = int(boot.guest.succeed("awk '/^MemFree/ {print $2}' /proc/meminfo"))
-    assert free_kib < 200 * 1024
+    # How much memory a kernel leaves free is its own affair: all but 100 MB of it goes.
+    free = "awk '/^MemAvailable/ {print int($2 / 1024)}' /proc/meminfo"
+    before_mib = int(boot.guest.succeed(free))
+    fill = f"dd if=/dev/zero of=/mnt/x bs=1M count={before_mib - 100}"
+    boot.guest.succeed(f"mount -t tmpfs -o size=100% none /mnt && {fill}")
+    assert int(boot.guest.succeed(free)) < before_mib / 2
 
 
 def test_breaks_the_network(boot):
