@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kboot import boot_messages
 from kboot.backend import BootServer, MetMachine, StayingBackend
 from kboot.boot import evidence
 from kboot.boot.attempt import Boot
@@ -16,13 +16,9 @@ from kboot.boot.attending import attended
 from kboot.boot.follower import OnPhase
 from kboot.boot.publish import Load, script_for
 from kboot.boot.settings import machine_spec
+from kboot.console.text import normalise
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
-
-#: The first words of a machine that begins anew.
-_BEGINS = re.compile(rb"SeaBIOS \(|BdsDxe: |iPXE initialising|kboot: script ")
-_KERNEL = re.compile(rb"kboot: handoff |\bLinux version ")
-_NONCE = re.compile(rb"kboot: script (\w+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +55,8 @@ def meet(
     with backend.power_on(spec, Deadline(load.settings.timeout_s)) as machine:
         past = machine.past() if isinstance(machine, MetMachine) else b""
         begin = present_boot(past)
-        if said := _NONCE.search(past, begin):
-            nonce = said[1].decode()
+        if said := first_script_nonce(past[begin:]):
+            nonce = said
             if nonce not in loads:
                 raise InfraError(f"the machine runs a boot script that is not ours: {nonce}")
             load = loads[nonce]
@@ -78,13 +74,26 @@ def meet(
             past=past,
             forgiven=begin,
         ) as boot:
+            for other in loads:
+                boot.follower.knows(other)
             yield Met(boot=boot, begin=begin)
 
 
 def present_boot(said: bytes) -> int:
     """Where the last boot begins in what a machine has said: with its firmware's first words."""
-    begin = 0
-    for kernel in _KERNEL.finditer(said):
-        if again := _BEGINS.search(said, kernel.end()):
-            begin = said.rfind(b"\n", 0, again.start()) + 1
+    begin, position = 0, 0
+    kernel = False
+    for raw in said.split(b"\n"):
+        line = normalise(raw)
+        if boot_messages.handoff_nonce(line) or boot_messages.has_banner(line):
+            kernel = True
+        elif kernel and boot_messages.begins_boot(line):
+            begin, kernel = position, False
+        position += len(raw) + 1
     return begin
+
+
+def first_script_nonce(said: bytes) -> str | None:
+    """The nonce of the first boot script that says its own."""
+    nonces = (boot_messages.script_nonce(normalise(raw)) for raw in said.split(b"\n"))
+    return next(filter(None, nonces), None)

@@ -69,6 +69,8 @@ class Expected:
     initrd_paths: Mapping[str, str]
     release: str
     command_line: str
+    #: The guest's name for the serial line that is read.
+    console: str = "ttyS0"
 
     def concerns(self, fetch: Fetch) -> bool:
         """Whether a request to the server was of this boot of this machine."""
