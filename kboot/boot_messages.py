@@ -74,6 +74,12 @@ def last_time_s(text: str) -> float | None:
     return float(times[-1][1]) if times else None
 
 
+def from_last_stamp(line: str) -> str:
+    """A line from the kernel's last stamp on, which is as good as unique; empty without one."""
+    stamps = list(_STAMP.finditer(line)) if "[" in line else []
+    return line[stamps[-1].start() :].rstrip() if stamps else ""
+
+
 def has_level(line: str) -> bool:
     """Whether a printk level stands before the kernel's time, which no console shows."""
     return any(level for level, _ in _STAMP.findall(line))

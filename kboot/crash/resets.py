@@ -49,6 +49,8 @@ _MOST_COMPARED = 40
 _MOST_READ = 1000
 #: So many of the lines after a second banner are repetitions, or new: then it is clear.
 _ENOUGH = 3
+#: Of so many lines before a second banner, one is enough to know that its log has come to its end.
+_LAST_LINES = 3
 
 
 class Step(Enum):
@@ -75,7 +77,7 @@ class ResetWatch:
         self._began = 0
         self._with_level = False
         #: Of the kernel that runs: what it has printed first, with the times.
-        self._lines: set[tuple[float, str]] = set()
+        self._lines: set[str] = set()
         self._read = 0
         self._collecting = False
         #: The line that may be the first one after a reset, and what has come since.
@@ -83,6 +85,8 @@ class ResetWatch:
         self._suspects_kernel = False
         self._time_before_s: float | None = None
         self._repeated = self._fresh = 0
+        self._last_before: frozenset[str] = frozenset()
+        self._caught_up = False
         #: The first line after the last reset that nobody asked for.
         self.proven: KernelLine | None = None
 
@@ -105,7 +109,7 @@ class ResetWatch:
             if step is not Step.NOTHING:
                 return step
         elif self._collecting:
-            self._collect(line, time_s)
+            self._collect(raw, time_s)
         # A plain search per word is faster than one pattern, and than any() with a generator.
         if not [word for word in _WORDS if word in words]:
             return Step.NOTHING
@@ -118,7 +122,8 @@ class ResetWatch:
 
     def end(self) -> bool:
         """The log has ended: whether the suspected line was a reset, as far as can be known."""
-        return self.suspect is not None and self._repeated <= self._fresh
+        repeats = self._caught_up or self._repeated > self._fresh
+        return self.suspect is not None and not repeats
 
     # ------------------------------------------------------------------------------ first lines
 
@@ -167,7 +172,9 @@ class ResetWatch:
         if self._kernel_runs and not self._may_restart:
             self.suspect, self._suspects_kernel = line, kernel
             self._time_before_s = boot_messages.last_time_s(before.decode(errors="replace"))
+            self._last_before = _last_lines(before)
             self._repeated = self._fresh = 0
+            self._caught_up = False
             return Step.SUSPECTED
         begins = self._kernel_runs
         self._begin(line, kernel=kernel)
@@ -187,18 +194,20 @@ class ResetWatch:
 
     # ---------------------------------------------------------------------------- the suspicion
 
-    def _collect(self, line: KernelLine, time_s: float | None) -> None:
+    def _collect(self, raw: str, time_s: float | None) -> None:
         """Remember what the kernel printed at its start."""
         if time_s:
-            self._lines.add((time_s, line.text))
+            self._lines.add(boot_messages.from_last_stamp(raw))
         self._read += 1
         if len(self._lines) >= _MOST_COMPARED or self._read >= _MOST_READ:
             self._collecting = False
 
     def _judge(self, line: KernelLine, time_s: float | None, raw: str) -> Step:
         """Look at a line behind the suspected one."""
-        proven = self._proof_of_kernel if self._suspects_kernel else self._proof_of_loader
-        verdict = proven(line, time_s)
+        if self._suspects_kernel:
+            verdict = self._proof_of_kernel(line, time_s, raw)
+        else:
+            verdict = self._proof_of_loader(line, time_s)
         if verdict is None and not line.stamped and boot_messages.begins_with_prompt(line.text):
             verdict = False
         if verdict is None or self.suspect is None:
@@ -213,13 +222,22 @@ class ResetWatch:
             self._begin(line, kernel=True)
         return Step.PROVEN
 
-    def _proof_of_kernel(self, line: KernelLine, time_s: float | None) -> bool | None:
-        """A second boot has times of its own; a log that is printed again has not."""
-        if not time_s:
+    def _proof_of_kernel(self, line: KernelLine, time_s: float | None, raw: str) -> bool | None:
+        """A second boot has times of its own; a log that is printed again has not.
+
+        Where the clock does not run yet, the kernel goes on once the log has been printed.
+        """
+        if time_s is None:
             return None
-        if (time_s, line.text) in self._lines:
+        message = boot_messages.from_last_stamp(raw)
+        if message in self._last_before:
+            self._caught_up = True
+            return None
+        if self._caught_up:
+            return boot_messages.begins_with_banner(line.text.lstrip())
+        if time_s > 0 and message in self._lines:
             self._repeated += 1
-        else:
+        elif time_s > 0:
             self._fresh += 1
         if max(self._repeated, self._fresh) < _ENOUGH:
             return None
@@ -234,3 +252,10 @@ class ResetWatch:
         if time_s is None or self._time_before_s is None:
             return False
         return time_s < self._time_before_s
+
+
+def _last_lines(before: bytes) -> frozenset[str]:
+    """The kernel's last lines in this piece of a log; the first may be cut."""
+    lines = before.decode(errors="replace").splitlines()[1:]
+    stamped = filter(None, map(boot_messages.from_last_stamp, lines))
+    return frozenset(list(stamped)[-_LAST_LINES:])

@@ -129,10 +129,7 @@ class Scanner:
 
     def _calm(self, data: bytes, position: int, end: int) -> None:
         """Read whole lines of which none begins a report: only what is under way wants them."""
-        if end - position < _RECENT:
-            self._recent = self._recent[position - end :] + data[position:end]
-        else:
-            self._recent = data[end - _RECENT : end]
+        self._remember(data, position, end)
         while self._wants_all and position < end:
             line_end = data.find(b"\n", position) + 1
             size = line_end - position
@@ -157,6 +154,7 @@ class Scanner:
         trigger = None
         if candidate or self._resets.wants_all:
             self._watch(line, raw)
+        self._remember(raw, 0, len(raw))
         if candidate:
             trigger = self._triggers.find(line)
         self._triggers.stamped_log |= line.stamped
@@ -164,6 +162,13 @@ class Scanner:
             self._drafts.begin(*trigger, line)
         elif self._drafts.open:
             self._drafts.extend(line)
+
+    def _remember(self, data: bytes, position: int, end: int) -> None:
+        """Keep the end of what was read."""
+        if end - position < _RECENT:
+            self._recent = (self._recent + data[position:end])[-_RECENT:]
+        else:
+            self._recent = data[end - _RECENT : end]
 
     def _watch(self, line: KernelLine, raw: bytes) -> None:
         """Look whether a firmware or a kernel begins anew."""
