@@ -150,7 +150,6 @@ _LOADER = re.compile(
     r"|Booting from (?:ROM|Hard Disk|DVD/CD|Floppy)\b|Machine UUID [0-9a-f]{8}-"
     r"|Hit any key to stop autoboot|>>Start (?:PXE|HTTP Boot) over "
     r"|BdsDxe: (?:loading|starting|failed to (?:load|start)) Boot[0-9A-F]{4} "
-    r"|kboot: (?:script|handoff) [0-9a-f]+$"
 )
 _UBOOT_HANDOFF = re.compile(r"Starting kernel \.\.\.$")
 

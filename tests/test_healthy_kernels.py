@@ -49,10 +49,10 @@ class LossyStream:
         """Lines as they are completed; what is no line of a kernel's passes at once."""
         data = self._stream.recv(size)
         *lines, rest = (self._held + data).split(b"\n")
-        # A line of the kernel's start is held until it is whole; a prompt is not.
-        self._held = rest if data and rest.lstrip(b"\x1bc").startswith(b"[    0.") else b""
+        # A line of the kernel's is held until it is whole; a prompt is not.
+        self._held = rest if data and (b"[" in rest or b"EDD" in rest) else b""
         passed = b"".join(self._lose(line) + b"\n" for line in lines)
-        passed += b"" if self._held else rest
+        passed += rest.removeprefix(self._held)
         return passed or (self.recv(size) if data else b"")
 
     def sendall(self, data: bytes, /) -> None:

@@ -87,7 +87,7 @@ def present_boot(said: bytes) -> int:
         line = normalise(raw)
         if boot_messages.handoff_nonce(line) or boot_messages.has_banner(line):
             kernel = True
-        elif kernel and boot_messages.begins_boot(line):
+        elif kernel and (boot_messages.begins_boot(line) or boot_messages.script_nonce(line)):
             begin, kernel = position, False
         position += len(raw) + 1
     return begin

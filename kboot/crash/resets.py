@@ -87,6 +87,7 @@ class ResetWatch:
         self._repeated = self._fresh = 0
         self._last_before: frozenset[str] = frozenset()
         self._caught_up = False
+        self._banner_since: KernelLine | None = None
         #: The first line after the last reset that nobody asked for.
         self.proven: KernelLine | None = None
 
@@ -175,6 +176,7 @@ class ResetWatch:
             self._last_before = _last_lines(before)
             self._repeated = self._fresh = 0
             self._caught_up = False
+            self._banner_since = None
             return Step.SUSPECTED
         begins = self._kernel_runs
         self._begin(line, kernel=kernel)
@@ -217,9 +219,8 @@ class ResetWatch:
             return Step.NOTHING
         self.proven = self.suspect
         self._begin(self.suspect, kernel=self._suspects_kernel)
-        if boot_messages.begins_with_banner(line.text.lstrip()) and line.stamped:
-            self._with_level = boot_messages.has_level(raw)
-            self._begin(line, kernel=True)
+        if self._banner_since is not None:
+            self._begin(self._banner_since, kernel=True)
         return Step.PROVEN
 
     def _proof_of_kernel(self, line: KernelLine, time_s: float | None, raw: str) -> bool | None:
@@ -247,11 +248,16 @@ class ResetWatch:
         """A firmware loads something; a kernel that was not reset prints on."""
         if not line.stamped:
             return True if boot_messages.is_loader(line.text) else None
+        if time_s is None:
+            return None
+        before = self._time_before_s
         if boot_messages.begins_with_banner(line.text.lstrip()):
-            return True
-        if time_s is None or self._time_before_s is None:
+            self._banner_since = line
+        elif not self._fresh if before is None else time_s >= before:
             return False
-        return time_s < self._time_before_s
+        # One line may be a quotation.
+        self._fresh += 1
+        return True if self._fresh >= _ENOUGH else None
 
 
 def _last_lines(before: bytes) -> frozenset[str]:
