@@ -131,6 +131,14 @@ def is_goodbye(text: str) -> bool:
     return _GOODBYE.match(text) is not None
 
 
+_LOG_ON_DEMAND = re.compile(r"\b(?:dmesg|journalctl)\b|/(?:proc|dev)/kmsg\b")
+
+
+def asks_for_log(text: str) -> bool:
+    """Whether somebody has the kernel's log printed again."""
+    return _LOG_ON_DEMAND.search(text) is not None
+
+
 # ------------------------------------------------------------------------------ firmware and iPXE
 
 #: A firmware's first words. They end their line; what stood there before may be left.
@@ -159,6 +167,16 @@ _HANDOFF = re.compile(r"kboot: handoff (\w+)")
 _STOPPED = re.compile(r"kboot: stopped (kernel|initrd\d+|boot) (0x[0-9a-f]+)")
 _GAVE_UP = re.compile(
     r"No more network devices|No bootable device|PXE-E\d\d: .*|NBP filesize is 0 "
+)
+
+
+#: One of these is in every line that begins a boot, ends one, or asks for a kernel's log.
+RESET_LITERALS = (
+    *(b"SeaBIOS (version", b"UEFI firmware (version", b"BdsDxe: ", b"U-Boot ", b"coreboot-"),
+    *(b"Linux version ", b"Starting kernel ..."),
+    *(b"estarting system", b"reboot: ", b"Rebooting in ", b"Starting new kernel"),
+    *(b"crashdump kernel", b"ysrq: Resetting", b"systemd-shutdown"),
+    *(b"dmesg", b"journalctl", b"/kmsg"),
 )
 
 
@@ -228,7 +246,7 @@ _SHELL_WAITS = re.compile(r"[#$] ?$")
 
 def is_prompt(unfinished: str) -> bool:
     """Whether the line that has not ended yet is a login prompt, or a shell's."""
-    return _PROMPT.search(unfinished) is not None
+    return _PROMPT.search(unfinished) is not None and kernel_message(unfinished) is None
 
 
 def is_prompt_and_message(line: str) -> bool:

@@ -12,35 +12,15 @@ its own.
 
 from __future__ import annotations
 
-import re
 from enum import Enum, auto
 
 from kboot import boot_messages
 from kboot.crash.lines import KernelLine
 
-FIRMWARE = (
-    b"SeaBIOS (version",
-    b"UEFI firmware (version",
-    b"BdsDxe: ",
-    b"U-Boot ",
-    b"coreboot-",
-)
-KERNEL = (b"Linux version ",)
-GOODBYE = (
-    b"estarting system",
-    b"reboot: ",
-    b"Rebooting in ",
-    b"Starting new kernel",
-    b"crashdump kernel",
-    b"ysrq: Resetting",
-)
-HANDOFF = (b"Starting kernel ...",)
-REPLAY = (b"dmesg", b"journalctl", b"/kmsg")
 #: Every line that matters here contains one of these.
-LITERALS = FIRMWARE + KERNEL + GOODBYE + HANDOFF + REPLAY
+LITERALS = boot_messages.RESET_LITERALS
 _WORDS = tuple(literal.decode() for literal in LITERALS)
 
-_REPLAY = re.compile(r"\b(?:dmesg|journalctl)\b|/(?:proc|dev)/kmsg\b")
 #: How long after somebody asked for the kernel's log its lines may be repetitions.
 _REPLAY_LINES = 3000
 #: Lines of a kernel, after its clock has begun to run, that a repetition is known by; and lines in
@@ -130,7 +110,7 @@ class ResetWatch:
 
     def _first_line(self, line: KernelLine, raw: str, *, stamped_log: bool, before: bytes) -> Step:
         words = line.text.lstrip()
-        if _REPLAY.search(words) and not line.stamped:
+        if boot_messages.asks_for_log(words) and not line.stamped:
             self._replay_until = line.number + _REPLAY_LINES
         elif boot_messages.is_goodbye(words):
             self._may_restart = True
