@@ -219,6 +219,13 @@ def test_a_quiet_kernels_programs_may_quote_another_kernel(quiet: str) -> None:
     assert boot.ready
 
 
+def test_a_kernel_that_prints_more_is_not_quiet() -> None:
+    with pytest.raises(WrongKernel):
+        booting(
+            "[    0.000000] Linux version 6.6.1 (debian) (gcc) #1 SMP", command_line="loglevel=8"
+        )
+
+
 @pytest.mark.parametrize(
     "line",
     [

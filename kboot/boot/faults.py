@@ -108,7 +108,7 @@ def nothing_to_boot(last_words: str) -> InfraError:
 
 def is_quiet(command_line: str) -> bool:
     """Whether a kernel with these parameters may print nothing of all that a boot shows."""
-    return any(word == "quiet" or word.startswith("loglevel=") for word in command_line.split())
+    return re.search(r"(?:^|\s)(?:quiet|loglevel=[0-5])(?=\s|$)", command_line) is not None
 
 
 def _consoles(expected: Expected) -> list[str]:
