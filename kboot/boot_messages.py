@@ -131,7 +131,7 @@ def is_goodbye(text: str) -> bool:
     return _GOODBYE.match(text) is not None
 
 
-_LOG_ON_DEMAND = re.compile(r"\b(?:dmesg|journalctl)\b|/(?:proc|dev)/kmsg\b")
+_LOG_ON_DEMAND = re.compile(r"\b(?:dmesg|journalctl)\b")
 
 
 def asks_for_log(text: str) -> bool:
@@ -175,8 +175,8 @@ RESET_LITERALS = (
     *(b"SeaBIOS (version", b"UEFI firmware (version", b"BdsDxe: ", b"U-Boot ", b"coreboot-"),
     *(b"Linux version ", b"Starting kernel ..."),
     *(b"estarting system", b"reboot: ", b"Rebooting in ", b"Starting new kernel"),
-    *(b"crashdump kernel", b"ysrq: Resetting", b"systemd-shutdown"),
-    *(b"dmesg", b"journalctl", b"/kmsg"),
+    *(b"crashdump kernel", b"ysrq: Resetting"),
+    *(b"dmesg", b"journalctl"),
 )
 
 
