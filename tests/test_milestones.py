@@ -305,6 +305,16 @@ def test_a_silent_kernel_gets_advice_that_fits(command_line: str, advice: str) -
         raise late
 
 
+def test_a_missing_prompt_gets_advice_about_the_console_that_init_has() -> None:
+    boot = booting(BANNER, "[    1.500000] Run /bin/sh as init process")
+    assert str(boot.late(90)) == "no login prompt: nothing more after init for 90 s"
+    elsewhere = "kboot.nonce=abcd1234 console=ttyS0 console=tty0 rdinit=/bin/sh"
+    boot = booting(BANNER, "[    1.500000] Run /bin/sh as init process", command_line=elsewhere)
+    late = boot.late(90)
+    assert isinstance(late, GuestTimeout)
+    assert "/dev/console is tty0, the last console= of its command line" in str(late)
+
+
 def test_a_quiet_kernel_may_be_silent() -> None:
     wanted = Expected(
         nonce="n",
