@@ -179,6 +179,29 @@ RESET_LITERALS = (
     *(b"dmesg", b"journalctl"),
 )
 
+#: The same for a machine whose boot script is kboot's, with what its loaders print.
+_OF_A_BOOT = re.compile(
+    b"|".join(
+        re.escape(literal)
+        for literal in (
+            *RESET_LITERALS,
+            *(
+                b"iPXE ",
+                b"kboot: ",
+                b"Booting from ",
+                b"Machine UUID ",
+                b"Hit any key",
+                b">>Start ",
+            ),
+        )
+    )
+)
+
+
+def may_be_of_a_boot(raw: bytes) -> bool:
+    """Whether it is worth the while to look at the line: a plain search in its bytes."""
+    return _OF_A_BOOT.search(raw) is not None
+
 
 def is_firmware(line: str) -> bool:
     """Whether a machine's first line is in this one."""

@@ -84,7 +84,7 @@ def present_boot(said: bytes) -> int:
     begin, position = 0, 0
     kernel = False
     for raw in said.split(b"\n"):
-        line = normalise(raw)
+        line = normalise(raw) if boot_messages.may_be_of_a_boot(raw) else ""
         if boot_messages.handoff_nonce(line) or boot_messages.has_banner(line):
             kernel = True
         elif kernel and (boot_messages.begins_boot(line) or boot_messages.script_nonce(line)):
@@ -95,5 +95,6 @@ def present_boot(said: bytes) -> int:
 
 def first_script_nonce(said: bytes) -> str | None:
     """The nonce of the first boot script that says its own."""
-    nonces = (boot_messages.script_nonce(normalise(raw)) for raw in said.split(b"\n"))
+    lines = (normalise(raw) for raw in said.split(b"\n") if boot_messages.may_be_of_a_boot(raw))
+    nonces = map(boot_messages.script_nonce, lines)
     return next(filter(None, nonces), None)
