@@ -80,17 +80,32 @@ def meet(
 
 
 def present_boot(said: bytes) -> int:
-    """Where the last boot begins in what a machine has said: with its firmware's first words."""
+    """Where the last boot begins in what a machine has said: with its firmware's first words.
+
+    A firmware's words that a program has printed are followed by a prompt, or by the same kernel.
+    """
     begin, position = 0, 0
     kernel = False
+    candidate: int | None = None
     for raw in said.split(b"\n"):
-        line = normalise(raw) if boot_messages.may_be_of_a_boot(raw) else ""
-        if boot_messages.handoff_nonce(line) or boot_messages.has_banner(line):
-            kernel = True
-        elif kernel and (boot_messages.begins_boot(line) or boot_messages.script_nonce(line)):
-            begin, kernel = position, False
+        looked_at = candidate is not None or boot_messages.may_be_of_a_boot(raw)
+        line = normalise(raw) if looked_at else ""
+        started = bool(boot_messages.handoff_nonce(line) or boot_messages.has_banner(line))
+        loads = bool(boot_messages.is_loader(line) or boot_messages.script_nonce(line))
+        if candidate is None and kernel and (loads or boot_messages.begins_boot(line)):
+            candidate = position
+        if candidate is not None and (started or loads):
+            begin, candidate, kernel = candidate, None, False
+        elif candidate is not None and _runs_on(line):
+            candidate = None
+        kernel = kernel or started
         position += len(raw) + 1
-    return begin
+    return begin if candidate is None else candidate
+
+
+def _runs_on(line: str) -> bool:
+    """Whether this is of a system that runs."""
+    return bool(boot_messages.kernel_message(line) or boot_messages.begins_with_prompt(line))
 
 
 def first_script_nonce(said: bytes) -> str | None:
