@@ -363,6 +363,13 @@ def test_a_phase_is_overdue_when_its_own_budget_is_used_up() -> None:
     assert boot.overdue(105 + BUDGETS_S[Phase.LINUX] + 1)
 
 
+def test_a_kernel_that_traces_its_functions_may_take_longer() -> None:
+    traced = milestones(expected=dataclasses.replace(EXPECTED, command_line="ftrace=function"))
+    traced.reach(Phase.HANDOFF, 105, "console")
+    assert not traced.overdue(105 + BUDGETS_S[Phase.LINUX] + 1)
+    assert traced.overdue(105 + 3 * BUDGETS_S[Phase.LINUX] + 1)
+
+
 def test_without_initramfs_the_kernel_is_followed_by_the_handoff() -> None:
     wanted = Expected(
         nonce="n",

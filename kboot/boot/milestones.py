@@ -8,7 +8,7 @@ from __future__ import annotations
 from kboot import boot_messages
 from kboot.backend import Fetch
 from kboot.boot import faults
-from kboot.boot.phases import BUDGETS_S, ORDER, Expected, Milestone, Phase, Witness
+from kboot.boot.phases import ORDER, Expected, Milestone, Phase, Witness, budget_s
 from kboot.boot_messages import KernelMessage, Reading, read_word
 from kboot.errors import InfraError, KbootError, WrongKernel
 
@@ -106,7 +106,8 @@ class Milestones:
     def overdue(self, now: float) -> bool:
         """Whether the current phase has used up its budget."""
         delay = self._reset_delay_s if self.waits_for_reset else 0
-        return not self.ready and now - self.since > BUDGETS_S[self.current] + delay
+        limit = budget_s(self.current, self.expected.command_line) + delay
+        return not self.ready and now - self.since > limit
 
     def durations_s(self) -> dict[str, float]:
         """Seconds from each milestone's forerunner to it, for those reached, in their order."""
