@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 #: Each row may import from the rows above it, and a package from itself. Modules side by side in
 #: one row do not know each other.
 ROWS = (
-    {"errors"},
+    {"errors", "boot_messages"},
     {"deadline", "log", "crash", "loop", "parallel"},
     {"process", "backend", "wire"},
     {"state", "templates", "qmp", "snapshots"},

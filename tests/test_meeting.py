@@ -34,6 +34,16 @@ def test_the_present_boot_begins_with_the_last_firmware() -> None:
     assert present_boot(twice) == len(boot(b"a")) + 2
 
 
+def test_a_programs_words_about_firmware_begin_no_boot() -> None:
+    words = b"SeaBIOS (version 1.16.2)\r\n"
+    for after in (b"linux login: root\r\n", b"/ # ls\r\n", b"[    9.000000] usb 1-6: done\r\n"):
+        said = boot(b"a") + boot(b"b") + words + after
+        assert present_boot(said) == len(boot(b"a")) + 2
+        # The next one is a boot.
+        assert present_boot(said + FIRMWARE) == len(said) + 2
+    assert present_boot(boot(b"a") + b"login: " + words) == len(boot(b"a"))
+
+
 def test_what_crashed_in_an_earlier_boot_is_forgiven_and_told() -> None:
     said = boot(b"a") + PANIC + boot(b"b")
     assert fatal(said, forgiven=present_boot(said)) == (False, 1)

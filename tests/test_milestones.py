@@ -143,40 +143,132 @@ def test_what_the_guest_prints_later_is_not_taken_for_firmware() -> None:
 
 def test_another_release_never_passes() -> None:
     with pytest.raises(WrongKernel, match=r"Linux 6.6.1 came up; .* is 6.1.0-56-amd64"):
-        milestones().see_line("[    0.000000] Linux version 6.6.1 (someone) #1", 108)
+        milestones().see_line("[    0.000000] Linux version 6.6.1 (someone@x) (gcc) #1 SMP", 108)
+
+
+def booting(*lines: str, command_line: str = EXPECTED.command_line) -> Milestones:
+    """A boot whose kernel was started and has printed these lines."""
+    boot = milestones(expected=dataclasses.replace(EXPECTED, command_line=command_line))
+    boot.see_line("kboot: handoff abcd1234", 107)
+    for line in lines:
+        boot.see_line(line, 108)
+    return boot
+
+
+#: Lines that a busy host's UART has let characters drop from, or that only look like the kernel's.
+NO_PROOF = [
+    "[    0.000000] Linux version 6.1.0-6-amd64 (debian) (gcc) #1 SMP",
+    "[    0.000000] Linux version 6.1.0-56-amd64(debian) (gcc) #1 SMP",
+    "[    0.000000] Linux version 6.1.0-amd64 (debian) (gcc) #1 SMP",
+    "[    0.000000] Linux version 6.1.0-56amd64 (debian) (gcc) 1 SMP",
+    "[    0.000000] Linux verson 6.6.1 (debian) (gcc) #1 SMP",
+    "    0.000000] Linux version 6.6.1 (debian) (gcc) #1 SMP",
+    "[    0.000000] Linux version 6.6.1 (deb",
+    "[    0.000000] Command line: kboot.nonce=abc1234 console=ttyS0 panic=-1",
+    "[    0.000000] Command line: kboot.nonce=abcd1234console=ttyS0 panic=-1",
+    "[    0.000000] Command line: kboot.nonce=abcdsole=ttyS0 panic=-1",
+    "[    0.034000] Kernel command line: kboot.nonce=abcd12 consle=ttyS0 panic=-1",
+    "[    0.034000] Kernel command line: kbootnonce=abcd1234 console=ttyS0 panic=-1",
+    "[    0.034000] Kernel command line: console=ttyS0",
+    "Welcome to ACME Linux version 3.2",
+    "Welcome to ACME Linux version 3.2 (gold) (gcc) #1 edition",
+    "Linux version 6.6.1 (debian) (gcc) #1 SMP",
+    "tdevd: Command line: x",
+    "[    2.000000] tdevd: Command line: kboot.nonce=ffff0000 x",
+    "Command line: kboot.nonce=ffff0000 x",
+    "<5>[    0.000000] Linux version 6.6.1 (debian) (gcc) #1 SMP",
+    "last boot: [    0.000000] Linux version 6.6.1 (debian) (gcc) #1 SMP",
+    "SeaBIOS (version 1.16.2)",
+    "SeaBIOS (version",
+    "iPXE initialising devices...ok",
+    "BdsDxe: loading Boot0001",
+    "kboot: script abcd34",
+    "Kernel panic - not syncing: is a line to grep for",
+]
+
+
+@pytest.mark.parametrize("line", NO_PROOF)
+def test_a_garbled_line_or_a_programs_words_prove_nothing(line: str) -> None:
+    boot = booting(line)
+    boot.see_line("[    1.500000] Run /init as init process", 109)
+    boot.see_prompt(110)
+    assert boot.ready
+
+
+@pytest.mark.parametrize("line", NO_PROOF)
+@pytest.mark.parametrize("before", ["[    1.500000] Run /init as init process", BANNER])
+def test_nor_do_they_later_in_the_boot(before: str, line: str) -> None:
+    booting(BANNER, COMMAND_LINE, before, line)
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "Linux version 6.1.0-6-amd64 (someone) #1",
-        "Command line: kboot.nonce=abc1234 console=ttyS0",
-        "Kernel command line: kboot.nonce=abcd1234console=ttyS0",
-        "kboot: script abcd234",
+        "[    0.000000] Linux version 6.6.1 (debian) (gcc) #1 SMP",
+        "[    0.000000] Command line: kboot.nonce=ffff0000 console=ttyS0",
+        "kboot: script ffff0000",
+        "kboot: stopped boot 0x2e008081",
     ],
 )
-def test_a_character_that_was_lost_on_the_line_makes_no_other_kernel(line: str) -> None:
-    """A busy host's UART loses some; what the kernel says from inside is then the proof."""
-    milestones().see_line(line, 108)
+def test_a_whole_quotation_after_init_proves_nothing(line: str) -> None:
+    booting(BANNER, "[    1.500000] Run /init as init process", line)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "Linux version 6.1.0-57-amd64 (someone) #1",
-        "Linux version 6.1.0-56-amd64-mine (someone) #1",
-        "Command line: kboot.nonce=abcd1235 console=ttyS0",
-        "Command line: console=ttyS0",
-    ],
-)
-def test_what_no_loss_explains_is_another_kernel(line: str) -> None:
+@pytest.mark.parametrize("quiet", ["quiet", "loglevel=3"])
+def test_a_quiet_kernels_programs_may_quote_another_kernel(quiet: str) -> None:
+    quoted = "[    0.000000] Linux version 6.6.1 (debian) (gcc) #1 SMP"
+    boot = booting(quoted, command_line=f"console=ttyS0 {quiet}")
+    boot.see_prompt(110)
+    assert boot.ready
+
+
+def test_a_kernel_that_prints_more_is_not_quiet() -> None:
     with pytest.raises(WrongKernel):
-        milestones().see_line(line, 108)
+        booting(
+            "[    0.000000] Linux version 6.6.1 (debian) (gcc) #1 SMP", command_line="loglevel=8"
+        )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[    0.000000] Linux version 6.1.0-57-amd64 (debian) (gcc) #1 SMP",
+        "[    0.000000] Linux version 6.1.0-56-amd64-mine (debian) (gcc) #1 SMP",
+        "c[    0.000000][    T0] Linux version 6.6.1 (debian) (gcc) #1 SMP",
+        "Probing EDD (edd=off to disable)... o[    0.000000] Linux version 5.10.0 (a@b) (gcc) #1",
+    ],
+)
+def test_a_whole_banner_in_its_place_is_another_kernels(line: str) -> None:
+    with pytest.raises(WrongKernel):
+        booting(line)
 
 
 def test_the_same_release_of_another_boot_never_passes() -> None:
     with pytest.raises(WrongKernel, match=r"kboot\.nonce=abcd1234 is not in its command line"):
-        milestones().see_line("[    0.0] Command line: kboot.nonce=99 console=ttyS0", 108)
+        booting(BANNER, "[    0.000000] Command line: kboot.nonce=ffff0000 console=ttyS0")
+
+
+def test_a_guest_that_cannot_be_asked_is_not_blamed_on_a_line_that_proves_nothing() -> None:
+    doubtful = "[    0.000000] Command line: console=ttyS0 root=/dev/sda1"
+    late = booting(BANNER, doubtful).late(90)
+    assert isinstance(late, InfraError)
+    assert "could not tell which kernel came up" in str(late)
+    # One whole line with the nonce is enough to know.
+    known = booting(BANNER, doubtful, "[    0.034000] Kernel command line: x kboot.nonce=abcd1234")
+    assert isinstance(known.late(90), GuestTimeout)
+
+
+def test_a_kernel_that_prints_no_times_is_heard_behind_the_firmwares_words() -> None:
+    boot = booting(
+        "Probing EDD (edd=off to disable)... ocLinux version 6.1.0-56-amd64 (debian) (gcc) #1 SMP",
+        "Command line: kboot.nonce=abcd1234 console=ttyS0 panic=-1 printk.time=0",
+        "Run /init as init process",
+    )
+    assert {Phase.LINUX, Phase.INIT} <= boot.reached.keys()
+
+
+def test_a_kernel_is_heard_by_any_of_its_lines() -> None:
+    assert Phase.LINUX in booting("[    0.000000] BIOS-provided physical RAM map:").reached
 
 
 def test_a_script_of_another_boot_never_passes() -> None:
@@ -199,7 +291,11 @@ def test_uefi_puts_its_own_word_before_ours_in_the_command_line() -> None:
     [
         ("kboot.nonce=abcd1234 console=tty0", r"no console=ttyS0 \(it has only console=tty0\)"),
         ("kboot.nonce=abcd1234", r"no console=ttyS0 \(it has none\)"),
-        ("kboot.nonce=abcd1234 console=ttyS0", "earlyprintk=ttyS0"),
+        ("kboot.nonce=abcd1234 console=ttyS0", "add earlyprintk=ttyS0"),
+        ("console=ttyS0 earlyprintk=ttyS0", "died before it could print anything"),
+        ("console=uart8250,io,0x3f8 x", "add earlyprintk=ttyS0"),
+        ("console=ttyS1,115200 x", "its console is ttyS1, another line than ttyS0, the one that"),
+        ("console=tty0 console=hvc0", "its console is hvc0, another line than ttyS0"),
     ],
 )
 def test_a_silent_kernel_gets_advice_that_fits(command_line: str, advice: str) -> None:
@@ -210,6 +306,16 @@ def test_a_silent_kernel_gets_advice_that_fits(command_line: str, advice: str) -
     assert isinstance(late, GuestTimeout)
     with pytest.raises(GuestTimeout, match=advice):
         raise late
+
+
+def test_a_missing_prompt_gets_advice_about_the_console_that_init_has() -> None:
+    boot = booting(BANNER, "[    1.500000] Run /bin/sh as init process")
+    assert str(boot.late(90)) == "no login prompt: nothing more after init for 90 s"
+    elsewhere = "kboot.nonce=abcd1234 console=ttyS0 console=tty0 rdinit=/bin/sh"
+    boot = booting(BANNER, "[    1.500000] Run /bin/sh as init process", command_line=elsewhere)
+    late = boot.late(90)
+    assert isinstance(late, GuestTimeout)
+    assert "/dev/console is tty0, the last console= of its command line" in str(late)
 
 
 def test_a_quiet_kernel_may_be_silent() -> None:
@@ -260,6 +366,13 @@ def test_a_phase_is_overdue_when_its_own_budget_is_used_up() -> None:
     assert boot.overdue(105 + BUDGETS_S[Phase.LINUX] + 1)
 
 
+def test_a_kernel_that_traces_its_functions_may_take_longer() -> None:
+    traced = milestones(expected=dataclasses.replace(EXPECTED, command_line="ftrace=function"))
+    traced.reach(Phase.HANDOFF, 105, "console")
+    assert not traced.overdue(105 + BUDGETS_S[Phase.LINUX] + 1)
+    assert traced.overdue(105 + 3 * BUDGETS_S[Phase.LINUX] + 1)
+
+
 def test_without_initramfs_the_kernel_is_followed_by_the_handoff() -> None:
     wanted = Expected(
         nonce="n",
@@ -282,6 +395,43 @@ def test_after_a_reset_only_what_comes_after_it_counts() -> None:
     assert boot.reached == {}
     follow(boot)
     assert boot.ready
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[    0.010000] efi: EFI v2.7 by EDK II",
+        "[    1.000000] ACPI: UEFI 0x000000001FFE0000",
+        "starting the iPXE server",
+        "SeaBIOS (version",
+        "ver=U-Boot 2020.01 (Apr 20 2020 - 23:29:25 +0000)",
+        "kboot: script ffff0000",
+    ],
+)
+def test_words_about_firmware_begin_no_boot(line: str) -> None:
+    boot = milestones(again=True)
+    boot.see_line(line, 101)
+    boot.see_prompt(101)
+    assert boot.reached == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "SeaBIOS (version 1.16.2-debian-1.16.2-1)",
+        "linux login: SeaBIOS (version 1.16.2)",
+        'BdsDxe: loading Boot0001 "UEFI PXEv4 (MAC:525400123456)" from PciRoot(0x0)/Pci(0x1,0x0)',
+        "UEFI firmware (version 2022.11-6 built at 21:17:29 on Jan 1 2023)",
+        "iPXE (https://ipxe.org) 01:00.0 CA00 PCI2.10 PnP PMM+1EFC6760+1EF06760 CA00",
+        "iPXE initialising devices...ok",
+        "kboot: script abcd1234",
+    ],
+)
+def test_firmware_begins_the_next_boot_and_a_prompt_is_still_the_old_ones(line: str) -> None:
+    boot = milestones(again=True)
+    boot.see_line(line, 101)
+    boot.see_prompt(101)
+    assert set(boot.reached) == {Phase.FIRMWARE}
 
 
 def test_a_machine_that_does_not_come_back_is_the_guests_fault() -> None:

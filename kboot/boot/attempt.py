@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kboot.artifacts import Kernel
 from kboot.backend import BootServer, Fetch, Machine
-from kboot.boot import expectations, identity
+from kboot.boot import expectations, faults, identity
 from kboot.boot.channel import Channels
 from kboot.boot.expectations import ExpectedCrash
 from kboot.boot.follower import Follower, OnPhase
@@ -22,7 +22,7 @@ from kboot.boot.settings import BootSettings
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
-from kboot.errors import InfraError, KernelCrash, NoReboot
+from kboot.errors import GuestError, InfraError, KernelCrash, NoReboot
 from kboot.guest import Guest
 from kboot.guest.resume import resume
 from kboot.guest.wake import wake_terminal
@@ -133,16 +133,34 @@ class Boot:
         if self.milestones.ready and (fault := self.follower.contradiction(deadline)):
             raise fault
         self._enter(deadline)
+        self._hear(self.channels.on_console)
 
     def _enter(self, deadline: Deadline) -> None:
         """Log in where it is ready, and have it prove what it is."""
         if not self.milestones.ready:
             raise self.milestones.late(time.monotonic() - self.milestones.since)
-        with step("log in"):
-            guest = self.channels.log_in(self.settings, deadline)
+        guest = self._log_in(deadline)
         self.boot_ids.append(identity.prove(guest, self._expected, known=self.boot_ids))
         self.channels.reach(self.settings, deadline)
         self._reports_when_ready = len(self.console.reports)
+
+    def _log_in(self, deadline: Deadline) -> Guest:
+        """On the console. A guest that is perhaps another one is not blamed for its refusal."""
+        try:
+            with step("log in"):
+                return self.channels.log_in(self.settings, deadline)
+        except KernelCrash:
+            raise
+        except GuestError as error:
+            raise faults.unless_doubted(error, self.milestones.doubt) from error
+
+    def _hear(self, guest: Guest) -> None:
+        """`GuestError` if the kernel prints nothing on the serial line, and could."""
+        heard = Phase.LINUX in self.milestones.reached
+        if heard or faults.is_quiet(self._expected.command_line):
+            return
+        if not identity.prints_on(guest, self._expected.console):
+            raise faults.unheard(self._expected)
 
     def meet(self, lines: Sequence[Line]) -> None:
         """Take up a machine that somebody else has booted: wait until it is ready, and prove it.
@@ -235,6 +253,7 @@ class Boot:
             self.server, load, evidence_directory=self.evidence_directory, nonce=nonce
         )
         self._next = (load, expected)
+        self.follower.knows(expected.nonce)
         return expected.nonce
 
     def follow_reset(self) -> None:

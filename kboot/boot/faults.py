@@ -14,6 +14,9 @@ from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, NoReb
 #: A loading that iPXE cannot make anything of: "Exec format error", in BIOS and UEFI builds.
 _NOT_EXECUTABLE = re.compile(r"0x2e[0-9a-f]{6}")
 
+#: Consoles that are no lines: a virtual terminal, or none at all.
+_IS_SCREEN = re.compile(r"tty\d*|null|")
+
 _LATE: Mapping[Phase, str] = {
     Phase.SCHEDULED: "the machine did not start",
     Phase.FIRMWARE: "the firmware printed nothing",
@@ -36,22 +39,31 @@ def late(
     """
     waited = f"{waited_s:.0f} s"
     if phase is Phase.LINUX:
-        advice = _console_advice(expected.command_line)
+        advice = _console_advice(expected)
         return GuestTimeout(f"the kernel was started and printed nothing in {waited}; {advice}")
     if again and phase in {Phase.SCHEDULED, Phase.FIRMWARE}:
         return NoReboot(f"the machine did not reboot in {waited}")
     after = f" after {last}" if last else ""
     # Until the kernel runs, nothing can be its fault.
     error = GuestTimeout if phase in {Phase.INIT, Phase.READY} else InfraError
-    return error(f"{_LATE[phase]}: nothing more{after} for {waited}")
+    advice = _prompt_advice(expected) if phase is Phase.READY else ""
+    return error(f"{_LATE[phase]}: nothing more{after} for {waited}{advice}")
 
 
-def contradiction(
-    expected: Expected, *, fetched: Collection[str], printed: bool
-) -> KbootError | None:
+def unless_doubted(error: KbootError, doubt: str | None) -> KbootError:
+    """`error`; or, if the guest would be at fault and may be another one, that this is unknown."""
+    if doubt is None or not isinstance(error, GuestError):
+        return error
+    return InfraError(
+        f"could not tell which kernel came up: {doubt} (a line that is no proof: it may have been "
+        f"garbled); the guest could not be asked: {error}"
+    )
+
+
+def contradiction(expected: Expected, *, fetched: Collection[str]) -> KbootError | None:
     """What the witnesses of a guest that is up do not agree on, or None.
 
-    `fetched` are the paths that the machine has asked for, `printed` whether its kernel was heard.
+    `fetched` are the paths that the machine has asked for.
     """
     for path in (expected.script_path, expected.kernel_path, *expected.initrd_paths):
         if path not in fetched:
@@ -59,12 +71,15 @@ def contradiction(
                 "the guest is up, but this machine never fetched "
                 f"{expected.name_of(path)} in this boot"
             )
-    if not printed and not _is_quiet(expected.command_line):
-        return GuestError(
-            "the guest is up, but its kernel printed nothing on the serial line; "
-            + _console_advice(expected.command_line)
-        )
     return None
+
+
+def unheard(expected: Expected) -> GuestError:
+    """The guest is up, and none of its kernel's consoles is the line that is read."""
+    return GuestError(
+        "the guest is up, but its kernel printed nothing on the serial line; "
+        + _console_advice(expected)
+    )
 
 
 def script_failed(expected: Expected, step: str, error: str) -> KbootError:
@@ -91,17 +106,55 @@ def nothing_to_boot(last_words: str) -> InfraError:
     return InfraError(f"the firmware found nothing to boot: {last_words}{remedy}")
 
 
-def _is_quiet(command_line: str) -> bool:
-    return any(word == "quiet" or word.startswith("loglevel=") for word in command_line.split())
+def is_quiet(command_line: str) -> bool:
+    """Whether a kernel with these parameters may print nothing of all that a boot shows."""
+    return re.search(r"(?:^|\s)(?:quiet|loglevel=[0-5])(?=\s|$)", command_line) is not None
 
 
-def _console_advice(command_line: str) -> str:
-    consoles = [word for word in command_line.split() if word.startswith("console=")]
-    serial = [word for word in consoles if word.startswith(("console=ttyS", "console=ttyAMA"))]
-    if not serial:
-        has = f"it has only {' '.join(consoles)}" if consoles else "it has none"
-        return f"its command line has no console=ttyS0 ({has})"
+def _consoles(expected: Expected) -> list[str]:
+    """The devices of its ``console=`` parameters: ``console=ttyS0,115200n8`` is ``ttyS0``."""
+    words = expected.command_line.split()
+    return [
+        word.removeprefix("console=").partition(",")[0]
+        for word in words
+        if word.startswith("console=")
+    ]
+
+
+def _is_read(console: str, expected: Expected) -> bool:
+    # ``console=uart8250,io,0x3f8`` becomes the ttyS that it is (earlycon.rst).
+    return console in {expected.console, "uart", "uart8250", "pl011"}
+
+
+def _console_advice(expected: Expected) -> str:
+    consoles, read = _consoles(expected), expected.console
+    if any(_is_read(console, expected) for console in consoles):
+        return _early_advice(expected)
+    if serial := [name for name in consoles if not _IS_SCREEN.fullmatch(name)]:
+        return (
+            f"its console is {' and '.join(serial)}, another line than {read}, the one that kboot "
+            f"reads: say console={read}"
+        )
+    has = f"it has only console={' console='.join(consoles)}" if consoles else "it has none"
+    return f"its command line has no console={read} ({has})"
+
+
+def _early_advice(expected: Expected) -> str:
+    early = [w for w in expected.command_line.split() if w.startswith(("earlyprintk", "earlycon"))]
+    if not early:
+        return (
+            "it may have died before its console was up: "
+            f"add earlyprintk={expected.console},115200 to its command line to see"
+        )
+    return f"it died before it could print anything, or {early[0]} is not the line that kboot reads"
+
+
+def _prompt_advice(expected: Expected) -> str:
+    """Why the first program may be heard elsewhere: what the kernel prints goes to all consoles."""
+    consoles = _consoles(expected)
+    if not consoles or _is_read(consoles[-1], expected):
+        return ""
     return (
-        "it may have died before its console was up: "
-        "add earlyprintk=ttyS0,115200 to its command line to see"
+        f"; /dev/console is {consoles[-1]}, the last console= of its command line: what init "
+        f"prints there is not on {expected.console}, the line that kboot reads"
     )

@@ -9,10 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from kboot import boot_messages
 from kboot.backend import BootServer, Fetch
 from kboot.boot.judge import Judge
 from kboot.boot.milestones import Milestones
 from kboot.boot.phases import Expected, Milestone, Phase
+from kboot.boot_messages import Reading, read_word
 from kboot.console import Console, Line
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, RebootLoop
@@ -20,13 +22,6 @@ from kboot.log import logger
 
 #: How often the two witnesses are asked while a boot is under way.
 _POLL_S = 0.05
-
-#: At the end of the output: a getty's prompt, or a shell's.
-_PROMPT = re.compile(r"(?:^|\s)\S+ login: ?$|^\S*[#$] $")
-#: The same when a kernel message came right after it.
-_PROMPT_IN_LINE = re.compile(r"^\S+ login: ")
-
-_SCRIPT_LINE = re.compile(r"kboot: script \w")
 
 #: For how long the server's log may be behind the console.
 _LOG_LAG_S = 10.0
@@ -68,6 +63,8 @@ class Follower:
         self._lines: deque[Line] = deque(maxlen=_KEPT_LINES)
         self._fetch_count = 0
         self._scripts_seen = 0
+        #: Of the boot scripts that the machine may run.
+        self._nonces = [expected.nonce]
         self._expecting = 0
         self._given_up = threading.Event()
         self.milestones.reach(Phase.SCHEDULED, time.monotonic(), "backend")
@@ -138,7 +135,8 @@ class Follower:
     def _see_line(self, line: Line) -> None:
         """Take a whole line, on the console's reader thread."""
         self._lines.append(line)
-        if _SCRIPT_LINE.search(line.text):
+        nonce = boot_messages.script_nonce(line.text)
+        if nonce and any(read_word(nonce, ours) is not Reading.OTHER for ours in self._nonces):
             self._scripts_seen += 1
 
     def _observe(self) -> None:
@@ -153,10 +151,10 @@ class Follower:
             self.milestones.see_line(line.text, line.time_s)
             if old_life and not self.milestones.waits_for_reset:
                 self._judge.new_life(line.start)
-            if _PROMPT_IN_LINE.search(line.text):
+            if boot_messages.is_prompt_and_message(line.text):
                 self.milestones.see_prompt(line.time_s)
             self._announce()
-        if _PROMPT.search(self._console.unfinished):
+        if boot_messages.is_prompt(self._console.unfinished):
             self.milestones.see_prompt(time.monotonic())
         self._announce()
 
@@ -186,6 +184,10 @@ class Follower:
         now = time.monotonic()
         self.history.append(Milestones(expected, start=now, again=True))
         self.milestones.reach(Phase.SCHEDULED, now, "backend")
+
+    def knows(self, nonce: str) -> None:
+        """The machine may run this boot script the next time."""
+        self._nonces.append(nonce)
 
     def go_on_from(self, milestones: Milestones) -> None:
         """The machine was restored: this is how it had come up, and what was printed is known."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kboot import boot_messages
 from kboot.backend import BootServer, MetMachine, StayingBackend
 from kboot.boot import evidence
 from kboot.boot.attempt import Boot
@@ -16,13 +16,9 @@ from kboot.boot.attending import attended
 from kboot.boot.follower import OnPhase
 from kboot.boot.publish import Load, script_for
 from kboot.boot.settings import machine_spec
+from kboot.console.text import normalise
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
-
-#: The first words of a machine that begins anew.
-_BEGINS = re.compile(rb"SeaBIOS \(|BdsDxe: |iPXE initialising|kboot: script ")
-_KERNEL = re.compile(rb"kboot: handoff |\bLinux version ")
-_NONCE = re.compile(rb"kboot: script (\w+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +55,8 @@ def meet(
     with backend.power_on(spec, Deadline(load.settings.timeout_s)) as machine:
         past = machine.past() if isinstance(machine, MetMachine) else b""
         begin = present_boot(past)
-        if said := _NONCE.search(past, begin):
-            nonce = said[1].decode()
+        if said := first_script_nonce(past[begin:]):
+            nonce = said
             if nonce not in loads:
                 raise InfraError(f"the machine runs a boot script that is not ours: {nonce}")
             load = loads[nonce]
@@ -78,13 +74,42 @@ def meet(
             past=past,
             forgiven=begin,
         ) as boot:
+            for other in loads:
+                boot.follower.knows(other)
             yield Met(boot=boot, begin=begin)
 
 
 def present_boot(said: bytes) -> int:
-    """Where the last boot begins in what a machine has said: with its firmware's first words."""
-    begin = 0
-    for kernel in _KERNEL.finditer(said):
-        if again := _BEGINS.search(said, kernel.end()):
-            begin = said.rfind(b"\n", 0, again.start()) + 1
-    return begin
+    """Where the last boot begins in what a machine has said: with its firmware's first words.
+
+    A firmware's words that a program has printed are followed by a prompt, or by the same kernel.
+    """
+    begin, position = 0, 0
+    kernel = False
+    candidate: int | None = None
+    for raw in said.split(b"\n"):
+        looked_at = candidate is not None or boot_messages.may_be_of_a_boot(raw)
+        line = normalise(raw) if looked_at else ""
+        started = bool(boot_messages.handoff_nonce(line) or boot_messages.has_banner(line))
+        loads = bool(boot_messages.is_loader(line) or boot_messages.script_nonce(line))
+        if candidate is None and kernel and (loads or boot_messages.begins_boot(line)):
+            candidate = position
+        if candidate is not None and (started or loads):
+            begin, candidate, kernel = candidate, None, False
+        elif candidate is not None and _runs_on(line):
+            candidate = None
+        kernel = kernel or started
+        position += len(raw) + 1
+    return begin if candidate is None else candidate
+
+
+def _runs_on(line: str) -> bool:
+    """Whether this is of a system that runs."""
+    return bool(boot_messages.kernel_message(line) or boot_messages.begins_with_prompt(line))
+
+
+def first_script_nonce(said: bytes) -> str | None:
+    """The nonce of the first boot script that says its own."""
+    lines = (normalise(raw) for raw in said.split(b"\n") if boot_messages.may_be_of_a_boot(raw))
+    nonces = map(boot_messages.script_nonce, lines)
+    return next(filter(None, nonces), None)

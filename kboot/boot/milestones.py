@@ -5,29 +5,12 @@ Pure: lines and fetches go in with their times, milestones and faults come out.
 
 from __future__ import annotations
 
-import re
-
+from kboot import boot_messages
 from kboot.backend import Fetch
 from kboot.boot import faults
-from kboot.boot.lossy import may_be
-from kboot.boot.phases import BUDGETS_S, ORDER, Expected, Milestone, Phase, Witness
+from kboot.boot.phases import ORDER, Expected, Milestone, Phase, Witness, budget_s
+from kboot.boot_messages import KernelMessage, Reading, read_word
 from kboot.errors import InfraError, KbootError, WrongKernel
-
-#: The first lines after a reset: SeaBIOS, EDK II, iPXE, or our own script.
-_RESET = re.compile(r"SeaBIOS|BdsDxe|UEFI|iPXE|kboot: script")
-#: The kernel's promise after a panic with panic=N.
-_REBOOTING = re.compile(r"Rebooting in (\d+) seconds")
-_DHCP = re.compile(r"\bnet\d+: \d+\.\d+\.\d+\.\d+/|^Filename: ")
-_SCRIPT = re.compile(r"kboot: script (\w+)")
-_HANDOFF = re.compile(r"kboot: handoff (\w+)")
-_STOPPED = re.compile(r"kboot: stopped (\w+) (0x[0-9a-f]+)")
-_GAVE_UP = re.compile(
-    r"No more network devices|No bootable device|PXE-E\d\d: .*|NBP filesize is 0 "
-    r"|>>Start (?:PXE|HTTP Boot) over IPv6"
-)
-_LINUX = re.compile(r"\bLinux version (\S+) ")
-_COMMAND_LINE = re.compile(r"(?:Kernel c|\bC)ommand line: (.*)")
-_INIT = re.compile(r"Run (?:/\S+) as init process|\bsystemd\[1\]: |^kboot: init$")
 
 
 class Milestones:
@@ -43,6 +26,10 @@ class Milestones:
         self._reset_delay_s = 0
         self.reached: dict[Phase, Milestone] = {}
         self._fetched: set[str] = set()
+        #: A whole line has named this boot's nonce in the kernel's command line.
+        self._nonce_seen = False
+        self._banner_seen = False
+        self._doubt: str | None = None
 
     # --------------------------------------------------------------------------- what comes in
 
@@ -54,34 +41,23 @@ class Milestones:
     def see_line(self, line: str, time: float) -> None:
         """One whole line from the console. Raises what the line proves to be wrong."""
         if self.waits_for_reset:
-            if match := _REBOOTING.search(line):
-                self._reset_delay_s = int(match[1])
-            if not _RESET.search(line):
+            if (delay_s := boot_messages.reboot_delay_s(line)) is not None:
+                self._reset_delay_s = delay_s
+            if not self._begins_boot(line):
                 return
             self.waits_for_reset = False
         if line.strip():
             self.reach(Phase.FIRMWARE, time, "console")
-        if _DHCP.search(line):
-            self.reach(Phase.DHCP, time, "console")
-        if match := _SCRIPT.search(line):
-            self._require_nonce(match[1])
-        if match := _HANDOFF.search(line):
-            self._require_nonce(match[1])
-            self.reach(Phase.HANDOFF, time, "console")
-        if match := _STOPPED.search(line):
-            raise faults.script_failed(self.expected, match[1], match[2])
-        if Phase.HANDOFF not in self.reached and (match := _GAVE_UP.search(line)):
-            raise faults.nothing_to_boot(match[0].strip())
-        if match := _LINUX.search(line):
-            self._see_banner(match[1], time)
-        if match := _COMMAND_LINE.search(line):
-            self._see_command_line(match[1])
-        if Phase.LINUX in self.reached and _INIT.search(line):
-            self.reach(Phase.INIT, time, "console")
+        if not {Phase.LINUX, Phase.INIT} & self.reached.keys():
+            self._see_loader(line, time)
+        if Phase.INIT not in self.reached:
+            self._see_kernel(line, time)
 
     def see_prompt(self, time: float) -> None:
         """The login prompt, or a shell's, is there."""
-        if not self.waits_for_reset:
+        # Until a machine that runs has come to its next kernel, a prompt is one of its old life.
+        old = self.again and not {Phase.SCRIPT, Phase.HANDOFF, Phase.LINUX} & self.reached.keys()
+        if not self.waits_for_reset and not old:
             self.reach(Phase.READY, time, "console")
 
     def see_fetch(self, fetch: Fetch, time: float) -> None:
@@ -130,7 +106,8 @@ class Milestones:
     def overdue(self, now: float) -> bool:
         """Whether the current phase has used up its budget."""
         delay = self._reset_delay_s if self.waits_for_reset else 0
-        return not self.ready and now - self.since > BUDGETS_S[self.current] + delay
+        limit = budget_s(self.current, self.expected.command_line) + delay
+        return not self.ready and now - self.since > limit
 
     def durations_s(self) -> dict[str, float]:
         """Seconds from each milestone's forerunner to it, for those reached, in their order."""
@@ -144,42 +121,107 @@ class Milestones:
 
     def contradiction(self) -> KbootError | None:
         """Once it is ready: what the witnesses do not agree on, or None."""
-        return faults.contradiction(
-            self.expected, fetched=self._fetched, printed=Phase.LINUX in self.reached
-        )
+        return faults.contradiction(self.expected, fetched=self._fetched)
+
+    @property
+    def doubt(self) -> str | None:
+        """What the console told of another kernel, and does not prove; None if nothing did."""
+        return None if self._nonce_seen else self._doubt
 
     def late(self, waited_s: float) -> KbootError:
         """The error for a boot that came no further in its time."""
-        return faults.late(
+        error = faults.late(
             self.expected,
             self.current,
             waited_s,
             last=max(self.reached, key=ORDER.index, default=None),
             again=self.again,
         )
+        return faults.unless_doubted(error, self.doubt)
+
+    # ------------------------------------------------------------------ what the lines tell
+
+    def _begins_boot(self, line: str) -> bool:
+        """Whether a machine that runs begins its next boot with this line."""
+        nonce = boot_messages.script_nonce(line) or boot_messages.handoff_nonce(line)
+        if nonce is not None:
+            return read_word(nonce, self.expected.nonce) is not Reading.OTHER
+        return boot_messages.begins_boot(line)
+
+    def _see_loader(self, line: str, time: float) -> None:
+        """A line of what runs before the kernel."""
+        if boot_messages.has_lease(line):
+            self.reach(Phase.DHCP, time, "console")
+        if Phase.HANDOFF not in self.reached:
+            for nonce in (boot_messages.script_nonce(line), boot_messages.handoff_nonce(line)):
+                self._require_nonce(nonce)
+            if last_words := boot_messages.nothing_to_boot(line):
+                raise faults.nothing_to_boot(last_words)
+        if boot_messages.handoff_nonce(line):
+            self.reach(Phase.HANDOFF, time, "console")
+        if stopped := boot_messages.stopped_script(line):
+            raise faults.script_failed(self.expected, *stopped)
+
+    def _see_kernel(self, line: str, time: float) -> None:
+        """A line that may be the kernel's: no program has run yet, as far as is known."""
+        handed_over = Phase.HANDOFF in self.reached
+        message = boot_messages.kernel_message(line)
+        # Where the kernel prints no times, its banner stands behind what firmware left.
+        if handed_over and (message or boot_messages.has_banner(line)):
+            self.reach(Phase.LINUX, time, "console")
+        if message and (release := boot_messages.whole_banner(message.text)):
+            self.reach(Phase.LINUX, time, "console")
+            self._see_release(release, message)
+        text = message.text if message else line
+        if Phase.LINUX in self.reached and (parameters := boot_messages.command_line(text)):
+            self._see_command_line(parameters, message)
+        if (handed_over or Phase.LINUX in self.reached) and boot_messages.starts_init(line):
+            self.reach(Phase.INIT, time, "console")
 
     # ------------------------------------------------------------------------------ the proofs
-    # What has lost a character on its way proves nothing; `identity.prove` then does, from inside.
+    # A line that is not whole, or not surely the kernel's, proves nothing: `identity.prove` then
+    # does, from inside the guest.
 
-    def _require_nonce(self, nonce: str) -> None:
-        if not may_be(nonce, self.expected.nonce):
+    def _require_nonce(self, nonce: str | None) -> None:
+        if nonce and read_word(nonce, self.expected.nonce) is Reading.OTHER:
             raise InfraError(
                 f"the machine ran a boot script of another boot ({nonce}, not "
                 f"{self.expected.nonce})"
             )
 
-    def _see_banner(self, release: str, time: float) -> None:
-        self.reach(Phase.LINUX, time, "console")
-        if not may_be(release, self.expected.release):
-            raise WrongKernel(
-                f"Linux {release} came up; the kernel that was pushed is {self.expected.release}"
-            )
+    def _see_release(self, release: str, message: KernelMessage) -> None:
+        """A banner, stamped and whole. The first one counts; a log may be printed again."""
+        if self._nonce_seen or self._banner_seen:
+            return
+        self._banner_seen = True
+        if read_word(release, self.expected.release) is not Reading.OTHER:
+            return
+        self._other_kernel(
+            f"Linux {release} came up; the kernel that was pushed is {self.expected.release}",
+            proven=self._is_the_kernels(message),
+        )
 
-    def _see_command_line(self, command_line: str) -> None:
-        ours = f"kboot.nonce={self.expected.nonce}"
-        # The space behind it may be what is lost.
-        if not any(word.startswith(ours) or may_be(word, ours) for word in command_line.split()):
-            raise WrongKernel(
-                f"the kernel that came up was not started by this boot: {ours} is not in its "
-                f"command line: {command_line.strip()[:200]}"
-            )
+    def _see_command_line(self, parameters: str, message: KernelMessage | None) -> None:
+        nonce = boot_messages.nonce_in(parameters)
+        if nonce == self.expected.nonce:
+            self._nonce_seen = True
+        if self._nonce_seen:
+            return
+        # A nonce that is as long as ours, with a space behind it, has lost nothing.
+        whole = nonce is not None and len(nonce) == len(self.expected.nonce)
+        self._other_kernel(
+            "the kernel that came up was not started by this boot: "
+            f"kboot.nonce={self.expected.nonce} is not in its command line: "
+            f"{parameters.strip()[:200]}",
+            proven=whole and message is not None and self._is_the_kernels(message),
+        )
+
+    def _is_the_kernels(self, message: KernelMessage) -> bool:
+        """Whether only the kernel that has just been started can have printed this."""
+        # A quiet kernel does not say when user space begins.
+        return message.in_its_place and not faults.is_quiet(self.expected.command_line)
+
+    def _other_kernel(self, what: str, *, proven: bool) -> None:
+        if proven:
+            raise WrongKernel(what)
+        self._doubt = self._doubt or what

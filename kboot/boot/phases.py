@@ -41,6 +41,19 @@ BUDGETS_S: Mapping[Phase, float] = {
     Phase.READY: 90,
 }
 
+#: A kernel that traces its functions from the start takes so many times as long (6.1 to 7.2, TCG).
+_TRACED = 3
+_TRACERS = ("ftrace=function", "ftrace=function_graph")
+
+
+def budget_s(phase: Phase, command_line: str) -> float:
+    """Seconds that a phase may take with these parameters of the kernel."""
+    traced = phase in {Phase.LINUX, Phase.INIT, Phase.READY} and any(
+        word in _TRACERS for word in command_line.split()
+    )
+    return BUDGETS_S[phase] * (_TRACED if traced else 1)
+
+
 Witness = Literal["backend", "server", "console"]
 
 
@@ -69,6 +82,8 @@ class Expected:
     initrd_paths: Mapping[str, str]
     release: str
     command_line: str
+    #: The guest's name for the serial line that is read.
+    console: str = "ttyS0"
 
     def concerns(self, fetch: Fetch) -> bool:
         """Whether a request to the server was of this boot of this machine."""

@@ -136,6 +136,7 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
         },
         release=load.kernel.release,
         command_line=command_line,
+        console=script.CONSOLES[settings.architecture],
     )
     return expected, text
 

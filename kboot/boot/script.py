@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from kboot import templates
 from kboot.errors import ConfigError
 
-#: The serial console, by architecture.
-_CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
+#: The guest's name for the serial line that is read, by architecture.
+CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 
 #: How often the script tries to load, and the seconds between.
 ATTEMPTS = 3
@@ -26,7 +26,7 @@ def command_line(
     words = extra.split()
     parameters = [f"kboot.nonce={nonce}"]
     if not any(word.startswith("console=") for word in words):
-        parameters.append(f"console={_CONSOLES[architecture]}")
+        parameters.append(f"console={CONSOLES[architecture]}")
     if not any(word.startswith("panic=") for word in words):
         parameters.append("panic=-1")
     if firmware == "uefi":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from kboot.backend import Stream
+from kboot.boot_messages import ends_with_prompt
 from kboot.console.crashes import CrashScanner, ExpectedCrash
 from kboot.console.match import Match, Pattern, describe
 from kboot.console.reader import Reader
@@ -20,9 +21,6 @@ from kboot.console.waits import LineSource, PromptSource, Wait
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
 from kboot.errors import ConsoleClosed
-
-#: A printk record that landed behind a prompt: ``login: [   12.345678] random: crng init done``.
-_PRINTK = r"(?:<\d+>)?\[ *\d+\.\d+\]"
 
 #: Lines shown by `Match.before`.
 _BEFORE_LINES = 1000
@@ -178,7 +176,7 @@ class Console:
         the end of the literals and of the line is ignored.
         """
         texts = [literals] if isinstance(literals, str) else list(literals)
-        tails = [re.compile(rf"{re.escape(text.rstrip())}[ \t]*(?:\Z|{_PRINTK})") for text in texts]
+        tails = [ends_with_prompt(text) for text in texts]
         start = self._cursor if since is None else since
         from kboot.console.engine import search  # noqa: PLC0415  pexpect, where it is used
 

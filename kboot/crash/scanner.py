@@ -8,9 +8,9 @@ from kboot.crash import resets
 from kboot.crash.catalogue import FILTER
 from kboot.crash.drafts import Drafts
 from kboot.crash.lines import KernelLine, parse
-from kboot.crash.model import CrashKind, Event
+from kboot.crash.model import CrashKind, Event, Opened
 from kboot.crash.report import Draft
-from kboot.crash.resets import ResetWatch
+from kboot.crash.resets import ResetWatch, Step
 from kboot.crash.rules import row
 from kboot.crash.triggers import TriggerFinder
 
@@ -21,6 +21,8 @@ _CANDIDATE = re.compile(b"|".join(re.escape(literal) for literal in _LITERALS))
 #: A longer line is read by its first and last bytes only: nothing the kernel prints comes near.
 _LONG_LINE = 16384
 _LINE_PART = 4096
+#: What is remembered of the log before a line, in bytes: some lines.
+_RECENT = 2000
 _RESET = row(CrashKind.UNEXPECTED_RESET, "", r".*", "unexpected reset")
 
 
@@ -40,6 +42,7 @@ class Scanner:
         self._drafts = Drafts()
         self._resets = ResetWatch()
         self._triggers = TriggerFinder()
+        self._recent = b""
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes; return what they completed."""
@@ -68,6 +71,8 @@ class Scanner:
         """The log has ended: complete everything."""
         if self._partial_size:
             self._finish_partial(b"")
+        if self._resets.end() and self._resets.suspect is not None:
+            self._report_reset(self._resets.suspect)
         self._drafts.complete_all(cut=True)
         return self._drafts.take()
 
@@ -95,7 +100,7 @@ class Scanner:
             raw = _shortened(self._head + self._tail)
         self._drop_partial()
         candidate = _CANDIDATE.search(raw) is not None
-        if self._drafts.open or candidate:
+        if self._wants_all or candidate:
             self._read(raw, size, candidate=candidate)
         else:
             self._line += 1
@@ -118,10 +123,14 @@ class Scanner:
             position = data.find(b"\n", start) + 1
             self._read(_shortened(data[start:position]), position - start, candidate=True)
 
+    @property
+    def _wants_all(self) -> bool:
+        return bool(self._drafts.open) or self._resets.wants_all
+
     def _calm(self, data: bytes, position: int, end: int) -> None:
-        """Read whole lines of which none begins a report: only open reports want them."""
-        drafts = self._drafts
-        while drafts.open and position < end:
+        """Read whole lines of which none begins a report: only what is under way wants them."""
+        self._remember(data, position, end)
+        while self._wants_all and position < end:
             line_end = data.find(b"\n", position) + 1
             size = line_end - position
             self._line += 1
@@ -130,7 +139,9 @@ class Scanner:
             line = parse(raw, self._line, self._offset - size, self._offset)
             if line.stamped:
                 self._triggers.stamped_log = True
-            drafts.extend(line)
+            if self._resets.wants_all:
+                self._watch(line, raw)
+            self._drafts.extend(line)
             position = line_end
         self._line += data.count(b"\n", position, end)
         self._offset += end - position
@@ -141,11 +152,10 @@ class Scanner:
         self._offset += size
         line = parse(raw, self._line, self._offset - size, self._offset)
         trigger = None
+        if candidate or self._resets.wants_all:
+            self._watch(line, raw)
+        self._remember(raw, 0, len(raw))
         if candidate:
-            begins, surprise = self._resets.seen(line, stamped_log=self._triggers.stamped_log)
-            if begins:
-                # A syslog is no console: its daemon dies before the kernel says goodbye.
-                self._new_boot(line, surprise=surprise and b"kernel: " not in raw)
             trigger = self._triggers.find(line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:
@@ -153,15 +163,47 @@ class Scanner:
         elif self._drafts.open:
             self._drafts.extend(line)
 
-    def _new_boot(self, line: KernelLine, *, surprise: bool) -> None:
-        """A firmware or a kernel began anew."""
-        last = self._drafts.last
-        died = bool(self._drafts.open) or (last is not None and last.fatal)
+    def _remember(self, data: bytes, position: int, end: int) -> None:
+        """Keep the end of what was read."""
+        if end - position < _RECENT:
+            self._recent = (self._recent + data[position:end])[-_RECENT:]
+        else:
+            self._recent = data[end - _RECENT : end]
+
+    def _watch(self, line: KernelLine, raw: bytes) -> None:
+        """Look whether a firmware or a kernel begins anew."""
+        resets = self._resets
+        step = resets.seen(
+            line,
+            raw.decode(errors="replace").rstrip("\r\n"),
+            stamped_log=self._triggers.stamped_log,
+            before=self._recent,
+        )
+        if step is Step.BEGINS:
+            self._new_boot()
+        elif step is Step.PROVEN and resets.proven is not None:
+            self._report_reset(resets.proven)
+        elif step is Step.SUSPECTED:
+            last = self._drafts.last
+            # A syslog is no console: its daemon dies before the kernel says goodbye.
+            if self._drafts.open or (last is not None and last.fatal) or b"kernel: " in raw:
+                resets.accept()
+                self._new_boot()
+            else:
+                event = Opened(kind=_RESET.kind, line=line.number, offset=line.start)
+                self._drafts.events.append(event)
+
+    def _new_boot(self) -> None:
+        """What the kernel before it was about to report is complete."""
         self._drafts.complete_all(cut=True)
         self._drafts.last = None
-        match = _RESET.pattern.match(line.text.strip())
-        if surprise and not died and match is not None:
-            self._drafts.start(Draft.begin(_RESET, match, line))
+
+    def _report_reset(self, first: KernelLine) -> None:
+        """The machine has begun anew by itself, with this line."""
+        self._new_boot()
+        match = _RESET.pattern.match(first.text.strip())
+        if match is not None:
+            self._drafts.start(Draft.begin(_RESET, match, first))
             self._drafts.complete_all(cut=False)
 
 

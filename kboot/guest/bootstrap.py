@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from importlib import resources
 
+from kboot.boot_messages import LOGIN_PROMPTS
 from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout
@@ -12,8 +13,7 @@ from kboot.guest.agent import NoAnswer, ShellAgent, escape, pieces, twice
 from kboot.guest.guest import Guest
 from kboot.log import logger
 
-PROMPTS = ("login:", "assword:", "#", "$")
-_LOGIN, _PASSWORD, *_SHELL = range(len(PROMPTS))
+_LOGIN, _PASSWORD, *_SHELL = range(len(LOGIN_PROMPTS))
 
 #: A line without a prompt for so long is nudged with the return key.
 _NUDGE_S = 3.0
@@ -66,7 +66,7 @@ class _Login:
         while True:
             try:
                 prompt = self._console.expect_prompt(
-                    PROMPTS, deadline.within(_NUDGE_S), since=since
+                    LOGIN_PROMPTS, deadline.within(_NUDGE_S), since=since
                 )
             except GuestTimeout:
                 if deadline.expired:

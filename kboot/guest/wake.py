@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 
+from kboot.boot_messages import LOGIN_PROMPTS
 from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import GuestTimeout
 from kboot.guest.agent import NOBODY, twice
-from kboot.guest.bootstrap import PROMPTS
 
 #: For an answer; a loaded TCG guest takes its time.
 _PATIENCE_S = 2.0
@@ -30,5 +30,5 @@ def wake_terminal(console: Console, deadline: Deadline) -> None:
         since = console.mark()
         console.send(keys, echoed=False)
         with contextlib.suppress(GuestTimeout):
-            console.expect_prompt(PROMPTS, deadline.within(_PATIENCE_S), since=since)
+            console.expect_prompt(LOGIN_PROMPTS, deadline.within(_PATIENCE_S), since=since)
             return

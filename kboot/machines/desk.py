@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from kboot import wire
 from kboot.boot import Boot, Met, Milestone
+from kboot.boot_messages import shell_waits
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError, KernelCrash
 from kboot.guest import Guest
@@ -27,8 +27,6 @@ _LOGIN_LIMIT_S = 30
 _RESTARTS = ("hard", "reset", "soft")
 #: For setting the size of the guest's terminal.
 _SIZE_LIMIT_S = 10.0
-#: A shell's prompt with nothing typed behind it.
-_SHELL_WAITS = re.compile(r"[#$] ?$")
 
 
 class Desk:
@@ -254,7 +252,7 @@ class Desk:
         """The terminal of who types has another size: the guest's shell is told, if it waits."""
         size = self._keyboard.size
         theirs = self.journal.state.name == "ready" and not self.boot.channels.has_console
-        if size and theirs and _SHELL_WAITS.search(self.boot.console.unfinished):
+        if size and theirs and shell_waits(self.boot.console.unfinished):
             rows, columns = size
             # The space keeps it out of a history.
             with self._keyboard.free():

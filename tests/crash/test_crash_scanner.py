@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,6 +129,86 @@ def test_a_banner_after_expect_reset_is_none() -> None:
     scanner.expect_reset()
     assert scanner.feed(encode([SEABIOS, LINUX])) == []
     assert [event for event in scanner.feed(encode([SEABIOS])) if isinstance(event, Opened)]
+
+
+BOOT = [
+    LINUX,
+    "[    0.000000] Command line: console=ttyS0 earlyprintk=ttyS0,115200,keep",
+    "[    0.017401] RAMDISK: [mem 0x1fe3f000-0x1ff3cfff]",
+    "[    0.018301] ACPI: Early table checksum verification disabled",
+    "[    0.298659] Console: colour *CGA 80x25",
+]
+AFTER = ["[    0.412345] printk: console [ttyS0] enabled", "[    1.500000] Run /init"]
+
+
+def other_times(lines: list[str]) -> list[str]:
+    """The same lines as another boot would print them."""
+    return [re.sub(r"(\[ +\d\.\d{5})(?!0\])\d", r"\g<1>7", line, count=1) for line in lines]
+
+
+def test_a_log_that_is_printed_again_on_a_console_that_comes_up_late_is_no_reset() -> None:
+    lines = [SEABIOS, *BOOT, *BOOT, *AFTER, "linux login: "]
+    for size in (1, 1 << 20):
+        assert [type(event) for event in scan(encode(lines), size)] == [Opened]
+    # The clock of some machines stands still until the timers run.
+    still = [re.sub(r"\d\.\d{6}", "0.000000", line) for line in BOOT]
+    assert reports(encode([*still, *still, *AFTER, "[    1.600000] a", "[    1.700000] b"])) == []
+    # Nor where every line comes twice from then on, or from the start.
+    doubled = [line for line in AFTER for _ in range(2)]
+    assert reports(encode([*BOOT, *BOOT, *doubled])) == []
+    assert reports(encode([line for line in [*BOOT, *AFTER] for _ in range(2)])) == []
+    # A kernel that is reset after it has printed its log twice is reset once.
+    again = other_times(BOOT)
+    found = reports(encode([*BOOT, *BOOT, *AFTER, *again]))
+    assert [(each.kind, each.start_line) for each in found] == [("unexpected-reset", 13)]
+
+
+def test_a_second_boot_has_times_of_its_own() -> None:
+    found = reports(encode([*BOOT, *other_times(BOOT), *AFTER]))
+    assert [(each.kind, each.start_line) for each in found] == [("unexpected-reset", 6)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "SeaBIOS (version",
+        SEABIOS,
+        "BdsDxe: loading Boot0001 ",
+        "U-Boot 2023.07 (Jul 11 2023 - 15:20:44)",
+        "ver=U-Boot 2020.01 (Apr 20 2020 - 23:29:25 +0000)",
+        "coreboot-4.20 Mon Sep 12 14:38:59 UTC 2022 smm starting (log level: 8)...",
+    ],
+)
+@pytest.mark.parametrize("next_line", ["linux login: ", "/ # ls", "[    4.000000] usb 1-6: done"])
+def test_a_programs_words_about_firmware_are_no_reset(words: str, next_line: str) -> None:
+    lines = [SEABIOS, *BOOT, *AFTER, words, "and more of them", next_line]
+    assert reports(encode(lines)) == []
+    # A reset that comes later is seen all the same.
+    found = reports(encode([*lines, SEABIOS, "iPXE (http://ipxe.org) 00:01.0 C000 PCI2.10"]))
+    assert [(each.kind, each.start_line) for each in found] == [
+        ("unexpected-reset", len(lines) + 1)
+    ]
+
+
+def test_a_reset_is_reported_when_the_firmware_goes_on() -> None:
+    scanner = Scanner()
+    events = scanner.feed(encode([SEABIOS, *BOOT, *AFTER, SEABIOS, ""]))
+    assert [type(event) for event in events] == [Opened]
+    assert scanner.quiet() == []
+    events = scanner.feed(encode(["iPXE initialising devices...ok"]))
+    (report,) = [event for event in events if isinstance(event, CrashReport)]
+    assert (report.kind, report.start_line) == ("unexpected-reset", 9)
+
+
+def test_the_log_in_proc_kmsg_is_no_reset() -> None:
+    quoted = [f"<5>{line}" for line in BOOT]
+    assert reports(encode([*BOOT, *AFTER, *quoted])) == []
+
+
+def test_uboot_that_begins_again_after_its_handoff_is_a_reset() -> None:
+    uboot = ["U-Boot 2023.10 (Jan 01 2024 - 00:00:00 +0000)", "Starting kernel ...", ""]
+    found = reports(encode([*uboot, *uboot]))
+    assert [(each.kind, each.start_line) for each in found] == [("unexpected-reset", 4)]
 
 
 def test_a_reset_completes_the_report_it_cut() -> None:
