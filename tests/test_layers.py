@@ -28,7 +28,7 @@ ROWS = (
     {"boot"},
     {"isolation", "sharing"},
     {"session"},
-    {"report", "testing", "doctor", "machines"},
+    {"doctor", "machines"},
     {"cluster_doctor"},
     {"acceptance"},
     {"plugin", "cli"},
@@ -95,6 +95,22 @@ def runtime_imports(path: Path) -> Iterator[tuple[int, str]]:
 def test_every_module_has_a_row() -> None:
     units = {unit_of(path) for path in sources()} - {"", "__main__"}
     assert units - set().union(*ROWS) == set()
+
+
+def test_every_row_is_about_modules_that_are_there() -> None:
+    units = {unit_of(path) for path in sources()}
+    assert set().union(*ROWS) - units == set()
+    assert set().union(*HOMES.values()) - units == set()
+
+
+def test_every_home_is_used() -> None:
+    used = {
+        (unit_of(path), name.split(".")[0])
+        for path in sources()
+        for _, name in runtime_imports(path)
+    }
+    homes = {(home, library) for library, units in HOMES.items() for home in units}
+    assert homes - used == set()
 
 
 def test_no_module_is_in_two_rows() -> None:
