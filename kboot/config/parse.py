@@ -129,7 +129,9 @@ def memory_mib(value: object, _: Path) -> int:
 
 
 def seconds(value: object, _: Path) -> float:
-    """A time in seconds, from ``90``, ``90s``, ``1.5m`` or ``1h``."""
+    """A time in seconds, from a number, ``90``, ``90s``, ``1.5m`` or ``1h``."""
+    if isinstance(value, float) and 0 < value < 1e9:
+        return value
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([smh]?)", str(value).strip())
     if match is None or float(match[1]) == 0:
         raise ValueError("a time above 0; write 90 (seconds), 90s, 3m or 1h")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,6 +10,7 @@ from kboot.backend import Firmware, FirmwareStart
 from kboot.config import parse
 from kboot.config.about import about
 from kboot.config.cluster import ClusterConfig
+from kboot.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
@@ -22,7 +23,11 @@ BACKENDS = ("qemu", "kubevirt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(ClusterConfig):
-    """What the user has decided. Paths are absolute; a source's mistakes never get this far."""
+    """What the user has decided; paths are absolute.
+
+    Each field takes what its key in a file takes: ``initrd=["extra.cpio"]``, ``memory_mib="2G"``.
+    Relative paths are relative to the working directory. `ConfigError` names what is wrong.
+    """
 
     #: A path or a URL; None if no kernel was named.
     kernel: str | None = field(
@@ -158,3 +163,16 @@ class Config(ClusterConfig):
         metadata=about("more arguments for QEMU, as a shell would split them", "TEXT", parse.words),
     )
     nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))
+
+    def __post_init__(self) -> None:
+        """Make every value what its field's type says."""
+        here = Path.cwd()
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value == each.default:
+                continue
+            try:
+                parsed = each.metadata["parse"](value, here)
+            except ValueError as error:
+                raise ConfigError(f"Config({each.name}=...): {value!r} is not {error}") from None
+            object.__setattr__(self, each.name, parsed)
