@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,14 @@ HOMES = {
     "websocket": {"kube"},
     "yaml": {"kube", "kubevirt"},
     "paramiko": {"ssh"},
+    "requests": {"artifacts"},
     "jinja2": {"templates"},
     "click": {"cli"},
     "rich": {"cli"},
 }
+
+#: What is imported under another name than it is installed by.
+_MODULES = {"websocket-client": "websocket", "pyyaml": "yaml"}
 
 #: What the plugin must not bring into the pytest runs of people who only have kboot installed.
 HEAVY = {
@@ -111,6 +117,13 @@ def test_every_home_is_used() -> None:
     }
     homes = {(home, library) for library, units in HOMES.items() for home in units}
     assert homes - used == set()
+
+
+def test_every_dependency_is_imported() -> None:
+    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    names = {re.split(r"[<>=]", each)[0] for each in declared["project"]["dependencies"]}
+    used = {name.split(".")[0] for path in sources() for _, name in runtime_imports(path)}
+    assert {_MODULES.get(name, name) for name in names} - used == set()
 
 
 def test_no_module_is_in_two_rows() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kboot.artifacts.cache import sha256_of
+from kboot.artifacts.download import download, is_url
 from kboot.artifacts.image import ImageFacts, read_image
 from kboot.artifacts.kernel import Kernel
 from kboot.artifacts.package import AR_MAGIC, unpack_image, unpack_modules
@@ -29,6 +30,14 @@ _INSTALLED_IMAGES = (
     "lib/modules/*/vmlinuz",
     "usr/lib/modules/*/vmlinuz",
 )
+
+
+def local_path(source: str) -> Path:
+    """Where the kernel is that a user means: a path, or a URL, which is downloaded.
+
+    For the errors see `kboot.artifacts.download.download`.
+    """
+    return download(source) if is_url(source) else Path(source)
 
 
 def read_kernel(path: Path) -> Kernel:

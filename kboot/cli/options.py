@@ -73,7 +73,7 @@ def _completion(setting: Setting) -> _Completion | None:
         return lambda _context, _parameter, begun: [
             CompletionItem(word) for word in setting.choices if word.startswith(begun)
         ]
-    if setting.metavar.endswith(("FILE", "DIRECTORY")):
+    if {"FILE", "DIRECTORY"}.intersection(setting.metavar.split("|")):
         return lambda _context, _parameter, begun: [CompletionItem(begun, type="file")]
     return None
 

@@ -66,8 +66,8 @@ def path(value: object, directory: Path) -> Path:
 
 def source(value: object, directory: Path) -> str:
     """A URL as it is, or an absolute path."""
-    if isinstance(value, str) and re.match(r"[a-z]+://", value):
-        return value
+    if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
+        return text(value, directory)
     return str(path(value, directory))
 
 

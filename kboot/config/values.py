@@ -33,8 +33,9 @@ class Config(ClusterConfig):
     kernel: str | None = field(
         default=None,
         metadata=about(
-            "the kernel to boot: an image, a .deb or .rpm package, a build tree, or a URL",
-            "FILE",
+            "the kernel to boot: an image, a .deb package, a build tree, a directory, or the "
+            "http(s) URL of a file",
+            "FILE|URL",
             parse.source,
         ),
     )
