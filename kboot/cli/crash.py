@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import select
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -123,6 +124,8 @@ def _refuse_packed(log: Path, head: bytes) -> None:
 
 def _follow(scanner: Scanner) -> Iterator[Event]:
     """The events of standard input, as they happen."""
+    if sys.stdin is None:
+        raise ConfigError("standard input is closed; give a file, or pipe a log into kboot crash -")
     while True:
         ready, _, _ = select.select([0], [], [], _QUIET_S)
         if not ready:
