@@ -103,7 +103,7 @@ def _places() -> Iterator[Path]:
     """Where kboot keeps things, whether they are there or not."""
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime)
-    yield Path(tempfile.gettempdir())
+    yield Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108  only looked at
     with contextlib.suppress(InfraError):
         yield _base("XDG_STATE_HOME", ".local/state")
         yield _base("XDG_CACHE_HOME", ".cache")
@@ -152,7 +152,7 @@ def runs_directory() -> Path:
     if runtime and _is_usable(Path(runtime)):
         directory = Path(runtime) / "kboot"
     else:
-        directory = Path(tempfile.gettempdir()) / f"kboot-{os.geteuid()}"
+        directory = _temporary_directory() / f"kboot-{os.geteuid()}"
     try:
         directory.mkdir(mode=_PASSABLE, exist_ok=True)
         found = directory.lstat()
@@ -167,6 +167,16 @@ def runs_directory() -> Path:
         # The umask had its say when it was made.
         directory.chmod(_PASSABLE)
     return directory
+
+
+def _temporary_directory() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise InfraError(
+            "no directory for temporary files can be written to (TMPDIR, /tmp, /var/tmp); "
+            "make room in one, or set TMPDIR to another"
+        ) from error
 
 
 def cache_directory(name: str) -> Path:

@@ -238,3 +238,17 @@ def test_a_full_disk_is_named_with_the_place_that_was_written_to(tmp_path: Path)
 def test_other_errors_than_the_disks_pass_through(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), state.disk_faults_named(tmp_path):
         (tmp_path / "missing").read_text()
+
+
+def test_no_place_for_temporary_files_is_told_with_its_remedy(tmp_path: Path) -> None:
+    program = (
+        "import resource\n"
+        "from kboot import state\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+        "try: state.runs_directory()\n"
+        "except state.InfraError as error: print(error)\n"
+    )
+    environ = {key: value for key, value in os.environ.items() if key != "XDG_RUNTIME_DIR"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
+    assert "or set TMPDIR to another" in done.stdout
