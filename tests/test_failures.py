@@ -126,6 +126,28 @@ def test_a_directory_without_a_kernel(tmp_path: Path) -> None:
     assert str(tmp_path) in the_error(done)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        (b"", "an empty file"),
+        (b"#!/bin/sh\n", "a script"),
+        (b"hello\n", "text"),
+    ],
+)
+def test_an_initrd_that_is_none_is_refused_before_anything_starts(
+    content: bytes | None, words: str, tmp_path: Path, debian_kernel: Path
+) -> None:
+    image = tmp_path / "extra.cpio"
+    if content is not None:
+        image.write_bytes(content)
+    done = kboot("boot", "--initrd", image, debian_kernel)
+    assert done.returncode == 2
+    assert f"initrd {image}: " in the_error(done)
+    assert words in the_error(done)
+    assert "scheduled" not in done.stdout
+
+
 @pytest.mark.parametrize("file", ["boot.ipxe", "serial.log"])
 def test_no_room_for_the_evidence_is_the_hosts_fault_with_its_place(
     file: str, tmp_path: Path, debian_kernel: Path

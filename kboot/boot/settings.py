@@ -9,7 +9,7 @@ from kboot.artifacts import Kernel, require_architecture
 from kboot.backend import Firmware, FirmwareStart, MachineSpec
 from kboot.boot import script
 from kboot.config import Channel, Config, Warnings
-from kboot.rootfs import module_initramfs, overlay_initramfs, resolve_rootfs
+from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs, resolve_rootfs
 from kboot.ssh import authorized_key
 
 
@@ -61,6 +61,8 @@ def settings_for(
     rootfs = resolve_rootfs(
         config.rootfs, architecture=kernel.architecture, password=config.password
     )
+    for image in config.initrd:
+        check_initrd(image)
     modules = (module_initramfs(kernel, config.module),) if config.module else ()
     # The tiny system has no ssh server, unless the user brings one and says so.
     channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
