@@ -429,3 +429,8 @@ def test_a_broken_elf_file_has_an_answer(garbage: bytes, at: int) -> None:
     if elf is not None:
         assert elf.is_static in (True, False)
         assert elf.section(".modinfo") in (None, elf.section(".modinfo"))
+
+
+def test_a_path_with_a_zero_byte_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not a path: embedded null byte"):
+        read_kernel(Path("vm\0linuz"))

@@ -295,3 +295,19 @@ def test_a_programs_mistake_is_named(field: str, value: object, words: str) -> N
 def test_a_configuration_is_the_same_when_it_is_made_again() -> None:
     config = Config(timeout_s=1e-5, memory_mib=1024, module=("dummy",), pull_secrets=("a", "b c"))
     assert dataclasses.replace(config) == config
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("kboot.toml", "[kboot]\nmemory = 512\n", "'kboot'; settings stand in no table here"),
+        ("pyproject.toml", "[tool]\nkboot = 3\n", "tool.kboot is no table; write [tool.kboot]"),
+    ],
+)
+def test_settings_in_the_wrong_table_are_told_where_to_stand(
+    file: str, text: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load({}, {}, tmp_path)
+    assert words in str(caught.value)

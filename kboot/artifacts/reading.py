@@ -64,6 +64,8 @@ def read_kernel(path: Path) -> Kernel:
             f"{error.filename or path}: permission denied; make it readable: "
             f"chmod a+r {error.filename or path}"
         ) from error
+    except ValueError as error:  # a zero byte
+        raise ConfigError(f"{str(path)!r}: not a path: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
 

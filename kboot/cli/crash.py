@@ -94,7 +94,7 @@ def _is_machine(log: Path) -> bool:
     """Whether there is no such file, but a machine of that name, or none was named at all."""
     from kboot.machines.whereabouts import known_names  # noqa: PLC0415  --help does not need it
 
-    if os.path.lexists(log):
+    if "/" in str(log) or os.path.lexists(log):
         return False
     return str(log) == DEFAULT or str(log) in known_names()
 

@@ -11,6 +11,8 @@ import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from kboot.errors import ConfigError
+
 Parse = Callable[[object, Path], object]
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -27,6 +29,14 @@ def near(word: str, known: Iterable[str], *, prefix: str = "") -> str:
     rests = [name.removeprefix(prefix) for name in known]
     found = difflib.get_close_matches(word.removeprefix(prefix), rests, n=1)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def working_directory() -> Path:
+    """Where we are. `ConfigError` if that has been removed."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working directory was removed; cd to another one") from error
 
 
 def text(value: object, _: Path) -> str:

@@ -167,7 +167,7 @@ class Config(ClusterConfig):
 
     def __post_init__(self) -> None:
         """Make every value what its field's type says."""
-        here = Path.cwd()
+        here = parse.working_directory()
         for each in fields(self):
             value = getattr(self, each.name)
             if value == each.default:
