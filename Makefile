@@ -25,7 +25,8 @@ sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel ipxe-disk demo test test-kubevirt test-hosts check format bench soak build clean
+.PHONY: help setup kernel ipxe-disk demo test test-kubevirt test-hosts check format bench bench-docs \
+	soak build clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,9 +100,12 @@ format: $(ready) ## format the code
 	$(bin)/ruff format $(sources)
 	$(bin)/ruff check --fix $(sources)
 
-bench: $(ready) $(KERNEL) ## measure against references; print a table, write build/bench.json
+bench: $(ready) $(KERNEL) ## measure against references; print a table, write build/bench.json and its plot
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m bench $(BENCH)
 	$(bin)/python -m bench.plot
+
+bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
+	$(bin)/python -m bench.plot --docs
 
 soak: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \

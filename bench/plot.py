@@ -1,10 +1,12 @@
-"""``python -m bench.plot``: build/bench.json as docs/performance.svg, ratios over their limits.
+"""``python -m bench.plot``: build/bench.json as build/performance.svg, ratios over their limits.
 
-A dot for each run and a bar for the figure, on one logarithmic scale.
+With ``--docs``, as docs/performance.svg, which is part of the source. A dot for each run and a bar
+for the figure, on one logarithmic scale.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from typing import Any
 
 from bench.__main__ import RESULT
 
-TARGET = Path("docs/performance.svg")
+PLOT = Path("build/performance.svg")
+PLOT_OF_DOCS = Path("docs/performance.svg")
 
 _LEFT, _RIGHT, _ROW, _WIDTH = 220, 90, 30, 760
 _LOW, _HIGH = 0.5, 100.0
@@ -96,7 +99,10 @@ def _row(top: float, name: str, figure: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Draw the last run."""
-    TARGET.write_text(svg(json.loads(RESULT.read_text(encoding="utf-8"))), encoding="utf-8")
+    parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
+    parser.add_argument("--docs", action="store_true", help=f"write {PLOT_OF_DOCS}")
+    target = PLOT_OF_DOCS if parser.parse_args().docs else PLOT
+    target.write_text(svg(json.loads(RESULT.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,9 @@ class Nginx:
                 words = self._process.last_words()
                 if "Address already in use" in words:
                     return False
-                raise InfraError(f"nginx did not start: {words}")
+                if not words and state.is_full(self.prefix):
+                    words = f"{self.prefix}: no space left; make room there"
+                raise InfraError(f"nginx did not start: {words or 'it did not say why'}")
             with contextlib.suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
                 try:
@@ -276,7 +278,7 @@ def serve(directory: Path, *, guest_host: str, program: str, deadline: Deadline)
     """
     process.find_program(program)
     prefix = directory / f"nginx-{secrets.token_hex(4)}"
-    with step("nginx"):
+    with step("nginx"), state.disk_faults_named(directory):
         server = Nginx(prefix, guest_host=guest_host)
         try:
             with server.running(program, deadline=deadline, env=state.environment(directory)):

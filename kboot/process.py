@@ -47,6 +47,8 @@ def find_program(name: str) -> str:
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     path = shutil.which(name, path=search)
     if path is None:
+        if "/" in name and Path(name).exists():
+            raise ProcessError(f"{name} cannot be run: it is not an executable file; chmod +x it")
         package = PACKAGES.get(Path(name).name)
         remedy = (
             f"install it: apt-get install {package}" if package else "install it, or fix its path"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from kboot.artifacts import Kernel, read_kernel
+from kboot.artifacts import Kernel, local_path, read_kernel
 from kboot.backend import Backend, BootServer
 from kboot.boot import Boot, BootSettings, open_backend, power_on, settings_for
 from kboot.boot.saved import SavedBoot
@@ -250,7 +250,7 @@ def kernel_of(config: Config) -> Kernel:
     """The kernel that the configuration names, read and checked."""
     if config.kernel is None:
         raise ConfigError("no kernel was named; say which: --kernel=FILE")
-    return read_kernel(Path(config.kernel))
+    return read_kernel(local_path(config.kernel))
 
 
 def _file_name(name: str) -> str:

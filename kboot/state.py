@@ -9,6 +9,7 @@ taken is stale, and the processes that name it are its orphans: `sweep` ends the
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -67,6 +68,56 @@ def environment(directory: Path) -> dict[str, str]:
     return {RUN_VARIABLE: str(directory)}
 
 
+#: No room, no quota, a limit of the process, a file system that became read-only, a bad disk.
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def disk_fault(error: OSError, *directories: Path) -> InfraError | None:
+    """What to tell about an error of the disk, with its place; None for any other one.
+
+    The operating system does not say which file could not be written. `directories`, and those that
+    kboot keeps things in, are looked at.
+    """
+    if error.errno not in _DISK_FAULTS:
+        return None
+    if error.filename is not None:
+        where = str(error.filename)
+    else:
+        full = (str(place) for place in (*directories, *_places()) if is_full(place))
+        where = next(full, str(directories[0]) if directories else "the output cannot be written")
+    return InfraError(f"{where}: {error.strerror}; make room there")
+
+
+@contextlib.contextmanager
+def disk_faults_named(*directories: Path) -> Iterator[None]:
+    """In the ``with``, what the disk refuses is an `InfraError`; see `disk_fault`."""
+    try:
+        yield
+    except OSError as error:
+        if fault := disk_fault(error, *directories):
+            raise fault from error
+        raise
+
+
+def _places() -> Iterator[Path]:
+    """Where kboot keeps things, whether they are there or not."""
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime)
+    yield Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108  only looked at
+    with contextlib.suppress(InfraError):
+        yield _base("XDG_STATE_HOME", ".local/state")
+        yield _base("XDG_CACHE_HOME", ".cache")
+
+
+def is_full(place: Path) -> bool:
+    """Whether the file system of `place` has no room for another byte, or another file."""
+    try:
+        found = os.statvfs(next(each for each in (place, *place.parents) if each.is_dir()))
+    except OSError:
+        return False
+    return found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0)
+
+
 def stale_runs() -> list[StaleRun]:
     """What killed runs have left on this host; nothing is changed."""
     found = []
@@ -101,7 +152,7 @@ def runs_directory() -> Path:
     if runtime and _is_usable(Path(runtime)):
         directory = Path(runtime) / "kboot"
     else:
-        directory = Path(tempfile.gettempdir()) / f"kboot-{os.geteuid()}"
+        directory = _temporary_directory() / f"kboot-{os.geteuid()}"
     try:
         directory.mkdir(mode=_PASSABLE, exist_ok=True)
         found = directory.lstat()
@@ -116,6 +167,16 @@ def runs_directory() -> Path:
         # The umask had its say when it was made.
         directory.chmod(_PASSABLE)
     return directory
+
+
+def _temporary_directory() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise InfraError(
+            "no directory for temporary files can be written to (TMPDIR, /tmp, /var/tmp); "
+            "make room in one, or set TMPDIR to another"
+        ) from error
 
 
 def cache_directory(name: str) -> Path:
@@ -137,26 +198,40 @@ def state_directory() -> Path:
 def evidence_directory(what: str) -> Path:
     """A fresh directory to keep what a boot of `what` leaves; the oldest ones make room for it.
 
-    ``$XDG_STATE_HOME/kboot/boots/<time>-<what>``, of which the newest 50 are kept.
+    ``$XDG_STATE_HOME/kboot/boots/<time>-<what>``, of which the newest 50 are kept. `InfraError` if
+    it cannot be made.
     """
     boots = state_directory() / "boots"
-    boots.mkdir(exist_ok=True)
-    for old in sorted(boots.iterdir())[: -(_KEPT_BOOTS - 1)]:
-        shutil.rmtree(old, ignore_errors=True)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    return Path(tempfile.mkdtemp(prefix=f"{stamp}-{what}-", dir=boots))
+    try:
+        boots.mkdir(exist_ok=True)
+        for old in sorted(boots.iterdir())[: -(_KEPT_BOOTS - 1)]:
+            shutil.rmtree(old, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=f"{stamp}-{what}-", dir=boots))
+    except OSError as error:
+        raise InfraError(
+            f"cannot keep evidence in {boots}: {error.strerror}; set XDG_STATE_HOME"
+        ) from error
 
 
 def _home_directory(variable: str, default: str, name: str) -> Path:
-    configured = Path(os.environ.get(variable, ""))
-    # "All paths must be absolute; a relative one is to be ignored": XDG Base Directory 0.8.
-    base = configured if configured.is_absolute() else Path("~", default).expanduser()
-    directory = base / "kboot" / name
+    directory = _base(variable, default) / "kboot" / name
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise InfraError(f"cannot make {directory}: {error.strerror}; set {variable}") from error
     return directory
+
+
+def _base(variable: str, default: str) -> Path:
+    configured = Path(os.environ.get(variable, ""))
+    # "All paths must be absolute; a relative one is to be ignored": XDG Base Directory 0.8.
+    if configured.is_absolute():
+        return configured
+    try:
+        return Path("~", default).expanduser()
+    except RuntimeError as error:
+        raise InfraError(f"this user has no home directory; set HOME or {variable}") from error
 
 
 def _is_usable(runtime: Path) -> bool:

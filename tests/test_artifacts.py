@@ -56,6 +56,64 @@ def zboot_image(form: str, payload: bytes) -> bytes:
     )
 
 
+def uki(kernel: bytes) -> bytes:
+    """A PE file with the sections .osrel and .linux, as systemd-stub has them."""
+    pe = struct.pack("<4sHH12xHH", b"PE\0\0", 0x8664, 2, 16, 0) + bytes(16)
+    sections = ((b".osrel", 4, 0x300), (b".linux", len(kernel), 0x400))
+    for name, size, offset in sections:
+        pe += struct.pack("<8sIIII16x", name, size, 0x1000, size + 512, offset)
+    image = (b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x80)).ljust(0x80, b"\0") + pe
+    return image.ljust(0x300, b"\0") + b"ID=x".ljust(0x100, b"\0") + kernel + bytes(512)
+
+
+def android_image(kernel: bytes, *, version: int) -> bytes:
+    """A boot image of Android with a header of this version and no ramdisk."""
+    page = 4096 if version >= 3 else 2048
+    header = struct.pack("<8sI24xII", b"ANDROID!", len(kernel), page, version)
+    return header.ljust(page, b"\0") + kernel.ljust(-(-len(kernel) // page) * page, b"\0")
+
+
+def uimage(kernel: bytes, *, kind: int = 2) -> bytes:
+    """U-Boot's legacy image of a kernel (2), a ramdisk (3) or several things (4)."""
+    data = struct.pack(">III", len(kernel), 4, 0) + kernel + b"more" if kind == 4 else kernel
+    head = struct.pack(">7I4B32s", 0x27051956, 0, 0, len(data), 0, 0, 0, 5, 24, kind, 0, b"name")
+    return head + data
+
+
+def devicetree(nodes: dict[str, dict[str, bytes]], below: str = "") -> bytes:
+    """A flattened devicetree of nodes with properties, all of them below one if that is named."""
+
+    def node(name: str, content: bytes) -> bytes:
+        padded = name.encode() + bytes(4 - len(name) % 4)
+        return struct.pack(">I", 1) + padded + content + struct.pack(">I", 2)
+
+    names, content = b"", b""
+    for name, properties in nodes.items():
+        inner = b""
+        for key, value in properties.items():
+            inner += struct.pack(">III", 3, len(value), len(names))
+            inner += value + bytes(-len(value) % 4)
+            names += key.encode() + b"\0"
+        content += node(name, inner)
+    structure = node("", node(below, content) if below else content) + struct.pack(">I", 9)
+    at_names = 56 + len(structure)
+    head = struct.pack(">7I", 0xD00DFEED, at_names + len(names), 56, at_names, 40, 17, 16)
+    return head.ljust(56, b"\0") + structure + names
+
+
+def fit(kernel: bytes, *, image: str = "kernel") -> bytes:
+    """A flat image tree with its data in it."""
+    properties = {"type": image.encode() + b"\0", "data": kernel}
+    return devicetree({"fdt-1": {"type": b"flat_dt\0", "data": b"x"}, "it": properties}, "images")
+
+
+def external_fit(kernel: bytes) -> bytes:
+    """A flat image tree with its data behind it, as ``mkimage -E`` makes it."""
+    numbers = {"data-offset": struct.pack(">I", 8), "data-size": struct.pack(">I", len(kernel))}
+    tree = devicetree({"it": {"type": b"kernel\0", **numbers}}, "images")
+    return tree + bytes(-len(tree) % 4) + bytes(8) + kernel
+
+
 def written(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -70,6 +128,19 @@ def complaint(path: Path) -> str:
     assert str(path) in message
     assert "\n" not in message
     return message
+
+
+def read_or_complain(path: Path, data: bytes) -> Kernel | None:
+    path.write_bytes(data)
+    try:
+        return read_kernel(path)
+    except ConfigError:
+        return None
+
+
+any_length = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200
+)
 
 
 def test_a_vmlinuz_knows_its_release_and_architecture(tmp_path: Path) -> None:
@@ -119,6 +190,48 @@ def test_a_gzipped_image_is_unpacked_for_the_firmware(tmp_path: Path, own_cache:
 
 
 @pytest.mark.parametrize(
+    ("data", "image"),
+    [
+        (lzma.compress(arm64_image()), arm64_image()),
+        (zstandard.compress(arm64_image()), arm64_image()),
+        (lzma.compress(arm64_image(), lzma.FORMAT_ALONE), arm64_image()),
+        (gzip.compress(bzimage()), bzimage()),
+        (uki(bzimage()), bzimage()),
+        (android_image(bzimage(), version=0), bzimage()),
+        (android_image(gzip.compress(arm64_image()), version=2), arm64_image()),
+        (android_image(arm64_image(), version=4), arm64_image()),
+        (uimage(gzip.compress(arm64_image())), arm64_image()),
+        (uimage(bzimage(), kind=4), bzimage()),
+        (fit(gzip.compress(arm64_image())), arm64_image()),
+        (external_fit(arm64_image()), arm64_image()),
+    ],
+    ids=[
+        *("xz", "zstd", "lzma", "gzip", "UKI", "Android-0", "Android-2", "Android-4"),
+        *("uImage", "uImage-multi", "FIT", "FIT-external"),
+    ],
+)
+def test_a_kernel_in_something_else_is_unpacked(
+    data: bytes, image: bytes, tmp_path: Path, own_cache: Path
+) -> None:
+    path = written(tmp_path / "file", data)
+    kernel = read_kernel(path)
+    assert (kernel.release, kernel.source) == (RELEASE, path)
+    assert kernel.image.read_bytes() == image
+    assert [*own_cache.glob("*/*/*")] == [kernel.image]
+
+
+@any_length
+@given(at=st.integers(0, 200), value=st.binary(min_size=1, max_size=8), which=st.integers(0, 3))
+def test_a_broken_container_gives_a_kernel_or_a_complaint(
+    tmp_path: Path, at: int, value: bytes, which: int
+) -> None:
+    whole = (uki(bzimage()), uimage(bzimage(), kind=4), fit(bzimage()), external_fit(bzimage()))
+    image = bytearray(whole[which])
+    image[at : at + len(value)] = value
+    read_or_complain(tmp_path / "file", bytes(image))
+
+
+@pytest.mark.parametrize(
     ("form", "payload"),
     [
         ("gzip", gzip.compress(arm64_image())),
@@ -152,6 +265,12 @@ def test_a_build_tree_brings_configuration_and_symbols(tmp_path: Path) -> None:
         assert kernel.config() == "CONFIG_64BIT=y\n"
         assert kernel.vmlinux == vmlinux
         assert kernel.modules == tmp_path
+
+
+def test_a_build_tree_needs_no_more_than_its_image(tmp_path: Path) -> None:
+    image = written(tmp_path / "arch/x86/boot/bzImage", bzimage())
+    kernel = read_kernel(tmp_path)
+    assert (kernel.image, kernel.config(), kernel.release) == (image, None, RELEASE)
 
 
 def test_a_directory_like_the_root_brings_configuration_and_modules(tmp_path: Path) -> None:
@@ -202,7 +321,22 @@ def test_a_build_tree_that_was_not_built_names_the_command(tmp_path: Path) -> No
         (b"070701" + b"0" * 200, "initramfs.*--kboot-rootfs"),
         (gzip.compress(b"070701" + b"0" * 2000), "gzip; in it, an initramfs.*--kboot-rootfs"),
         (gzip.compress(b"hello"), "gzip; in it, text"),
-        (lzma.compress(b"hello"), "xz-compressed data"),
+        (lzma.compress(b"hello"), "xz; in it, text"),
+        (b"\x02\x21\x4c\x18" + bytes(100), r"lz4-compressed.*\(lz4 -d FILE\)"),
+        (b"\x04\x22\x4d\x18" + bytes(100), r"lz4-compressed.*\(lz4 -d FILE\)"),
+        (b"\x89LZO\0\r\n\x1a\n" + bytes(100), r"lzo-compressed.*\(lzop -d FILE\)"),
+        (b"BZh91AY&SY" + bytes(100), r"bzip2-compressed.*\(bunzip2 -k FILE\)"),
+        (b"ANDROID!" + bytes(5000), "an Android boot image without a kernel"),
+        (b"VNDRBOOT" + bytes(100), "an Android vendor boot image"),
+        (devicetree({"chosen": {}}), "a devicetree"),
+        (bytes(257) + b"ustar" + bytes(300), "a tar archive"),
+        (bytes(0x1FE) + b"\x55\xaa" + bytes(512), "a disk image"),
+        (uki(b"hello"), "a unified kernel image .UKI.; in it, text"),
+        (uimage(b"hello", kind=3), "uImage.*not of a kernel"),
+        (fit(gzip.compress(arm64_image()))[:-300], "truncated"),
+        (fit(arm64_image(), image="ramdisk"), "FIT. without a kernel"),
+        (android_image(bzimage(), version=2)[:2500], "truncated: an Android boot image"),
+        (android_image(b"\x02\x21\x4c\x18" + bytes(99), version=2), "lz4-compressed"),
         (b"\xed\xab\xee\xdb" + bytes(100), "RPM.*rpm2cpio"),
         (b"MZ" + bytes(100), "an EFI program"),
         (bzimage(version="iPXE 1.21.1"), "calls itself 'iPXE 1.21.1'"),
@@ -253,19 +387,6 @@ def test_a_file_without_permission_names_the_remedy(tmp_path: Path) -> None:
     assert done.stdout == "vmlinuz: permission denied; make it readable: chmod a+r vmlinuz\n"
 
 
-def read_or_complain(path: Path, data: bytes) -> Kernel | None:
-    path.write_bytes(data)
-    try:
-        return read_kernel(path)
-    except ConfigError:
-        return None
-
-
-any_length = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200
-)
-
-
 @any_length
 @given(data=st.binary(max_size=2000))
 @example(data=b"MZ\0\0zimg")
@@ -308,3 +429,8 @@ def test_a_broken_elf_file_has_an_answer(garbage: bytes, at: int) -> None:
     if elf is not None:
         assert elf.is_static in (True, False)
         assert elf.section(".modinfo") in (None, elf.section(".modinfo"))
+
+
+def test_a_path_with_a_zero_byte_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not a path: embedded null byte"):
+        read_kernel(Path("vm\0linuz"))

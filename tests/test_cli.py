@@ -16,6 +16,7 @@ import pytest
 from kboot import __version__
 from kboot.cli import LazyGroup, cli, main
 from kboot.errors import ConfigError, GuestTimeout, InfraError
+from kboot.process import find_program
 
 # The command line with one more command, which is where each test wants it.
 PROGRAM = """
@@ -268,3 +269,72 @@ def test_the_group_knows_no_other_commands() -> None:
     group: Callable[..., object] = cli
     assert isinstance(group, LazyGroup)
     assert group.get_command(click.Context(group), "nothing") is None
+
+
+def shell(line: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """What a shell makes of a line."""
+    command = f'kboot() {{ "{sys.executable}" -m kboot "$@"; }}; {line}'
+    return subprocess.run(
+        ["bash", "-c", command],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environ},
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("list", 0), ("runs", 0), ("console nobody", 2), ("boot /nonexistent", 2), ("logs nobody", 2)],
+)
+def test_closed_standard_streams_change_no_outcome(
+    command: str, status: int, closed: str, tmp_path: Path
+) -> None:
+    done = shell(f"kboot {command} {closed}", XDG_STATE_HOME=str(tmp_path))
+    assert (done.returncode, "a bug" in done.stderr) == (status, False), done.stderr
+
+
+def test_a_log_from_a_closed_standard_input_is_a_mistake_of_the_users() -> None:
+    done = shell("kboot crash - <&-")
+    assert done.returncode == 2
+    assert re.fullmatch("kboot: error: standard input is closed; give a file, .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("command", ["--help", "list", "manifests"])
+def test_output_on_a_full_disk_is_the_hosts_fault(command: str, tmp_path: Path) -> None:
+    done = shell(f"kboot {command} >/dev/full", XDG_STATE_HOME=str(tmp_path))
+    assert done.returncode == 3
+    words = "the output cannot be written: No space left on device; make room there"
+    assert done.stderr == f"kboot: error: {words}\n"
+
+
+@pytest.mark.parametrize("command", ["boot /x", "list", "doctor", "up --kernel /x", "test /x"])
+def test_a_working_directory_that_was_removed_is_told(command: str, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = shell(
+        f"cd {tmp_path}/gone; rmdir ../gone; kboot {command}", XDG_STATE_HOME=str(tmp_path)
+    )
+    assert done.returncode == 2
+    words = "the working directory was removed; cd to another one"
+    assert done.stderr == f"kboot: error: {words}\n"
+
+
+def test_a_log_that_is_not_there_is_told_also_without_a_place_for_machines() -> None:
+    done = shell("kboot crash /nonexistent/log", XDG_STATE_HOME="/dev/null")
+    assert done.returncode == 2
+    assert "/nonexistent/log: there is no such file" in done.stderr
+
+
+def test_a_program_that_is_not_executable_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "addr2line").write_text("")
+    with pytest.raises(InfraError, match="is not an executable file; chmod"):
+        find_program(str(tmp_path / "addr2line"))
+
+
+def test_push_takes_no_url() -> None:
+    done = shell("kboot push https://host/vmlinuz")
+    assert done.returncode == 2
+    assert "kboot push takes files; download it, and push the file" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -258,3 +259,55 @@ def test_importing_the_configuration_does_not_import_a_toml_parser() -> None:
         "assert not {'tomllib', 'difflib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["initrd", "evidence", "rootfs", "kernel"])
+def test_a_program_may_give_paths_as_texts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ("x.cpio",) if name == "initrd" else "x.cpio"
+    wanted: object = tmp_path / "x.cpio"
+    if name in {"rootfs", "kernel"}:
+        wanted = str(wanted)
+    config = Config(**{name: given})  # type: ignore[arg-type]
+    assert getattr(config, name) == ((wanted,) if name == "initrd" else wanted)
+    as_path = ((Path("x.cpio"),)) if name == "initrd" else Path("x.cpio")
+    assert Config(**{name: as_path}) == config  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("initrd", (7,), "Config(initrd=...): (7,) is not one line of text"),
+        ("cpus", 0, "Config(cpus=...): 0 is not a whole number from 1 to 255"),
+        ("firmware", "uefy", "Config(firmware=...): 'uefy' is not one of bios, uefi; did you mean"),
+        ("timeout_s", -1.0, "Config(timeout_s=...): -1.0 is not a time above 0"),
+        ("kernel", "a\0b", "is not one line of text"),
+    ],
+)
+def test_a_programs_mistake_is_named(field: str, value: object, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config(**{field: value})  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+def test_a_configuration_is_the_same_when_it_is_made_again() -> None:
+    config = Config(timeout_s=1e-5, memory_mib=1024, module=("dummy",), pull_secrets=("a", "b c"))
+    assert dataclasses.replace(config) == config
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("kboot.toml", "[kboot]\nmemory = 512\n", "'kboot'; settings stand in no table here"),
+        ("pyproject.toml", "[tool]\nkboot = 3\n", "tool.kboot is no table; write [tool.kboot]"),
+    ],
+)
+def test_settings_in_the_wrong_table_are_told_where_to_stand(
+    file: str, text: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load({}, {}, tmp_path)
+    assert words in str(caught.value)

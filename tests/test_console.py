@@ -271,13 +271,16 @@ def test_a_subscriber_gets_whole_lines_and_may_fail(
     assert "subscriber failed" in caplog.text
 
 
-def test_a_full_disk_is_told_and_not_swallowed(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_once_with_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "serial.log").symlink_to("/dev/full")
     host, guest = socket.socketpair()
     with guest, Console(SocketStream(host), record=tmp_path, scanner=Scanner()) as console:
         guest.sendall(b"x\r\n")
-        with pytest.raises(InfraError, match="No space left"):
+        with pytest.raises(InfraError, match=r"serial.log: No space left on .*; make room"):
             console.expect("y", Deadline(5))
+    assert caplog.text == ""
 
 
 def test_megabytes_of_log_are_matched_in_time_linear_in_their_size(wire: Wire) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -123,6 +124,56 @@ def test_a_directory_without_a_kernel(tmp_path: Path) -> None:
     done = kboot("boot", tmp_path)
     assert done.returncode == 2
     assert str(tmp_path) in the_error(done)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        (b"", "an empty file"),
+        (b"#!/bin/sh\n", "a script"),
+        (b"hello\n", "text"),
+    ],
+)
+def test_an_initrd_that_is_none_is_refused_before_anything_starts(
+    content: bytes | None, words: str, tmp_path: Path, debian_kernel: Path
+) -> None:
+    image = tmp_path / "extra.cpio"
+    if content is not None:
+        image.write_bytes(content)
+    done = kboot("boot", "--initrd", image, debian_kernel)
+    assert done.returncode == 2
+    assert f"initrd {image}: " in the_error(done)
+    assert words in the_error(done)
+    assert "scheduled" not in done.stdout
+
+
+@pytest.mark.parametrize("file", ["boot.ipxe", "serial.log"])
+def test_no_room_for_the_evidence_is_the_hosts_fault_with_its_place(
+    file: str, tmp_path: Path, debian_kernel: Path
+) -> None:
+    (tmp_path / file).symlink_to("/dev/full")
+    done = kboot("boot", "--accel=tcg", f"--evidence={tmp_path}", debian_kernel)
+    assert done.returncode == 3
+    assert re.search(f"{tmp_path}.*: No space left on device; make room there", the_error(done))
+
+
+def test_no_room_for_a_run_is_the_hosts_fault_with_its_place() -> None:
+    program = (
+        "import resource\n"
+        "from kboot import Config, open_backend\n"
+        "from kboot.deadline import Deadline\n"
+        "from kboot.errors import InfraError\n"
+        "with open_backend(Config(accel='tcg')) as backend:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+        "    try: backend.serve(Deadline(20)).__enter__()\n"
+        "    except InfraError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert re.fullmatch(
+        f"{state.runs_directory()}/run-[^/]*: File too large; make room there\n", done.stdout
+    )
 
 
 def test_an_unreadable_directory(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ ROWS = (
     {"boot"},
     {"isolation", "sharing"},
     {"session"},
-    {"report", "testing", "doctor", "machines"},
+    {"doctor", "machines"},
     {"cluster_doctor"},
     {"acceptance"},
     {"plugin", "cli"},
@@ -43,10 +45,14 @@ HOMES = {
     "websocket": {"kube"},
     "yaml": {"kube", "kubevirt"},
     "paramiko": {"ssh"},
+    "requests": {"artifacts"},
     "jinja2": {"templates"},
     "click": {"cli"},
     "rich": {"cli"},
 }
+
+#: What is imported under another name than it is installed by.
+_MODULES = {"websocket-client": "websocket", "pyyaml": "yaml"}
 
 #: What the plugin must not bring into the pytest runs of people who only have kboot installed.
 HEAVY = {
@@ -95,6 +101,29 @@ def runtime_imports(path: Path) -> Iterator[tuple[int, str]]:
 def test_every_module_has_a_row() -> None:
     units = {unit_of(path) for path in sources()} - {"", "__main__"}
     assert units - set().union(*ROWS) == set()
+
+
+def test_every_row_is_about_modules_that_are_there() -> None:
+    units = {unit_of(path) for path in sources()}
+    assert set().union(*ROWS) - units == set()
+    assert set().union(*HOMES.values()) - units == set()
+
+
+def test_every_home_is_used() -> None:
+    used = {
+        (unit_of(path), name.split(".")[0])
+        for path in sources()
+        for _, name in runtime_imports(path)
+    }
+    homes = {(home, library) for library, units in HOMES.items() for home in units}
+    assert homes - used == set()
+
+
+def test_every_dependency_is_imported() -> None:
+    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    names = {re.split(r"[<>=]", each)[0] for each in declared["project"]["dependencies"]}
+    used = {name.split(".")[0] for path in sources() for _, name in runtime_imports(path)}
+    assert {_MODULES.get(name, name) for name in names} - used == set()
 
 
 def test_no_module_is_in_two_rows() -> None:

@@ -440,3 +440,11 @@ def test_a_machine_that_does_not_come_back_is_the_guests_fault() -> None:
     late = boot.late(30)
     assert isinstance(late, GuestTimeout)
     assert "did not reboot in 30 s" in str(late)
+
+
+def test_no_milestone_is_before_the_start() -> None:
+    boot = milestones(again=True)
+    boot.see_line("SeaBIOS (version 1.16.2-debian-1.16.2-1)", 99.96)
+    boot.see_fetch(fetch("scripts/m0/boot.ipxe"), 99.9)
+    seconds = {phase: each.time - boot.start for phase, each in boot.reached.items()}
+    assert seconds == {Phase.FIRMWARE: 0.0, Phase.SCRIPT: 0.0}

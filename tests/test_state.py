@@ -225,3 +225,30 @@ def test_a_home_that_cannot_be_written_to_names_the_remedy(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(InfraError, match="set XDG_CACHE_HOME"):
         state.cache_directory("x")
+
+
+def test_a_full_disk_is_named_with_the_place_that_was_written_to(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InfraError, match=f"^{tmp_path}: No space left on device; make room there$"),
+        state.disk_faults_named(tmp_path),
+    ):
+        Path("/dev/full").write_text("x")
+
+
+def test_other_errors_than_the_disks_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), state.disk_faults_named(tmp_path):
+        (tmp_path / "missing").read_text()
+
+
+def test_no_place_for_temporary_files_is_told_with_its_remedy(tmp_path: Path) -> None:
+    program = (
+        "import resource\n"
+        "from kboot import state\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+        "try: state.runs_directory()\n"
+        "except state.InfraError as error: print(error)\n"
+    )
+    environ = {key: value for key, value in os.environ.items() if key != "XDG_RUNTIME_DIR"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
+    assert "or set TMPDIR to another" in done.stdout

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from kboot.artifacts.cache import sha256_of
 from kboot.artifacts.kernel import Kernel, require_architecture
-from kboot.artifacts.reading import read_kernel
+from kboot.artifacts.reading import local_path, read_kernel
 
-__all__ = ["Kernel", "read_kernel", "require_architecture", "sha256_of"]
+__all__ = ["Kernel", "local_path", "read_kernel", "require_architecture", "sha256_of"]

@@ -23,6 +23,12 @@ MAGIC = {
     "lzo": b"\x89LZO",
 }
 
+#: What ``lz4`` writes unless it is told ``-l``; Linux does not unpack that.
+LZ4_FRAME = b"\x04\x22\x4d\x18"
+
+#: The formats that `decompressed` reads.
+READABLE = ("gzip", "xz", "lzma", "zstd")
+
 
 def compression_of(head: bytes) -> str | None:
     """The name of the format that a file with these first bytes has, as in `MAGIC`, or None."""

@@ -16,16 +16,14 @@ import tarfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from kboot.artifacts.cache import keep_directory, sha256_of
 from kboot.artifacts.compression import compression_of, decompressed
+from kboot.artifacts.containers import Section
 from kboot.errors import ConfigError
 from kboot.log import step
 from kboot.state import cache_directory
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 AR_MAGIC = b"!<arch>\n"
 _AR_HEADER_SIZE = 60
@@ -183,7 +181,7 @@ def _tar(package: Path, stem: str) -> Iterator[tarfile.TarFile]:
         file.seek(found.offset)
         form = compression_of(file.read(min(8, found.size)))
         file.seek(found.offset)
-        content = io.BufferedReader(_Part(file, found.size), 1 << 16)
+        content = io.BufferedReader(Section(file, found.size), 1 << 16)
         label = f"{package} ({found.name})"
         try:
             with (
@@ -193,25 +191,6 @@ def _tar(package: Path, stem: str) -> Iterator[tarfile.TarFile]:
                 yield archive
         except tarfile.TarError as error:
             raise ConfigError(f"{label}: corrupt or truncated: {error}") from error
-
-
-class _Part(io.RawIOBase):
-    """The next `size` bytes of a file: decompressors would read on into the member behind."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        super().__init__()
-        self._file = file
-        self._left = size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer)
-        data = self._file.read(min(len(view), self._left))
-        view[: len(data)] = data
-        self._left -= len(data)
-        return len(data)
 
 
 def control_fields(package: Path) -> dict[str, str]:

@@ -7,16 +7,21 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kboot.artifacts.cache import keep_directory, sha256_of
-from kboot.artifacts.compression import decompressed
+from kboot.artifacts.cache import sha256_of
+from kboot.artifacts.download import download, is_url
 from kboot.artifacts.image import ImageFacts, read_image
 from kboot.artifacts.kernel import Kernel
 from kboot.artifacts.package import AR_MAGIC, unpack_image, unpack_modules
+from kboot.artifacts.wrapping import bare_image
 from kboot.errors import ConfigError
-from kboot.state import cache_directory
 
 #: Below ``arch/*/boot`` of a build tree, the first one there is counts.
-_BUILT_IMAGES = ("bzImage", "Image", "vmlinuz.efi", "Image.gz")
+_BUILT_IMAGES = (
+    "bzImage",
+    "Image",
+    "vmlinuz.efi",
+    *(f"Image.{suffix}" for suffix in ("gz", "xz", "zst", "lzma", "lz4", "lzo", "bz2")),
+)
 
 #: Where installed kernels lie, below the root or in a directory of boot files.
 _INSTALLED_IMAGES = (
@@ -27,10 +32,19 @@ _INSTALLED_IMAGES = (
 )
 
 
+def local_path(source: str) -> Path:
+    """Where the kernel is that a user means: a path, or a URL, which is downloaded.
+
+    For the errors see `kboot.artifacts.download.download`.
+    """
+    return download(source) if is_url(source) else Path(source)
+
+
 def read_kernel(path: Path) -> Kernel:
     """The kernel in `path`: an image file, a kernel ``.deb``, a build tree, or a directory.
 
-    An image is ``vmlinuz``, ``bzImage``, ``Image``, ``Image.gz`` or an EFI zboot file. A directory
+    An image is ``vmlinuz``, ``bzImage``, ``Image`` or an EFI zboot file, also one that is
+    compressed, or in a unified kernel image, an Android boot image or one of U-Boot's. A directory
     has exactly one ``vmlinuz*`` in it, its ``boot`` or its ``lib/modules``. Packages that Debian or
     Ubuntu split are put together if they lie side by side. Everything else is a `ConfigError`: one
     line with the remedy.
@@ -50,16 +64,19 @@ def read_kernel(path: Path) -> Kernel:
             f"{error.filename or path}: permission denied; make it readable: "
             f"chmod a+r {error.filename or path}"
         ) from error
+    except ValueError as error:  # a zero byte
+        raise ConfigError(f"{str(path)!r}: not a path: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _from_image(path: Path, *, source: Path) -> Kernel:
-    facts = read_image(path)
+    image = bare_image(path)
+    facts = read_image(image, label=str(path))
     tree = _build_tree_of(path)
     if tree is not None:
         return _kernel(
-            path,
+            image,
             facts,
             source=source,
             config=tree / ".config",
@@ -70,7 +87,7 @@ def _from_image(path: Path, *, source: Path) -> Kernel:
     # As in /boot, or as beside the modules.
     configs = [path.with_name(f"config-{facts.release}"), path.with_name("config")]
     return _kernel(
-        path,
+        image,
         facts,
         source=source,
         config=next((config for config in configs if config.is_file()), configs[0]),
@@ -89,7 +106,7 @@ def _installed_modules(image: Path, release: str) -> Path | None:
 
 
 def _kernel(
-    path: Path,
+    image: Path,
     facts: ImageFacts,
     *,
     source: Path,
@@ -97,7 +114,6 @@ def _kernel(
     vmlinux: Path,
     find_modules: Callable[[], Path | None],
 ) -> Kernel:
-    image = _unwrapped(path) if facts.wrapped_in == "gzip" else path
     return Kernel(
         image=image,
         release=facts.release,
@@ -111,25 +127,11 @@ def _kernel(
     )
 
 
-def _unwrapped(path: Path) -> Path:
-    """The image in a gzip'd one, in the cache: EFI firmware does not boot compressed files."""
-
-    def fill(directory: Path) -> None:
-        with (
-            path.open("rb") as file,
-            decompressed(file, "gzip", str(path)) as content,
-            (directory / "Image").open("wb") as image,
-        ):
-            while chunk := content.read(1 << 20):
-                image.write(chunk)
-
-    return keep_directory(cache_directory("kernels") / sha256_of(path) / "boot", fill) / "Image"
-
-
 def _from_package(path: Path) -> Kernel:
     boot = unpack_image(path)
-    image = _only([*boot.glob("vmlinuz-*")], path)
     try:
+        # arm64 packages have it compressed.
+        image = bare_image(_only([*boot.glob("vmlinuz-*")], path))
         facts = read_image(image)
     except ConfigError as error:
         raise ConfigError(f"{path}: the kernel in it is broken: {error}") from error
@@ -146,13 +148,11 @@ def _from_package(path: Path) -> Kernel:
 def _from_directory(path: Path) -> Kernel:
     if not os.access(path, os.R_OK | os.X_OK):
         raise PermissionError(None, "permission denied", str(path))
-    if is_build_tree(path):
-        built = _distinct(image for boot in path.glob("arch/*/boot") for image in _built_in(boot))
-        if not built:
-            raise ConfigError(
-                f"{path}: a build tree with no kernel in it; build it: make -C {path}"
-            )
+    built = _distinct(image for boot in path.glob("arch/*/boot") for image in _built_in(boot))
+    if built:
         return _from_image(_only(built, path), source=path)
+    if is_build_tree(path):
+        raise ConfigError(f"{path}: a build tree with no kernel in it; build it: make -C {path}")
     found = _distinct(file for pattern in _INSTALLED_IMAGES for file in path.glob(pattern))
     if not found:
         raise ConfigError(
@@ -187,7 +187,7 @@ def _build_tree_of(image: Path) -> Path | None:
     """The tree that `image` was built in: it is ``arch/<architecture>/boot/<image>`` there."""
     parents = image.resolve().parents
     inside = len(parents) > 3 and (parents[0].name, parents[2].name) == ("boot", "arch")
-    return parents[3] if inside and is_build_tree(parents[3]) else None
+    return parents[3] if inside else None
 
 
 def _has_modules(directory: Path) -> bool:

@@ -27,6 +27,7 @@ from kboot.boot.publish import Load, publish_script, upload
 from kboot.boot.saved import SavedBoot
 from kboot.boot.settings import BootSettings, machine_spec, settings_for
 from kboot.deadline import Deadline
+from kboot.state import disk_faults_named
 
 __all__ = [
     "Boot",
@@ -73,16 +74,18 @@ def power_on(
     With `saved`, the machine does not boot but goes on from there, and is ready. With `savable`, it
     can be saved. Both need a `SnapshotBackend`. The boot's `nonce` is a new one unless it is given.
     """
-    evidence.prepare(evidence_directory)
     start = time.monotonic()
-    expected = publish_script(
-        server,
-        upload(server, kernel, settings),
-        evidence_directory=evidence_directory,
-        nonce=saved.expected.nonce if saved else nonce,
-    )
+    with disk_faults_named(evidence_directory):
+        evidence.prepare(evidence_directory)
+        expected = publish_script(
+            server,
+            upload(server, kernel, settings),
+            evidence_directory=evidence_directory,
+            nonce=saved.expected.nonce if saved else nonce,
+        )
     spec = machine_spec(settings, server.url(expected.script_path))
     with (
+        disk_faults_named(evidence_directory),
         _switch_on(backend, spec, settings, saved, savable=savable) as machine,
         attended(
             machine,

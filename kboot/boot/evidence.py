@@ -81,15 +81,18 @@ def write(directory: Path, boot: Boot, error: BaseException | None, *, duration_
     A host that cannot be asked any more, or a full disk, costs a part of the evidence and a
     warning, never the error that it is evidence of.
     """
-    with _or_warn(directory):
+    faults: dict[str, None] = {}
+    with _kept(faults):
         boot.server.evidence(directory)
-    with _or_warn(directory):
+    with _kept(faults):
         boot.machine.evidence(directory)
-    with _or_warn(directory):
+    with _kept(faults):
         _write_lines(directory / "access.jsonl", [dataclasses.asdict(f) for f in boot.fetches])
-    with _or_warn(directory):
+    with _kept(faults):
         text = json.dumps(result(boot, error, duration_s=duration_s), indent=2, default=str)
         (directory / "result.json").write_text(text + "\n", encoding="utf-8")
+    if faults:
+        logger.warning("%s: a part of the evidence is missing: %s", directory, "; ".join(faults))
 
 
 def _write_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
@@ -97,8 +100,11 @@ def _write_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def _or_warn(directory: Path) -> Iterator[None]:
+def _kept(faults: dict[str, None]) -> Iterator[None]:
+    """Keep what goes wrong in `faults`, the same words once."""
     try:
         yield
-    except (OSError, KbootError) as error:
-        logger.warning("%s: a part of the evidence is missing: %s", directory, error)
+    except OSError as error:
+        faults[error.strerror or str(error)] = None
+    except KbootError as error:
+        faults[str(error)] = None

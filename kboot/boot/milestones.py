@@ -34,8 +34,13 @@ class Milestones:
     # --------------------------------------------------------------------------- what comes in
 
     def reach(self, phase: Phase, time: float, witness: Witness) -> None:
-        """A milestone is there; the first to see it counts."""
+        """A milestone is there; the first to see it counts.
+
+        It is no earlier than the start: a reset may print before whoever asked for it knows that
+        it was done, and the server's clock is another one.
+        """
         if phase not in self.reached:
+            time = max(time, self.start)
             self.reached[phase] = Milestone(phase=phase, time=time, witness=witness)
 
     def see_line(self, line: str, time: float) -> None:

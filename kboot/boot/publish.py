@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -99,7 +98,7 @@ def publish_script(
     The script is switched in one step, and a copy of it kept as boot.ipxe. The `nonce` is a new one
     unless it is given.
     """
-    expected, text = script_for(server, load, nonce or secrets.token_hex(8))
+    expected, text = script_for(server, load, nonce or script.new_nonce())
     server.write(_script_name(load.settings), text)
     (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
     return expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 from kboot import templates
@@ -10,9 +11,18 @@ from kboot.errors import ConfigError
 #: The guest's name for the serial line that is read, by architecture.
 CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 
+#: What a kernel takes, its last zero byte included: COMMAND_LINE_SIZE in
+#: arch/*/include/uapi/asm/setup.h. The rest of a longer one it drops without a word.
+_COMMAND_LINE_SIZES = {"x86_64": 2048, "aarch64": 2048}
+
 #: How often the script tries to load, and the seconds between.
 ATTEMPTS = 3
 RETRY_DELAY_S = 2
+
+
+def new_nonce() -> str:
+    """What tells one boot from all others."""
+    return secrets.token_hex(8)
 
 
 def command_line(
@@ -44,6 +54,21 @@ def check_command_line(extra: str) -> None:
     for word in extra.split():
         if word in {"||", "&&"} or word.startswith("#"):
             raise ConfigError(f"the kernel's command line has {word}, which iPXE takes for itself")
+
+
+def check_command_line_fits(line: str, *, architecture: str, firmware: str) -> None:
+    """`ConfigError` if a whole command line is longer than what kernels take."""
+    limit = _COMMAND_LINE_SIZES[architecture] - 1
+    if firmware == "uefi":
+        # iPXE puts the image's name in front.
+        limit -= len("kernel ")
+    size = len(line.encode())
+    if size > limit:
+        raise ConfigError(
+            f"the kernel's command line is {size} bytes long, of which kboot's own parameters are "
+            f"part, but a kernel for {architecture} takes {limit} and drops the rest; "
+            f"shorten it by {size - limit}"
+        )
 
 
 def boot_script(

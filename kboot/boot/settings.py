@@ -9,7 +9,7 @@ from kboot.artifacts import Kernel, require_architecture
 from kboot.backend import Firmware, FirmwareStart, MachineSpec
 from kboot.boot import script
 from kboot.config import Channel, Config, Warnings
-from kboot.rootfs import module_initramfs, overlay_initramfs, resolve_rootfs
+from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs, resolve_rootfs
 from kboot.ssh import authorized_key
 
 
@@ -51,20 +51,23 @@ def settings_for(
 
     With `images_of`, the images are those, and no file is looked at.
 
-    `ConfigError` if the two do not fit, or if the root file system is not one.
+    `ConfigError` if the two do not fit, if the root file system is not one, or if the command line
+    is longer than what the kernel takes.
     """
     require_architecture(kernel, "x86_64")
     script.check_command_line(config.cmdline)
     if images_of:
-        return replace(images_of, command_line=config.cmdline)
+        return _fitting(replace(images_of, command_line=config.cmdline))
     rootfs = resolve_rootfs(
         config.rootfs, architecture=kernel.architecture, password=config.password
     )
+    for image in config.initrd:
+        check_initrd(image)
     modules = (module_initramfs(kernel, config.module),) if config.module else ()
     # The tiny system has no ssh server, unless the user brings one and says so.
     channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
-    return BootSettings(
+    settings = BootSettings(
         machine_name=machine_name,
         architecture=kernel.architecture,
         memory_mib=config.memory_mib,
@@ -80,6 +83,22 @@ def settings_for(
         warnings=config.warnings,
         extra_arguments=config.qemu_arguments,
     )
+    return _fitting(settings)
+
+
+def _fitting(settings: BootSettings) -> BootSettings:
+    """These settings, if their command line is not too long."""
+    line = script.command_line(
+        nonce=script.new_nonce(),
+        architecture=settings.architecture,
+        firmware=settings.firmware,
+        initrd_count=len(settings.initrds),
+        extra=settings.command_line,
+    )
+    script.check_command_line_fits(
+        line, architecture=settings.architecture, firmware=settings.firmware
+    )
+    return settings
 
 
 def machine_spec(settings: BootSettings, boot_file: str = "") -> MachineSpec:

@@ -28,6 +28,7 @@ import click
 
 from kboot import __version__
 from kboot.errors import InfraError, KbootError
+from kboot.state import disk_fault
 
 _EPILOG = """\
 \b
@@ -147,6 +148,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; nothing escapes as a traceback."""
+    _open_standard_streams()
     debug = bool(os.environ.get("KBOOT_DEBUG"))
     if debug:
         _show_log()
@@ -184,9 +186,11 @@ def _exit_code(error: BaseException) -> int:
         case _Signalled():
             message, code = f"ended by {signal.Signals(error.number).name}", 128 + error.number
         case BrokenPipeError() | _OutputClosed():
-            # Python flushes once more on its way out, and would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             code = 128 + signal.SIGPIPE
+        case OSError() if fault := disk_fault(error):
+            message, code = str(fault), fault.exit_code
+            _drop_output()
         case SystemExit():
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         case _:
@@ -197,6 +201,29 @@ def _exit_code(error: BaseException) -> int:
         with contextlib.suppress(OSError):
             click.echo(f"kboot: error: {message}", err=True)
     return code
+
+
+def _drop_output() -> None:
+    """Python flushes once more on its way out, and would complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_standard_streams() -> None:
+    """Have the three standard streams, also if whoever started us has closed some of them.
+
+    The next file that is opened would get the number of one that is missing, and be written to.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free: this one.
+            os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+        # Standard input stays None where it is closed: see `kboot crash -`.
+        if getattr(sys, name) is None and mode == "w":
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 class _OutputClosed(Exception):

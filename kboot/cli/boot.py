@@ -50,7 +50,7 @@ def boot(
     git_bisect: bool,
     **options: Any,
 ) -> None:
-    """Boot KERNEL (an image, a .deb, or a build tree) once, through DHCP, iPXE and HTTP."""
+    """Boot KERNEL (an image, a .deb, a build tree, or a URL) once, through DHCP, iPXE and HTTP."""
     _check_pattern(expect)
     with _exit_125(when=git_bisect):
         _boot(load_config({**options, "kernel": kernel}), expect=expect, show_console=show_console)

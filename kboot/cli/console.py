@@ -58,7 +58,7 @@ def console(*, name: str, log: bool, read_only: bool, since: str) -> None:
 
         print_log(name, since, follow=False)
         return
-    if not read_only and not sys.stdin.isatty():
+    if not read_only and not _has_terminal():
         raise ConfigError("there is no terminal to type at: say --read-only, or --log")
     attach_to(name, since, write=not read_only)
 
@@ -73,7 +73,7 @@ def attach_to(
     """
     from kboot.machines.client import attach  # noqa: PLC0415  --help does not need it
 
-    terminal = sys.stdin.isatty()
+    terminal = _has_terminal()
     writes = terminal if write is None else write
     position = int(since) if since.isdecimal() else since
     size = _size() if writes and terminal else None
@@ -175,3 +175,8 @@ def _raw_terminal() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _has_terminal() -> bool:
+    """Whether somebody can type here; standard input may be closed."""
+    return sys.stdin is not None and sys.stdin.isatty()

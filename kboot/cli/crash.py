@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import select
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -93,7 +94,7 @@ def _is_machine(log: Path) -> bool:
     """Whether there is no such file, but a machine of that name, or none was named at all."""
     from kboot.machines.whereabouts import known_names  # noqa: PLC0415  --help does not need it
 
-    if os.path.lexists(log):
+    if "/" in str(log) or os.path.lexists(log):
         return False
     return str(log) == DEFAULT or str(log) in known_names()
 
@@ -123,6 +124,8 @@ def _refuse_packed(log: Path, head: bytes) -> None:
 
 def _follow(scanner: Scanner) -> Iterator[Event]:
     """The events of standard input, as they happen."""
+    if sys.stdin is None:
+        raise ConfigError("standard input is closed; give a file, or pipe a log into kboot crash -")
     while True:
         ready, _, _ = select.select([0], [], [], _QUIET_S)
         if not ready:

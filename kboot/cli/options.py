@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from kboot.config import SETTINGS, Config, Setting, load
+from kboot.config import SETTINGS, Config, Setting, load, working_directory
 
 _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -64,7 +63,7 @@ def load_config(options: Mapping[str, object]) -> Config:
 
     `options` maps settings' names to values. `ConfigError` names what is wrong, and where.
     """
-    return load(options, os.environ, Path.cwd())
+    return load(options, os.environ, working_directory())
 
 
 def _completion(setting: Setting) -> _Completion | None:
@@ -73,7 +72,7 @@ def _completion(setting: Setting) -> _Completion | None:
         return lambda _context, _parameter, begun: [
             CompletionItem(word) for word in setting.choices if word.startswith(begun)
         ]
-    if setting.metavar.endswith(("FILE", "DIRECTORY")):
+    if {"FILE", "DIRECTORY"}.intersection(setting.metavar.split("|")):
         return lambda _context, _parameter, begun: [CompletionItem(begun, type="file")]
     return None
 

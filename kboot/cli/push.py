@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from kboot.cli.naming import json_option, machine_option, print_json
 from kboot.cli.progress import say_size, transfers
 from kboot.cli.restart import ask_restart, restart_once, restart_watched, say_outcome
 from kboot.cli.terminal import print_table
+from kboot.errors import ConfigError
 
 #: Pushes that --gc keeps.
 _KEEP = 3
@@ -85,6 +87,10 @@ def push(
     FILE is a kernel (an image, a .deb, a build tree), a root file system (an initramfs), or a
     module (.ko).
     """
+    for file in files:
+        # A path has lost the second slash.
+        if re.match(r"https?:/", str(file)):
+            raise ConfigError(f"{file}: kboot push takes files; download it, and push the file")
     pushes = bool(files or modules or initrds) or cmdline is not None
     if sum([pushes, show, rollback, collect]) != 1:
         raise click.UsageError(

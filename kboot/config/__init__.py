@@ -6,6 +6,7 @@ pytest's (``--kboot-memory``, and ``--kernel``), the variables (``KBOOT_MEMORY``
 documentation are all made from `SETTINGS`.
 """
 
+from kboot.config.parse import working_directory
 from kboot.config.setting import SETTINGS, Setting, markdown_table
 from kboot.config.sources import RESERVED_VARIABLES, load
 from kboot.config.values import (
@@ -29,4 +30,5 @@ __all__ = [
     "Warnings",
     "load",
     "markdown_table",
+    "working_directory",
 ]

@@ -11,6 +11,8 @@ import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from kboot.errors import ConfigError
+
 Parse = Callable[[object, Path], object]
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -27,6 +29,14 @@ def near(word: str, known: Iterable[str], *, prefix: str = "") -> str:
     rests = [name.removeprefix(prefix) for name in known]
     found = difflib.get_close_matches(word.removeprefix(prefix), rests, n=1)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def working_directory() -> Path:
+    """Where we are. `ConfigError` if that has been removed."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working directory was removed; cd to another one") from error
 
 
 def text(value: object, _: Path) -> str:
@@ -66,8 +76,8 @@ def path(value: object, directory: Path) -> Path:
 
 def source(value: object, directory: Path) -> str:
     """A URL as it is, or an absolute path."""
-    if isinstance(value, str) and re.match(r"[a-z]+://", value):
-        return value
+    if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
+        return text(value, directory)
     return str(path(value, directory))
 
 
@@ -129,7 +139,9 @@ def memory_mib(value: object, _: Path) -> int:
 
 
 def seconds(value: object, _: Path) -> float:
-    """A time in seconds, from ``90``, ``90s``, ``1.5m`` or ``1h``."""
+    """A time in seconds, from a number, ``90``, ``90s``, ``1.5m`` or ``1h``."""
+    if isinstance(value, float) and 0 < value < 1e9:
+        return value
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([smh]?)", str(value).strip())
     if match is None or float(match[1]) == 0:
         raise ValueError("a time above 0; write 90 (seconds), 90s, 3m or 1h")

@@ -59,6 +59,8 @@ def _from_file(directory: Path) -> dict[str, Any]:
     for key, value in entries.items():
         if key not in known:
             remedy = parse.near(key, known) or f"; there are {', '.join(known)}"
+            if isinstance(value, dict):
+                remedy = "; settings stand in no table here"
             raise ConfigError(f"{path}: no setting is called {key!r}{remedy}")
         setting = known[key]
         values[setting.field] = _value(setting, value, f"{path}: {key}", path.parent)
@@ -74,7 +76,9 @@ def _find_file(directory: Path) -> tuple[Path, Mapping[str, object]]:
         path = place / "pyproject.toml"
         if path.is_file():
             tool = _read_toml(path, only_with=b"kboot").get("tool")
-            if isinstance(tool, dict) and isinstance(tool.get("kboot"), dict):
+            if isinstance(tool, dict) and "kboot" in tool:
+                if not isinstance(tool["kboot"], dict):
+                    raise ConfigError(f"{path}: tool.kboot is no table; write [tool.kboot]")
                 return path, tool["kboot"]
     return directory, {}
 

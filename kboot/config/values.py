@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,6 +10,7 @@ from kboot.backend import Firmware, FirmwareStart
 from kboot.config import parse
 from kboot.config.about import about
 from kboot.config.cluster import ClusterConfig
+from kboot.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
@@ -22,14 +23,19 @@ BACKENDS = ("qemu", "kubevirt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(ClusterConfig):
-    """What the user has decided. Paths are absolute; a source's mistakes never get this far."""
+    """What the user has decided; paths are absolute.
+
+    Each field takes what its key in a file takes: ``initrd=["extra.cpio"]``, ``memory_mib="2G"``.
+    Relative paths are relative to the working directory. `ConfigError` names what is wrong.
+    """
 
     #: A path or a URL; None if no kernel was named.
     kernel: str | None = field(
         default=None,
         metadata=about(
-            "the kernel to boot: an image, a .deb or .rpm package, a build tree, or a URL",
-            "FILE",
+            "the kernel to boot: an image, a .deb package, a build tree, a directory, or the "
+            "http(s) URL of a file",
+            "FILE|URL",
             parse.source,
         ),
     )
@@ -168,3 +174,16 @@ class Config(ClusterConfig):
         ),
     )
     nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))
+
+    def __post_init__(self) -> None:
+        """Make every value what its field's type says."""
+        here = parse.working_directory()
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value == each.default:
+                continue
+            try:
+                parsed = each.metadata["parse"](value, here)
+            except ValueError as error:
+                raise ConfigError(f"Config({each.name}=...): {value!r} is not {error}") from None
+            object.__setattr__(self, each.name, parsed)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from kboot.backend import Stream
 from kboot.console.tape import Tape
 from kboot.console.text import Line
+from kboot.errors import InfraError
 from kboot.log import logger
 
 #: How long a stream that was closed may take to say so.
@@ -57,6 +58,9 @@ class Reader:
     def _take(self, data: bytes) -> list[Line]:
         try:
             return self._tape.take(data)
+        except InfraError as error:  # the waits say all that there is to say
+            self._tape.fail(error)
+            return []
         except Exception as error:  # whatever it is, the waits must hear of it, and we go on
             logger.exception("the console cannot be recorded")
             self._tape.fail(error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from kboot.errors import InfraError
+
 
 class Record:
     """Every byte of a serial line, counted from 0.
@@ -36,15 +38,18 @@ class Record:
         return self._dropped + len(self._memory)
 
     def append(self, data: bytes, now: float) -> None:
-        """Add bytes that came at `now`, monotonic seconds. OSError when the disk is full."""
+        """Add bytes that came at `now`, monotonic seconds. `InfraError` when the disk is full."""
         self._memory += data
         if len(self._memory) > 2 * self.MEMORY_BYTES:
             excess = len(self._memory) - self.MEMORY_BYTES
             del self._memory[:excess]
             self._dropped += excess
         if self._log is not None and self._timing is not None:
-            self._log.write(data)
-            self._timing.write(b"%.6f %d\n" % (now - self._last, len(data)))
+            try:
+                self._log.write(data)
+                self._timing.write(b"%.6f %d\n" % (now - self._last, len(data)))
+            except OSError as error:
+                raise InfraError(f"{self._log.name}: {error.strerror}; make room there") from error
         self._last = now
 
     def read(self, start: int, end: int | None = None) -> bytes:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from kboot.backend import StayingMachine
 from kboot.boot import can_stay, remove_machine, staying_machines
-from kboot.config import Config, load
+from kboot.config import Config, load, working_directory
 from kboot.errors import ConfigError, InfraError
 from kboot.log import logger
 from kboot.machines import whereabouts
@@ -109,13 +108,13 @@ def _where(name: str, options: Mapping[str, object]) -> whereabouts.Whereabouts 
     given = {key: value for key, value in options.items() if value not in (None, ())}
     if not given and (found := whereabouts.noted(name)):
         return found
-    if not can_stay(load(given, os.environ, Path.cwd())):
+    if not can_stay(load(given, os.environ, working_directory())):
         return None
     return whereabouts.here(name, {key: str(value) for key, value in given.items()})
 
 
 def _config_of(where: whereabouts.Whereabouts) -> Config:
-    return load(where.options, os.environ, Path.cwd())
+    return load(where.options, os.environ, working_directory())
 
 
 def _is_there(where: whereabouts.Whereabouts) -> bool:

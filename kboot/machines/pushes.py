@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kboot.artifacts import Kernel, read_kernel, sha256_of
+from kboot.artifacts import Kernel, local_path, read_kernel, sha256_of
 from kboot.artifacts.compression import MAGIC, compression_of, decompressed
 from kboot.artifacts.image import HEAD_SIZE
 from kboot.backend import BootServer, MendableServer, OnProgress, Progress, ignore_progress
@@ -128,7 +128,9 @@ class Pushes:
     ) -> Push:
         """Read and upload what a configuration names, but for what is taken from another push."""
         kernel = (
-            kernel_of.kernel if kernel_of else self._kernel(Path(config.kernel or ""), on_progress)
+            kernel_of.kernel
+            if kernel_of
+            else self._kernel(local_path(config.kernel or ""), on_progress)
         )
         # The machine's ssh port can be reached or not, as it was switched on.
         if self._channel == "console":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from kboot.rootfs.module_tree import is_module_file, module_name
 from kboot.rootfs.modules import module_initramfs
-from kboot.rootfs.overlay import overlay_initramfs, resolve_rootfs
+from kboot.rootfs.overlay import check_initrd, overlay_initramfs, resolve_rootfs
 from kboot.rootfs.tiny import tiny_initramfs
 
 __all__ = [
+    "check_initrd",
     "is_module_file",
     "module_initramfs",
     "module_name",

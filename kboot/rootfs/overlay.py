@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kboot.artifacts.cache import keep_file
 from kboot.artifacts.compression import MAGIC, compression_of
-from kboot.artifacts.image import HEAD_SIZE, looks_like
+from kboot.artifacts.image import HEAD_SIZE, is_image, looks_like
 from kboot.errors import ConfigError
 from kboot.rootfs.cpio import Entry, archive, guest_path, regular, with_parents
 from kboot.rootfs.tiny import tiny_initramfs
@@ -58,6 +58,28 @@ def resolve_rootfs(
             f"give a cpio archive (newc), plain or compressed with {', '.join(MAGIC)}"
         )
     return [path]
+
+
+def check_initrd(path: Path) -> None:
+    """`ConfigError` if `path` is surely nothing that a kernel takes as an initrd."""
+    if not path.is_file():
+        problem = "is a directory" if path.is_dir() else "no such file"
+        raise ConfigError(f"initrd {path}: {problem}; give an initramfs image")
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_SIZE)
+    except OSError as error:
+        raise ConfigError(f"initrd {path}: cannot be read: {error.strerror or error}") from error
+    what = "an empty file" if not head else "a kernel" if is_image(head) else looks_like(head)
+    # Also a file system is one, of which there are many.
+    if what.startswith(_NO_INITRDS):
+        raise ConfigError(f"initrd {path}: it looks like {what}; give an initramfs image")
+
+
+_NO_INITRDS = (
+    *("an empty file", "a kernel", "a script", "text", "ELF", "an ar archive", "an RPM package"),
+    *("a zip archive", "a tar archive", "a qcow2 disk image", "an EFI program"),
+)
 
 
 def _entry(path: str, content: bytes | Path) -> Entry:
