@@ -26,6 +26,10 @@ _READ_S = 60.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
+#: As client-go asks. KubeVirt's actions (start, stop, reset...) declare no type of answer, so that
+#: JSON alone is refused with 406 (1.9).
+_ACCEPT = "application/json, */*"
+
 _BUSY = 429
 #: Of the server itself or a proxy before it: asking again is right.
 _PASSING = {_BUSY, 500, 502, 503, 504}
@@ -133,7 +137,7 @@ class Client:
             deadline,
             query=query,
             body=None if data is None else lambda: [data],
-            headers={"Content-Type": content_type, "Accept": "application/json"},
+            headers={"Content-Type": content_type, "Accept": _ACCEPT},
             length=None if data is None else len(data),
             retry=retry,
         )

@@ -18,7 +18,7 @@ from kboot.kube.resources import SERVICES, VM_ACTIONS, VMI_ACTIONS
 from kboot.kubevirt import manifests, virtual_machine
 from kboot.kubevirt.settings import ClusterSettings
 from tests.kubevirt.cluster import Cluster, running_cluster
-from tests.kubevirt.recordings import calls, needs_recordings, rows, watched
+from tests.kubevirt.recordings import RECORDINGS, calls, needs_recordings, rows, watched
 from tests.kubevirt.talking import talking
 
 pytestmark = needs_recordings
@@ -47,12 +47,17 @@ def create(client: Client) -> None:
     client.create(virtual_machine.manifest(spec, RUN, ClusterSettings()), Deadline(5))
 
 
-def ask(client: Client, action: str, name: str = NAME) -> tuple[int, str]:
+def ask(
+    client: Client, action: str, name: str = NAME, accept: str = "application/json, */*"
+) -> tuple[int, str]:
     """Status and message of a subresource call."""
     resource = VMI_ACTIONS if action in INSTANCE_ACTIONS else VM_ACTIONS
     path = resource.path(client.namespace, name, action)
+    headers = {"Accept": accept}
     try:
-        answer = client.send("PUT", path, Deadline(5), body=lambda: [b"{}"], retry=False)
+        answer = client.send(
+            "PUT", path, Deadline(5), body=lambda: [b"{}"], headers=headers, retry=False
+        )
     except ApiError as error:
         return error.status, error.text
     return answer.status, ""
@@ -184,6 +189,25 @@ def test_reset_pause_and_unpause_are_answered_as_recorded(client: Client) -> Non
     for action in ("reset", "softreboot", "pause", "unpause"):
         assert ask(client, action) == (200, "")
         assert calls("lifecycle-bios", "PUT", f"/m2/{action}")[0]["status"] == 200
+
+
+def test_actions_refuse_who_takes_nothing_but_json_as_recorded(client: Client) -> None:
+    with (RECORDINGS / "accept-406.jsonl").open(encoding="utf-8") as file:
+        recording = [json.loads(line) for line in file]
+    create(client)
+    assert {row["path"].rpartition("/")[2] for row in recording} == {
+        *INSTANCE_ACTIONS,
+        "start",
+        "stop",
+        "restart",
+    }
+    for row in recording:
+        action = row["path"].rpartition("/")[2]
+        status, message = ask(client, action, accept=row["accept"])
+        if row["status"] == 406:
+            assert (status, message) == (406, row["response"].strip())
+        else:
+            assert status in {202, 404, 409, 500}
 
 
 def test_the_service_proxy_without_a_server_is_answered_as_recorded(client: Client) -> None:

@@ -44,6 +44,8 @@ class Actions:
             return answers.no_machine("virtualmachineinstance", name)
         instance = self._virt.instances[name]
         if self._virt.phase(name) != "Running" or instance.guest is None:
+            if action == "pause":
+                return answers.conflict(name, "VM is not running", kind="virtualmachineinstance")
             return answers.not_running()
         if action in {"pause", "unpause"}:
             # Not recorded; as in KubeVirt's own tests of it.

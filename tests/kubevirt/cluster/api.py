@@ -198,6 +198,8 @@ class Api:
 
     async def _act(self, request: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
         namespace, name, action = where["namespace"], where["name"], where["sub"]
+        if not answers.suits_any_type(request.headers.get("Accept", "*/*")):
+            return answers.not_acceptable()
         if action == "console":
             return await self._actions.console(request, namespace, name)
         if action == "portforward":
