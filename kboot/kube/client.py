@@ -82,7 +82,9 @@ class Client:
                 raise
             made = self.get(resource, metadata["name"], deadline)
             labels = made["metadata"].get("labels") or {}
-            if not metadata.get("labels", {}).items() <= labels.items():
+            ours = metadata.get("labels", {}).items() <= labels.items()
+            # One that is ending keeps its name until it is gone.
+            if not ours or "deletionTimestamp" in made["metadata"]:
                 raise
         return made
 

@@ -111,7 +111,7 @@ def test_a_machine_is_stopped_and_started(cluster: Cluster, backend: KubevirtBac
         assert "link-down" not in guest_of(cluster).commands
         machine.stop()
         for _ in Deadline(5).poll(0.05):
-            if not cluster.objects("virtualmachineinstances"):
+            if not cluster.call(lambda: list(cluster.store.find("virtualmachineinstances"))):
                 break
         # Of one that is not there, KubeVirt restarts nothing: it is started.
         machine.restart()
@@ -164,7 +164,7 @@ def test_a_start_whose_answer_is_lost_is_found_done(
     with powered_on(backend) as machine:
         read_until(machine.stream, b"line 1\r\n")
     cluster.order("PUT .*/start", count=2, status=500)
-    with powered_on(backend) as machine:
+    with powered_on(backend, "other") as machine:
         read_until(machine.stream, b"line 1\r\n")
 
 
