@@ -293,7 +293,9 @@ class Api:
             ready = {"type": "Ready", "status": "True"} in pod.get("status", {}).get(
                 "conditions", ()
             )
-            if running and ready and wanted <= pod["metadata"]["labels"].items():
+            if running is None or asyncio.get_running_loop().time() < running.behind_service_s:
+                continue
+            if ready and wanted <= pod["metadata"]["labels"].items():
                 return running.ports.get(target)
         return None
 
