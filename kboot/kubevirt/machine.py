@@ -141,8 +141,22 @@ class ClusterMachine:
         """Raise `ClusterError` if the machine is gone, `GuestError` if the guest powered off."""
         self._watches.check()
         # While we switch it ourselves, it is gone for a while.
-        if self._on and not self._lock.locked() and (end := self._find_end()):
+        if not self._on or self._lock.locked():
+            return
+        if end := self._find_end():
             raise end
+        if self.console_fault:
+            raise ClusterError(f"machine {self._name}: {self.console_fault}")
+
+    @property
+    def console_fault(self) -> str:
+        """Why its serial line cannot be had, though it runs."""
+        return self._stream.fault
+
+    def reattach(self) -> bool:
+        """Try to have the serial line again (see `kboot.backend.ReattachableMachine`)."""
+        with self._lock:
+            return self._stream.reopen(Deadline(CONTROL_LIMIT_S))
 
     def ssh_address(self) -> tuple[str, int]:
         """Where the guest's ssh port is to be reached, from this host, while the machine is on."""
