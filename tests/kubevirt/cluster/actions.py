@@ -68,6 +68,10 @@ class Actions:
         instance = self._virt.instances[name]
         session = web.WebSocketResponse(protocols=["plain.kubevirt.io"], compress=False)
         await session.prepare(request)
+        if instance.guest is None:
+            # It has ended meanwhile: nobody would end this session any more.
+            cut(request)
+            return session
         instance.drop_session()
         instance.session = session
         instance.connection = connection_of(request)
