@@ -196,6 +196,18 @@ class MetMachine(Machine, Protocol):
         """What it said before, as far as that is known; `stream` goes on from there. Call once."""
 
 
+@runtime_checkable
+class ReattachableMachine(Machine, Protocol):
+    """A machine whose serial line others may take from us while it runs on."""
+
+    @property
+    def console_fault(self) -> str:
+        """Why its line cannot be had; empty if it can. `check` raises it as well."""
+
+    def reattach(self) -> bool:
+        """Try to have the line again; True if `stream` can be read on, with what was missed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StayingMachine:
     """A machine that stays where it is without any process of ours, as it is found by its name."""

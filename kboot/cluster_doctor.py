@@ -12,6 +12,7 @@ from kboot.deadline import Deadline
 from kboot.doctor import Check, Finding
 from kboot.kube import CONFIG_MAPS, ApiError, Client, connect, resource_for
 from kboot.kube.errors import RULES, SECCOMP_SETTING
+from kboot.kube.resources import VM_ACTIONS
 from kboot.kubevirt import hygiene, manifests, settings_from, virtual_machine
 from kboot.kubevirt.names import new_run
 
@@ -21,6 +22,7 @@ _SHOWN_RIGHTS = 4
 _OPTIONAL_GROUP = "networking.k8s.io"
 
 _FORBIDDEN = 403
+_MISSING = 404
 
 
 def _client(config: Config) -> Client:
@@ -161,6 +163,20 @@ def _objects(config: Config) -> Finding:
     )
 
 
+def _actions(config: Config) -> Finding:
+    """Ask for the start of a machine that is not there, as a run asks: that has no effect."""
+    client = _client(config)
+    # Nobody's: a name that no machine has.
+    name = manifests.Run(identifier=new_run(), namespace=client.namespace).name
+    path = VM_ACTIONS.path(client.namespace, name, "start")
+    try:
+        client.json("PUT", path, Deadline(_LIMIT_S), body={}, retry=False)
+    except ApiError as error:
+        if error.status != _MISSING or name not in error.text:
+            raise
+    return Finding(level="ok", subject="actions", text="machines can be started and stopped")
+
+
 def _firmware(config: Config) -> Finding:
     fault = virtual_machine.firmware_fault(config.firmware, settings_from(config))
     if fault is None:
@@ -186,6 +202,7 @@ CLUSTER_CHECKS: tuple[Check, ...] = (
     Check(subject="rights", look=_rights),
     Check(subject="kubevirt", look=_kubevirt),
     Check(subject="objects", look=_objects),
+    Check(subject="actions", look=_actions),
     Check(subject="firmware", look=_firmware),
     Check(subject="leftovers", look=_leftovers),
 )

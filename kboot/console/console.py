@@ -84,6 +84,12 @@ class Console:
         self._stream = stream
         self._reader.start(stream)
 
+    def resume(self) -> None:
+        """Go on reading the same stream, which had ended and can be read again."""
+        with self._tape.changed:
+            self._tape.ended = None
+        self._reader.start(self._stream)
+
     # What it said ---------------------------------------------------------------------------
 
     def mark(self) -> int:

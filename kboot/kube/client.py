@@ -26,6 +26,10 @@ _READ_S = 60.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
+#: As client-go asks. KubeVirt's actions (start, stop, reset...) declare no type of answer, so that
+#: JSON alone is refused with 406 (1.9).
+_ACCEPT = "application/json, */*"
+
 _BUSY = 429
 #: Of the server itself or a proxy before it: asking again is right.
 _PASSING = {_BUSY, 500, 502, 503, 504}
@@ -78,7 +82,9 @@ class Client:
                 raise
             made = self.get(resource, metadata["name"], deadline)
             labels = made["metadata"].get("labels") or {}
-            if not metadata.get("labels", {}).items() <= labels.items():
+            ours = metadata.get("labels", {}).items() <= labels.items()
+            # One that is ending keeps its name until it is gone.
+            if not ours or "deletionTimestamp" in made["metadata"]:
                 raise
         return made
 
@@ -133,7 +139,7 @@ class Client:
             deadline,
             query=query,
             body=None if data is None else lambda: [data],
-            headers={"Content-Type": content_type, "Accept": "application/json"},
+            headers={"Content-Type": content_type, "Accept": _ACCEPT},
             length=None if data is None else len(data),
             retry=retry,
         )

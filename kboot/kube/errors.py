@@ -92,7 +92,10 @@ def api_error(method: str, path: str, status: int, body: bytes, *, namespace: st
     answer = _parse(body)
     text = str(answer.get("message") or body[:300].decode(errors="replace").strip())
     what = f"{method} {path.partition('?')[0]}"
-    words = explain(status, text, path=path, namespace=namespace) or f"{what}: {status} {text}"
+    # A proxy's or KubeVirt's own answer may be several lines of text.
+    words = explain(status, text, path=path, namespace=namespace) or " ".join(
+        f"{what}: {status} {text}".split()
+    )
     return ApiError(words, status=status, reason=str(answer.get("reason", "")), text=text)
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NoReturn
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
@@ -32,6 +33,14 @@ _BOOT_MENU = b"boot menu"
 
 _MEMORY_BYTES = 4096
 
+#: Within so long after it was opened, another session that goes on opening the line has taken it.
+_HOLD_S = 2.0
+
+_TAKEN = (
+    "another session takes the machine's console again and again; it allows one: end the other one "
+    "(virtctl console, a web console)"
+)
+
 
 class NoStream:
     """The serial line of a machine that is off."""
@@ -43,6 +52,15 @@ class NoStream:
     def sendall(self, _data: bytes, /) -> None:
         """Nobody listens."""
         raise ConnectionError("the machine is off")
+
+    @property
+    def fault(self) -> str:
+        """None: there is no line to be had."""
+        return ""
+
+    def reopen(self, _deadline: Deadline) -> bool:
+        """There is none."""
+        return False
 
     def close(self) -> None:
         """Nothing to be done."""
@@ -75,11 +93,21 @@ class ConsoleStream:
         self._changed = threading.Condition()
         self._socket: WebSocket | None = connect(deadline)
         self._closed = False
+        #: Whether the machine is another one now, or none.
+        self._gone = False
+        self._fault, self._lost = "", 0.0
         self._ready = b""
+        #: What came while it was not sure yet whether the line is ours.
+        self._early = b""
         self._heard = b""
         self._losses: deque[float] = deque(maxlen=_QUARREL)
         self._menu = from_the_start
         self._missed_since: float | None = None if from_the_start else time.monotonic()
+
+    @property
+    def fault(self) -> str:
+        """Why the line cannot be had, though the machine runs; empty if it can."""
+        return self._fault
 
     def recv(self, size: int, /) -> bytes:
         """Wait for bytes; empty when the machine is gone. OSError if its line cannot be had."""
@@ -89,6 +117,8 @@ class ConsoleStream:
                 return data
             socket = self._socket
             if socket is None:
+                if self._fault:
+                    raise ConnectionError(self._fault)
                 break
             if self._missed_since is not None:
                 self._ready = self._fill(socket, time.monotonic() - self._missed_since)
@@ -126,11 +156,10 @@ class ConsoleStream:
         deadline = Deadline(_RECONNECT_S)
         while True:
             with self._changed:
-                while self._socket is None and not self._closed and not deadline.expired:
-                    self._changed.wait(deadline.remaining)
+                self._changed.wait_for(self._is_settled, timeout=deadline.remaining)
                 socket = self._socket
             if socket is None or self._closed:
-                raise ConnectionError("the machine's serial line is gone")
+                raise ConnectionError(self._fault or "the machine's serial line is gone")
             try:
                 socket.sendall(data)
             except OSError:
@@ -140,6 +169,26 @@ class ConsoleStream:
                     raise
             else:
                 return
+
+    def reopen(self, deadline: Deadline) -> bool:
+        """Try to have the line again after a `fault`; whether it is ours now.
+
+        Then `recv` goes on, with what was missed. Whoever has the line meanwhile loses it, once.
+        """
+        if not self._fault or self._closed:
+            return False
+        try:
+            socket = self._connect(deadline)
+        except ClusterError as error:
+            logger.debug("the console cannot be had yet: %s", error)
+            return False
+        if not self._holds(socket):
+            socket.close()
+            return False
+        with self._changed:
+            self._fault = ""
+            self._losses.clear()
+        return self._take(socket, self._lost)
 
     def close(self) -> None:
         """Give the stream up; a `recv` that waits in another thread returns."""
@@ -161,6 +210,23 @@ class ConsoleStream:
             if socket is not None:
                 socket.sendall(b"\r")
 
+    def _is_settled(self) -> bool:
+        """Whether there is no use in waiting for a connection: it is there, or does not come."""
+        return bool(self._socket is not None or self._closed or self._gone or self._fault)
+
+    def _holds(self, socket: WebSocket) -> bool:
+        """Whether a connection is not taken from us at once."""
+        self._early = b""
+        deadline = Deadline(_HOLD_S)
+        while not self._closed and socket.readable(deadline.remaining):
+            data = socket.recv(65536)
+            if not data:
+                return False
+            self._early += data
+            if deadline.expired:
+                break
+        return not self._closed
+
     def _wait_until_lost(self, socket: WebSocket, deadline: Deadline) -> None:
         """Wait until the reader has given `socket` up."""
         with self._changed:
@@ -171,11 +237,12 @@ class ConsoleStream:
     def _reconnect(self) -> bool:
         """Connect anew; False if the machine is not the same any more, or we are closed."""
         lost = time.monotonic()
-        self._count_loss(lost)
         with self._changed:
             old, self._socket = self._socket, None
         if old is not None:
             old.close()
+        if self._is_quarrel(lost):
+            self._fail(_TAKEN, lost)
         deadline = Deadline(_RECONNECT_S)
         pause = _FIRST_PAUSE_S
         error: ClusterError | None = None
@@ -187,11 +254,21 @@ class ConsoleStream:
             else:
                 return self._take(socket, lost)
             if deadline.expired:
-                raise ConnectionError(f"the machine's console cannot be had again: {error}")
+                self._fail(f"the machine's console cannot be had again: {error}", lost)
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, timeout=pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+        with self._changed:
+            self._gone = True
+            self._changed.notify_all()
         return False
+
+    def _fail(self, fault: str, lost: float) -> NoReturn:
+        """Give the line up, but for `reopen`: who waits to send must hear of it."""
+        with self._changed:
+            self._fault, self._lost = fault, lost
+            self._changed.notify_all()
+        raise ConnectionError(fault)
 
     def _take(self, socket: WebSocket, lost: float) -> bool:
         with self._changed:
@@ -204,17 +281,15 @@ class ConsoleStream:
         logger.debug("the console is connected again after %.2f s", time.monotonic() - lost)
         return True
 
-    def _count_loss(self, now: float) -> None:
-        if len(self._losses) == _QUARREL and now - self._losses[0] < _QUARREL_S:
-            raise ConnectionError(
-                "another session takes the machine's console again and again; it allows one: end "
-                "the other one (virtctl console, a web console)"
-            )
+    def _is_quarrel(self, now: float) -> bool:
+        """Count a loss, and say whether there were too many of them."""
+        quarrel = len(self._losses) == _QUARREL and now - self._losses[0] < _QUARREL_S
         self._losses.append(now)
+        return quarrel
 
     def _head(self, socket: WebSocket) -> bytes:
         """The first bytes that come; empty if none come for a while."""
-        head = b""
+        head, self._early = self._early, b""
         deadline = Deadline(_HEAD_WAIT_S)
         while len(head) < gap.HEAD_BYTES and socket.readable(deadline.remaining):
             data = socket.recv(65536)

@@ -6,6 +6,7 @@ if nothing is wrong (yet).
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,17 +23,35 @@ _CONTAINER_FAULTS = {
     "RunContainerError",
 }
 
+_POD_GONE = "its launcher pod is gone (deleted, evicted, or its node lost)"
+_DELETED_BY = "kubectl delete vm, kboot down or kboot gc elsewhere"
+_STOPPED_BY = "virtctl stop, or another client of KubeVirt's"
+_RESTARTED_BY = "virtctl restart, or another client of KubeVirt's"
+
+#: What a pod's condition ``DisruptionTarget`` gives as its reason.
+_DISRUPTIONS = {
+    "EvictionByEvictionAPI": "was evicted, as kubectl drain and autoscalers do",
+    "PreemptionByScheduler": "was preempted by a pod of higher priority",
+    "DeletionByTaintManager": "was evicted from a node with a taint",
+    "DeletionByPodGC": "was removed, since its node is gone",
+    "TerminationByKubelet": "was ended by its node, which shuts down or lacks resources",
+}
+
 
 def machine_fault(vmi: Object | None, pods: Iterable[Object], vm: Object | None) -> str | None:
     """What keeps a machine that was started from running, or ended it; None if nothing does.
 
     `pods` are the machine's launcher pods. A guest that powered itself off is no fault of the
-    cluster's: see `powered_off`.
+    cluster's: see `has_succeeded`.
     """
     if vmi is None:
         return _vm_fault(vm)
-    name, namespace = _name(vmi), vmi["metadata"]["namespace"]
     pods = [pod for pod in pods if _belongs(pod, vmi)]
+    return ended_from_outside(vmi, pods, vm) or _instance_fault(vmi, pods)
+
+
+def _instance_fault(vmi: Object, pods: list[Object]) -> str | None:
+    name, namespace = _name(vmi), vmi["metadata"]["namespace"]
     for pod in pods:
         if fault := pod_fault(pod):
             return f"machine {name}: {fault}"
@@ -79,9 +98,43 @@ def is_stopped(vm: Mapping[str, Any] | None) -> bool:
     return vm is not None and vm.get("status", {}).get("printableStatus") == "Stopped"
 
 
-def powered_off(vmi: Object | None) -> bool:
-    """Whether the guest has switched its machine off in good order."""
+def has_succeeded(vmi: Object | None) -> bool:
+    """Whether an instance has ended in good order: by its guest's power-off, or from outside."""
     return phase_of(vmi) == "Succeeded"
+
+
+def ended_from_outside(vmi: Object, pods: Iterable[Object], vm: Object | None) -> str | None:
+    """Who ended an instance, or is about to, in words; None if nobody but its guest has.
+
+    As recorded (KubeVirt 1.9): where the machine is stopped, restarted or deleted, its instance is
+    marked for deletion; where its launcher pod is deleted or evicted, that is, a second before the
+    instance succeeds; a power-off leaves no mark. The reason ``PodTerminating`` tells nothing: it
+    shows some seconds after a power-off, too.
+    """
+    if _marked_before_the_end(vmi, vmi):
+        return _ended_by_request(vmi, vm)
+    pods = [pod for pod in pods if _belongs(pod, vmi)]
+    # One that moves to another node has a pod that goes on.
+    if pods and all(_marked_before_the_end(pod, vmi) for pod in pods):
+        return (
+            f"machine {_name(vmi)} was ended from outside: its launcher pod {_name(pods[-1])} "
+            f"{_disruption(pods[-1])}"
+        )
+    if not pods and has_succeeded(vmi):
+        # After a power-off its pod stays, so whether there was one cannot be told.
+        return f"machine {_name(vmi)} was ended from outside: {_POD_GONE}"
+    return None
+
+
+def gone_from_outside(name: str, vmi: Object | None, vm: Object | None) -> str:
+    """Why the instance that we had is gone: `vmi` is another one, or None."""
+    if vm is None or "deletionTimestamp" in vm["metadata"]:
+        return f"machine {name} was deleted from outside ({_DELETED_BY})"
+    if vmi is not None:
+        return f"machine {name} was restarted from outside ({_RESTARTED_BY})"
+    if is_stopped(vm):
+        return f"machine {name} was stopped from outside ({_STOPPED_BY})"
+    return f"machine {name} was restarted or deleted from outside"
 
 
 def phase_of(vmi: Object | None) -> str:
@@ -109,6 +162,56 @@ def _vm_fault(vm: Object | None) -> str | None:
     return f"machine {_name(vm)}: {words}"
 
 
+def _ended_by_request(vmi: Object, vm: Object | None) -> str:
+    """Why an instance is to be deleted: its machine may say what was asked for."""
+    name, uid = _name(vmi), vmi["metadata"]["uid"]
+    if vm is None or "deletionTimestamp" in vm["metadata"]:
+        return gone_from_outside(name, None, vm)
+    requests = vm.get("status", {}).get("stateChangeRequests") or ()
+    actions = [each["action"] for each in requests if each.get("uid") in {None, uid}]
+    if "Start" in actions:
+        return f"machine {name} was restarted from outside ({_RESTARTED_BY})"
+    if "Stop" in actions:
+        return f"machine {name} was stopped from outside ({_STOPPED_BY})"
+    strategy = vm.get("spec", {}).get("runStrategy")
+    if strategy == "Halted":
+        return f"machine {name} was stopped from outside (somebody set its runStrategy to Halted)"
+    return (
+        f"machine {name} was ended from outside: its VirtualMachineInstance was deleted (kubectl "
+        "delete vmi)"
+    )
+
+
+def _disruption(pod: Object) -> str:
+    """What was done to a pod that is to be deleted, as far as the cluster says."""
+    condition = _condition(pod, "DisruptionTarget", status="True")
+    if condition is None:
+        return "was deleted (kubectl delete pod)"
+    reason = str(condition.get("reason", ""))
+    words = _DISRUPTIONS.get(reason, "was disrupted by the cluster")
+    message = f": {condition['message']}" if condition.get("message") else ""
+    return f"{words} ({reason}{message})"
+
+
+def _marked_before_the_end(thing: Object, vmi: Object) -> bool:
+    """Whether `thing` was to be deleted before the instance ended, or is while it runs."""
+    metadata = thing["metadata"]
+    if "deletionTimestamp" not in metadata:
+        return False
+    phases = vmi.get("status", {}).get("phaseTransitionTimestamps") or ()
+    ends = [each["phaseTransitionTimestamp"] for each in phases if each["phase"] == "Succeeded"]
+    # It names the end of the grace period, which is cut to nothing in a pod's last moment.
+    grace_s = metadata.get("deletionGracePeriodSeconds") or 0
+    if not ends or (metadata is not vmi["metadata"] and not grace_s):
+        return True
+    marked = _time(metadata["deletionTimestamp"]) - datetime.timedelta(seconds=grace_s)
+    return marked <= _time(ends[-1])
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text)
+
+
 def _unschedulable(what: str, message: str) -> str:
     return (
         f"{what} finds no node: {message.rstrip('.')}; lower memory or cpus, or change where it "
@@ -120,14 +223,9 @@ def _failure(vmi: Object, pods: list[Object]) -> str:
     """Why an instance that ran has failed."""
     name = _name(vmi)
     if not pods or _condition(vmi, "Ready", reason="PodNotExists"):
-        return (
-            f"machine {name} was ended from outside: its launcher pod is gone (deleted, evicted, "
-            "or its node lost)"
-        )
+        return f"machine {name} was ended from outside: {_POD_GONE}"
     status = pods[-1].get("status", {})
     words = _last_words(status.get("containerStatuses") or (), status)
-    if "deletionTimestamp" in pods[-1]["metadata"]:
-        words = f": its launcher pod was deleted{words}"
     return f"machine {name} failed: KubeVirt could not run it{words}"
 
 

@@ -26,6 +26,11 @@ from kboot.log import logger, step
 #: For a stopped machine's pod to go, and a new one to come.
 _RESTART_LIMIT_S = 180.0
 _DELETE_LIMIT_S = 30.0
+#: For finding out who ended a machine.
+_LOOK_LIMIT_S = 10.0
+
+#: Whose fault the end of a machine is, and in which words.
+_End = tuple[type[ClusterError] | type[GuestError], str]
 
 
 class ClusterMachine:
@@ -60,6 +65,8 @@ class ClusterMachine:
         self._on = False
         self._link_up = True
         self._last: Mapping[str, Any] = {}
+        #: Of the present instance, once it was found out.
+        self._end: _End | None = None
         self._stack = contextlib.ExitStack()
         self._ssh: tuple[str, int] | None = None
 
@@ -85,11 +92,11 @@ class ClusterMachine:
         if not self._on:
             raise ConfigError(f"machine {self._name} is switched off: start it, then reset it")
         # A machine that has powered itself off has no button to push; it has a switch.
-        if diagnosis.powered_off(self._view.instance()):
-            raise GuestError(
-                "the guest switched the machine off: restart it instead of resetting it"
-            )
-        self.check()
+        end = self._find_end()
+        if isinstance(end, GuestError):
+            raise GuestError(f"{end}: restart it instead of resetting it")
+        if end is not None:
+            raise end
         raise ClusterError(
             f"machine {self._name} cannot be reset: it is {self._view.phase or 'gone'}"
         )
@@ -133,21 +140,23 @@ class ClusterMachine:
     def check(self) -> None:
         """Raise `ClusterError` if the machine is gone, `GuestError` if the guest powered off."""
         self._watches.check()
-        if not self._on:
+        # While we switch it ourselves, it is gone for a while.
+        if not self._on or self._lock.locked():
             return
-        vmi = self._view.instance()
-        if vmi is not None and vmi["metadata"]["uid"] == self._uid:
-            self._last = vmi
-            if diagnosis.powered_off(vmi):
-                raise GuestError("the guest switched the machine off")
-            if fault := self._view.fault():
-                raise ClusterError(fault)
-        elif not self._lock.locked():
-            if vmi is None and diagnosis.is_stopped(self._view.vm()):
-                raise ClusterError(f"machine {self._name} was stopped from outside")
-            raise ClusterError(
-                f"machine {self._name} was replaced or deleted from outside while it ran"
-            )
+        if end := self._find_end():
+            raise end
+        if self.console_fault:
+            raise ClusterError(f"machine {self._name}: {self.console_fault}")
+
+    @property
+    def console_fault(self) -> str:
+        """Why its serial line cannot be had, though it runs."""
+        return self._stream.fault
+
+    def reattach(self) -> bool:
+        """Try to have the serial line again (see `kboot.backend.ReattachableMachine`)."""
+        with self._lock:
+            return self._stream.reopen(Deadline(CONTROL_LIMIT_S))
 
     def ssh_address(self) -> tuple[str, int]:
         """Where the guest's ssh port is to be reached, from this host, while the machine is on."""
@@ -171,6 +180,33 @@ class ClusterMachine:
         )
         text = "".join(json.dumps(event) + "\n" for event in events)
         (directory / "events.jsonl").write_text(text, encoding="utf-8")
+
+    def _find_end(self) -> ClusterError | GuestError | None:
+        """What ended the machine, or keeps it from running; None if all is well."""
+        if self._end is None:
+            vmi = self._view.instance()
+            if vmi is not None and vmi["metadata"]["uid"] == self._uid:
+                self._last = vmi
+                if not self._view.is_over():
+                    fault = self._view.fault()
+                    return ClusterError(fault) if fault else None
+            # Watches come one after another, each in its own time: what they show together may
+            # never have been. Whom it is blamed on is decided by what is there now.
+            self._end = self._look_at_end(Deadline(_LOOK_LIMIT_S))
+        if self._end is None:
+            return None
+        kind, text = self._end
+        return kind(text)
+
+    def _look_at_end(self, deadline: Deadline) -> _End | None:
+        vmi, pods, vm = self._view.look(self._client, deadline)
+        if vmi is None or vmi["metadata"]["uid"] != self._uid:
+            return ClusterError, diagnosis.gone_from_outside(self._name, vmi, vm)
+        if fault := diagnosis.machine_fault(vmi, pods, vm):
+            return ClusterError, fault
+        if diagnosis.has_succeeded(vmi):
+            return GuestError, "the guest switched the machine off"
+        return None
 
     # ------------------------------------------------------------------------------------ its life
 
@@ -227,7 +263,7 @@ class ClusterMachine:
 
     def _attach(self, vmi: Mapping[str, Any], deadline: Deadline) -> None:
         """Take `vmi` for the instance that we are, and its serial line."""
-        self._uid, self._last, self._on = vmi["metadata"]["uid"], vmi, True
+        self._uid, self._last, self._on, self._end = vmi["metadata"]["uid"], vmi, True, None
         self._stream = self._stream_of(self._uid, from_the_start=self._paused, deadline=deadline)
         if self._paused:
             self._control.set_paused(paused=False)

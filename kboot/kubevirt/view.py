@@ -8,10 +8,13 @@ from typing import Any
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import Watch
+from kboot.kube import PODS, VIRTUAL_MACHINES, VMIS, ApiError, Client, Watch
+from kboot.kube.resources import Resource
 from kboot.kubevirt import diagnosis
 from kboot.kubevirt.manifests import Manifest
-from kboot.kubevirt.names import MACHINE_LABEL
+from kboot.kubevirt.names import MACHINE_LABEL, RUN_LABEL
+
+_MISSING = 404
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,10 @@ class MachineView:
 
     def __init__(self, watches: Watches, manifest: Manifest) -> None:
         self._watches = watches
-        self._label = manifest["metadata"]["labels"][MACHINE_LABEL]
+        labels = manifest["metadata"]["labels"]
+        self._label = labels[MACHINE_LABEL]
+        keys = (RUN_LABEL, MACHINE_LABEL)
+        self._selector = ",".join(f"{key}={labels[key]}" for key in keys)
         #: Of the VirtualMachine, and of each of its instances.
         self.name: str = manifest["metadata"]["name"]
 
@@ -70,9 +76,26 @@ class MachineView:
             and _is_of(pod, vmi)
         ]
 
+    def look(
+        self, client: Client, deadline: Deadline
+    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]], dict[str, Any] | None]:
+        """Instance, launcher pods and VirtualMachine as the cluster has them at this moment."""
+        vmi = _get(client, VMIS, self.name, deadline)
+        found, _ = client.find(PODS, deadline, labelSelector=self._selector)
+        return vmi, found, _get(client, VIRTUAL_MACHINES, self.name, deadline)
+
     def fault(self) -> str | None:
         """What keeps the machine from running, or ended it; None if nothing does."""
         return diagnosis.machine_fault(self.instance(), self.pods(), self.vm())
+
+    def is_over(self) -> bool:
+        """Whether the instance has ended, or somebody has begun to end it."""
+        vmi = self.instance()
+        return (
+            vmi is None
+            or diagnosis.phase_of(vmi) in {"Succeeded", "Failed"}
+            or diagnosis.ended_from_outside(vmi, self.pods(), self.vm()) is not None
+        )
 
     def is_running(self, uid: str) -> bool:
         """Whether the instance with this uid is there, and runs."""
@@ -116,6 +139,17 @@ class MachineView:
                 f"{self.phase or 'not there'}; see: kubectl describe vmi {self.name}"
             )
         return found
+
+
+def _get(
+    client: Client, resource: Resource, name: str, deadline: Deadline
+) -> dict[str, Any] | None:
+    try:
+        return client.get(resource, name, deadline)
+    except ApiError as error:
+        if error.status != _MISSING:
+            raise
+    return None
 
 
 def _is_of(pod: Mapping[str, Any], vmi: Mapping[str, Any] | None) -> bool:

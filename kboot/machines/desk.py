@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kboot import wire
+from kboot.backend import ReattachableMachine
 from kboot.boot import Boot, Met, Milestone
 from kboot.boot_messages import shell_waits
 from kboot.deadline import Deadline
@@ -23,6 +24,10 @@ from kboot.machines.supply import Supply
 
 #: For a guest that is up already.
 _LOGIN_LIMIT_S = 30
+
+#: Between two attempts to have a console again that another session takes: each disturbs that.
+_FIRST_ATTACH_PAUSE_S = 2.0
+_LONGEST_ATTACH_PAUSE_S = 30.0
 
 _RESTARTS = ("hard", "reset", "soft")
 #: For setting the size of the guest's terminal.
@@ -45,6 +50,8 @@ class Desk:
         self.notices: list[str] = []
         self.supply = Supply(boot, pushes, keeper, self._notice)
         self._began = 0
+        #: When a console that others have taken is tried next, and how long after that.
+        self._next_attach, self._attach_pause_s = 0.0, _FIRST_ATTACH_PAUSE_S
         #: The end of the record when the machine was last looked after.
         self._seen = 0
 
@@ -110,6 +117,9 @@ class Desk:
 
     def attend(self) -> None:
         """Look whether anything has happened to the machine by itself."""
+        if isinstance(self.boot.machine, ReattachableMachine) and self.boot.machine.console_fault:
+            self._attach_again(self.boot.machine)
+            return
         if self.boot.follower.has_reset:
             logger.info("the machine has reset by itself")
             self._follow(self.boot.follow_reset, begin=self._seen)
@@ -130,6 +140,37 @@ class Desk:
                 self.journal.enter(State(name="off", what=str(error), exit_code=error.exit_code))
         except InfraError as error:
             self._bear(error)
+
+    def _attach_again(self, machine: ReattachableMachine) -> None:
+        """Others have the console: say so, and have it again as soon as they leave it."""
+        self._look_after()
+        if time.monotonic() < self._next_attach:
+            return
+        if not machine.reattach():
+            self._attach_pause_s = min(2 * self._attach_pause_s, _LONGEST_ATTACH_PAUSE_S)
+            self._next_attach = time.monotonic() + self._attach_pause_s
+            return
+        self._attach_pause_s = _FIRST_ATTACH_PAUSE_S
+        self.boot.console.resume()
+        self._notice("another session had taken the console; it is attached again")
+        self._find_state()
+
+    def _find_state(self) -> None:
+        """The machine ran on while nobody listened: find out how it is."""
+        if self.journal.state.exit_code != InfraError.exit_code:
+            return
+        try:
+            # Whoever had the console may have typed there.
+            self.boot.channels.lend_console()
+        except KbootError as error:
+            logger.debug("the shell was not left in order: %s", error)
+            self.boot.channels.forget()
+        if self._keeper.note.proved == self.boot.milestones.expected.nonce:
+            self.journal.enter(State(name="ready"))
+            self._look_after()
+            return
+        self.boots -= 1
+        self._follow(self.boot.wait_until_ready, begin=self._began)
 
     def _bear(self, error: InfraError) -> None:
         """The host is at fault: mend what can be mended."""
@@ -273,7 +314,7 @@ class Desk:
             yield self.boot.guest
 
     def _need_ready(self) -> None:
-        """`GuestError` if the guest is not up."""
+        """`GuestError` if the guest is not up, `InfraError` if that is the host's fault."""
         self._look_after()
         name, state = self.boot.settings.machine_name, self.journal.state
         if state.name == "ready":
@@ -282,7 +323,8 @@ class Desk:
             return
         how = f"has {state.name}" if state.name in {"crashed", "failed"} else f"is {state.name}"
         why = f" ({state.what})" if state.what else ""
-        raise GuestError(f"{name} {how}{why}; kboot restart {name} boots it again")
+        fault = InfraError if state.exit_code == InfraError.exit_code else GuestError
+        raise fault(f"{name} {how}{why}; kboot restart {name} boots it again")
 
     def _need_console(self) -> None:
         """The terminal is needed for a command; `GuestError`, `ConfigError` if it cannot be had."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from kboot.backend import ReattachableMachine, Stream
 from kboot.deadline import Deadline
+from kboot.errors import ClusterError
 from kboot.kube import connect, open_websocket
 from kboot.kube.resources import VMI_ACTIONS
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
@@ -64,27 +67,103 @@ def test_a_machine_that_is_started_paused_is_heard_from_its_first_byte(cluster: 
     assert b"[kboot:" not in heard
 
 
+@contextlib.contextmanager
+def stolen(cluster: Cluster) -> Iterator[None]:
+    """Somebody opens the console again and again, for the length of the ``with``."""
+    client = connect()
+    stopped = threading.Event()
+    path = VMI_ACTIONS.path("team", cluster.instance().vmi["metadata"]["name"], "console")
+
+    def steal() -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(ClusterError):
+                open_websocket(client, path, Deadline(5)).close()
+
+    thief = threading.Thread(target=steal)
+    thief.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thief.join()
+        client.close()
+
+
+def read_until_it_fails(stream: Stream) -> None:
+    with pytest.raises(ConnectionError, match="another session takes the machine's console"):
+        read_until(stream, b"never said", seconds=30)
+
+
 def test_a_fight_for_the_console_is_told_as_such(
     cluster: Cluster, backend: KubevirtBackend
 ) -> None:
-    client = connect()
-    stopped = threading.Event()
+    with powered_on(backend) as machine, stolen(cluster):
+        read_until_it_fails(machine.stream)
+        with pytest.raises(ClusterError, match="another session takes the machine's console"):
+            machine.check()
 
-    def steal(name: str) -> None:
-        path = VMI_ACTIONS.path("team", name, "console")
-        while not stopped.is_set():
-            open_websocket(client, path, Deadline(5)).close()
+
+def test_who_types_into_a_console_that_is_fought_for_is_told_so_at_once(
+    cluster: Cluster, backend: KubevirtBackend
+) -> None:
+    told: list[tuple[float, str]] = []
+
+    def type_all_the_time(stream: Stream) -> None:
+        try:
+            while True:
+                stream.sendall(b"x")
+                time.sleep(0.05)
+        except ConnectionError as error:
+            told.append((time.monotonic(), str(error)))
 
     with powered_on(backend) as machine:
-        thief = threading.Thread(target=steal, args=[cluster.instance().vmi["metadata"]["name"]])
-        thief.start()
-        try:
-            with pytest.raises(ConnectionError, match="another session takes the machine's"):
-                read_until(machine.stream, b"never said", seconds=30)
-        finally:
-            stopped.set()
-            thief.join()
-    client.close()
+        typist = threading.Thread(target=type_all_the_time, args=[machine.stream])
+        with stolen(cluster):
+            typist.start()
+            read_until_it_fails(machine.stream)
+            lost = time.monotonic()
+            typist.join(timeout=10)
+            ((when, text),) = told
+            assert when - lost < 1
+            assert "another session takes the machine's console" in text
+        # The thief has left; nobody has tried to have the line again.
+        start = time.monotonic()
+        with pytest.raises(ConnectionError, match="another session takes the machine's console"):
+            machine.stream.sendall(b"x")
+        assert time.monotonic() - start < 1
+
+
+def test_a_console_that_was_fought_for_is_had_again_when_it_is_free(
+    cluster: Cluster, backend: KubevirtBackend
+) -> None:
+    with powered_on(backend) as machine:
+        assert isinstance(machine, ReattachableMachine)
+        heard = read_until(machine.stream, b"line 20\r\n")
+        with stolen(cluster):
+            read_until_it_fails(machine.stream)
+            assert not machine.reattach()
+            assert machine.console_fault
+        assert machine.reattach()
+        assert machine.console_fault == ""
+        machine.check()
+        # What was said meanwhile is from the cluster's record, and marked.
+        heard = read_until(machine.stream, b"is back]\r\n")
+        assert b"the next " in heard
+        machine.stream.sendall(b"hello\r")
+        read_until(machine.stream, b"echo hello\r\n")
+
+
+def test_who_types_to_a_machine_that_is_gone_is_told_so_at_once(
+    cluster: Cluster, backend: KubevirtBackend
+) -> None:
+    with powered_on(backend) as machine:
+        cluster.delete("pods", cluster.instance().pod["metadata"]["name"])
+        while machine.stream.recv(65536):
+            pass
+        start = time.monotonic()
+        with pytest.raises(ConnectionError, match="serial line is gone"):
+            machine.stream.sendall(b"x")
+        assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize("status", [400, 404])

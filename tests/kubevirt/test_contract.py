@@ -13,12 +13,21 @@ import pytest
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import VIRTUAL_MACHINES, VMIS, ApiError, Client, Watch, connect, open_websocket
+from kboot.kube import (
+    PODS,
+    VIRTUAL_MACHINES,
+    VMIS,
+    ApiError,
+    Client,
+    Watch,
+    connect,
+    open_websocket,
+)
 from kboot.kube.resources import SERVICES, VM_ACTIONS, VMI_ACTIONS
 from kboot.kubevirt import manifests, virtual_machine
 from kboot.kubevirt.settings import ClusterSettings
 from tests.kubevirt.cluster import Cluster, running_cluster
-from tests.kubevirt.recordings import calls, needs_recordings, rows, watched
+from tests.kubevirt.recordings import RECORDINGS, calls, needs_recordings, rows, watched
 from tests.kubevirt.talking import talking
 
 pytestmark = needs_recordings
@@ -39,6 +48,9 @@ def client(cluster: Cluster) -> Iterator[Client]:
     yield client
     for vm in cluster.objects("virtualmachines"):
         client.delete(VIRTUAL_MACHINES, vm["metadata"]["name"], Deadline(5))
+    for _ in Deadline(5).poll(0.02):
+        if not cluster.call(lambda: list(cluster.store.find("virtualmachines"))):
+            break
     client.close()
 
 
@@ -47,12 +59,17 @@ def create(client: Client) -> None:
     client.create(virtual_machine.manifest(spec, RUN, ClusterSettings()), Deadline(5))
 
 
-def ask(client: Client, action: str, name: str = NAME) -> tuple[int, str]:
+def ask(
+    client: Client, action: str, name: str = NAME, accept: str = "application/json, */*"
+) -> tuple[int, str]:
     """Status and message of a subresource call."""
     resource = VMI_ACTIONS if action in INSTANCE_ACTIONS else VM_ACTIONS
     path = resource.path(client.namespace, name, action)
+    headers = {"Accept": accept}
     try:
-        answer = client.send("PUT", path, Deadline(5), body=lambda: [b"{}"], retry=False)
+        answer = client.send(
+            "PUT", path, Deadline(5), body=lambda: [b"{}"], headers=headers, retry=False
+        )
     except ApiError as error:
         return error.status, error.text
     return answer.status, ""
@@ -186,6 +203,25 @@ def test_reset_pause_and_unpause_are_answered_as_recorded(client: Client) -> Non
         assert calls("lifecycle-bios", "PUT", f"/m2/{action}")[0]["status"] == 200
 
 
+def test_actions_refuse_who_takes_nothing_but_json_as_recorded(client: Client) -> None:
+    with (RECORDINGS / "accept-406.jsonl").open(encoding="utf-8") as file:
+        recording = [json.loads(line) for line in file]
+    create(client)
+    assert {row["path"].rpartition("/")[2] for row in recording} == {
+        *INSTANCE_ACTIONS,
+        "start",
+        "stop",
+        "restart",
+    }
+    for row in recording:
+        action = row["path"].rpartition("/")[2]
+        status, message = ask(client, action, accept=row["accept"])
+        if row["status"] == 406:
+            assert (status, message) == (406, row["response"].strip())
+        else:
+            assert status in {202, 404, 409, 500}
+
+
 def test_the_service_proxy_without_a_server_is_answered_as_recorded(client: Client) -> None:
     service = manifests.boot_server(RUN, ClusterSettings(), token="t")[2]
     service["metadata"]["name"] = "empty"
@@ -262,6 +298,154 @@ def test_a_launcher_pod_that_is_deleted_takes_its_machine_along_at_once(
 
         assert watch.wait_for(failed, Deadline(5))
     assert time.monotonic() - start < 1
+
+
+_ENDED = {"Failed", "Succeeded"}
+
+#: What tells one end of a machine from another, as an object's event shows it.
+Sign = tuple[str, str]
+
+
+def signs(rows: Iterator[dict[str, Any]], machine: str) -> list[Sign]:
+    """What the events of a machine's objects show of its end, in their order, each once."""
+    seen: list[Sign] = []
+    for row in rows:
+        kind, thing = row["resource"], row["event"]["object"]
+        named = thing["metadata"].get("labels", {}).get("vm.kubevirt.io/name")
+        if machine not in {thing["metadata"]["name"], named} or kind not in {"vm", "vmi", "pod"}:
+            continue
+        status = thing.get("status", {})
+        marked = "deletionTimestamp" in thing["metadata"]
+        requests = status.get("stateChangeRequests") or ()
+        conditions = status.get("conditions") or ()
+        why = [each["reason"] for each in conditions if each["type"] == "DisruptionTarget"]
+        shown = [
+            (kind, "is deleted") if row["event"]["type"] == "DELETED" else None,
+            *((kind, f"is asked to {request['action']}") for request in requests),
+            *((kind, reason) for reason in why),
+            (kind, "is to be deleted") if marked else None,
+            (kind, status["phase"]) if kind == "vmi" and status["phase"] in _ENDED else None,
+        ]
+        seen += [sign for sign in shown if sign and sign not in seen]
+    return seen
+
+
+def recorded_signs(name: str, machine: str, *, since: float = 0.0) -> list[Sign]:
+    return signs((row for row in rows(name, "watch") if row["t"] >= since), machine)
+
+
+def signs_until_it_ends(cluster: Cluster, act: Any, *, last: Sign) -> list[Sign]:
+    """The same of the test cluster's machine, from `act` on until the `last` one."""
+    kinds = {"virtualmachines": "vm", "virtualmachineinstances": "vmi", "pods": "pod"}
+    began = cluster.call(lambda: cluster.store.version)
+    act()
+
+    def seen() -> list[Sign]:
+        events = [
+            {"resource": kinds.get(plural, plural), "event": {"type": event, "object": thing}}
+            for version, event, plural, thing in cluster.store.history
+            if version > began
+        ]
+        return signs(iter(events), NAME)
+
+    for _ in Deadline(10).poll(0.05):
+        if last in (found := cluster.call(seen)):
+            return found
+    raise AssertionError(f"{last} was not seen: {found}")
+
+
+def launcher(cluster: Cluster) -> str:
+    return str(cluster.instance().pod["metadata"]["name"])
+
+
+def test_an_eviction_ends_a_machine_in_the_recorded_order(cluster: Cluster, client: Client) -> None:
+    create(client)
+    ask(client, "start")
+    wait_until_running(client)
+    path = PODS.path(client.namespace, launcher(cluster), "eviction")
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": launcher(cluster)}}
+    ours = signs_until_it_ends(
+        cluster,
+        lambda: client.json("POST", path, Deadline(5), body=body),
+        last=("pod", "is deleted"),
+    )
+    theirs = recorded_signs("ended-by-eviction", "kboot-r4b8deea1b-m0", since=1795734750)
+    # Then the run, which had seen it, was removed.
+    theirs = theirs[: theirs.index(("vmi", "Succeeded")) + 1]
+    assert theirs == [
+        ("pod", "EvictionByEvictionAPI"),
+        ("pod", "is to be deleted"),
+        ("vmi", "Succeeded"),
+    ]
+    assert ours == [*theirs, ("pod", "is deleted")]
+
+
+def test_a_launcher_pod_that_is_deleted_with_grace_ends_its_machine_in_good_order(
+    cluster: Cluster, client: Client
+) -> None:
+    create(client)
+    ask(client, "start")
+    wait_until_running(client)
+    ours = signs_until_it_ends(
+        cluster,
+        lambda: client.delete(PODS, launcher(cluster), Deadline(5), grace_s=30),
+        last=("pod", "is deleted"),
+    )
+    assert ours == [("pod", "is to be deleted"), ("vmi", "Succeeded"), ("pod", "is deleted")]
+
+
+@pytest.mark.parametrize(("action", "since"), [("stop", 109.26), ("restart", 70.2)])
+def test_a_stop_ends_a_machine_in_the_recorded_order(
+    cluster: Cluster, client: Client, action: str, since: float
+) -> None:
+    create(client)
+    ask(client, "start")
+    wait_until_running(client)
+    ours = signs_until_it_ends(cluster, lambda: ask(client, action), last=("vmi", "is deleted"))
+    theirs = recorded_signs("lifecycle-bios", "m2", since=since)
+    assert _until_instance_is_gone(ours) == _until_instance_is_gone(theirs)
+
+
+def _until_instance_is_gone(found: list[Sign]) -> list[Sign]:
+    """Without the end of the pod, which may be a moment later."""
+    left_out = {
+        ("pod", "is deleted"),
+        # The recorder deleted the machine while it was stopped.
+        ("vm", "is to be deleted"),
+    }
+    return [sign for sign in found[: found.index(("vmi", "is deleted"))] if sign not in left_out]
+
+
+def test_a_machine_that_is_deleted_ends_in_the_recorded_order(
+    cluster: Cluster, client: Client
+) -> None:
+    create(client)
+    ask(client, "start")
+    wait_until_running(client)
+    ours = signs_until_it_ends(
+        cluster,
+        lambda: client.delete(VIRTUAL_MACHINES, NAME, Deadline(5)),
+        last=("vmi", "Succeeded"),
+    )
+    theirs = recorded_signs("network", "m4", since=25.57)
+    assert theirs[-1] == ("vmi", "Succeeded")
+    assert ours[: len(theirs)] == theirs
+
+
+def test_a_guest_that_powers_off_leaves_none_of_these_signs(
+    cluster: Cluster, client: Client
+) -> None:
+    create(client)
+    ask(client, "start")
+    wait_until_running(client)
+
+    def power_off() -> None:
+        guest: Any = cluster.instance().guest
+        guest.off = True
+
+    ours = signs_until_it_ends(cluster, power_off, last=("vmi", "Succeeded"))
+    theirs = recorded_signs("ended-by-guest-poweroff", "kboot-r9e758ea69-m1")
+    assert ours == theirs == [("vmi", "Succeeded")]
 
 
 def _consoles() -> Iterator[dict[str, Any]]:

@@ -110,10 +110,64 @@ def test_a_machine_that_boots_has_no_fault_on_its_way() -> None:
     assert {"", "Pending", "Scheduling", "Scheduled", "Running"} <= seen
 
 
-def test_a_guest_that_powers_off_is_told_from_a_machine_that_failed() -> None:
-    off = [vmi for vmi in watched("lifecycle-bios", "vmi") if diagnosis.powered_off(vmi)]
-    assert off
-    assert all(diagnosis.machine_fault(vmi, [], None) is None for vmi in off)
+def verdicts(recording: str, machine: str) -> list[str]:
+    """What ended a machine, at each moment after its end: a fault, or that its guest did."""
+    found = []
+    for _, _, picture in history(recording):
+        vmi, pods, vm = picture.machine(machine)
+        if vmi is not None and diagnosis.has_succeeded(vmi):
+            found.append(diagnosis.machine_fault(vmi, pods, vm) or "its guest")
+    assert found
+    return found
+
+
+def test_a_guests_power_off_is_its_own_doing_however_long_ago_it_was() -> None:
+    found = verdicts("ended-by-guest-poweroff", "kboot-r9e758ea69-m1")
+    assert len(found) > 8
+    assert set(found) == {"its guest"}
+
+
+def test_a_guests_power_off_stays_its_own_when_the_machine_is_restarted_later() -> None:
+    moments = []
+    for time, _, picture in history("lifecycle-bios"):
+        vmi, pods, vm = picture.machine("m2")
+        if 101 < time < 106 and diagnosis.has_succeeded(vmi):
+            moments.append(diagnosis.machine_fault(vmi, pods, vm))
+    assert len(moments) > 8
+    assert set(moments) == {None}
+
+
+def test_an_eviction_is_told_as_such_in_all_its_course() -> None:
+    for fault in verdicts("ended-by-eviction", "kboot-r4b8deea1b-m0"):
+        assert fault == (
+            "machine kboot-r4b8deea1b-m0 was ended from outside: its launcher pod "
+            "virt-launcher-kboot-r4b8deea1b-m0-sfp86 was evicted, as kubectl drain and autoscalers "
+            "do (EvictionByEvictionAPI: Eviction API: evicting)"
+        )
+
+
+def test_an_eviction_is_told_before_the_machine_is_gone() -> None:
+    time, fault = first_fault("ended-by-eviction", "kboot-r4b8deea1b-m0")
+    assert "was evicted" in fault
+    # It succeeded 1.3 s later.
+    assert time < 1795734754.8
+
+
+def test_a_stop_and_a_restart_are_told_apart_by_what_was_asked_of_the_machine() -> None:
+    found: dict[str, None] = {}
+    for time, _, picture in history("lifecycle-bios"):
+        vmi, pods, vm = picture.machine("m2")
+        if vmi and "deletionTimestamp" in vmi["metadata"] and (time < 101 or 109 < time < 117):
+            found[diagnosis.machine_fault(vmi, pods, vm) or "nobody"] = None
+    assert [fault.partition(" (")[0] for fault in found] == [
+        "machine m2 was restarted from outside",
+        "machine m2 was stopped from outside",
+    ]
+
+
+def test_a_machine_that_is_deleted_is_told_as_such() -> None:
+    for fault in verdicts("network", "m4"):
+        assert fault.startswith("machine m4 was deleted from outside (kubectl delete vm")
 
 
 @pytest.mark.parametrize(

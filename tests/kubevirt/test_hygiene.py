@@ -155,6 +155,26 @@ def test_doctor_finds_a_cluster_that_is_fit(
     assert everything(cluster) == set()
 
 
+def test_doctor_asks_for_an_action_as_a_run_does_without_effect(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look() -> dict[str, Any]:
+        main(["doctor", "--backend", "kubevirt", "--json"])
+        findings = {each["subject"]: each for each in json.loads(capsys.readouterr().out)}
+        found: dict[str, Any] = findings["actions"]
+        return found
+
+    assert look()["level"] == "ok"
+    (asked,) = cluster.calls("/start")
+    assert everything(cluster) == set()
+    # What refuses it would refuse it to a run.
+    cluster.order("PUT .*/start", status=406)
+    finding = look()
+    assert finding["level"] == "error"
+    assert "/start: 406 " in finding["text"]
+    assert asked not in cluster.calls("/start")[1:]
+
+
 @pytest.mark.parametrize(
     ("options", "level"),
     [

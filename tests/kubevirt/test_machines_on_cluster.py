@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,9 @@ from kboot.backend import SshMachine
 from kboot.cli import main
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, GuestError
+from kboot.kube import PODS, VIRTUAL_MACHINES, Client
 from kboot.kube.errors import RULES
+from kboot.kube.resources import VM_ACTIONS
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
 from kboot.kubevirt.machine import ClusterMachine
 from tests.kubevirt.cluster import Cluster, running_cluster
@@ -49,12 +51,88 @@ def test_a_launcher_pod_that_is_killed_is_the_clusters_fault(
             pass
 
 
-def test_a_machine_that_is_deleted_by_somebody_is_told_as_such(
+def evict(client: Client, cluster: Cluster) -> None:
+    name = cluster.instance().pod["metadata"]["name"]
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+    path = PODS.path(client.namespace, name, "eviction")
+    client.json("POST", path, Deadline(5), body=body)
+
+
+def delete_pod(client: Client, cluster: Cluster) -> None:
+    client.delete(PODS, cluster.instance().pod["metadata"]["name"], Deadline(5), grace_s=30)
+
+
+def delete_vm(client: Client, cluster: Cluster) -> None:
+    client.delete(VIRTUAL_MACHINES, cluster.instance().vmi["metadata"]["name"], Deadline(5))
+
+
+def ask(action: str) -> Callable[[Client, Cluster], None]:
+    def act(client: Client, cluster: Cluster) -> None:
+        name = cluster.instance().vmi["metadata"]["name"]
+        client.json("PUT", VM_ACTIONS.path(client.namespace, name, action), Deadline(5), body={})
+
+    return act
+
+
+#: What somebody does to a machine, and in which words that is told.
+ENDINGS = [
+    pytest.param(evict, r"its launcher pod \S+ was evicted, as kubectl drain", id="evict"),
+    pytest.param(delete_pod, r"its launcher pod \S+ was deleted", id="delete-pod"),
+    pytest.param(delete_vm, r"was deleted from outside \(kubectl delete vm", id="delete-vm"),
+    pytest.param(ask("stop"), r"was stopped from outside \(virtctl stop", id="stop"),
+    pytest.param(ask("restart"), r"was restarted from outside \(virtctl restart", id="restart"),
+]
+
+
+@pytest.mark.parametrize(("act", "words"), ENDINGS)
+def test_what_others_do_to_a_machine_is_not_blamed_on_its_kernel(
+    cluster: Cluster,
+    backend: KubevirtBackend,
+    act: Callable[[Client, Cluster], None],
+    words: str,
+) -> None:
+    with powered_on(backend) as machine:
+        read_until(machine.stream, b"line 1\r\n")
+        machine.check()
+        act(backend.client, cluster)
+        eventually(ClusterError, words, machine.check)
+        while machine.stream.recv(65536):
+            pass
+        # It is told in the same words when all is over, and nothing is left to tell it by.
+        for _ in Deadline(5).poll(0.05):
+            if not cluster.call(lambda: list(cluster.store.find("pods"))):
+                break
+        with pytest.raises(ClusterError, match=words):
+            machine.check()
+
+
+@pytest.mark.parametrize(("act", "words"), ENDINGS)
+def test_who_ended_a_machine_is_found_out_when_it_is_over_too(
+    cluster: Cluster,
+    backend: KubevirtBackend,
+    act: Callable[[Client, Cluster], None],
+    words: str,
+) -> None:
+    with powered_on(backend) as machine:
+        read_until(machine.stream, b"line 1\r\n")
+        act(backend.client, cluster)
+        # Nobody has looked before its serial line ended.
+        while machine.stream.recv(65536):
+            pass
+        with pytest.raises(ClusterError, match=words):
+            machine.check()
+
+
+def test_a_power_off_stays_the_guests_when_its_pod_is_deleted_later(
     cluster: Cluster, backend: KubevirtBackend
 ) -> None:
     with powered_on(backend) as machine:
-        cluster.delete("virtualmachines", cluster.objects("virtualmachines")[0]["metadata"]["name"])
-        eventually(ClusterError, "replaced or deleted from outside", machine.check)
+        guest_of(cluster).off = True
+        eventually(GuestError, "the guest switched the machine off", machine.check)
+        delete_pod(backend.client, cluster)
+        time.sleep(0.5)
+        with pytest.raises(GuestError, match="the guest switched the machine off"):
+            machine.check()
 
 
 def test_a_restart_is_another_instance_with_another_console(
@@ -111,7 +189,7 @@ def test_a_machine_is_stopped_and_started(cluster: Cluster, backend: KubevirtBac
         assert "link-down" not in guest_of(cluster).commands
         machine.stop()
         for _ in Deadline(5).poll(0.05):
-            if not cluster.objects("virtualmachineinstances"):
+            if not cluster.call(lambda: list(cluster.store.find("virtualmachineinstances"))):
                 break
         # Of one that is not there, KubeVirt restarts nothing: it is started.
         machine.restart()
@@ -164,7 +242,7 @@ def test_a_start_whose_answer_is_lost_is_found_done(
     with powered_on(backend) as machine:
         read_until(machine.stream, b"line 1\r\n")
     cluster.order("PUT .*/start", count=2, status=500)
-    with powered_on(backend) as machine:
+    with powered_on(backend, "other") as machine:
         read_until(machine.stream, b"line 1\r\n")
 
 

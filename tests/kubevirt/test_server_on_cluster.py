@@ -37,6 +37,28 @@ def test_what_is_there_is_not_sent_again(
     assert len([call for call in cluster.calls("artifacts/") if call.startswith("PUT")]) == 1
 
 
+@pytest.mark.parametrize("first", ["put", "write", "has"])
+def test_a_service_that_has_no_endpoint_yet_is_asked_again(
+    cluster: Cluster, backend: KubevirtBackend, tmp_path: Path, first: str
+) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(bytes(range(256)) * 40_000)
+    cluster.kubelet.endpoint_lag_s = 2.0
+    try:
+        with backend.serve(Deadline(20)) as server:
+            start = time.monotonic()
+            if first == "put":
+                server.put(artifact)
+            elif first == "write":
+                server.write("m/boot.ipxe", "#!ipxe")
+            else:
+                assert server.remove(server.url("artifacts/" + "0" * 64)) == 0
+            assert time.monotonic() - start > 1
+            server.put(artifact)
+    finally:
+        cluster.kubelet.endpoint_lag_s = 0.1
+
+
 def test_an_upload_that_is_cut_short_leaves_nothing_half_and_is_done_again(
     cluster: Cluster, server: BootServer, tmp_path: Path
 ) -> None:

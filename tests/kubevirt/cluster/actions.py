@@ -44,6 +44,8 @@ class Actions:
             return answers.no_machine("virtualmachineinstance", name)
         instance = self._virt.instances[name]
         if self._virt.phase(name) != "Running" or instance.guest is None:
+            if action == "pause":
+                return answers.conflict(name, "VM is not running", kind="virtualmachineinstance")
             return answers.not_running()
         if action in {"pause", "unpause"}:
             # Not recorded; as in KubeVirt's own tests of it.
@@ -66,6 +68,10 @@ class Actions:
         instance = self._virt.instances[name]
         session = web.WebSocketResponse(protocols=["plain.kubevirt.io"], compress=False)
         await session.prepare(request)
+        if instance.guest is None:
+            # It has ended meanwhile: nobody would end this session any more.
+            cut(request)
+            return session
         instance.drop_session()
         instance.session = session
         instance.connection = connection_of(request)

@@ -80,6 +80,17 @@ def not_running() -> web.Response:
     return status(400, "BadRequest", "VMI is not running")
 
 
+def suits_any_type(accept: str) -> bool:
+    """Whether an Accept header takes what has no declared type, as the answers of actions have."""
+    return any(each.partition(";")[0].strip() == "*/*" for each in accept.split(","))
+
+
+def not_acceptable() -> web.Response:
+    """KubeVirt's own words, as text: this is said before anybody looks at the machine."""
+    text = "406: Not Acceptable\n\nAvailable representations: "
+    return web.Response(status=406, text=text)
+
+
 def strict(faults: list[str]) -> web.Response:
     text = ", ".join(fault.replace("$.", "") for fault in faults)
     return status(400, "BadRequest", f"strict decoding error: {text}")

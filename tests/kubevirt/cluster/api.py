@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.kubevirt import schema
-from tests.kubevirt.cluster import answers
+from tests.kubevirt.cluster import answers, endings
 from tests.kubevirt.cluster.actions import Actions
 from tests.kubevirt.cluster.connections import Connections, cut
 from tests.kubevirt.cluster.faults import DAMAGED, Faults
@@ -108,7 +108,7 @@ class Api:
             return refusal
         if where["version"].startswith("subresources."):
             return await self._act(request, where)
-        handlers = {"log": self._log, "proxy": self._proxy}
+        handlers = {"log": self._log, "proxy": self._proxy, "eviction": self._evict}
         return await handlers.get(where["sub"], self._object)(request, where)
 
     def _refuse(self, request: web.Request, where: Mapping[str, str]) -> web.Response | None:
@@ -137,7 +137,7 @@ class Api:
             if request.method == "PATCH":
                 return await self._patch(request, plural, found)
             if request.method == "DELETE":
-                self._store.delete(plural, found)
+                await self._delete(request, plural, found)
             return web.json_response(found)
         if request.method == "POST":
             return await self._create(request, plural, namespace)
@@ -148,6 +148,29 @@ class Api:
         ]
         version = str(self._store.version)
         return web.json_response({"items": items, "metadata": {"resourceVersion": version}})
+
+    async def _delete(self, request: web.Request, plural: str, found: Object) -> None:
+        """What runs a machine is not gone at once, if it is not to be."""
+        body = await request.json() if request.can_read_body else {}
+        grace_s = endings.grace_of(request, body)
+        instance = endings.instance_behind(self._virt, found) if plural == "pods" else None
+        if plural == "virtualmachines":
+            self._virt.spawn(endings.delete_machine(self._virt, found))
+        elif instance is not None and grace_s != 0:
+            endings.delete_pod(self._virt, instance, grace_s=grace_s or endings.POD_GRACE_S)
+        else:
+            self._store.delete(plural, found)
+
+    async def _evict(self, _: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
+        pod = self._store.get("pods", where["namespace"], where["name"])
+        if pod is None:
+            return answers.not_found("pods", where["name"])
+        if instance := endings.instance_behind(self._virt, pod):
+            grace_s = endings.POD_GRACE_S
+            endings.delete_pod(self._virt, instance, grace_s=grace_s, why=endings.EVICTED)
+        else:
+            self._store.delete("pods", pod)
+        return web.json_response({"kind": "Status", "status": "Success", "code": 201}, status=201)
 
     async def _create(self, request: web.Request, plural: str, namespace: str) -> web.Response:
         manifest: Object = await request.json()
@@ -198,6 +221,8 @@ class Api:
 
     async def _act(self, request: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
         namespace, name, action = where["namespace"], where["name"], where["sub"]
+        if not answers.suits_any_type(request.headers.get("Accept", "*/*")):
+            return answers.not_acceptable()
         if action == "console":
             return await self._actions.console(request, namespace, name)
         if action == "portforward":
@@ -268,7 +293,9 @@ class Api:
             ready = {"type": "Ready", "status": "True"} in pod.get("status", {}).get(
                 "conditions", ()
             )
-            if running and ready and wanted <= pod["metadata"]["labels"].items():
+            if running is None or asyncio.get_running_loop().time() < running.behind_service_s:
+                continue
+            if ready and wanted <= pod["metadata"]["labels"].items():
                 return running.ports.get(target)
         return None
 
@@ -276,7 +303,7 @@ class Api:
 def _is_known(match: re.Match[str]) -> bool:
     """Whether there is such a subresource: exec, for one, there is not."""
     virtual = match["version"].startswith("subresources.")
-    return virtual or match["sub"] in {None, "log", "proxy"}
+    return virtual or match["sub"] in {None, "eviction", "log", "proxy"}
 
 
 async def _body(request: web.Request) -> AsyncIterator[bytes]:

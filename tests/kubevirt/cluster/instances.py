@@ -14,6 +14,9 @@ from tests.kubevirt.cluster.connections import Connection
 from tests.kubevirt.cluster.guests import Guest
 from tests.kubevirt.cluster.store import Object
 
+#: The factor by which this cluster is quicker than the recorded one.
+SPEED = 0.2
+
 
 class Instance:
     """A VirtualMachineInstance with its guest and its serial line."""
@@ -26,6 +29,8 @@ class Instance:
         self.session: web.WebSocketResponse | None = None
         self.connection: Connection | None = None
         self.paused = False
+        #: Its phases, with their times.
+        self.transitions: list[Object] = []
         self.tasks: list[asyncio.Task[None]] = []
 
     def lines(self) -> bytes:

@@ -11,9 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from kboot.backend import MachineSpec
+from tests.kubevirt.cluster import endings
 from tests.kubevirt.cluster.disks import Disks
 from tests.kubevirt.cluster.guests import Guest, QemuGuest, ReplayGuest
 from tests.kubevirt.cluster.instances import (
+    SPEED,
     Instance,
     event_about,
     instance_of,
@@ -24,9 +26,7 @@ from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.store import Object, Store, now
 from tests.kubevirt.recordings import rows
 
-#: Seconds from one phase to the next, and the factor by which this cluster is quicker than the
-#: recorded one.
-_SPEED = 0.2
+#: Seconds from one phase to the next.
 _SCHEDULING_S, _SCHEDULED_S, _RUNNING_S = 0.18, 1.15, 2.2
 #: From the end of a guest to that of its pod, and by which it is short where nobody waits.
 _STOPPING_S = 8.3
@@ -99,7 +99,7 @@ class Virt:
         if self.store.get("virtualmachines", namespace, name) is None:
             return
         vmi = self.store.create("virtualmachineinstances", instance_of(vm))
-        self.store.status("virtualmachines", vm, printableStatus="Starting")
+        self.store.status("virtualmachines", vm, printableStatus="Starting", stateChangeRequests=[])
         if self.refusal:
             self._refuse(vmi)
             return
@@ -119,12 +119,12 @@ class Virt:
             return
         spec = machine_spec(vm, self._resolve, self.disks.prepare(vm, directory))
         self.store.status("pods", instance.pod, phase="Pending")
-        await asyncio.sleep(_SCHEDULING_S * _SPEED)
+        await asyncio.sleep(_SCHEDULING_S * SPEED)
         self.set_phase(instance, "Scheduling")
-        await asyncio.sleep(_SCHEDULED_S * _SPEED)
+        await asyncio.sleep(_SCHEDULED_S * SPEED)
         self.store.status("pods", instance.pod, phase="Running")
         self.set_phase(instance, "Scheduled")
-        await asyncio.sleep(_RUNNING_S * _SPEED)
+        await asyncio.sleep(_RUNNING_S * SPEED)
         if instance is not self.instances.get(spec.name):
             return
         instance.paused = vm["spec"]["template"]["spec"].get("startStrategy") == "Paused"
@@ -138,33 +138,34 @@ class Virt:
         self.set_phase(instance, "Running", ready=True)
 
     async def restart(self, vm: Object) -> None:
-        await self._take_down(vm)
+        self._request(vm, "Stop", "Start")
+        # As it was recorded: what is restarted has failed, what is stopped has succeeded.
+        await self._take_down(vm, "Failed")
         await self.start(vm)
 
     async def stop(self, vm: Object) -> None:
-        await self._take_down(vm)
+        self._request(vm, "Stop")
+        await self._take_down(vm, "Succeeded")
+        self.store.status("virtualmachines", vm, stateChangeRequests=[])
         self.underway.discard(vm["metadata"]["name"])
 
-    async def _take_down(self, vm: Object) -> None:
-        name = vm["metadata"]["name"]
-        instance = self.instances[name]
+    async def _take_down(self, vm: Object, phase: str) -> None:
+        instance = self.instances[vm["metadata"]["name"]]
         vmi, pod = instance.vmi, instance.pod
-
-        def mark(current: Object) -> None:
-            current["metadata"]["deletionTimestamp"] = now()
-
-        self.store.update("virtualmachineinstances", vmi, mark)
-        self.store.update("pods", pod, mark)
-        await asyncio.sleep(0.05)
-        self._cut(instance)
-        await asyncio.sleep(0.1)
-        if self.phase(name) == "Running":
-            self.set_phase(instance, "Failed")
+        self.store.status("virtualmachines", vm, printableStatus="Stopping")
+        await endings.end_instance(self, instance, phase)
         self.store.status("virtualmachines", vm, printableStatus="Stopped")
-        end = asyncio.get_running_loop().time() + _STOPPING_S * _SPEED
+        end = asyncio.get_running_loop().time() + _STOPPING_S * SPEED
         while self._has(pod) and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
         self.store.delete("virtualmachineinstances", vmi)
+
+    def _request(self, vm: Object, *actions: str) -> None:
+        """Note what is asked of a machine; a stop is for the instance that there is."""
+        instance = self.instances.get(vm["metadata"]["name"])
+        stop = {"action": "Stop", "uid": instance.vmi["metadata"]["uid"] if instance else ""}
+        requests = [stop if action == "Stop" else {"action": action} for action in actions]
+        self.store.status("virtualmachines", vm, stateChangeRequests=requests)
 
     def _has(self, pod: Object) -> bool:
         metadata = pod["metadata"]
@@ -172,7 +173,9 @@ class Virt:
 
     async def _lose(self, instance: Instance) -> None:
         """The launcher pod is gone: so is the machine, at once."""
-        self._cut(instance)
+        if self.phase_of(instance) in {"Succeeded", "Failed"}:
+            return
+        self.cut(instance)
         await asyncio.sleep(0.01)
         gone = {"type": "Ready", "status": "False", "reason": "PodNotExists"}
         self.store.status(
@@ -182,10 +185,10 @@ class Virt:
     def _end(self, name: str, uid: str) -> None:
         instance = self.instances.get(name)
         if instance and instance.vmi["metadata"]["uid"] == uid:
-            self._cut(instance)
+            self.cut(instance)
             del self.instances[name]
 
-    def _cut(self, instance: Instance) -> None:
+    def cut(self, instance: Instance) -> None:
         for task in instance.tasks:
             task.cancel()
         instance.tasks = []
@@ -211,9 +214,14 @@ class Virt:
         while instance.guest and not instance.guest.powered_off():
             await asyncio.sleep(0.1)
         instance.tasks = [task for task in instance.tasks if task is not asyncio.current_task()]
-        self._cut(instance)
+        self.cut(instance)
         await asyncio.sleep(0.25)
         self.set_phase(instance, "Succeeded")
+        self.set_status(instance, "Stopped")
+        # Its pod takes its time, and nobody has deleted it: the reason tells nothing.
+        await asyncio.sleep(9.1 * SPEED)
+        self.set_phase(instance, "Succeeded", reason="PodTerminating")
+        self.store.status("pods", instance.pod, phase="Succeeded")
 
     # ------------------------------------------------------------------------------- inside
 
@@ -262,28 +270,46 @@ class Virt:
         self.store.status("pods", instance.pod, phase="Pending", initContainerStatuses=[container])
         self.set_phase(instance, "Scheduling")
 
-    def set_phase(self, instance: Instance, phase: str, *, ready: bool = False) -> None:
+    def set_status(self, instance: Instance, text: str) -> None:
+        """What the instance's VirtualMachine shows, if it is there."""
+        metadata = instance.vmi["metadata"]
+        vm = self.store.get("virtualmachines", metadata["namespace"], metadata["name"])
+        if vm is not None:
+            self.store.status("virtualmachines", vm, printableStatus=text)
+
+    def set_phase(
+        self,
+        instance: Instance,
+        phase: str,
+        *,
+        ready: bool = False,
+        reason: str = "GuestNotRunning",
+    ) -> None:
         conditions: list[dict[str, Any]] = [
             {"type": "Ready", "status": "True"}
             if ready
-            else {"type": "Ready", "status": "False", "reason": "GuestNotRunning"}
+            else {"type": "Ready", "status": "False", "reason": reason}
         ]
         if instance.paused:
             conditions.append({"type": "Paused", "status": "True", "reason": "PausedByUser"})
+        if self.phase_of(instance) != phase:
+            instance.transitions.append({"phase": phase, "phaseTransitionTimestamp": now()})
         self.store.status(
             "virtualmachineinstances",
             instance.vmi,
             phase=phase,
             conditions=conditions,
             nodeName="testnode",
+            phaseTransitionTimestamps=list(instance.transitions),
         )
 
     def phase(self, name: str) -> str:
         instance = self.instances.get(name)
-        if instance is None:
-            return ""
+        return self.phase_of(instance) if instance else ""
+
+    def phase_of(self, instance: Instance) -> str:
         metadata = instance.vmi["metadata"]
-        vmi = self.store.get("virtualmachineinstances", metadata["namespace"], name)
+        vmi = self.store.get("virtualmachineinstances", metadata["namespace"], metadata["name"])
         return str(vmi["status"]["phase"]) if vmi else ""
 
     def _resolve(self, url: str) -> str:

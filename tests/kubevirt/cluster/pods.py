@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import socket
@@ -31,6 +32,8 @@ class RunningPod:
         self.log = directory / "log"
         #: Ports on this host, by the pod's own.
         self.ports: dict[int, int] = {}
+        #: When its Service knows it, by the event loop's clock.
+        self.behind_service_s = math.inf
         self.stop = contextlib.ExitStack()
         self.process: process.Process
 
@@ -42,6 +45,8 @@ class Kubelet:
         self._domain = domain
         #: By uid.
         self.running: dict[str, RunningPod] = {}
+        #: From the moment at which a pod is ready until its Service has it as an endpoint.
+        self.endpoint_lag_s = 0.1
         self._tasks: set[asyncio.Task[None]] = set()
         store.listeners.append(self._notice)
 
@@ -73,6 +78,7 @@ class Kubelet:
         self.running[uid] = running
         self._start(pod, running)
         await self._wait_until_up(running, pod)
+        running.behind_service_s = asyncio.get_running_loop().time() + self.endpoint_lag_s
         container = _container(pod, ready=True, state={"running": {"startedAt": now()}})
         self._store.status(
             "pods",
