@@ -101,6 +101,7 @@ def config(
     if real:
         return load(wanted, ENVIRON, Path.cwd())
     assert shared_cluster is not None
+    shared_cluster.renew_if_broken()
     path = shared_cluster.write_kubeconfig(tmp_path / "kubeconfig")
     monkeypatch.setenv("KUBECONFIG", str(path))
     return load(wanted, {}, tmp_path)

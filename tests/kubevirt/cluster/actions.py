@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from tests.kubevirt.cluster import answers
-from tests.kubevirt.cluster.faults import cut
+from tests.kubevirt.cluster.connections import connection_of, cut
 from tests.kubevirt.cluster.machines import Virt
 
 
@@ -68,9 +68,7 @@ class Actions:
         await session.prepare(request)
         instance.drop_session()
         instance.session = session
-        transport = request.transport
-        assert isinstance(transport, asyncio.Transport)
-        instance.transport = transport
+        instance.connection = connection_of(request)
         async for message in session:
             # A text frame is dropped without a word.
             if message.type == web.WSMsgType.BINARY and instance.guest:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import ssl
-import weakref
 from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
@@ -15,7 +14,8 @@ from aiohttp import web
 from tests.kubevirt import schema
 from tests.kubevirt.cluster import answers
 from tests.kubevirt.cluster.actions import Actions
-from tests.kubevirt.cluster.faults import DAMAGED, Faults, cut
+from tests.kubevirt.cluster.connections import Connections, cut
+from tests.kubevirt.cluster.faults import DAMAGED, Faults
 from tests.kubevirt.cluster.machines import Virt
 from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.rights import Rights
@@ -59,7 +59,9 @@ class Api:
         self.faults = Faults()
         #: Method and path of every request so far.
         self.calls: list[str] = []
-        self._transports: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
+        #: What a handler has failed with: the state behind it cannot be relied on any more.
+        self.failure = ""
+        self.connections = Connections()
         self.rights = Rights()
         self.kubevirt: Object = {
             "spec": {},
@@ -69,8 +71,16 @@ class Api:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
         self.calls.append(f"{request.method} {request.path_qs}")
-        if request.transport is not None:
-            self._transports.add(request.transport)
+        self.connections.remember(request)
+        try:
+            return await self._fault_or_answer(request)
+        except (web.HTTPException, OSError):
+            raise
+        except Exception as error:
+            self.failure = f"{request.method} {request.path_qs}: {error!r}"
+            raise
+
+    async def _fault_or_answer(self, request: web.Request) -> web.StreamResponse:
         if fault := self.faults.take(request):
             if fault.done:
                 await self._answer(request)
@@ -81,9 +91,7 @@ class Api:
 
     async def hang_up(self) -> None:
         """Cut all connections: an orderly end of TLS may wait for its other side for long."""
-        for transport in self._transports:
-            if isinstance(transport, asyncio.WriteTransport):
-                transport.abort()
+        self.connections.cut()
         await asyncio.sleep(0.05)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:

@@ -39,10 +39,12 @@ class Cluster:
     def __init__(self, directory: Path, make_guest: MakeGuest) -> None:
         self.directory = directory
         self._make_guest = make_guest
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="test-cluster")
+        self._ready: threading.Event
+        self._thread: threading.Thread
+        #: Why it must not be used any more, as a test has found out.
+        self.broken = ""
 
     # ------------------------------------------------------------------------ for tests
 
@@ -128,18 +130,48 @@ class Cluster:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        self._thread.start()
-        self._ready.wait(10)
+        self._start()
         try:
             yield
         finally:
+            self.stop()
+
+    def renew_if_broken(self) -> None:
+        """Begin anew, with nothing in it, where a test has broken it: the next must not suffer."""
+        if self._is_sound():
+            return
+        self.stop()
+        self._start()
+
+    def _is_sound(self) -> bool:
+        if self.broken or not self._thread.is_alive():
+            return False
+        try:
+            return not self.call(lambda: self.api.failure)
+        except TimeoutError:
+            return False
+
+    def _start(self) -> None:
+        self.broken = ""
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="test-cluster")
+        self._thread.start()
+        if not self._ready.wait(10):
+            raise RuntimeError("the test cluster does not start")
+
+    def stop(self) -> None:
+        """End its thread, and all that it has started."""
+        if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(timeout=30)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._main())
-        self._loop.close()
+        try:
+            self._loop.run_until_complete(self._main())
+        finally:
+            self._loop.close()
 
     async def _main(self) -> None:
         self._stop = asyncio.Event()
@@ -149,17 +181,23 @@ class Cluster:
         self.api = Api(self.store, self.kubelet, self.virt, token=TOKEN, namespaces={NAMESPACE})
         context, self.authority = server_context()
         runner, self.port = await serve(self.api, context)
-        self._ready.set()
-        await self._stop.wait()
-        self.store.end_watches()
-        self.virt.close()
-        self.kubelet.close()
-        await self.api.hang_up()
-        await runner.cleanup()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        async with contextlib.AsyncExitStack() as stack:
+            # Each of them, in whatever state the others are.
+            stack.push_async_callback(_cancel_others)
+            stack.push_async_callback(runner.cleanup)
+            stack.push_async_callback(self.api.hang_up)
+            stack.callback(self.kubelet.close)
+            stack.callback(self.virt.close)
+            stack.callback(self.store.end_watches)
+            self._ready.set()
+            await self._stop.wait()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 @contextlib.contextmanager

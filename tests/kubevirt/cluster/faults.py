@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from tests.kubevirt.cluster import answers
+from tests.kubevirt.cluster.connections import cut
 
 #: Set on requests whose body is changed on the way.
 DAMAGED = web.RequestKey("damaged", bool)
@@ -68,9 +69,3 @@ class Faults:
             return None
         cut(request)
         return answers.status(500, "InternalError", "never seen")
-
-
-def cut(request: web.Request) -> None:
-    """Drop the connection without a word."""
-    if request.transport is not None:
-        request.transport.abort()

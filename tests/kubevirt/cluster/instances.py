@@ -10,6 +10,7 @@ from pathlib import Path
 from aiohttp import web
 
 from kboot.backend import MachineSpec
+from tests.kubevirt.cluster.connections import Connection
 from tests.kubevirt.cluster.guests import Guest
 from tests.kubevirt.cluster.store import Object
 
@@ -23,7 +24,7 @@ class Instance:
         self.guest: Guest | None = None
         self.record = b""
         self.session: web.WebSocketResponse | None = None
-        self.transport: asyncio.Transport | None = None
+        self.connection: Connection | None = None
         self.paused = False
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -35,9 +36,9 @@ class Instance:
     def drop_session(self) -> None:
         """Cut the console as KubeVirt does: the TCP connection ends, without a close frame."""
         self.session = None
-        if self.transport is not None:
-            self.transport.abort()
-            self.transport = None
+        if self.connection is not None:
+            self.connection.cut()
+            self.connection = None
 
 
 def instance_of(vm: Object) -> Object:
