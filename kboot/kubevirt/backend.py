@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from kboot.backend import BootServer, Firmware, Machine, MachineSpec
 from kboot.deadline import Deadline
 from kboot.kube import CONFIG_MAPS, SECRETS, ApiError, Client, connect
-from kboot.kubevirt import manifests, runs, virtual_machine
+from kboot.kubevirt import manifests, runs, virtual_machine, waiting
 from kboot.kubevirt.machine import ClusterMachine
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.server import ClusterServer
@@ -105,7 +105,7 @@ class KubevirtBackend:
     def create(self, manifest: manifests.Manifest, deadline: Deadline) -> None:
         """Make an object of the run; a network policy may be done without."""
         try:
-            self.client.create(manifest, deadline)
+            waiting.create(self.client, manifest, f"the run's {manifest['kind']}", deadline)
         except ApiError as error:
             if manifest["kind"] != "NetworkPolicy" or error.status != _FORBIDDEN:
                 raise

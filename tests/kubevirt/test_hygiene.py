@@ -47,7 +47,11 @@ def shared_cluster() -> Iterator[Cluster]:
 
 def everything(cluster: Cluster) -> set[tuple[str, str]]:
     return cluster.call(
-        lambda: {(plural, name) for plural, _, name in cluster.store.objects if plural != "events"}
+        lambda: {
+            (plural, name)
+            for (plural, _, name), thing in cluster.store.objects.items()
+            if plural != "events" and "deletionTimestamp" not in thing["metadata"]
+        }
     )
 
 

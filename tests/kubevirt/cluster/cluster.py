@@ -96,7 +96,14 @@ class Cluster:
         self.call(lambda: self.api.faults.order(Fault(pattern=pattern, **fault)))
 
     def objects(self, plural: str) -> list[Object]:
-        return self.call(lambda: list(self.store.find(plural)))
+        """The objects that there are, but for those that are ending."""
+        return self.call(
+            lambda: [
+                thing
+                for thing in self.store.find(plural)
+                if "deletionTimestamp" not in thing["metadata"]
+            ]
+        )
 
     def instance(self) -> Instance:
         """The one machine there is."""
