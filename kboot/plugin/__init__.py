@@ -15,7 +15,7 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError
-from kboot.plugin import workers
+from kboot.plugin import signals, workers
 from kboot.plugin.choices import (
     ALLOW_MARKER,
     MARKER,
@@ -114,6 +114,14 @@ def pytest_configure_node(node: workers.Node) -> None:
     workers.lend_to(node)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that a signal has ended says so by its exit status; a worker's is xdist's business."""
+    status = signals.exit_status(session.config)
+    if status is not None and not workers.worker_id(session.config):
+        session.exitstatus = status
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what the workers shared."""
     workers.end(config)
@@ -145,13 +153,17 @@ def kboot_session(
     worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
-    with open_session(
-        config,
-        evidence=evidence,
-        prefix=f"{worker or 'm'}-",
-        lender=workers.lender_of(request.config),
-    ) as session:
+    lender = workers.lender_of(request.config)
+    if lender:
+        workers.sign_in(lender, worker)
+    with (
+        signals.unwinding(request.config.stash) as unwinding,
+        open_session(
+            config, evidence=evidence, prefix=f"{worker or 'm'}-", lender=lender
+        ) as session,
+    ):
         yield session
+        unwinding.hold()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,3 +204,38 @@ def test_the_seccomp_setting_is_looked_for_where_it_is() -> None:
     assert allows_restricted({"spec": {"configuration": setting}})
     assert not allows_restricted({"spec": {"configuration": {"seccompConfiguration": None}}})
     assert "customProfile.runtimeDefaultProfile" in errors.SECCOMP_SETTING
+
+
+#: A test with a boot server and a machine on the cluster, which goes on for ever.
+STAYS_UP = """
+import pathlib, time
+from kboot.backend import MachineSpec
+from kboot.deadline import Deadline
+
+def test_it(kboot_session, boot_server):
+    spec = MachineSpec(name="m", boot_file=boot_server.url("none"))
+    with kboot_session.backend.power_on(spec, Deadline(20)):
+        pathlib.Path("up").touch()
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_a_cancelled_ci_job_leaves_nothing_on_the_cluster(
+    cluster: Cluster, debian_kernel: Path, tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    (tmp_path / "test_it.py").write_text(STAYS_UP)
+    before = everything(cluster)
+    command = [
+        *("env", "--default-signal=TERM", sys.executable, "-m", "pytest", "test_it.py", *workers),
+        *(f"--kernel={debian_kernel}", "--kboot-backend=kubevirt"),
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
+        for _ in Deadline(60).poll(0.05):
+            if (tmp_path / "up").exists():
+                break
+        assert everything(cluster) > before
+        run.send_signal(signal.SIGTERM)
+        output, _ = run.communicate(timeout=30)
+    assert run.returncode == 128 + signal.SIGTERM, output
+    assert everything(cluster) == before
