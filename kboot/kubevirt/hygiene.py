@@ -10,7 +10,7 @@ from typing import Any
 from kboot.deadline import Deadline
 from kboot.kube import CONFIG_MAPS, VIRTUAL_MACHINES, Client
 from kboot.kubevirt.holder import Holder
-from kboot.kubevirt.manifests import HEARTBEAT, HOLDER, TTL, USER
+from kboot.kubevirt.manifests import HEARTBEAT, HOLDER, PROCESS, TTL, USER
 from kboot.kubevirt.names import NAME_LABEL, OWNER_LABEL, RUN_LABEL, selector
 
 _LIMIT_S = 30.0
@@ -38,6 +38,8 @@ class ClusterRun:
     owner: str
     #: The process that looks after such a machine, see `kboot.kubevirt.holder`.
     holder: Holder | None
+    #: Whether the process that has it runs, if that is one of this host; None if not known.
+    running: bool | None
     #: The version of its owner object.
     version: str
     #: Its machines, with their states as KubeVirt words them.
@@ -45,8 +47,8 @@ class ClusterRun:
 
     @property
     def dead(self) -> bool:
-        """Whether it has been silent for too long."""
-        return self.silent_s > self.ttl_s
+        """Whether its process has ended; of one on another host: was silent for too long."""
+        return self.silent_s > self.ttl_s if self.running is None else not self.running
 
 
 def find_runs(
@@ -98,6 +100,7 @@ def _read(
         return None
     if not identifier:
         return None
+    process = Holder.parse(notes.get(PROCESS, ""))
     own = [each for each in machines if each["metadata"]["labels"].get(RUN_LABEL) == identifier]
     return ClusterRun(
         name=metadata["name"],
@@ -109,6 +112,7 @@ def _read(
         machine=metadata["labels"].get(NAME_LABEL, ""),
         owner=metadata["labels"].get(OWNER_LABEL, ""),
         holder=Holder.parse(notes.get(HOLDER, "")),
+        running=process.is_running() if process else None,
         version=metadata["resourceVersion"],
         machines=tuple(
             (vm["metadata"]["name"], str(vm.get("status", {}).get("printableStatus", "unknown")))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import pytest
 from kboot.cli import main
 from kboot.cluster_doctor import allows_restricted, lacking_rights
 from kboot.deadline import Deadline
-from kboot.kube import errors
-from kboot.kubevirt import ClusterSettings, open_kubevirt
-from kboot.kubevirt.manifests import HEARTBEAT
+from kboot.kube import connect, errors
+from kboot.kubevirt import ClusterSettings, hygiene, open_kubevirt
+from kboot.kubevirt.manifests import HEARTBEAT, PROCESS
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.talking import talking
 
@@ -58,10 +58,21 @@ def everything(cluster: Cluster) -> set[tuple[str, str]]:
 
 def make_old(cluster: Cluster) -> None:
     """Let the heartbeats of all runs be long ago."""
+    _set_heartbeats(cluster, "2026-01-01T00:00:00Z")
 
+
+def beat_all(cluster: Cluster) -> None:
+    _set_heartbeats(cluster, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+def _set_heartbeats(cluster: Cluster, when: str) -> None:
     def change(owner: dict[str, Any]) -> None:
-        owner["metadata"]["annotations"][HEARTBEAT] = "2026-01-01T00:00:00Z"
+        owner["metadata"]["annotations"][HEARTBEAT] = when
 
+    change_runs(cluster, change)
+
+
+def change_runs(cluster: Cluster, change: Callable[[dict[str, Any]], None]) -> None:
     def change_all() -> None:
         for owner in cluster.store.find("configmaps"):
             if HEARTBEAT in owner["metadata"].get("annotations", {}):
@@ -134,6 +145,42 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
     assert everything(cluster) == set()
     assert main(["runs", "--backend", "kubevirt"]) == 0
     assert capsys.readouterr().out.endswith("no run is there\n")
+
+
+def test_a_run_that_was_killed_on_this_host_is_known_to_be_dead_at_once(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(cluster)
+    with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE) as run:
+        assert run.stdout
+        assert run.stdout.readline() == b"up\n"
+        # However long nothing was heard of it: its host may have been asleep.
+        make_old(cluster)
+        assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+        assert capsys.readouterr().out == "nothing to remove\n"
+        beat_all(cluster)
+        run.kill()
+    assert main(["runs", "--backend", "kubevirt"]) == 0
+    assert " old, dead, its process has ended\n" in capsys.readouterr().out
+    assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+    assert " old, its process has ended, machine kboot-r" in capsys.readouterr().out
+    assert everything(cluster) == before
+
+
+def test_of_a_run_on_another_host_only_the_heartbeat_tells(cluster: Cluster) -> None:
+    with open_kubevirt(ClusterSettings()):
+
+        def move(owner: dict[str, Any]) -> None:
+            note = json.loads(owner["metadata"]["annotations"][PROCESS])
+            elsewhere = json.dumps(note | {"host": "elsewhere", "pid": 1})
+            owner["metadata"]["annotations"][PROCESS] = elsewhere
+
+        change_runs(cluster, move)
+        (run,) = hygiene.find_runs(connect())
+        assert (run.running, run.dead) == (None, False)
+        make_old(cluster)
+        (run,) = hygiene.find_runs(connect())
+        assert run.dead
 
 
 def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
