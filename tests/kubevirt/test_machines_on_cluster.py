@@ -168,36 +168,19 @@ def test_a_start_whose_answer_is_lost_is_found_done(
         read_until(machine.stream, b"line 1\r\n")
 
 
-@pytest.mark.parametrize(
-    ("refusal", "words"),
-    [
-        ('pods "{pod}" is forbidden: exceeded quota: q, used: pods=1', "a quota of namespace team"),
-        (
-            'pods "{pod}" is forbidden: violates PodSecurity "restricted:latest": seccompProfile',
-            "runtimeDefaultProfile: true",
-        ),
-    ],
-)
-def test_a_refused_machine_is_told_at_once(
-    cluster: Cluster, backend: KubevirtBackend, refusal: str, words: str
-) -> None:
-    cluster.virt.refusal = refusal
+def test_a_refused_machine_is_told_at_once(cluster: Cluster, backend: KubevirtBackend) -> None:
+    cluster.virt.refusal = (
+        'pods "{pod}" is forbidden: violates PodSecurity "restricted:latest": seccompProfile'
+    )
     start = time.monotonic()
     try:
-        with pytest.raises(ClusterError, match=words), powered_on(backend):
+        with (
+            pytest.raises(ClusterError, match="runtimeDefaultProfile: true"),
+            powered_on(backend),
+        ):
             pass
     finally:
         cluster.virt.refusal = ""
-    assert time.monotonic() - start < 2
-
-
-def test_a_machine_that_fits_no_node_is_told_at_once(backend: KubevirtBackend) -> None:
-    start = time.monotonic()
-    with (
-        pytest.raises(ClusterError, match="finds no node: 0/1 nodes are available"),
-        powered_on(backend, memory_mib=1 << 20),
-    ):
-        pass
     assert time.monotonic() - start < 2
 
 

@@ -106,6 +106,16 @@ def test_a_machine_that_nobody_makes_room_for_is_told_within_seconds(
     assert time.monotonic() - start < 20
 
 
+def test_a_quota_that_nobody_frees_is_told_within_seconds(
+    cluster: Cluster, backend: KubevirtBackend
+) -> None:
+    cluster.virt.room.quota_pods = 0
+    start = time.monotonic()
+    with pytest.raises(ClusterError, match="a quota of namespace team"), powered_on(backend):
+        pass
+    assert time.monotonic() - start < 10
+
+
 def test_claims_that_are_bound_with_their_first_pod_are_waited_for(
     cluster: Cluster, backend: KubevirtBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
