@@ -6,6 +6,7 @@ if nothing is wrong (yet).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ _CONTAINER_FAULTS = {
     "RunContainerError",
 }
 
+
+#: How much of a container's log goes into a message.
+_SHOWN = 300
 
 _UNBOUND = "unbound immediate PersistentVolumeClaims"
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found|PVC (\S+) does not exist')
@@ -249,9 +253,29 @@ def _last_words(containers: Iterable[Object], status: Object) -> str:
         ended = (container.get("state") or {}).get("terminated") or {}
         if ended.get("exitCode"):
             reason = ended.get("reason", "")
-            message = f": {ended['message']}" if ended.get("message") else ""
+            message = f": {_end_of_log(ended['message'])}" if ended.get("message") else ""
             return f" ({container['name']} exited with {ended['exitCode']}, {reason}{message})"
     return ""
+
+
+def _end_of_log(text: str) -> str:
+    """What the end of a container's log says, in one short line; KubeVirt's logs are JSON lines."""
+    entries = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("msg"):
+            entries.append(entry)
+    if entries:
+        bad = [each for each in entries if each.get("level") in {"error", "fatal", "panic"}]
+        entry = (bad or entries)[-1]
+        words = ": ".join(str(entry[key]) for key in ("msg", "reason") if entry.get(key))
+    else:
+        words = " ".join(text.split())
+    # A line that the cluster has cut begins in its middle: its end says more.
+    return words if len(words) <= _SHOWN else f"...{words[-_SHOWN:]}"
 
 
 def _condition(
