@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kboot.deadline import Deadline
-from kboot.kube import CONFIG_MAPS, VIRTUAL_MACHINES, Client
+from kboot.kube import CONFIG_MAPS, VIRTUAL_MACHINES, ApiError, Client
 from kboot.kubevirt.holder import Holder
 from kboot.kubevirt.manifests import HEARTBEAT, HOLDER, PROCESS, TTL, USER
 from kboot.kubevirt.names import NAME_LABEL, OWNER_LABEL, RUN_LABEL, selector
 
 _LIMIT_S = 30.0
+_NOT_FOUND = 404
 #: A holder of whom nothing was heard for so long is dead; he should have said something thrice.
 _SILENCE_S = 70.0
 
@@ -56,7 +57,8 @@ def find_runs(
 ) -> list[ClusterRun]:
     """The runs in the client's namespace, the oldest first.
 
-    Only what carries kboot's labels and its annotations is looked at.
+    Only what carries kboot's labels and its annotations is looked at. `ClusterError` if there is no
+    such namespace.
     """
     deadline = Deadline(limit_s)
     owners, _ = client.find(
@@ -64,8 +66,23 @@ def find_runs(
     )
     machines, _ = client.find(VIRTUAL_MACHINES, deadline, labelSelector=selector())
     moment = now or datetime.datetime.now(datetime.UTC)
+    if not owners:
+        _require_namespace(client, deadline)
     runs = [_read(owner, machines, moment) for owner in owners]
     return sorted((run for run in runs if run), key=lambda run: (-run.age_s, run.name))
+
+
+def _require_namespace(client: Client, deadline: Deadline) -> None:
+    """Raise if there is no such namespace: a list of what is in it is empty, and no error."""
+    name = "kboot-probe"
+    probe = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+    path = CONFIG_MAPS.path(client.namespace)
+    try:
+        client.json("POST", path, deadline, query={"dryRun": "All"}, body=probe)
+    except ApiError as error:
+        # Whatever else is refused, is refused in a namespace that is there.
+        if error.status == _NOT_FOUND:
+            raise
 
 
 def remove(client: Client, run: ClusterRun) -> bool:

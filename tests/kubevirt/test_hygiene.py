@@ -183,6 +183,16 @@ def test_of_a_run_on_another_host_only_the_heartbeat_tells(cluster: Cluster) -> 
         assert run.dead
 
 
+@pytest.mark.parametrize("command", ["list", "runs", "gc"])
+def test_a_namespace_that_does_not_exist_is_not_taken_for_an_empty_one(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([command, "--backend", "kubevirt", "--namespace", "nowhere"]) == 3
+    assert "the cluster has no namespace nowhere; create it" in capsys.readouterr().err
+    assert main([command, "--backend", "kubevirt"]) == 0
+    assert everything(cluster) == set()
+
+
 def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kboot.kubevirt.runs.HEARTBEAT_S", 0.05)
     with open_kubevirt(ClusterSettings()) as backend:
