@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from kboot.session import Session
 
 _BOOT = pytest.StashKey["Boot"]()
+#: How many reports of the kernel were judged when the test got its machine.
+_KNOWN = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -192,6 +194,7 @@ def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
     def remember(attempt: Boot) -> None:
         # Also one that fails to come up: the report of the test tells about it.
         request.node.stash[_BOOT] = attempt
+        request.node.stash[_KNOWN] = attempt.judge.seen
         attempt.judge.allowances = allowances(request.node)
 
     return kboot_session.booted(
@@ -240,7 +243,7 @@ def pytest_runtest_makereport(
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
     if report.failed and attempt:
-        report.sections.extend(sections(attempt))
+        report.sections.extend(sections(attempt, item.stash[_KNOWN]))
     # For pytest, its terminal and its JUnit file, what fails in its call has failed, and what fails
     # in its set-up is an error. For kboot it does not matter when, but who is at fault.
     if isinstance(error, InfraError) and report.when == "call":
