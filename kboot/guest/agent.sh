@@ -130,6 +130,19 @@ while [ $E -lt 20 ]; do
       [ $2 != 0 ] || true >$D/$1.c
       printf %b "$3" >>$D/$1.c || A=9
       ;;
+    w)
+      # JOB INDEX LINES CHECKSUM.SIZE: a block, in the lines that follow; one that has come whole is
+      # added, once.
+      head -n $3 >$D/$1.b
+      sum $D/$1.b
+      [ $2 != 0 ] || { true >$D/$1.c; W=0; }
+      if [ $C != $4 ]; then
+        A=3
+      elif [ $2 = $W ]; then
+        cat $D/$1.b >>$D/$1.c && W=$((W + 1)) || A=9
+      fi
+      rm -f $D/$1.b
+      ;;
     r)
       [ $3 = 0 ] || free $3
       [ "$4" = - ] || printf %b "$4" >$D/$1.c || A=9
