@@ -288,7 +288,7 @@ def test_a_cancelled_ci_job_leaves_nothing_on_the_cluster(
         *(f"--kernel={debian_kernel}", "--kboot-backend=kubevirt"),
     ]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
-        for _ in Deadline(60).poll(0.05):
+        for _ in Deadline(150).poll(0.05):
             if (tmp_path / "up").exists():
                 break
         assert everything(cluster) > before
