@@ -72,11 +72,11 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a boot server has come with a file."""
+    """How far a file is on its way to a boot server, or to a guest."""
 
     file: Path
-    #: ``read``: its checksum is made; ``send``: it goes to the server.
-    step: Literal["read", "send"]
+    #: ``read``: its checksum is made; ``send``: it goes to the server; ``copy``: to the guest.
+    step: Literal["read", "send", "copy"]
     #: Bytes.
     done: int
     size: int

@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -74,10 +75,13 @@ class NoisyStream:
     record_chance: float = 0.0
     #: Chance for each byte of input to be lost.
     loss_chance: float = 0.0
+    #: Seconds that output is on its way, as on a cluster's websocket.
+    delay_s: float = 0.0
     random: random.Random = field(default_factory=lambda: random.Random(1))
 
     def recv(self, size: int, /) -> bytes:
         data = self.inner.recv(size)
+        time.sleep(self.delay_s)
         if not self.records:
             return data
         noisy = bytearray()

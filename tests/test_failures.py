@@ -446,27 +446,81 @@ def test_ctrl_c_of_pytest_during_the_boot(debian_kernel: Path, tmp_path: Path) -
     assert "KeyboardInterrupt" in output
 
 
+IT_IS_UP = """
+import time
+
+def test_it(boot):
+    print("it is", "up", flush=True)
+    time.sleep(60)
+"""
+
+
+def wait_until_it_is_up(child: subprocess.Popen[str]) -> None:
+    assert child.stdout
+    said = []
+    for line in child.stdout:
+        said.append(line)
+        if "it is up" in line:
+            return
+    pytest.fail("".join(said))
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_sigterm_of_pytest_ends_it_in_good_order(
+    debian_kernel: Path, tmp_path: Path, runs_apart: Path, workers: tuple[str, ...]
+) -> None:
+    """Every CI job that is cancelled gets one."""
+    up = tmp_path / "up"
+    (tmp_path / "test_it.py").write_text(
+        f"import pathlib, time\n\ndef test_it(boot):\n"
+        f"    pathlib.Path({str(up)!r}).touch()\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [
+            *_HEARS_SIGNALS,
+            *(sys.executable, "-m", "pytest", *workers, f"--kernel={debian_kernel}", "test_it.py"),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        for _ in Deadline(120).poll(0.05):
+            if up.exists():
+                break
+        child.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        output, _ = child.communicate(timeout=30)
+    assert child.returncode == 128 + signal.SIGTERM, output
+    assert "ended by SIGTERM" in output
+    # The workers' tests are not waited for.
+    assert time.monotonic() - start < 8
+    assert list((runs_apart / "kboot").iterdir()) == []
+    assert _processes() == set()
+
+
+def test_sigterm_of_kboot_test_ends_it_in_good_order(
+    debian_kernel: Path, tmp_path: Path, runs_apart: Path
+) -> None:
+    (tmp_path / "test_it.py").write_text(IT_IS_UP)
+    with running("test", debian_kernel, "--", "-s", "-k", "test_it", tmp_path) as child:
+        wait_until_it_is_up(child)
+        child.send_signal(signal.SIGTERM)
+        output, _ = child.communicate(timeout=20)
+    assert child.returncode == 128 + signal.SIGTERM, output
+    assert list((runs_apart / "kboot").iterdir()) == []
+
+
 def test_sigkill_of_pytest_leaves_no_process_and_the_next_run_sweeps(
     debian_kernel: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "test_it.py").write_text(
-        "import time\n\n"
-        "def test_it(boot):\n    print('it is', 'up', flush=True)\n    time.sleep(60)\n"
-    )
+    (tmp_path / "test_it.py").write_text(IT_IS_UP)
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", "-s", f"--kernel={debian_kernel}", "test_it.py"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
     ) as child:
-        assert child.stdout
-        said = []
-        for line in child.stdout:
-            said.append(line)
-            if "it is up" in line:
-                break
-        else:
-            pytest.fail("".join(said))
+        wait_until_it_is_up(child)
         ours = _processes()
         assert len(ours) >= 2  # QEMU and nginx
         child.kill()

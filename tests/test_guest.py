@@ -212,6 +212,62 @@ def test_files_travel_both_ways_unchanged(guest: Guest, tmp_path: Path) -> None:
         guest.put(local, "/no/such/place", Deadline(30))
 
 
+def test_a_file_does_not_wait_for_a_round_trip_with_each_line(
+    any_shell: list[str], tmp_path: Path
+) -> None:
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    # Nothing can compress it: 500 requests of 800 characters, of which each would wait.
+    local.write_bytes(random.Random(3).randbytes(300_000))
+    steps: list[tuple[int, int]] = []
+    with terminal(any_shell) as stream:
+        distant = NoisyStream(stream)
+        with console_on(distant) as console:
+            guest = login(console, "root", None, Deadline(60))
+            distant.delay_s = 0.06
+            start = time.monotonic()
+            guest.put(
+                local, str(remote), Deadline(90), on_progress=lambda *step: steps.append(step)
+            )
+            assert time.monotonic() - start < 15
+            distant.delay_s = 0
+    assert remote.read_bytes() == local.read_bytes()
+    assert steps == sorted(steps)
+    assert steps[-1] == (300_000, 300_000)
+    assert len(steps) < 25
+
+
+@pytest.mark.parametrize("loss_chance", [5e-6, 1e-4])
+def test_a_file_on_a_line_that_loses_input_arrives_whole(
+    any_shell: list[str], tmp_path: Path, loss_chance: float
+) -> None:
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    local.write_bytes(random.Random(4).randbytes(150_000))
+    with terminal(any_shell) as stream:
+        lossy = NoisyStream(stream)
+        with console_on(lossy) as console:
+            guest = login(console, "root", None, Deadline(60))
+            lossy.loss_chance = loss_chance
+            guest.put(local, str(remote), Deadline(120))
+            lossy.loss_chance = 0
+            assert guest.succeed("echo on") == "on\n"
+    assert remote.read_bytes() == local.read_bytes()
+
+
+def test_a_file_among_kernel_messages_arrives_whole_and_compressed(
+    any_shell: list[str], tmp_path: Path
+) -> None:
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    local.write_bytes(b"a line of a log\n" * 60_000)
+    with terminal(any_shell) as stream:
+        noisy = NoisyStream(stream, records=PRINTK, record_chance=0.02)
+        with console_on(noisy) as console:
+            guest = login(console, "root", None, Deadline(60))
+            start = time.monotonic()
+            guest.put(local, str(remote), Deadline(60))
+            assert time.monotonic() - start < 10
+    assert remote.read_bytes() == local.read_bytes()
+
+
 def test_a_trivial_command_takes_milliseconds(guest: Guest) -> None:
     durations = sorted(guest.run("echo quick").duration_s for _ in range(20))
     assert durations[10] < 0.1

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +56,18 @@ def test_files_travel_into_a_real_guest_and_back(
     guest.put(local, "/tmp/file", Deadline(60))
     guest.get("/tmp/file", back, Deadline(60))
     assert back.read_bytes() == local.read_bytes()
+
+
+def test_the_guests_serial_port_takes_more_at_once_while_it_is_ours(
+    machine: tuple[Console, Guest], tmp_path: Path
+) -> None:
+    _, guest = machine
+    assert guest.succeed("cat /sys/class/tty/ttyS0/rx_trig_bytes") == "14\n"
+    large = tmp_path / "large"
+    large.write_bytes(random.Random(5).randbytes(60_000))
+    guest.put(large, "/tmp/large", Deadline(120))
+    sent = hashlib.sha256(large.read_bytes()).hexdigest()
+    assert guest.succeed("sha256sum </tmp/large").split()[0] == sent
 
 
 def test_a_full_disk_in_the_guest_is_named_and_passes(machine: tuple[Console, Guest]) -> None:

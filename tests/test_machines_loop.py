@@ -215,7 +215,7 @@ def test_a_loop_that_is_interrupted_ends_with_its_summary(user: User, machine: s
         terminal.type(b"\x03")
         rest = terminal.read_all()
         assert terminal.child.wait(10) == 130
-    assert b"1 boots, 0 failed: 0.0 %" in rest
+    assert b"1 boot, 0 failed: 0.0 %" in rest
     assert b"PHASE" in rest
     # Its supervisor follows the boot that nobody waits for any more.
     assert user.ask("status", machine)["boots"] > 1

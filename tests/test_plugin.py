@@ -141,7 +141,6 @@ def test_the_host_is_at_fault(boot):
 
 def test_does_not_look(boot):
     boot.panic()
-    time.sleep(4)
 
 
 def test_gets_another_machine(boot):
@@ -223,6 +222,32 @@ def test_a_crash_nobody_looked_at_fails_the_test_and_is_shown(suite: Suite) -> N
     assert "kboot crash:" in section
     assert "sysrq_handle_crash" in section
     assert "kboot console, last" in section
+
+
+FORMER_CRASH = """
+import pytest
+
+
+def test_expects_a_crash(boot):
+    with boot.expect_crash("panic"):
+        boot.panic()
+    boot.wait_for_reboot()
+
+
+def test_fails_by_itself(boot):
+    assert len(boot.boot_ids) == 2
+    pytest.fail("it does")
+"""
+
+
+def test_a_failure_does_not_show_what_an_earlier_test_expected(
+    pytester: pytest.Pytester, debian_kernel: Path
+) -> None:
+    path = pytester.makepyfile(FORMER_CRASH)
+    result = run(pytester, path, f"--kernel={debian_kernel}", "--kboot-isolation=none")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*kboot console, last 40 lines*"])
+    result.stdout.no_fnmatch_line("*kboot crash:*")
 
 
 def test_a_boot_that_failed_shows_its_console_and_its_evidence(suite: Suite) -> None:

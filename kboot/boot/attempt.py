@@ -22,7 +22,7 @@ from kboot.boot.settings import BootSettings
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
-from kboot.errors import GuestError, InfraError, KernelCrash, NoReboot
+from kboot.errors import GuestError, InfraError, KernelCrash, NoCrash, NoReboot
 from kboot.guest import Guest
 from kboot.guest.resume import resume
 from kboot.guest.wake import wake_terminal
@@ -30,6 +30,8 @@ from kboot.log import logger, step
 
 #: Seconds in which the guest can still answer that it has begun.
 _LEAD_S = 1
+#: In which a guest that was asked to panic says the first line of it.
+_PANIC_LIMIT_S = 30.0
 
 
 class Boot:
@@ -67,6 +69,8 @@ class Boot:
         self._next: tuple[Load, Expected] | None = None
         self._fetched_before: tuple[Fetch, ...] = ()
         self._reports_when_ready = 0
+        #: How many reports there were when a panic was asked for that has not come.
+        self._provoked: int | None = None
         #: What the machine is to come back from.
         self._crash: ExpectedCrash | None = None
         #: The ways into the guest, while it is up.
@@ -268,7 +272,11 @@ class Boot:
         self.wait_until_ready()
 
     def panic(self) -> None:
-        """Have the guest's kernel panic, by sysrq; say so first, with `expect_crash`."""
+        """Have the guest's kernel panic, by sysrq; say so first, with `expect_crash`.
+
+        A test that does not say so fails, also if it ends before the kernel does.
+        """
+        self._provoked = len(self.console.reports)
         self.guest.spawn(f"sleep {_LEAD_S}; echo c > /proc/sysrq-trigger")
 
     @contextlib.contextmanager
@@ -306,14 +314,30 @@ class Boot:
     def check_reports(self) -> None:
         """`check`, and raise `KernelCrash` for a report that nobody expected or allowed.
 
+        A panic that was asked for is waited for; `NoCrash` if it does not come.
         Each report counts once. The setting ``warnings`` may have it logged instead.
         """
+        self._wait_for_panic()
         self.check()
         unexpected = self.judge.sort(self.console.reports)
         for report in unexpected:
             logger.warning("%s: the kernel reported: %s", self.settings.machine_name, report.title)
         if self.settings.warnings == "fail" and (crash := crash_of(unexpected)):
             raise crash
+
+    def _wait_for_panic(self) -> None:
+        before, self._provoked = self._provoked, None
+        if before is None:
+            return
+        pause = self.console.watch("panic that was asked for")
+        for remaining_s in Deadline(_PANIC_LIMIT_S).poll(0):
+            if len(self.console.reports) > before:
+                return
+            pause(remaining_s)
+        raise NoCrash(
+            f"panic() was called, and no panic came in {_PANIC_LIMIT_S:g} s, last console line: "
+            f"{self.console.last_line!r}"
+        )
 
     def check_host(self) -> None:
         """What every wait on the console asks from time to time."""
@@ -333,6 +357,7 @@ class Boot:
     def _begin_life(self, offset: int = 0) -> None:
         """Its next boot is another one; what was printed before `offset` is of the old life."""
         self.channels.forget()
+        self._provoked = None
         if self._next is not None:
             (load, self._expected), self._next = self._next, None
             self.kernel, self.settings = load.kernel, load.settings

@@ -47,6 +47,11 @@ class Judge:
         """The byte of the console's record at which the present life began, as far as is known."""
         return self._lives[-1] if self._lives else 0
 
+    @property
+    def seen(self) -> int:
+        """How many reports it has looked at."""
+        return self._seen
+
     def sort(self, reports: Sequence[CrashReport]) -> list[CrashReport]:
         """The new reports that nobody asked for. Those of a kernel's death are no part of it."""
         new = [report for report in reports[self._seen :] if not report.fatal]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kboot import state
 from kboot.cli.options import config_options, load_config
 from kboot.config import Config
+
+if TYPE_CHECKING:
+    from kboot.kubevirt.hygiene import ClusterRun
 
 
 @click.command(epilog="A run that still lives is never touched. The next run cleans up as well.")
@@ -37,6 +40,11 @@ def age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def why_dead(run: ClusterRun) -> str:
+    """How it is known that a run on a cluster is dead."""
+    return "its process has ended" if run.running is False else f"silent for {age(run.silent_s)}"
+
+
 def _collect_local(_: Config, yes: bool) -> Iterator[str]:
     for run in state.sweep() if yes else state.stale_runs():
         pids = f", processes {', '.join(map(str, run.pids))}" if run.pids else ""
@@ -54,10 +62,7 @@ def _collect_cluster(config: Config, yes: bool) -> Iterator[str]:
         machines = "".join(f", machine {name}" for name, _ in run.machines)
         if run.machine:
             machines = f", {hygiene.about_machine(run)}"
-        yield (
-            f"run {run.name} of {run.user}, {age(run.age_s)} old, silent for "
-            f"{age(run.silent_s)}{machines}"
-        )
+        yield (f"run {run.name} of {run.user}, {age(run.age_s)} old, {why_dead(run)}{machines}")
 
 
 _COLLECTORS: dict[str, Callable[[Config, bool], Iterator[str]]] = {

@@ -116,7 +116,8 @@ def say_rate(found: Summary) -> str:
     """How often boots fail, as far as that is known."""
     if not found.boots:
         return "no boot so far"
+    boots = "1 boot" if found.boots == 1 else f"{found.boots} boots"
     return (
-        f"{found.boots} boots, {found.failures} failed: {100 * found.rate:.1f} %, "
+        f"{boots}, {found.failures} failed: {100 * found.rate:.1f} %, "
         f"with 95 % confidence between {100 * found.low:.1f} and {100 * found.high:.1f} %"
     )

@@ -105,11 +105,13 @@ def _timeless(message: str) -> str:
 def _print_summary(found: Summary) -> None:
     click.echo(f"\n{say_rate(found)}")
     if found.infra:
-        click.echo(f"{found.infra} more boots failed because of the host")
+        more = "boot" if found.infra == 1 else "boots"
+        click.echo(f"{found.infra} more {more} failed because of the host")
     for cluster in found.clusters:
         numbers = ", ".join(map(str, cluster.boots[:10]))
         more = ", ..." if len(cluster.boots) > 10 else ""
-        click.echo(f"  {len(cluster.boots):4} x {cluster.failure}  (boots {numbers}{more})")
+        which = "boot" if len(cluster.boots) == 1 else "boots"
+        click.echo(f"  {len(cluster.boots):4} x {cluster.failure}  ({which} {numbers}{more})")
     if found.spreads:
         rows = [["PHASE", "MEDIAN", "95 %", "MIN", "MAX", "OUTLIERS"]]
         for each in found.spreads:

@@ -21,8 +21,11 @@ _LINE_S = 5.0
 
 
 @contextlib.contextmanager
-def transfers(*, quiet: bool) -> Iterator[OnEvent]:
-    """What to do with the events of a push: bars on a terminal, lines elsewhere; on stderr."""
+def transfers(*, quiet: bool, least_size: int = _WORTH_TELLING) -> Iterator[OnEvent]:
+    """What to do with the events of a push: bars on a terminal, lines elsewhere; on stderr.
+
+    Smaller files than `least_size` are not told of.
+    """
     if quiet:
         yield lambda _event: None
     elif terminal.is_terminal(err=True):
@@ -30,7 +33,7 @@ def transfers(*, quiet: bool) -> Iterator[OnEvent]:
             tasks: dict[tuple[str, str], Any] = {}
 
             def show(event: dict[str, Any]) -> None:
-                if not _is_worth_telling(event):
+                if not _is_worth_telling(event, least_size):
                     return
                 key = (event["file"], event["step"])
                 if key not in tasks:
@@ -39,24 +42,25 @@ def transfers(*, quiet: bool) -> Iterator[OnEvent]:
 
             yield show
     else:
-        yield _Lines().show
+        yield _Lines(least_size).show
 
 
-def _is_worth_telling(event: dict[str, Any]) -> bool:
-    return event["event"] == "progress" and int(event["size"]) >= _WORTH_TELLING
+def _is_worth_telling(event: dict[str, Any], least_size: int) -> bool:
+    return event["event"] == "progress" and int(event["size"]) >= least_size
 
 
 class _Lines:
     """A line when a file is done, and every few seconds until then. Files may come all at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, least_size: int) -> None:
+        self._least_size = least_size
         #: When each file and step began, and when its next line is due.
         self._began: dict[tuple[str, str], float] = {}
         self._next: dict[tuple[str, str], float] = {}
 
     def show(self, event: dict[str, Any]) -> None:
         """One event."""
-        if not _is_worth_telling(event):
+        if not _is_worth_telling(event, self._least_size):
             return
         now = time.monotonic()
         key, done, size = (event["file"], event["step"]), event["done"], event["size"]

@@ -7,8 +7,11 @@ from pathlib import Path
 import click
 
 from kboot.cli.naming import machine_option
+from kboot.cli.progress import transfers
 
 _TIMEOUT_S = 600.0
+#: A serial line is slow.
+_WORTH_TELLING = 100_000
 
 
 @click.command()
@@ -19,7 +22,15 @@ def put(*, local: Path, remote: str, name: str) -> None:
     """Copy the file LOCAL into the guest, as REMOTE."""
     from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
 
-    ask(name, "put", local=str(local.absolute()), remote=remote, timeout_s=_TIMEOUT_S)
+    with transfers(quiet=False, least_size=_WORTH_TELLING) as show:
+        ask(
+            name,
+            "put",
+            on_event=show,
+            local=str(local.absolute()),
+            remote=remote,
+            timeout_s=_TIMEOUT_S,
+        )
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kboot import state
-from kboot.cli.gc import age
+from kboot.cli.gc import age, why_dead
 from kboot.cli.naming import json_option, print_json
 from kboot.cli.options import config_options, load_config
 from kboot.config import Config
@@ -48,7 +48,7 @@ def _report_cluster(config: Config) -> Iterator[_Report]:
     from kboot.kubevirt import hygiene  # noqa: PLC0415
 
     for run in hygiene.find_runs(connect(config.context, config.namespace)):
-        condition = f"dead, silent for {age(run.silent_s)}" if run.dead else "lives"
+        condition = f"dead, {why_dead(run)}" if run.dead else "lives"
         stays = f", {hygiene.about_machine(run)}" if run.machine else ""
         lines = [f"{run.name}  {run.user}  {age(run.age_s)} old, {condition}{stays}"]
         lines += [f"  {name}  {how}" for name, how in run.machines]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +72,20 @@ def _run(options: dict[str, Any], pytest_arguments: tuple[str, ...]) -> int:
     load_config(options)  # its errors are clearer than pytest's
     suite = Path(__file__).parent.parent / "acceptance"
     verdict = _Verdict()
-    status = pytest.main(
-        [
-            str(suite),
-            # Not the caller's: the suite does not depend on the directory it is run from.
-            f"--config-file={suite / 'pytest.ini'}",
-            f"--rootdir={suite}",
-            *("-p", "no:cacheprovider"),
-            # kboot is loaded already: it is what runs.
-            *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
-            "-v",
-            *_as_pytest_options(options),
-            *pytest_arguments,
-        ],
-        plugins=[verdict],
-    )
+    arguments = [
+        str(suite),
+        # Not the caller's: the suite does not depend on the directory it is run from.
+        f"--config-file={suite / 'pytest.ini'}",
+        f"--rootdir={suite}",
+        *("-p", "no:cacheprovider"),
+        # kboot is loaded already: it is what runs.
+        *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+        "-v",
+        *_as_pytest_options(options),
+        *pytest_arguments,
+    ]
+    with _signals_for_the_plugin():
+        status = pytest.main(arguments, plugins=[verdict])
     match status:
         case pytest.ExitCode.OK:
             return 0
@@ -91,9 +93,26 @@ def _run(options: dict[str, Any], pytest_arguments: tuple[str, ...]) -> int:
             return ConfigError.exit_code
         case pytest.ExitCode.INTERRUPTED:
             raise KeyboardInterrupt
+        case int() if status > 128:
+            # A signal has ended it, and pytest has said so.
+            return int(status)
         case pytest.ExitCode.TESTS_FAILED if verdict.failed:
             return GuestError.exit_code
     return InfraError.exit_code
+
+
+@contextlib.contextmanager
+def _signals_for_the_plugin() -> Iterator[None]:
+    """What the command line raises for a signal, pytest would take for a test's failure."""
+    ours = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in ours.items():
+        if callable(handler):
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 def _as_pytest_options(options: dict[str, Any]) -> list[str]:

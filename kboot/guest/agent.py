@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import posixpath
 import shlex
 import string
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout
-from kboot.guest.channel import Channel
+from kboot.guest.blocks import Sending
+from kboot.guest.channel import Channel, OnProgress, ignore_progress
 from kboot.guest.checksum import Checksum
 from kboot.guest.frames import Frame, FrameReader, Tag
 from kboot.guest.job import ShellJob
@@ -21,7 +24,7 @@ _PLAIN = frozenset((string.ascii_letters + string.digits + "_./:=,+@%-").encode(
 #: Escaped characters of a command that are sent along with the request to run it.
 _INLINE = 200
 
-#: A file that takes longer than a question whether there is a place for it, in bytes.
+#: A file that takes longer than to ask whether there is a place for it, and gzip; in bytes.
 _WORTH_ASKING = 16 << 10
 
 #: Characters of longer texts per line, in order of despair. A line is sent twice in itself, and a
@@ -30,6 +33,9 @@ _TEXT_SIZES = (800, 200, 40)
 
 #: The nonce that every agent listens to, whatever its own: for who does not know that.
 NOBODY = "0"
+
+#: After so long without one, no more complaints come about lines that are no requests.
+_QUIET_S = 0.5
 
 #: How long an answer may take before the request is repeated; a loaded TCG guest takes its time.
 _PATIENCE_S = (1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 8.0)
@@ -138,20 +144,38 @@ class ShellAgent:
         self.ask(f"r {job.number} {int(loud)} {freed} {text}", deadline)
         return job
 
-    def put(self, data: bytes, remote: str, mode: int, deadline: Deadline) -> None:
+    def put(
+        self,
+        data: bytes,
+        remote: str,
+        mode: int,
+        deadline: Deadline,
+        *,
+        on_progress: OnProgress = ignore_progress,
+    ) -> None:
         """Write a file."""
+        packed = data
         if len(data) > _WORTH_ASKING:
-            self._run(f"test -d {shlex.quote(posixpath.dirname(remote) or '.')}", remote, deadline)
+            place = shlex.quote(posixpath.dirname(remote) or ".")
+            ask = f"test -d {place} && {{ command -v gzip || true; }}"
+            if self._run(ask, remote, deadline) and self.has_base64:
+                packed = min(data, gzip.compress(data, mtime=0), key=len)
         number = self._next()
-        sent = base64.b64encode(data).decode() if self.has_base64 else escape(data)
-        self._write(number, sent, deadline)
+        if self.has_base64:
+            sending = Sending(base64.b64encode(packed), len(data), remote, on_progress)
+            if not self._send_blocks(number, sending, deadline):
+                self._write(number, sending.text.decode(), deadline)
+        else:
+            self._write(number, escape(data), deadline)
         file = f'"$KBOOT_DIR"/{number}.c'
-        decode = "base64 -d" if self.has_base64 else "cat"
+        decode = f"base64 -d <{file}" if self.has_base64 else f"cat <{file}"
+        if packed is not data:
+            decode += " | gzip -d"
         target = shlex.quote(remote)
         # Written anew and read back: what counts is what the file holds.
         sum_up = "cksum" if self.checksum is Checksum.CKSUM else "md5sum"
         script = (
-            f"{decode} <{file} >{target} && chmod {mode:o} {target} && {sum_up} <{target}; "
+            f"{decode} >{target} && chmod {mode:o} {target} && {sum_up} <{target}; "
             f"status=$?; rm -f {file}; exit $status"
         )
         if not self.checksum.printed_for(data, self._run(script, remote, deadline)):
@@ -242,6 +266,41 @@ class ShellAgent:
                     raise
             else:
                 return
+
+    def _send_blocks(self, number: int, sending: Sending, deadline: Deadline) -> bool:
+        """Write a text to the command file of job `number`; False if the line loses too much."""
+        while (block := sending.next_block()) is not None:
+            start = time.monotonic()
+            answer = self._send_block(number, sending.index, block, sending.patience_s, deadline)
+            if answer == [9]:
+                raise GuestError("the guest cannot write temporary files: disk full or read-only?")
+            if answer == [1]:
+                sending.arrived(time.monotonic() - start)
+                continue
+            self._settle(block.count(b"\n"), deadline)
+            if not sending.shrink():
+                return False
+        return True
+
+    def _send_block(
+        self, number: int, index: int, block: bytes, patience_s: float, deadline: Deadline
+    ) -> list[int] | None:
+        """Send a block right behind its request, in one round trip; the answer, None without."""
+        sequence, lines = self._next(), block.count(b"\n")
+        total = f"{self.checksum.of(block)}.{len(block)}"
+        request = f"@{self._nonce} {sequence} w {number} {index} {lines} {total}"
+        self._channel.send(twice(request) + block, echoed=False)
+        return self._await(sequence, deadline, patience_s)
+
+    def _settle(self, lines: int, deadline: Deadline) -> None:
+        """Have the agent read requests again, whatever has become of a block of so many lines."""
+        # What still reads lines gets them; to the agent, empty ones are nothing.
+        self._channel.send(b"\n" * (lines + 1), echoed=False)
+        heard = -1
+        while heard != self._heard and not deadline.expired:
+            heard = self._heard
+            self.pump(deadline.within(_QUIET_S))
+        self.ask("h", deadline)
 
     def _await(self, sequence: int, deadline: Deadline, patience_s: float) -> list[int] | None:
         """The answer to a request; None when it is time to repeat it."""

@@ -10,6 +10,14 @@
 set -f
 stty -echo -isig 2>/dev/null
 export LC_ALL=C
+# An emulated 16550A takes input up to its trigger level, and then waits for the guest: 14 bytes
+# instead of 8 make it 1.7 times as fast (QEMU 7.2).
+x=
+{
+  X=$(tty)
+  X=/sys/class/tty/${X##*/}/rx_trig_bytes
+  read -r x <"$X" && echo 14 >"$X"
+} 2>/dev/null
 has() { command -v $1 >/dev/null 2>&1; }
 for D in /run /tmp /dev/shm /var/tmp /; do
   D=${D%/}/.kboot-$N
@@ -130,6 +138,19 @@ while [ $E -lt 20 ]; do
       [ $2 != 0 ] || true >$D/$1.c
       printf %b "$3" >>$D/$1.c || A=9
       ;;
+    w)
+      # JOB INDEX LINES CHECKSUM.SIZE: a block, in the lines that follow; one that has come whole is
+      # added, once.
+      head -n $3 >$D/$1.b
+      sum $D/$1.b
+      [ $2 != 0 ] || { true >$D/$1.c; W=0; }
+      if [ $C != $4 ]; then
+        A=3
+      elif [ $2 = $W ]; then
+        cat $D/$1.b >>$D/$1.c && W=$((W + 1)) || A=9
+      fi
+      rm -f $D/$1.b
+      ;;
     r)
       [ $3 = 0 ] || free $3
       [ "$4" = - ] || printf %b "$4" >$D/$1.c || A=9
@@ -148,6 +169,7 @@ while [ $E -lt 20 ]; do
     q)
       cd /
       rm -rf $D
+      [ -z "$x" ] || echo $x >"$X"
       stty echo isig icanon
       say 0 $Q 1
       exit

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from kboot.deadline import Deadline
+
+#: Told of a file on its way: bytes done, bytes in all.
+OnProgress = Callable[[int, int], None]
+
+
+def ignore_progress(_done: int, _size: int) -> None:
+    """For whoever does not want to know."""
 
 
 class Channel(Protocol):
@@ -56,8 +64,19 @@ class Runner(Protocol):
     def start(self, command: bytes, deadline: Deadline, *, loud: bool) -> Job:
         """Start a command with ``/bin/sh``; `loud` if somebody waits for its end at once."""
 
-    def put(self, data: bytes, remote: str, mode: int, deadline: Deadline) -> None:
-        """Write `data` to the file `remote` in the guest, with permissions `mode`."""
+    def put(
+        self,
+        data: bytes,
+        remote: str,
+        mode: int,
+        deadline: Deadline,
+        *,
+        on_progress: OnProgress = ignore_progress,
+    ) -> None:
+        """Write `data` to the file `remote` in the guest, with permissions `mode`.
+
+        What `on_progress` raises ends it.
+        """
 
     def close(self) -> None:
         """Leave the guest as it was."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError, GuestTimeout, InfraError, KernelCrash
-from kboot.guest.channel import Ended, Job, Runner
+from kboot.guest.channel import Ended, Job, OnProgress, Runner, ignore_progress
 from kboot.log import logger
 
 #: How long a command that ran out of time is given to end, and its output to come.
@@ -135,10 +135,20 @@ class Guest:
         job = self._runner.start(command.encode(), Deadline(timeout_s), loud=False)
         return BackgroundCommand(job, command)
 
-    def put(self, local: Path, remote: str, deadline: Deadline) -> None:
-        """Copy a file into the guest, permissions included; checked by a checksum there."""
+    def put(
+        self,
+        local: Path,
+        remote: str,
+        deadline: Deadline,
+        *,
+        on_progress: OnProgress = ignore_progress,
+    ) -> None:
+        """Copy a file into the guest, permissions included; checked by a checksum there.
+
+        `on_progress` is told the bytes that have arrived, and those in all; what it raises ends it.
+        """
         mode = local.stat().st_mode & 0o777
-        self._runner.put(local.read_bytes(), remote, mode, deadline)
+        self._runner.put(local.read_bytes(), remote, mode, deadline, on_progress=on_progress)
 
     def get(self, remote: str, local: Path, deadline: Deadline) -> None:
         """Copy a file out of the guest; checked by a checksum."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout
-from kboot.guest.channel import Ended
+from kboot.guest.channel import Ended, OnProgress, ignore_progress
 from kboot.ssh import Connection, Session
 
 #: How long the reading of an answer takes from the looking at the console.
@@ -59,14 +59,23 @@ class SshRunner:
         job.wait_for_start(deadline)
         return job
 
-    def put(self, data: bytes, remote: str, mode: int, deadline: Deadline) -> None:
-        """Write a file."""
+    def put(
+        self,
+        data: bytes,
+        remote: str,
+        mode: int,
+        deadline: Deadline,
+        *,
+        on_progress: OnProgress = ignore_progress,
+    ) -> None:
+        """Write a file, in one go."""
         target = shlex.quote(remote)
         script = f"cat >{target} && chmod {mode:o} {target} && sha256sum <{target}"
         answer = Answer(self, self.session(f"{{ {script}; }} 2>&1", data, deadline))
         printed = answer.rest(deadline).decode(errors="replace").strip()
         if printed.partition(" ")[0] != hashlib.sha256(data).hexdigest():
             raise GuestError(f"the guest cannot write {remote}: {printed or 'wrong checksum'}")
+        on_progress(len(data), len(data))
 
     def close(self) -> None:
         """End the connection."""

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from kboot.backend import BootServer, Firmware, Machine, MachineSpec
 from kboot.deadline import Deadline
 from kboot.kube import CONFIG_MAPS, SECRETS, ApiError, Client, connect
-from kboot.kubevirt import manifests, runs, virtual_machine
+from kboot.kubevirt import manifests, runs, virtual_machine, waiting
+from kboot.kubevirt.holder import Holder
 from kboot.kubevirt.machine import ClusterMachine
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.server import ClusterServer
@@ -105,7 +106,7 @@ class KubevirtBackend:
     def create(self, manifest: manifests.Manifest, deadline: Deadline) -> None:
         """Make an object of the run; a network policy may be done without."""
         try:
-            self.client.create(manifest, deadline)
+            waiting.create(self.client, manifest, f"the run's {manifest['kind']}", deadline)
         except ApiError as error:
             if manifest["kind"] != "NetworkPolicy" or error.status != _FORBIDDEN:
                 raise
@@ -128,7 +129,7 @@ def open_kubevirt(settings: ClusterSettings) -> Iterator[KubevirtBackend]:
     Raises `ConfigError` if no cluster is configured, `ClusterError` if it cannot be used.
     """
     client = connect(settings.context, settings.namespace)
-    run = runs.begin(client)
+    run = runs.begin(client, annotations=_process())
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(runs.heartbeat(client, run))
@@ -137,6 +138,15 @@ def open_kubevirt(settings: ClusterSettings) -> Iterator[KubevirtBackend]:
     finally:
         runs.end(client, run)
         client.close()
+
+
+def _process() -> dict[str, str]:
+    """Which process has the run, for others on this host; nothing where that cannot be known."""
+    try:
+        return {manifests.PROCESS: Holder.this_process().to_text()}
+    except OSError as error:
+        logger.debug("the run's process is not noted: %s", error)
+        return {}
 
 
 @contextlib.contextmanager

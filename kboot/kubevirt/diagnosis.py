@@ -7,7 +7,11 @@ if nothing is wrong (yet).
 from __future__ import annotations
 
 import datetime
+import json
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from kboot.kube import explain
@@ -38,6 +42,79 @@ _DISRUPTIONS = {
 }
 
 
+#: How much of a container's log goes into a message.
+_SHOWN = 300
+
+_UNBOUND = "unbound immediate PersistentVolumeClaims"
+_NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found|PVC (\S+) does not exist')
+
+
+class Obstacle(Enum):
+    """What keeps a pod from starting and may pass by itself."""
+
+    #: No node has room for it.
+    ROOM = "room"
+    #: A quota is used up.
+    QUOTA = "quota"
+    #: A volume claim is not bound.
+    CLAIM = "claim"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What keeps a machine or a pod from running."""
+
+    #: With its remedy.
+    text: str
+    #: In the cluster's words.
+    message: str = ""
+    #: None if it does not pass by itself.
+    obstacle: Obstacle | None = None
+    #: The pod that waits for a node, and the volume claims that it has; empty if there is none.
+    pod: str = ""
+    claims: tuple[str, ...] = ()
+
+
+def machine_trouble(
+    vmi: Object | None, pods: Iterable[Object], vm: Object | None
+) -> Trouble | None:
+    """As `machine_fault`, with what is needed to decide whether it may pass by itself."""
+    pods = list(pods)
+    text = machine_fault(vmi, pods, vm)
+    if text is None:
+        return None
+    for pod in [pod for pod in pods if vmi and _belongs(pod, vmi)]:
+        if (trouble := pod_trouble(pod)) and trouble.obstacle:
+            return Trouble(
+                text=text,
+                message=trouble.message,
+                obstacle=trouble.obstacle,
+                pod=trouble.pod,
+                claims=trouble.claims,
+            )
+    refused = vmi and _condition(vmi, "Synchronized", status="False")
+    if refused and "exceeded quota" in str(refused.get("message")):
+        return Trouble(text=text, message=str(refused["message"]), obstacle=Obstacle.QUOTA)
+    if vmi and (message := _unscheduled(vmi)):
+        return Trouble(text=text, message=message, obstacle=_obstacle(message))
+    return Trouble(text=text)
+
+
+def pod_trouble(pod: Object) -> Trouble | None:
+    """As `pod_fault`, with what is needed to decide whether it may pass by itself."""
+    text = pod_fault(pod)
+    if text is None:
+        return None
+    message = _unscheduled(pod)
+    return Trouble(
+        text=text,
+        message=message,
+        obstacle=_obstacle(message) if message else None,
+        pod=_name(pod),
+        claims=_claims(pod),
+    )
+
+
 def machine_fault(vmi: Object | None, pods: Iterable[Object], vm: Object | None) -> str | None:
     """What keeps a machine that was started from running, or ended it; None if nothing does.
 
@@ -58,11 +135,10 @@ def _instance_fault(vmi: Object, pods: list[Object]) -> str | None:
     unsynchronised = _condition(vmi, "Synchronized", status="False")
     if unsynchronised:
         text = str(unsynchronised.get("message", ""))
-        words = explain(0, text, path="", namespace=namespace) or text
+        words = explain(0, text, path="", namespace=namespace) or _no_claim(text) or text
         return f"machine {name}: {words}"
-    unscheduled = _condition(vmi, "PodScheduled", status="False")
-    if unscheduled and unscheduled.get("reason") == "Unschedulable":
-        return _unschedulable(f"machine {name}", str(unscheduled.get("message", "")))
+    if message := _unscheduled(vmi):
+        return _unschedulable(f"machine {name}", message, ())
     if phase_of(vmi) == "Failed":
         return _failure(vmi, pods)
     return None
@@ -71,9 +147,8 @@ def _instance_fault(vmi: Object, pods: list[Object]) -> str | None:
 def pod_fault(pod: Object) -> str | None:
     """What keeps a pod from running, or ended it; None if nothing does."""
     name, status = _name(pod), pod.get("status", {})
-    unscheduled = _condition(pod, "PodScheduled", status="False")
-    if unscheduled and unscheduled.get("reason") == "Unschedulable":
-        return _unschedulable(f"pod {name}", str(unscheduled.get("message", "")))
+    if message := _unscheduled(pod):
+        return _unschedulable(f"pod {name}", message, _claims(pod))
     containers = [
         *(status.get("initContainerStatuses") or ()),
         *(status.get("containerStatuses") or ()),
@@ -212,7 +287,46 @@ def _time(text: str) -> datetime.datetime:
     return datetime.datetime.fromisoformat(text)
 
 
-def _unschedulable(what: str, message: str) -> str:
+def _unscheduled(thing: Object) -> str:
+    """Why the scheduler finds no node for a pod, or for a machine's; empty if it does not say."""
+    condition = _condition(thing, "PodScheduled", status="False")
+    if condition and condition.get("reason") == "Unschedulable":
+        return str(condition.get("message") or "no reason given")
+    return ""
+
+
+def _obstacle(message: str) -> Obstacle | None:
+    if _NO_CLAIM.search(message):
+        return None
+    return Obstacle.CLAIM if _UNBOUND in message else Obstacle.ROOM
+
+
+def _claims(pod: Object) -> tuple[str, ...]:
+    volumes = (pod.get("spec") or {}).get("volumes") or ()
+    claims = (volume.get("persistentVolumeClaim") or {} for volume in volumes)
+    return tuple(str(claim["claimName"]) for claim in claims if "claimName" in claim)
+
+
+def _no_claim(message: str) -> str:
+    """The words for a volume claim that is not there; empty if the message is of something else."""
+    found = _NO_CLAIM.search(message)
+    if not found:
+        return ""
+    return (
+        f"there is no volume claim {found[1] or found[2]}; create it, or name another one: "
+        "--claim for the boot server's files, --ipxe-disk for the machine's disk"
+    )
+
+
+def _unschedulable(what: str, message: str, claims: tuple[str, ...]) -> str:
+    if words := _no_claim(message):
+        return f"{what}: {words}"
+    if _UNBOUND in message:
+        return (
+            f"{what} waits for a volume claim that is not bound: {message.rstrip('.')}; see: "
+            f"kubectl describe pvc {' '.join(claims)}".rstrip()
+            + "; it needs a storage class that is there and has room (--storage-class)"
+        )
     return (
         f"{what} finds no node: {message.rstrip('.')}; lower memory or cpus, or change where it "
         "may run with a patch"
@@ -237,9 +351,29 @@ def _last_words(containers: Iterable[Object], status: Object) -> str:
         ended = (container.get("state") or {}).get("terminated") or {}
         if ended.get("exitCode"):
             reason = ended.get("reason", "")
-            message = f": {ended['message']}" if ended.get("message") else ""
+            message = f": {_end_of_log(ended['message'])}" if ended.get("message") else ""
             return f" ({container['name']} exited with {ended['exitCode']}, {reason}{message})"
     return ""
+
+
+def _end_of_log(text: str) -> str:
+    """What the end of a container's log says, in one short line; KubeVirt's logs are JSON lines."""
+    entries = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("msg"):
+            entries.append(entry)
+    if entries:
+        bad = [each for each in entries if each.get("level") in {"error", "fatal", "panic"}]
+        entry = (bad or entries)[-1]
+        words = ": ".join(str(entry[key]) for key in ("msg", "reason") if entry.get(key))
+    else:
+        words = " ".join(text.split())
+    # A line that the cluster has cut begins in its middle: its end says more.
+    return words if len(words) <= _SHOWN else f"...{words[-_SHOWN:]}"
 
 
 def _condition(

@@ -1,4 +1,4 @@
-"""Which process looks after a machine that stays, as it is written down on the cluster."""
+"""Which process a run, or a machine that stays, belongs to, as it is noted on the cluster."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+#: machine-id(5): tells apart virtual machines that go on from one snapshot.
+_MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +20,7 @@ class Holder:
 
     #: ``user@host``
     user: str
-    #: The running kernel and the namespace in which `pid` means something.
+    #: The host, its running kernel, and the namespace in which `pid` means something.
     host: str
     pid: int
     #: When it began, in ticks since its kernel's boot; a process id is used again.
@@ -28,7 +30,8 @@ class Holder:
     def this_process(cls) -> Holder:
         """Us."""
         space = Path("/proc/self/ns/pid").readlink()
-        host = f"{_BOOT_ID.read_text(encoding='ascii').strip()}/{space}"
+        machine = _MACHINE_ID.read_text(encoding="ascii").strip() if _MACHINE_ID.exists() else ""
+        host = f"{machine}/{_BOOT_ID.read_text(encoding='ascii').strip()}/{space}"
         return cls(user=user_and_host(), host=host, pid=os.getpid(), began=_began(os.getpid()))
 
     @classmethod
@@ -51,6 +54,21 @@ class Holder:
         if self.host == Holder.this_process().host:
             return _began(self.pid) == self.began
         return silent_s < limit_s
+
+    def is_running(self) -> bool | None:
+        """Whether the process runs, if that can be known: it is one of this host; else None."""
+        try:
+            if self.host != Holder.this_process().host:
+                return None
+            began = _began(self.pid)
+            if not began:
+                os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            # Of another user, whose processes are hidden from us: proc(5), hidepid.
+            return None
+        return began == self.began
 
     def __str__(self) -> str:
         """For people."""

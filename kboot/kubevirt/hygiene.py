@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kboot.deadline import Deadline
-from kboot.kube import CONFIG_MAPS, VIRTUAL_MACHINES, Client
+from kboot.kube import CONFIG_MAPS, VIRTUAL_MACHINES, ApiError, Client
 from kboot.kubevirt.holder import Holder
-from kboot.kubevirt.manifests import HEARTBEAT, HOLDER, TTL, USER
+from kboot.kubevirt.manifests import HEARTBEAT, HOLDER, PROCESS, TTL, USER
 from kboot.kubevirt.names import NAME_LABEL, OWNER_LABEL, RUN_LABEL, selector
 
 _LIMIT_S = 30.0
+_NOT_FOUND = 404
 #: A holder of whom nothing was heard for so long is dead; he should have said something thrice.
 _SILENCE_S = 70.0
 
@@ -38,6 +39,8 @@ class ClusterRun:
     owner: str
     #: The process that looks after such a machine, see `kboot.kubevirt.holder`.
     holder: Holder | None
+    #: Whether the process that has it runs, if that is one of this host; None if not known.
+    running: bool | None
     #: The version of its owner object.
     version: str
     #: Its machines, with their states as KubeVirt words them.
@@ -45,8 +48,8 @@ class ClusterRun:
 
     @property
     def dead(self) -> bool:
-        """Whether it has been silent for too long."""
-        return self.silent_s > self.ttl_s
+        """Whether its process has ended; of one on another host: was silent for too long."""
+        return self.silent_s > self.ttl_s if self.running is None else not self.running
 
 
 def find_runs(
@@ -54,7 +57,8 @@ def find_runs(
 ) -> list[ClusterRun]:
     """The runs in the client's namespace, the oldest first.
 
-    Only what carries kboot's labels and its annotations is looked at.
+    Only what carries kboot's labels and its annotations is looked at. `ClusterError` if there is no
+    such namespace.
     """
     deadline = Deadline(limit_s)
     owners, _ = client.find(
@@ -62,8 +66,23 @@ def find_runs(
     )
     machines, _ = client.find(VIRTUAL_MACHINES, deadline, labelSelector=selector())
     moment = now or datetime.datetime.now(datetime.UTC)
+    if not owners:
+        _require_namespace(client, deadline)
     runs = [_read(owner, machines, moment) for owner in owners]
     return sorted((run for run in runs if run), key=lambda run: (-run.age_s, run.name))
+
+
+def _require_namespace(client: Client, deadline: Deadline) -> None:
+    """Raise if there is no such namespace: a list of what is in it is empty, and no error."""
+    name = "kboot-probe"
+    probe = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+    path = CONFIG_MAPS.path(client.namespace)
+    try:
+        client.json("POST", path, deadline, query={"dryRun": "All"}, body=probe)
+    except ApiError as error:
+        # Whatever else is refused, is refused in a namespace that is there.
+        if error.status == _NOT_FOUND:
+            raise
 
 
 def remove(client: Client, run: ClusterRun) -> bool:
@@ -98,6 +117,7 @@ def _read(
         return None
     if not identifier:
         return None
+    process = Holder.parse(notes.get(PROCESS, ""))
     own = [each for each in machines if each["metadata"]["labels"].get(RUN_LABEL) == identifier]
     return ClusterRun(
         name=metadata["name"],
@@ -109,6 +129,7 @@ def _read(
         machine=metadata["labels"].get(NAME_LABEL, ""),
         owner=metadata["labels"].get(OWNER_LABEL, ""),
         holder=Holder.parse(notes.get(HOLDER, "")),
+        running=process.is_running() if process else None,
         version=metadata["resourceVersion"],
         machines=tuple(
             (vm["metadata"]["name"], str(vm.get("status", {}).get("printableStatus", "unknown")))

@@ -14,7 +14,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, GuestError
 from kboot.kube import EVENTS, VIRTUAL_MACHINES, Client, open_websocket
 from kboot.kube.resources import VMI_ACTIONS
-from kboot.kubevirt import diagnosis
+from kboot.kubevirt import diagnosis, waiting
 from kboot.kubevirt.attach import attach
 from kboot.kubevirt.console import ConsoleStream, NoStream
 from kboot.kubevirt.control import CONTROL_LIMIT_S, Control
@@ -56,7 +56,7 @@ class ClusterMachine:
         self._manifest = manifest
         self._paused = paused
         self._ours = ours
-        self._view = MachineView(watches, manifest)
+        self._view = MachineView(watches, manifest, client)
         self._control = Control(client, self._view)
         self._name = self._view.name
         self._uid = ""
@@ -237,7 +237,8 @@ class ClusterMachine:
         """Have the machine for the length of the ``with``; it is deleted, unless it `stays`."""
         try:
             with step(f"machine {self._name}"):
-                self._client.create(self._manifest, deadline)
+                what = f"machine {self._name}"
+                waiting.create(self._client, self._manifest, what, deadline)
                 self._attach(self._control.start("", deadline), deadline)
             with self._stack:
                 self._stack.callback(lambda: self._stream.close())

@@ -25,6 +25,8 @@ TTL = "kboot.dev/ttl-seconds"
 USER = "kboot.dev/user"
 #: Who looks after a machine that stays, see `kboot.kubevirt.holder`.
 HOLDER = "kboot.dev/holder"
+#: The process of a run that ends with it, in the same form.
+PROCESS = "kboot.dev/process"
 
 _TOKEN_FILE = "token.conf"  # noqa: S105  a file's name
 _TOKEN = re.compile(r'"(\w+)" 1;')

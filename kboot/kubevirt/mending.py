@@ -8,7 +8,7 @@ from typing import Any
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kube import PODS, Client, Watch
-from kboot.kubevirt import manifests
+from kboot.kubevirt import manifests, waiting
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.server import ClusterServer
 from kboot.log import step
@@ -37,7 +37,8 @@ class MendedServer(ClusterServer):
                     f"the boot server's pod {self._run.name} does not go away; "
                     f"see: kubectl describe pod {self._run.name}"
                 )
-            self._client.create(manifests.from_yaml(self._manifest()), deadline)
+            manifest = manifests.from_yaml(self._manifest())
+            waiting.create(self._client, manifest, f"boot server {self._run.name}", deadline)
             self._put.clear()
             self.wait_until_ready(deadline)
 

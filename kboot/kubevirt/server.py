@@ -10,7 +10,7 @@ from kboot.backend import Fetch, OnProgress, ignore_progress
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kube import Client, Watch
-from kboot.kubevirt import diagnosis
+from kboot.kubevirt import diagnosis, waiting
 from kboot.kubevirt.access_log import AccessLog
 from kboot.kubevirt.file_store import FileStore, Stamp, stamp_of
 from kboot.kubevirt.manifests import Run
@@ -95,7 +95,11 @@ class ClusterServer:
 
     def wait_until_ready(self, deadline: Deadline) -> None:
         """Wait for its pod. `ClusterError` says what is wrong with it."""
-        if self._pods.wait_for(self._find_ready, deadline) is None:
+        patience = waiting.Patience(self._client, f"boot server {self._run.name}")
+        found = waiting.wait_for(
+            self._pods, self._find_ready, self._find_trouble, patience, deadline
+        )
+        if found is None:
             raise ClusterError(
                 f"the boot server's pod {self._run.name} was not ready in "
                 f"{deadline.seconds:.0f} s; see: kubectl describe pod {self._run.name}"
@@ -104,7 +108,8 @@ class ClusterServer:
     # -------------------------------------------------------------------------------------- inside
 
     def _find_ready(self) -> bool | None:
+        return True if diagnosis.is_ready(self._pods.get(self._run.name)) else None
+
+    def _find_trouble(self) -> diagnosis.Trouble | None:
         pod = self._pods.get(self._run.name)
-        if pod and (fault := diagnosis.pod_fault(pod)):
-            raise ClusterError(fault)
-        return True if diagnosis.is_ready(pod) else None
+        return diagnosis.pod_trouble(pod) if pod else None

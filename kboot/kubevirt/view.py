@@ -10,7 +10,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kube import PODS, VIRTUAL_MACHINES, VMIS, ApiError, Client, Watch
 from kboot.kube.resources import Resource
-from kboot.kubevirt import diagnosis
+from kboot.kubevirt import diagnosis, waiting
 from kboot.kubevirt.manifests import Manifest
 from kboot.kubevirt.names import MACHINE_LABEL, RUN_LABEL
 
@@ -34,12 +34,13 @@ class Watches:
 class MachineView:
     """One machine's objects as they are now. None of them is to be changed."""
 
-    def __init__(self, watches: Watches, manifest: Manifest) -> None:
+    def __init__(self, watches: Watches, manifest: Manifest, client: Client) -> None:
         self._watches = watches
         labels = manifest["metadata"]["labels"]
         self._label = labels[MACHINE_LABEL]
         keys = (RUN_LABEL, MACHINE_LABEL)
         self._selector = ",".join(f"{key}={labels[key]}" for key in keys)
+        self._client = client
         #: Of the VirtualMachine, and of each of its instances.
         self.name: str = manifest["metadata"]["name"]
 
@@ -122,17 +123,26 @@ class MachineView:
     def wait_until_it_runs(self, old: str, deadline: Deadline) -> dict[str, Any]:
         """The instance that follows the one with the uid `old`, once it runs.
 
-        `ClusterError` if it cannot, with the reason. One that has powered itself off did run.
+        `ClusterError` if it cannot, with the reason. One that has powered itself off did run. What
+        passes by itself is waited for.
         """
 
         def running() -> dict[str, Any] | None:
-            # The end of an old instance is no fault of the one that is to come.
             vmi = self.other_than(old)
-            if (vmi or not old) and (fault := self.fault()):
-                raise ClusterError(fault)
-            return vmi if diagnosis.phase_of(vmi) in {"Running", "Succeeded"} else None
+            if trouble() is None and diagnosis.phase_of(vmi) in {"Running", "Succeeded"}:
+                return vmi
+            return None
 
-        found: dict[str, Any] | None = self.wait_for(running, deadline)
+        def trouble() -> diagnosis.Trouble | None:
+            # The end of an old instance is no fault of the one that is to come.
+            if old and self.other_than(old) is None:
+                return None
+            return diagnosis.machine_trouble(self.instance(), self.pods(), self.vm())
+
+        patience = waiting.Patience(self._client, f"machine {self.name}")
+        found: dict[str, Any] | None = waiting.wait_for(
+            self._watches.vmis, running, trouble, patience, deadline
+        )
         if found is None:
             raise ClusterError(
                 f"machine {self.name} did not run in {deadline.seconds:.0f} s: it is "

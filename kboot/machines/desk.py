@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kboot import wire
-from kboot.backend import ReattachableMachine
+from kboot.backend import OnProgress, Progress, ReattachableMachine
 from kboot.boot import Boot, Met, Milestone
 from kboot.boot_messages import shell_waits
 from kboot.deadline import Deadline
@@ -268,10 +268,15 @@ class Desk:
             "duration_s": round(result.duration_s, 3),
         }
 
-    def put(self, local: str, remote: str, timeout_s: float) -> None:
+    def put(self, local: str, remote: str, timeout_s: float, on_progress: OnProgress) -> None:
         """Copy a file of this host into the guest."""
+        file = Path(local)
+
+        def report(done: int, size: int) -> None:
+            on_progress(Progress(file=file, step="copy", done=done, size=size))
+
         with self._guest("a file is copied") as guest, _local_named(local):
-            guest.put(Path(local), remote, Deadline(timeout_s))
+            guest.put(file, remote, Deadline(timeout_s), on_progress=report)
 
     def get(self, remote: str, local: str, timeout_s: float) -> None:
         """Copy a file of the guest to this host."""

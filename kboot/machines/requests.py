@@ -139,7 +139,8 @@ def _run(supervisor: Supervisor, request: Request) -> Any:
 def _put(supervisor: Supervisor, request: Request) -> Any:
     local, remote = request.text("local"), request.text("remote")
     timeout_s = request.seconds("timeout_s")
-    return supervisor.submit(lambda desk: desk.put(local, remote, timeout_s)).result()
+    report = Reporter(request).report
+    return supervisor.submit(lambda desk: desk.put(local, remote, timeout_s, report)).result()
 
 
 def _get(supervisor: Supervisor, request: Request) -> Any:

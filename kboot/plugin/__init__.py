@@ -15,7 +15,7 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError
-from kboot.plugin import workers
+from kboot.plugin import signals, workers
 from kboot.plugin.choices import (
     ALLOW_MARKER,
     MARKER,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from kboot.session import Session
 
 _BOOT = pytest.StashKey["Boot"]()
+#: How many reports of the kernel were judged when the test got its machine.
+_KNOWN = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -114,6 +116,14 @@ def pytest_configure_node(node: workers.Node) -> None:
     workers.lend_to(node)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that a signal has ended says so by its exit status; a worker's is xdist's business."""
+    status = signals.exit_status(session.config)
+    if status is not None and not workers.worker_id(session.config):
+        session.exitstatus = status
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what the workers shared."""
     workers.end(config)
@@ -145,13 +155,17 @@ def kboot_session(
     worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
-    with open_session(
-        config,
-        evidence=evidence,
-        prefix=f"{worker or 'm'}-",
-        lender=workers.lender_of(request.config),
-    ) as session:
+    lender = workers.lender_of(request.config)
+    if lender:
+        workers.sign_in(lender, worker)
+    with (
+        signals.unwinding(request.config.stash) as unwinding,
+        open_session(
+            config, evidence=evidence, prefix=f"{worker or 'm'}-", lender=lender
+        ) as session,
+    ):
         yield session
+        unwinding.hold()
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +194,7 @@ def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
     def remember(attempt: Boot) -> None:
         # Also one that fails to come up: the report of the test tells about it.
         request.node.stash[_BOOT] = attempt
+        request.node.stash[_KNOWN] = attempt.judge.seen
         attempt.judge.allowances = allowances(request.node)
 
     return kboot_session.booted(
@@ -228,7 +243,7 @@ def pytest_runtest_makereport(
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
     if report.failed and attempt:
-        report.sections.extend(sections(attempt))
+        report.sections.extend(sections(attempt, item.stash[_KNOWN]))
     # For pytest, its terminal and its JUnit file, what fails in its call has failed, and what fails
     # in its set-up is an error. For kboot it does not matter when, but who is at fault.
     if isinstance(error, InfraError) and report.when == "call":

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from kboot.errors import ConfigError, KbootError
+from kboot.plugin import signals
 from kboot.plugin.choices import read_config
 
 #: In xdist's ``workerinput``: the directory to borrow from, as text.
 _LENDER = "kboot_lender"
+
+#: Ends the name of a file there with a worker's process id.
+_PID = ".pid"
 
 _SHARED = pytest.StashKey[tuple[contextlib.ExitStack, Path]]()
 
@@ -47,8 +53,15 @@ def _begin(config: pytest.Config) -> tuple[contextlib.ExitStack, Path]:
 
     stack = contextlib.ExitStack()
     try:
-        return stack, stack.enter_context(lend(read_config(config)))
+        found: list[Path] = []
+        unwinding = stack.enter_context(
+            signals.unwinding(config.stash, lambda number: _pass_on(number, found))
+        )
+        found.append(stack.enter_context(lend(read_config(config))))
+        stack.callback(unwinding.hold)
+        return stack, found[0]
     except KbootError as error:
+        stack.close()
         pytest.exit(f"kboot: {error}", returncode=error.exit_code)
 
 
@@ -56,6 +69,26 @@ def end(config: pytest.Config) -> None:
     """In the controller: end the boot server. The workers are gone by then."""
     if shared := config.stash.get(_SHARED, None):
         shared[0].close()
+
+
+def sign_in(lender: Path, worker: str) -> None:
+    """In a worker: tell the controller which process we are."""
+    (lender / f"{worker}{_PID}").write_text(str(os.getpid()), encoding="ascii")
+
+
+def _pass_on(number: int, lenders: Iterable[Path]) -> None:
+    """In the controller: send a signal on to the workers. xdist would wait for their tests."""
+    for lender in lenders:
+        for path in lender.glob(f"*{_PID}"):
+            with contextlib.suppress(OSError, ValueError):
+                _signal_child(int(path.read_text(encoding="ascii")), number)
+
+
+def _signal_child(pid: int, number: int) -> None:
+    # After the name, in parentheses: state, parent: proc(5). The id may be another process's now.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    if int(fields[1]) == os.getpid():
+        os.kill(pid, number)
 
 
 def worker_id(config: pytest.Config) -> str:

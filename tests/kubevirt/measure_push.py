@@ -2,7 +2,8 @@
 
     python -m tests.kubevirt.measure_push [MEGABYTES]
 
-Both send the same number of bytes to the same pod, in turn. What could not be measured is said.
+Both send the same number of bytes to the same pod, in turn, each first in every other round. What
+could not be measured is said.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from kboot.config import load
 from kboot.deadline import Deadline
 from kboot.kubevirt import KubevirtBackend, open_kubevirt, settings_from
 
-_ROUNDS = 3
+_ROUNDS = 9
+#: The second lowest and the second highest of nine have the median between them with 96 %
+#: confidence, however such times are distributed: 1 - 2 * (1 + 9) / 2**9.
+_LOW, _HIGH = 1, 7
 #: What the project promises.
 _WANTED = 3.0
 _LIMIT_S = 900
@@ -35,24 +40,50 @@ def main(megabytes: int) -> None:
         backend.serve(Deadline(120)) as server,
     ):
         artifact = Path(directory, "artifact")
-        ours, theirs, why = [], [], _no_kubectl()
-        for _ in range(_ROUNDS):
-            _fill(artifact, megabytes)
+        ours: list[float] = []
+        theirs: list[float] = []
+        why = _no_kubectl()
+
+        def push() -> None:
             start = time.monotonic()
-            server.put(artifact)
+            url = server.put(artifact)
             ours.append(time.monotonic() - start)
+            # The pod's disk need not hold all rounds.
+            server.remove(url)
+
+        def copy() -> None:
+            nonlocal why
             if not why:
                 start = time.monotonic()
                 why = _copy(artifact, backend, config.context)
                 theirs.append(time.monotonic() - start)
+
+        for number in range(_ROUNDS):
+            _fill(artifact, megabytes)
+            for measure in (push, copy) if number % 2 == 0 else (copy, push):
+                measure()
     _tell("kboot", megabytes, ours)
     if why:
         _say(f"kubectl cp: NOT MEASURED: {why}")
         return
     _tell("kubectl cp", megabytes, theirs)
-    ratio = statistics.median(theirs) / statistics.median(ours)
-    verdict = "as promised" if ratio >= _WANTED else f"LESS than the promised {_WANTED:.0f}"
-    _say(f"kboot is {ratio:.1f} times as fast: {verdict}")
+    _say(verdict(ours, theirs))
+
+
+def verdict(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """How many times as fast we are, by the ratios of the rounds, and whether that is promised."""
+    ratios = sorted(their / our for our, their in zip(ours, theirs, strict=True))
+    low, high = ratios[_LOW], ratios[_HIGH]
+    if low >= _WANTED:
+        words = "as promised"
+    elif high < _WANTED:
+        words = f"LESS than the promised {_WANTED:.0f}"
+    else:
+        words = f"whether it is the promised {_WANTED:.0f} cannot be told on this cluster now"
+    return (
+        f"kboot is {statistics.median(ratios):.1f} times as fast ({low:.1f} to {high:.1f} in 96 of "
+        f"100 such runs): {words}"
+    )
 
 
 def _fill(artifact: Path, megabytes: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ from kboot.kubevirt import (
 from kboot.kubevirt.machine import ClusterMachine
 from kboot.kubevirt.names import RUN_LABEL
 from kboot.session import open_session
+from tests.kubevirt import measure_push
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import eventually
 
@@ -76,6 +78,14 @@ def settings(*, real: bool) -> ClusterSettings:
 def real(request: pytest.FixtureRequest) -> bool:
     """Whether the cluster is the user's."""
     return bool(request.config.getoption("kboot_backend") == "kubevirt")
+
+
+@pytest.fixture(autouse=True)
+def settings_for_a_cluster_of_ones_own(monkeypatch: pytest.MonkeyPatch, *, real: bool) -> None:
+    """What is started by a test has them as well; the tests' own fixture has hidden them."""
+    for variable, value in ENVIRON.items():
+        if real and variable.startswith("KBOOT_"):
+            monkeypatch.setenv(variable, value)
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +279,37 @@ def test_doctor_is_content(config: Config, capsys: pytest.CaptureFixture[str]) -
     assert main(["doctor", "--backend", "kubevirt", *options]) == 0, capsys.readouterr().out
 
 
+def test_settings_in_the_environment_hold_for_all_that_the_tests_start(
+    shared_cluster: Cluster | None, tmp_path: Path, *, real: bool
+) -> None:
+    """``make test-kubevirt`` where the namespace is chosen by a variable."""
+    if real:
+        pytest.skip("it is how this is run")
+    assert shared_cluster is not None
+    path = shared_cluster.write_kubeconfig(tmp_path / "kubeconfig", namespace="nowhere")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/t"),
+            *("--kboot-backend=kubevirt", __file__, "-k", "killed or doctor"),
+        ],
+        env={**os.environ, "KUBECONFIG": str(path), "KBOOT_NAMESPACE": "team"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "2 passed" in done.stdout, done.stdout
+
+
+def test_a_ratio_is_told_with_its_interval() -> None:
+    twice = [float(n) for n in (3, 3.5, 4, 4, 4, 4.5, 5, 5, 9)]
+    text = measure_push.verdict([1.0] * 9, twice)
+    assert text.startswith("kboot is 4.0 times as fast (3.5 to 5.0 in 96 of 100 such runs): as")
+    assert "LESS" in measure_push.verdict([2.0] * 9, twice)
+    assert "cannot be told" in measure_push.verdict([1.2] * 9, twice)
+
+
 def test_the_speed_of_a_push_is_measured(config: Config, *, real: bool) -> None:
     if real:
         pytest.skip("make test-kubevirt measures it beside, with a large file")
@@ -279,5 +320,6 @@ def test_the_speed_of_a_push_is_measured(config: Config, *, real: bool) -> None:
         check=True,
     )
     assert "kboot: 2 MB in " in done.stdout
+    assert len(re.findall(r"\d\.\d\d(?:, | s\))", done.stdout)) == 9
     # The test cluster knows no exec, which kubectl needs.
     assert "kubectl cp: NOT MEASURED: " in done.stdout

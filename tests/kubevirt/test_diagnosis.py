@@ -99,6 +99,34 @@ def test_a_killed_launcher_pod_is_no_fault_of_the_guests() -> None:
     assert fault.startswith("machine paused was ended from outside: its launcher pod is gone")
 
 
+def test_a_launcher_that_fails_is_told_by_the_error_in_its_log() -> None:
+    entry = '{{"component":"virt-launcher","level":"{}","msg":"{}","pos":"x.go:1"{}}}'
+    log = "\n".join(
+        [
+            'ent":"virt-launcher","level":"info","msg":"the first line is cut"}',
+            *(entry.format("info", f"step {number}", "") for number in range(40)),
+            entry.format("error", "failed to start", ',"reason":"no space left on device"'),
+            entry.format("info", "Exiting...", ""),
+        ]
+    )
+    pod = {
+        "metadata": {"name": "virt-launcher-m-1", "ownerReferences": [{"uid": "u"}]},
+        "status": {
+            "containerStatuses": [
+                {
+                    "name": "compute",
+                    "state": {"terminated": {"exitCode": 1, "reason": "Error", "message": log}},
+                }
+            ]
+        },
+    }
+    vmi = {"metadata": {"name": "m", "namespace": "t", "uid": "u"}, "status": {"phase": "Failed"}}
+    assert diagnosis.machine_fault(vmi, [pod], None) == (
+        "machine m failed: KubeVirt could not run it (compute exited with 1, Error: failed to "
+        "start: no space left on device)"
+    )
+
+
 def test_a_machine_that_boots_has_no_fault_on_its_way() -> None:
     seen = set()
     for time, _, picture in history("lifecycle-bios"):

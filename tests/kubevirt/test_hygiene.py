@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ import pytest
 from kboot.cli import main
 from kboot.cluster_doctor import allows_restricted, lacking_rights
 from kboot.deadline import Deadline
-from kboot.kube import errors
-from kboot.kubevirt import ClusterSettings, open_kubevirt
-from kboot.kubevirt.manifests import HEARTBEAT
+from kboot.kube import connect, errors
+from kboot.kubevirt import ClusterSettings, hygiene, open_kubevirt
+from kboot.kubevirt.manifests import HEARTBEAT, PROCESS
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.talking import talking
 
@@ -47,16 +48,31 @@ def shared_cluster() -> Iterator[Cluster]:
 
 def everything(cluster: Cluster) -> set[tuple[str, str]]:
     return cluster.call(
-        lambda: {(plural, name) for plural, _, name in cluster.store.objects if plural != "events"}
+        lambda: {
+            (plural, name)
+            for (plural, _, name), thing in cluster.store.objects.items()
+            if plural != "events" and "deletionTimestamp" not in thing["metadata"]
+        }
     )
 
 
 def make_old(cluster: Cluster) -> None:
     """Let the heartbeats of all runs be long ago."""
+    _set_heartbeats(cluster, "2026-01-01T00:00:00Z")
 
+
+def beat_all(cluster: Cluster) -> None:
+    _set_heartbeats(cluster, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+def _set_heartbeats(cluster: Cluster, when: str) -> None:
     def change(owner: dict[str, Any]) -> None:
-        owner["metadata"]["annotations"][HEARTBEAT] = "2026-01-01T00:00:00Z"
+        owner["metadata"]["annotations"][HEARTBEAT] = when
 
+    change_runs(cluster, change)
+
+
+def change_runs(cluster: Cluster, change: Callable[[dict[str, Any]], None]) -> None:
     def change_all() -> None:
         for owner in cluster.store.find("configmaps"):
             if HEARTBEAT in owner["metadata"].get("annotations", {}):
@@ -129,6 +145,52 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
     assert everything(cluster) == set()
     assert main(["runs", "--backend", "kubevirt"]) == 0
     assert capsys.readouterr().out.endswith("no run is there\n")
+
+
+def test_a_run_that_was_killed_on_this_host_is_known_to_be_dead_at_once(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(cluster)
+    with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE) as run:
+        assert run.stdout
+        assert run.stdout.readline() == b"up\n"
+        # However long nothing was heard of it: its host may have been asleep.
+        make_old(cluster)
+        assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+        assert capsys.readouterr().out == "nothing to remove\n"
+        beat_all(cluster)
+        run.kill()
+    assert main(["runs", "--backend", "kubevirt"]) == 0
+    assert " old, dead, its process has ended\n" in capsys.readouterr().out
+    assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+    assert " old, its process has ended, machine kboot-r" in capsys.readouterr().out
+    assert everything(cluster) == before
+
+
+def test_of_a_run_on_another_host_only_the_heartbeat_tells(cluster: Cluster) -> None:
+    with open_kubevirt(ClusterSettings()):
+
+        def move(owner: dict[str, Any]) -> None:
+            note = json.loads(owner["metadata"]["annotations"][PROCESS])
+            elsewhere = json.dumps(note | {"host": "elsewhere", "pid": 1})
+            owner["metadata"]["annotations"][PROCESS] = elsewhere
+
+        change_runs(cluster, move)
+        (run,) = hygiene.find_runs(connect())
+        assert (run.running, run.dead) == (None, False)
+        make_old(cluster)
+        (run,) = hygiene.find_runs(connect())
+        assert run.dead
+
+
+@pytest.mark.parametrize("command", ["list", "runs", "gc"])
+def test_a_namespace_that_does_not_exist_is_not_taken_for_an_empty_one(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([command, "--backend", "kubevirt", "--namespace", "nowhere"]) == 3
+    assert "the cluster has no namespace nowhere; create it" in capsys.readouterr().err
+    assert main([command, "--backend", "kubevirt"]) == 0
+    assert everything(cluster) == set()
 
 
 def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,3 +281,38 @@ def test_the_seccomp_setting_is_looked_for_where_it_is() -> None:
     assert allows_restricted({"spec": {"configuration": setting}})
     assert not allows_restricted({"spec": {"configuration": {"seccompConfiguration": None}}})
     assert "customProfile.runtimeDefaultProfile" in errors.SECCOMP_SETTING
+
+
+#: A test with a boot server and a machine on the cluster, which goes on for ever.
+STAYS_UP = """
+import pathlib, time
+from kboot.backend import MachineSpec
+from kboot.deadline import Deadline
+
+def test_it(kboot_session, boot_server):
+    spec = MachineSpec(name="m", boot_file=boot_server.url("none"))
+    with kboot_session.backend.power_on(spec, Deadline(20)):
+        pathlib.Path("up").touch()
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_a_cancelled_ci_job_leaves_nothing_on_the_cluster(
+    cluster: Cluster, debian_kernel: Path, tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    (tmp_path / "test_it.py").write_text(STAYS_UP)
+    before = everything(cluster)
+    command = [
+        *("env", "--default-signal=TERM", sys.executable, "-m", "pytest", "test_it.py", *workers),
+        *(f"--kernel={debian_kernel}", "--kboot-backend=kubevirt"),
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
+        for _ in Deadline(150).poll(0.05):
+            if (tmp_path / "up").exists():
+                break
+        assert everything(cluster) > before
+        run.send_signal(signal.SIGTERM)
+        output, _ = run.communicate(timeout=30)
+    assert run.returncode == 128 + signal.SIGTERM, output
+    assert everything(cluster) == before

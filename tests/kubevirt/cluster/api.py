@@ -19,6 +19,7 @@ from tests.kubevirt.cluster.faults import DAMAGED, Faults
 from tests.kubevirt.cluster.machines import Virt
 from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.rights import Rights
+from tests.kubevirt.cluster.room import QUOTA
 from tests.kubevirt.cluster.selection import (
     encode_strings,
     is_outdated,
@@ -183,6 +184,9 @@ class Api:
             return answers.already_exists(plural, name)
         if request.query.get("dryRun") == "All":
             return web.json_response(manifest, status=201)
+        if plural == "pods" and self._virt.room.quota_is_used_up(namespace):
+            text = f'pods "{name}" is forbidden: {QUOTA.partition(": ")[2]}'
+            return answers.status(403, "Forbidden", text)
         if plural == "virtualmachines":
             manifest["status"] = {"printableStatus": "Stopped", "conditions": []}
         encode_strings(manifest)

@@ -15,6 +15,18 @@ class Disks:
         self.images: dict[str, Path] = {}
         #: What is on volumes, by the name of the claim: raw disks.
         self.claims: dict[str, Path] = {}
+        #: When claims are bound, by their names: seconds after the first pod that wants them.
+        self.binding_s: dict[str, float] = {}
+
+    def missing_claim(self, vm: Object) -> str:
+        """The claim of a machine's disk that is not there; empty if it has what it needs."""
+        claim = ((boot_disk(vm) or {}).get("persistentVolumeClaim") or {}).get("claimName", "")
+        return "" if claim in self.claims else str(claim)
+
+    def pending(self, vm: Object) -> float:
+        """In how many seconds the claim of a machine's disk will be bound."""
+        claim = ((boot_disk(vm) or {}).get("persistentVolumeClaim") or {}).get("claimName", "")
+        return self.binding_s.get(claim, 0.0)
 
     def missing_image(self, vm: Object) -> str:
         """The image of a machine's disk that no registry has; empty if it has what it needs."""

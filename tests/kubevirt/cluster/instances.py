@@ -80,7 +80,10 @@ def launcher_pod(vmi: Object) -> Object:
             "labels": {**vmi["metadata"]["labels"], **own},
             "ownerReferences": [_owner(vmi)],
         },
-        "spec": {"containers": [{"name": "compute", "image": "virt-launcher"}]},
+        "spec": {
+            "containers": [{"name": "compute", "image": "virt-launcher"}],
+            "volumes": [each for each in vmi["spec"].get("volumes", ()) if _is_claim(each)],
+        },
         "status": {"phase": "Pending"},
     }
 
@@ -103,6 +106,10 @@ def event_about(thing: Object, kind: str, reason: str, message: str) -> Object:
         "reason": reason,
         "message": message,
     }
+
+
+def _is_claim(volume: Object) -> bool:
+    return "persistentVolumeClaim" in volume
 
 
 def _owner(thing: Object) -> Object:

@@ -23,6 +23,7 @@ from tests.kubevirt.cluster.instances import (
     machine_spec,
 )
 from tests.kubevirt.cluster.pods import Kubelet
+from tests.kubevirt.cluster.room import QUOTA, Room
 from tests.kubevirt.cluster.store import Object, Store, now
 from tests.kubevirt.recordings import rows
 
@@ -31,8 +32,8 @@ _SCHEDULING_S, _SCHEDULED_S, _RUNNING_S = 0.18, 1.15, 2.2
 #: From the end of a guest to that of its pod, and by which it is short where nobody waits.
 _STOPPING_S = 8.3
 
-#: More memory than any node has.
-_LARGEST_MIB = 64 * 1024
+#: What the cluster's one node has for launcher pods.
+_NODE_MIB = 64 * 1024
 
 MakeGuest = Callable[[MachineSpec, Path, bool], Guest]
 
@@ -60,8 +61,11 @@ class Virt:
         #: The guests' ports that are open, and what stands for them on this host.
         self.ports: dict[int, int] = {}
         self.disks = Disks()
-        #: What refuses launcher pods: a quota, Pod Security.
+        #: What refuses launcher pods: Pod Security, a quota that nobody frees.
         self.refusal = ""
+        self.room = Room(store, node_mib=_NODE_MIB)
+        #: For how long a launcher pod stays, with its memory, when its instance is gone.
+        self.ending_s = _STOPPING_S * SPEED
         store.listeners.append(self._notice)
 
     def close(self) -> None:
@@ -79,6 +83,7 @@ class Virt:
             self._see_link(name, thing)
         elif plural == "virtualmachineinstances" and event == "DELETED":
             self._end(name, thing["metadata"]["uid"])
+            self.spawn(self._end_pods(thing["metadata"]["uid"]))
         elif plural == "pods" and event == "DELETED":
             for instance in list(self.instances.values()):
                 if instance.pod["metadata"]["uid"] == thing["metadata"]["uid"]:
@@ -101,8 +106,14 @@ class Virt:
         vmi = self.store.create("virtualmachineinstances", instance_of(vm))
         self.store.status("virtualmachines", vm, printableStatus="Starting", stateChangeRequests=[])
         if self.refusal:
-            self._refuse(vmi)
+            self._refuse(vmi, self.refusal)
             return
+        while self.room.quota_is_used_up(namespace):
+            # KubeVirt tries again, less and less often.
+            self._refuse(vmi, QUOTA)
+            await asyncio.sleep(0.3)
+            if self.store.get("virtualmachineinstances", namespace, name) is None:
+                return
         pod = self._launcher(vmi)
         instance = Instance(vmi, pod)
         self.instances[name] = instance
@@ -111,14 +122,20 @@ class Virt:
     async def _bring_up(self, vm: Object, instance: Instance) -> None:
         uid = instance.vmi["metadata"]["uid"]
         directory = self._directory / f"vm-{uid[:8]}"
-        if machine_spec(vm, self._resolve).memory_mib > _LARGEST_MIB:
-            self._unschedulable(instance)
+        memory_mib = machine_spec(vm, self._resolve).memory_mib
+        if claim := self.disks.missing_claim(vm):
+            self._lacks_claim(instance, claim)
             return
         if image := self.disks.missing_image(vm):
             self._cannot_pull(instance, image)
             return
+        async for message in self.room.schedule(instance.pod, memory_mib, self.disks.pending(vm)):
+            self._unschedulable(instance, message)
+        if not self._has(instance.pod):
+            return
         spec = machine_spec(vm, self._resolve, self.disks.prepare(vm, directory))
-        self.store.status("pods", instance.pod, phase="Pending")
+        scheduled = {"type": "PodScheduled", "status": "True"}
+        self.store.status("pods", instance.pod, phase="Pending", conditions=[scheduled])
         await asyncio.sleep(_SCHEDULING_S * SPEED)
         self.set_phase(instance, "Scheduling")
         await asyncio.sleep(_SCHEDULED_S * SPEED)
@@ -158,6 +175,7 @@ class Virt:
         end = asyncio.get_running_loop().time() + _STOPPING_S * SPEED
         while self._has(pod) and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
+        self.store.delete("pods", pod)
         self.store.delete("virtualmachineinstances", vmi)
 
     def _request(self, vm: Object, *actions: str) -> None:
@@ -187,6 +205,23 @@ class Virt:
         if instance and instance.vmi["metadata"]["uid"] == uid:
             self.cut(instance)
             del self.instances[name]
+
+    async def _end_pods(self, instance_uid: str) -> None:
+        """A launcher pod ends some time after its instance."""
+        pods = [
+            pod
+            for pod in self.store.find("pods")
+            if any(it["uid"] == instance_uid for it in pod["metadata"].get("ownerReferences", ()))
+        ]
+        for pod in pods:
+            if "deletionTimestamp" not in pod["metadata"]:
+                self.store.update(
+                    "pods", pod, lambda it: endings.mark(it, grace_s=endings.POD_GRACE_S)
+                )
+        if pods:
+            await asyncio.sleep(self.ending_s)
+        for pod in pods:
+            self.store.delete("pods", pod)
 
     def cut(self, instance: Instance) -> None:
         for task in instance.tasks:
@@ -231,9 +266,9 @@ class Virt:
         self.event(vmi, "Normal", "SuccessfulCreate", message)
         return pod
 
-    def _refuse(self, vmi: Object) -> None:
+    def _refuse(self, vmi: Object, refusal: str) -> None:
         pod = f"virt-launcher-{vmi['metadata']['name']}-{secrets.token_hex(3)[:5]}"
-        text = self.refusal.format(pod=pod)
+        text = refusal.format(pod=pod)
         self.event(vmi, "Warning", "FailedCreate", text)
         conditions = [
             {"type": "Ready", "status": "False", "reason": "PodNotExists"},
@@ -246,12 +281,22 @@ class Virt:
         ]
         self.store.status("virtualmachineinstances", vmi, conditions=conditions)
 
-    def _unschedulable(self, instance: Instance) -> None:
+    def _lacks_claim(self, instance: Instance, claim: str) -> None:
+        namespace = instance.vmi["metadata"]["namespace"]
+        condition = {
+            "type": "Synchronized",
+            "status": "False",
+            "reason": "FailedPvcNotFound",
+            "message": f"PVC {namespace}/{claim} does not exist, waiting for it to appear",
+        }
+        self.store.status("virtualmachineinstances", instance.vmi, conditions=[condition])
+
+    def _unschedulable(self, instance: Instance, message: str) -> None:
         condition = {
             "type": "PodScheduled",
             "status": "False",
             "reason": "Unschedulable",
-            "message": "0/1 nodes are available: 1 Insufficient memory.",
+            "message": message,
         }
         self.store.status("pods", instance.pod, phase="Pending", conditions=[condition])
         self.store.status(

@@ -20,6 +20,9 @@ from tests.kubevirt.cluster.store import Object, Store, now
 
 _NOBODY = 65534
 
+#: What the scheduler says of a pod whose claim is not bound yet.
+UNBOUND = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
+
 #: The image that no registry has.
 MISSING_IMAGE = "localhost/none:1"
 
@@ -43,6 +46,8 @@ class Kubelet:
         self._store = store
         self._directory = directory
         self._domain = domain
+        #: Seconds from the first pod that wants a claim until it is bound (WaitForFirstConsumer).
+        self.binding_s = 0.1
         #: By uid.
         self.running: dict[str, RunningPod] = {}
         #: From the moment at which a pod is ready until its Service has it as an endpoint.
@@ -71,6 +76,7 @@ class Kubelet:
         if image == MISSING_IMAGE:
             self._waits(pod, "ErrImagePull", f'failed to pull and unpack image "{image}"')
             return
+        await self._bind_claim(pod)
         self._waits(pod, "ContainerCreating", "")
         await asyncio.sleep(0.1)
         uid = pod["metadata"]["uid"]
@@ -101,6 +107,26 @@ class Kubelet:
             conditions=_conditions(ready=False),
             containerStatuses=[container],
         )
+
+    async def _bind_claim(self, pod: Object) -> None:
+        """Have the claim of a pod bound, for which it waits; it was made with it, at first."""
+        namespace = pod["metadata"]["namespace"]
+        for volume in pod["spec"]["volumes"]:
+            name = volume.get("persistentVolumeClaim", {}).get("claimName")
+            claim = name and self._store.get("persistentvolumeclaims", namespace, name)
+            if not claim or claim.get("status", {}).get("phase") == "Bound":
+                continue
+            self._store.status("persistentvolumeclaims", claim, phase="Pending")
+            condition = {
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "Unschedulable",
+                "message": UNBOUND,
+            }
+            self._store.status("pods", pod, conditions=[condition])
+            await asyncio.sleep(self.binding_s)
+            self._store.status("persistentvolumeclaims", claim, phase="Bound")
+            self._store.status("pods", pod, conditions=_conditions(ready=False))
 
     def _waits(self, pod: Object, reason: str, message: str) -> None:
         waiting = {"reason": reason, "message": message} if message else {"reason": reason}

@@ -82,7 +82,9 @@ class Store:
         self._record("DELETED", plural, current)
         for (kind, _, _), each in list(self.objects.items()):
             owners = each["metadata"].get("ownerReferences", ())
-            if any(owner["uid"] == metadata["uid"] for owner in owners):
+            # Launcher pods end later: KubeVirt sees to that.
+            launcher = "kubevirt.io" in each["metadata"].get("labels", {})
+            if any(owner["uid"] == metadata["uid"] for owner in owners) and not launcher:
                 self.delete(kind, each)
 
     def bookmark(self, plural: str) -> None:
