@@ -178,6 +178,10 @@ def test_a_kernel_spread_over_packages_is_put_together(tmp_path: Path) -> None:
         assert kernel.modules is not None
         assert (kernel.modules / "kernel/one.ko").read_bytes() == b"one"
         assert (kernel.modules / "modules.builtin").is_file()
+    # As by a link of any name, which `make kernel` makes.
+    link = tmp_path / "debian.deb"
+    link.symlink_to(binary)
+    assert read_kernel(link).modules == read_kernel(binary).modules
 
 
 def test_a_package_of_something_else_is_named(tmp_path: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from kboot.artifacts import read_kernel
+from kboot.backend import MachineSpec
 from kboot.boot import BootSettings, open_backend, power_on
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.doctor import LOCAL_CHECKS, examine
 from kboot.errors import ConfigError, InfraError
-from kboot.qemu import network_boot
+from kboot.qemu import firmware_state, network_boot
+from kboot.qemu.machine import QemuMachine
 from kboot.rootfs import tiny_initramfs
 
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -25,15 +28,26 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def qemu_without_rom(tmp_path: Path) -> Path:
-    """A QEMU whose network card has no ROM; it notes which machines it was started for."""
-    program = tmp_path / "qemu"
+def noting_qemu(directory: Path, card: str) -> Path:
+    """A QEMU with another network card, which notes the machines that it is started for."""
+    program = directory / "qemu"
     program.write_text(
-        f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\nexec {QEMU} -global e1000e.romfile= "$@"\n'
+        f'#!/bin/bash\necho "$*" >>{directory}/calls\nexec {QEMU} "${{@/#e1000e,/{card},}}"\n'
     )
     program.chmod(0o755)
     return program
+
+
+@pytest.fixture
+def qemu_without_rom(tmp_path: Path) -> Path:
+    """No driver for its card: UEFI finds nothing to boot."""
+    return noting_qemu(tmp_path, "e1000e,romfile=")
+
+
+@pytest.fixture
+def qemu_with_edk2(tmp_path: Path) -> Path:
+    """EDK II has a driver for its card, and so its own client boots, as with Debian 13's ROM."""
+    return noting_qemu(tmp_path, "virtio-net-pci,romfile=")
 
 
 def machines(program: Path) -> list[str]:
@@ -83,10 +97,29 @@ def test_a_program_for_another_processor_is_the_users_mistake(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_what_the_rom_does_is_found_out_once(qemu_without_rom: Path) -> None:
-    assert not network_boot.rom_has_ipxe(str(qemu_without_rom), "tcg")
-    assert not network_boot.rom_has_ipxe(str(qemu_without_rom), "tcg")
-    assert machines(qemu_without_rom) == ["kboot-probe"]
+def test_what_the_rom_does_is_found_out_once(qemu_with_edk2: Path) -> None:
+    assert not network_boot.rom_has_ipxe(str(qemu_with_edk2), "tcg")
+    assert not network_boot.rom_has_ipxe(str(qemu_with_edk2), "tcg")
+    assert machines(qemu_with_edk2) == ["kboot-probe"]
+
+
+def test_a_firmware_that_boots_without_ipxe_is_not_waited_for(
+    qemu_with_edk2: Path, tmp_path: Path
+) -> None:
+    firmware_state.serve_first(tmp_path)
+    machine = QemuMachine(
+        MachineSpec(name="edk2", boot_file=firmware_state.FIRST_BOOT_FILE, firmware="uefi"),
+        program=str(qemu_with_edk2),
+        accelerator="tcg",
+        directory=tmp_path,
+        savable=True,
+        tftp=tmp_path,
+    )
+    (tmp_path / "saved").mkdir()
+    start = time.monotonic()
+    with pytest.raises(InfraError, match="EDK II's own client"):
+        firmware_state.saver(machine, Deadline(120))(tmp_path / "saved")
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.usefixtures("own_cache")

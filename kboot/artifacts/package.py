@@ -73,6 +73,8 @@ def companions(package: Path, *kinds: str) -> list[Path]:
     Debian (from Linux 7 on) and Ubuntu spread a kernel over packages that differ in one word:
     ``linux-binary-<release>_<version>_<architecture>.deb``, ``linux-modules-...``.
     """
+    # A link may have any name.
+    package = package.resolve()
     match = re.fullmatch(r"linux-(?:image|image-unsigned|binary)-(\d.*\.deb)", package.name)
     if match is None:
         return []
