@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 from bench.figure import Figure, interleaved, median_ratio
-from kboot import nginx, process
-from kboot.artifacts import Kernel, read_kernel
+from kboot import ipxe, nginx, process
 from kboot.backend import MachineSpec
-from kboot.boot import BootSettings, Phase, open_backend, power_on, script
 from kboot.config import Config
 from kboot.deadline import Deadline
+from kboot.kernel import Kernel, read_kernel
+from kboot.machine import MachineSettings, Phase, open_backend, power_on
 from kboot.qemu import GUEST_GATEWAY
 from kboot.qemu.argv import Wiring, argv
 from kboot.rootfs import tiny_initramfs
@@ -47,12 +47,12 @@ def _with_kboot(kernel: Kernel, initramfs: Path) -> float:
             backend,
             server,
             kernel,
-            BootSettings(initrds=(initramfs,)),
+            MachineSettings(initrds=(initramfs,)),
             evidence_directory=Path(folder),
-        ) as boot,
+        ) as machine,
     ):
-        boot.wait_for_line(_MARKER)
-        return boot.milestones.reached[Phase.INIT].time - begin
+        machine.wait_for_line(_MARKER)
+        return machine.boot.reached[Phase.INIT].time - begin
 
 
 def _bare(kernel: Kernel, initramfs: Path) -> float:
@@ -78,7 +78,7 @@ def _bare(kernel: Kernel, initramfs: Path) -> float:
             [process.find_program("nginx"), "-e", "stderr", "-p", folder, "-c", "nginx.conf"],
             stderr=subprocess.DEVNULL,
         )
-        machine = subprocess.Popen(command, pass_fds=[far.fileno()])
+        vm = subprocess.Popen(command, pass_fds=[far.fileno()])
         try:
             with serial, far:
                 serial.settimeout(_LIMIT_S)
@@ -87,7 +87,7 @@ def _bare(kernel: Kernel, initramfs: Path) -> float:
                     seen = seen[-len(_MARKER) :] + serial.recv(65536)
                 return time.monotonic() - begin
         finally:
-            for child in (machine, server):
+            for child in (vm, server):
                 child.kill()
                 child.wait()
 
@@ -101,10 +101,10 @@ def _lay_out(prefix: Path, kernel: Kernel, initramfs: Path, *, url: str, port: i
     (files / "initrd").write_bytes(initramfs.read_bytes())
     conf = nginx.configuration(port=port, token="bare")  # noqa: S106  a part of a path
     (prefix / "nginx.conf").write_text("user root;\n" + conf if os.geteuid() == 0 else conf)
-    line = script.command_line(
+    line = ipxe.command_line(
         nonce="0" * 16, architecture="x86_64", firmware="bios", initrd_count=1, extra=""
     )
-    text = script.boot_script(
+    text = ipxe.boot_script(
         nonce="0" * 16,
         query="m=bare&b=0",
         kernel_url=f"{url}/kernel",

@@ -14,13 +14,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench.figure import Figure, interleaved, median_ratio
-from kboot.artifacts import sha256_of
 from kboot.backend import MachineSpec
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
-from kboot.kube import SECRETS, SERVICES
+from kboot.kernel import sha256_of
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt.api import SECRETS, SERVICES
 from kboot.kubevirt.manifests import token_of
 
 _MACHINES = 50

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bench.figure import Figure, interleaved, median_ratio
 from kboot import process
-from kboot.artifacts import Kernel, read_kernel
-from kboot.boot import Boot, BootSettings, open_backend, power_on
 from kboot.config import Config
 from kboot.deadline import Deadline
+from kboot.kernel import Kernel, read_kernel
+from kboot.machine import Machine, MachineSettings, open_backend, power_on
 from kboot.rootfs import tiny_initramfs
 
 _LIMIT_S = 120
@@ -33,31 +33,31 @@ def run(*, quick: bool) -> dict[str, Figure]:
             backend,
             server,
             kernel,
-            BootSettings(initrds=(initramfs,), firmware_start="saved"),
+            MachineSettings(initrds=(initramfs,), firmware_start="saved"),
             evidence_directory=Path(folder),
-        ) as boot,
+        ) as machine,
     ):
-        boot.wait_until_ready()
+        machine.wait_until_ready()
         pairs = interleaved(
-            lambda: _restart(boot),
+            lambda: _restart(machine),
             lambda: _bare(kernel, initramfs),
             rounds=1 if quick else 9,
         )
     return {"firmware_shortcut_ratio": median_ratio(pairs)}
 
 
-def _restart(boot: Boot) -> float:
+def _restart(machine: Machine) -> float:
     """Seconds from the end of one life to the login prompt of the next."""
-    boot.restart()
-    milestones = boot.milestones
-    return max(each.time for each in milestones.reached.values()) - milestones.start
+    machine.restart()
+    boot = machine.boot
+    return max(each.time for each in boot.reached.values()) - boot.start
 
 
 def _bare(kernel: Kernel, initramfs: Path) -> float:
     """The same for a QEMU without firmware, network or server, and a loop that reads a socket."""
     serial, far = socket.socketpair()
     begin = time.monotonic()
-    machine = subprocess.Popen(
+    vm = subprocess.Popen(
         [
             process.find_program("qemu-system-x86_64"),
             *("-nodefaults", "-no-user-config", "-display", "none"),
@@ -76,5 +76,5 @@ def _bare(kernel: Kernel, initramfs: Path) -> float:
                 seen = seen[-len(_PROMPT) :] + serial.recv(65536)
             return time.monotonic() - begin
     finally:
-        machine.kill()
-        machine.wait()
+        vm.kill()
+        vm.wait()

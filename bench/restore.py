@@ -13,14 +13,14 @@ from pathlib import Path
 
 from bench.debian import debian_initramfs
 from bench.figure import Figure, interleaved, median_ratio, proportional_mib
-from kboot.artifacts import Kernel, read_kernel
 from kboot.backend import Backend, BootServer
-from kboot.boot import Boot, BootSettings, open_backend, power_on
-from kboot.boot.saved import SavedBoot
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.isolation import Snapshots
-from kboot.qemu.machine import QemuMachine
+from kboot.kernel import Kernel, read_kernel
+from kboot.machine import Machine, MachineSettings, open_backend, power_on
+from kboot.machine.saved import SavedMachine
+from kboot.qemu.virtual_machine import QemuVirtualMachine
 from kboot.rootfs import tiny_initramfs
 from kboot.snapshots import SnapshotStore
 
@@ -37,8 +37,8 @@ def run(*, quick: bool) -> dict[str, Figure]:
     kernel = read_kernel(Path(os.environ["KBOOT_TEST_KERNEL"]))
     figures: dict[str, Figure] = {}
     systems = {
-        "tiny": BootSettings(initrds=(tiny_initramfs(),)),
-        "debian": BootSettings(initrds=(debian_initramfs(),), memory_mib=1536, timeout_s=400),
+        "tiny": MachineSettings(initrds=(tiny_initramfs(),)),
+        "debian": MachineSettings(initrds=(debian_initramfs(),), memory_mib=1536, timeout_s=400),
     }
     for name, settings in systems.items():
         with _open(kernel, settings) as bench:
@@ -57,35 +57,35 @@ class _Bench:
     backend: Backend
     server: BootServer
     kernel: Kernel
-    settings: BootSettings
+    settings: MachineSettings
     directory: Path
-    saved: SavedBoot | None = None
+    saved: SavedMachine | None = None
     count: int = 0
 
     def boot_s(self) -> float:
         """Seconds from nothing to the answer to a command, in a machine that boots."""
         begin = time.monotonic()
-        with self.on(saved=None) as boot:
-            boot.wait_until_ready()
-            boot.guest.succeed("echo up")
+        with self.on(saved=None) as machine:
+            machine.wait_until_ready()
+            machine.guest.succeed("echo up")
             return time.monotonic() - begin
 
     def restore_s(self) -> float:
         """The same in a machine that goes on from where it was saved."""
         begin = time.monotonic()
-        with self.on(saved=self.saved) as boot:
-            boot.guest.succeed("echo up")
+        with self.on(saved=self.saved) as machine:
+            machine.guest.succeed("echo up")
             return time.monotonic() - begin
 
     def memory_mib(self) -> float:
         """What one of three restored machines has, by proportional set size, after a command."""
         with contextlib.ExitStack() as stack:
             boots = [stack.enter_context(self.on(saved=self.saved)) for _ in range(3)]
-            for boot in boots:
-                boot.guest.succeed("echo up")
-            return statistics.mean(_proportional_mib(boot) for boot in boots)
+            for machine in boots:
+                machine.guest.succeed("echo up")
+            return statistics.mean(_proportional_mib(machine) for machine in boots)
 
-    def on(self, *, saved: SavedBoot | None) -> contextlib.AbstractContextManager[Boot]:
+    def on(self, *, saved: SavedMachine | None) -> contextlib.AbstractContextManager[Machine]:
         """A machine of its own name and evidence."""
         self.count += 1
         name = f"bench{self.count}"
@@ -100,7 +100,7 @@ class _Bench:
 
 
 @contextlib.contextmanager
-def _open(kernel: Kernel, settings: BootSettings) -> Iterator[_Bench]:
+def _open(kernel: Kernel, settings: MachineSettings) -> Iterator[_Bench]:
     """A backend, a server, and a machine that has been saved."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kboot-bench-")))
@@ -117,16 +117,16 @@ def _open(kernel: Kernel, settings: BootSettings) -> Iterator[_Bench]:
             settings,
             evidence_directory=directory / "first",
             savable=True,
-        ) as boot:
-            boot.wait_until_ready()
-            snapshots.save(boot, settings)
+        ) as machine:
+            machine.wait_until_ready()
+            snapshots.save(machine, settings)
         saved = snapshots.find(settings)
         if saved is None:
             raise RuntimeError("the machine was not saved")
         yield _Bench(backend, server, kernel, settings, directory, saved)
 
 
-def _proportional_mib(boot: Boot) -> float:
-    if not isinstance(boot.machine, QemuMachine):
+def _proportional_mib(machine: Machine) -> float:
+    if not isinstance(machine.vm, QemuVirtualMachine):
         raise TypeError("memory is measured of local machines")
-    return proportional_mib(boot.machine.pid)
+    return proportional_mib(machine.vm.pid)

@@ -21,19 +21,19 @@ from typing import Any
 
 from bench.figure import Figure, interleaved, median_ratio, proportional_mib
 from kboot import process
-from kboot.artifacts import read_kernel
-from kboot.backend import MachineSpec, SnapshotMachine
-from kboot.boot import BootSettings, machine_spec, open_backend, power_on
+from kboot.backend import MachineSpec, SnapshotVirtualMachine
 from kboot.config import Config
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
-from kboot.guest.resume import prepare, resume
+from kboot.guest.saved import prepare, resume
+from kboot.kernel import read_kernel
+from kboot.machine import MachineSettings, machine_spec, open_backend, power_on
 from kboot.qemu import snapshot
 from kboot.qemu.argv import Memory, Wiring, argv
+from kboot.qemu.qmp import Qmp
 from kboot.qemu.snapshot import GuestMemory
-from kboot.qemu.stream import SocketStream
-from kboot.qmp import Qmp
+from kboot.qemu.virtual_machine import SocketStream
 from kboot.rootfs import tiny_initramfs
 
 _LIMIT_S = 120
@@ -167,7 +167,7 @@ class _Bench:
         with contextlib.ExitStack() as stack:
             machines = [stack.enter_context(start()) for _ in range(3)]
             return Figure(
-                value=statistics.mean(proportional_mib(machine.pid) for machine in machines),
+                value=statistics.mean(proportional_mib(vm.pid) for vm in machines),
                 unit="MiB",
             )
 
@@ -223,7 +223,7 @@ def _all_in_the_stream(qmp: Qmp, deadline: Deadline) -> None:
 
 def _booted(directory: Path) -> _Bench:
     """Boot a tiny machine, and save it with its memory in a file."""
-    settings = BootSettings(initrds=(tiny_initramfs(),))
+    settings = MachineSettings(initrds=(tiny_initramfs(),))
     with (
         open_backend(Config(accel="tcg")) as backend,
         backend.serve(Deadline(_LIMIT_S)) as server,
@@ -234,13 +234,13 @@ def _booted(directory: Path) -> _Bench:
             settings,
             evidence_directory=directory / "evidence",
             savable=True,
-        ) as boot,
+        ) as machine,
     ):
-        boot.wait_until_ready()
-        agent = prepare(boot.console_guest, Deadline(_LIMIT_S))
+        machine.wait_until_ready()
+        agent = prepare(machine.console_guest, Deadline(_LIMIT_S))
         bench = _Bench(directory=directory, spec=machine_spec(settings), agent=agent)
         bench.file.mkdir()
-        if not isinstance(boot.machine, SnapshotMachine):
+        if not isinstance(machine.vm, SnapshotVirtualMachine):
             raise TypeError("local machines can be saved")
-        boot.machine.snapshot(bench.file)
+        machine.vm.snapshot(bench.file)
     return bench

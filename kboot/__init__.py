@@ -10,8 +10,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kboot.artifacts import Kernel, read_kernel
-    from kboot.boot import Boot, BootSettings, Phase, open_backend, power_on, settings_for
     from kboot.config import Config
     from kboot.console import Console
     from kboot.crash import CrashKind, CrashReport, Scanner
@@ -27,13 +25,13 @@ if TYPE_CHECKING:
         WrongKernel,
     )
     from kboot.guest import CommandResult, Guest
+    from kboot.kernel import Kernel, read_kernel
+    from kboot.machine import Machine, MachineSettings, Phase, open_backend, power_on, settings_for
     from kboot.session import Session, open_session
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Boot",
-    "BootSettings",
     "CommandFailed",
     "CommandResult",
     "Config",
@@ -49,6 +47,8 @@ __all__ = [
     "KbootError",
     "Kernel",
     "KernelCrash",
+    "Machine",
+    "MachineSettings",
     "Phase",
     "Scanner",
     "Session",
@@ -66,10 +66,10 @@ _HOMES = (
     "deadline",
     "config",
     "crash",
-    "artifacts",
+    "kernel",
     "console",
     "guest",
-    "boot",
+    "machine",
     "session",
 )
 

@@ -33,7 +33,7 @@ class MachineSpec:
     architecture: str = "x86_64"
     #: None for one that the backend chooses, and that stays the machine's own through restarts.
     mac_address: str | None = None
-    #: Whether the guest's ssh port is to be reached from here, see `SshMachine`.
+    #: Whether the guest's ssh port is to be reached from here, see `SshVirtualMachine`.
     ssh: bool = False
     #: Passed to the hypervisor as they are; only the qemu backend takes any.
     extra_arguments: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ class BootServer(Protocol):
         """Write what is needed to look into it later: its configuration and its access log."""
 
 
-class Machine(Protocol):
+class VirtualMachine(Protocol):
     """One virtual machine, powered on."""
 
     @property
@@ -165,12 +165,14 @@ class Backend(Protocol):
     def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
         """Start a boot server."""
 
-    def power_on(self, spec: MachineSpec, deadline: Deadline) -> AbstractContextManager[Machine]:
+    def power_on(
+        self, spec: MachineSpec, deadline: Deadline
+    ) -> AbstractContextManager[VirtualMachine]:
         """Switch a machine on; it is gone at the end of the ``with``."""
 
 
 @runtime_checkable
-class SshMachine(Machine, Protocol):
+class SshVirtualMachine(VirtualMachine, Protocol):
     """A machine whose guest can be reached by ssh."""
 
     def ssh_address(self) -> tuple[str, int]:
@@ -178,10 +180,10 @@ class SshMachine(Machine, Protocol):
 
 
 @runtime_checkable
-class MendableServer(BootServer, Protocol):
+class RecreatableServer(BootServer, Protocol):
     """A boot server that is made once more where it has gone, with nothing on it."""
 
-    def mend(self, deadline: Deadline) -> None:
+    def recreate(self, deadline: Deadline) -> None:
         """Make it once more; what was published is lost."""
 
     def has(self, url: str) -> bool:
@@ -189,7 +191,7 @@ class MendableServer(BootServer, Protocol):
 
 
 @runtime_checkable
-class MetMachine(Machine, Protocol):
+class ExistingVirtualMachine(VirtualMachine, Protocol):
     """A machine that was there before we came."""
 
     def past(self) -> bytes:
@@ -197,7 +199,7 @@ class MetMachine(Machine, Protocol):
 
 
 @runtime_checkable
-class ReattachableMachine(Machine, Protocol):
+class ReattachableMachine(VirtualMachine, Protocol):
     """A machine whose serial line others may take from us while it runs on."""
 
     @property
@@ -209,7 +211,7 @@ class ReattachableMachine(Machine, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StayingMachine:
+class PersistentMachine:
     """A machine that stays where it is without any process of ours, as it is found by its name."""
 
     #: Told from all others, also from those of the same name.
@@ -233,12 +235,12 @@ class StayingMachine:
 
 
 @runtime_checkable
-class StayingBackend(Backend, Protocol):
+class PersistentBackend(Backend, Protocol):
     """A backend for one named machine, which stays when the process that looks after it ends."""
 
     @property
     def identifier(self) -> str:
-        """Of the machine, see `StayingMachine`."""
+        """Of the machine, see `PersistentMachine`."""
 
     @property
     def address(self) -> Mapping[str, str]:
@@ -262,7 +264,7 @@ class StayingBackend(Backend, Protocol):
 
 
 @runtime_checkable
-class SnapshotMachine(Machine, Protocol):
+class SnapshotVirtualMachine(VirtualMachine, Protocol):
     """A machine whose state can be saved, and that can go on from a saved one."""
 
     def snapshot(self, directory: Path) -> None:
@@ -301,5 +303,5 @@ class SnapshotBackend(Backend, Protocol):
         *,
         saved: Path | None = None,
         savable: bool = False,
-    ) -> AbstractContextManager[SnapshotMachine]:
+    ) -> AbstractContextManager[SnapshotVirtualMachine]:
         """As `Backend.power_on`; from the state in `saved`, and so that it can be saved."""

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot.artifacts import Kernel, sha256_of
 from kboot.backend import Backend, SnapshotBackend
-from kboot.boot import Boot, BootSettings, machine_spec
-from kboot.boot.saved import SavedBoot, parts, save
 from kboot.config import Isolation
 from kboot.deadline import Deadline
 from kboot.errors import KbootError
+from kboot.kernel import Kernel, sha256_of
 from kboot.log import logger
+from kboot.machine import Machine, MachineSettings, machine_spec
+from kboot.machine.saved import SavedMachine, parts, save
 from kboot.snapshots import SnapshotStore
 
 #: How long a guest may take to say whether it was touched.
@@ -53,19 +53,19 @@ def may_share(isolation: Isolation, last: User, following: User) -> bool:
             return True
 
 
-def condition(boot: Boot) -> str:
+def condition(machine: Machine) -> str:
     """What must stay as it is for others to have the machine as well: its kernel's taint.
 
     For a machine that is not well it is another text each time.
     """
-    if boot.pristine:
+    if machine.pristine:
         try:
-            boot.check()
-            return boot.guest.succeed(
+            machine.check()
+            return machine.guest.succeed(
                 "cat /proc/sys/kernel/tainted", deadline=Deadline(_LOOK_LIMIT_S)
             )
         except KbootError as error:
-            logger.info("%s cannot be used any more: %s", boot.settings.machine_name, error)
+            logger.info("%s cannot be used any more: %s", machine.settings.machine_name, error)
     return secrets.token_hex()
 
 
@@ -78,9 +78,9 @@ class Snapshots:
         self._store = store
         self._digests: dict[tuple[Path, int, int], str] = {}
         #: Settings whose machines could not be saved, in spite of what the backend says.
-        self._failed: list[BootSettings] = []
+        self._failed: list[MachineSettings] = []
 
-    def can_have(self, settings: BootSettings) -> bool:
+    def can_have(self, settings: MachineSettings) -> bool:
         """Whether such machines can be saved."""
         return (
             isinstance(self._backend, SnapshotBackend)
@@ -88,34 +88,34 @@ class Snapshots:
             and self._backend.snapshot_fault(machine_spec(settings)) is None
         )
 
-    def find(self, settings: BootSettings) -> SavedBoot | None:
+    def find(self, settings: MachineSettings) -> SavedMachine | None:
         """The saved machine for these settings, or None."""
         entry = self._store.find(self._key(settings))
-        return None if entry is None else SavedBoot.of(entry)
+        return None if entry is None else SavedMachine.of(entry)
 
     def making(
-        self, settings: BootSettings, deadline: Deadline
+        self, settings: MachineSettings, deadline: Deadline
     ) -> contextlib.AbstractContextManager[None]:
         """Within this ``with``, others that want to save the same machine wait for us."""
         return self._store.making(self._key(settings), deadline)
 
-    def save(self, boot: Boot, settings: BootSettings) -> None:
+    def save(self, machine: Machine, settings: MachineSettings) -> None:
         """Save a machine that has just become ready.
 
         If that fails, it is said, and such machines are from now on ones that cannot be saved.
         """
         try:
-            save(boot, self._store, self._key(settings))
+            save(machine, self._store, self._key(settings))
         except (KbootError, OSError) as error:
-            boot.check()
+            machine.check()
             self._failed.append(settings)
             logger.warning("the machine cannot be saved, so none is restored: %s", error)
 
-    def refuse(self, saved: SavedBoot) -> None:
+    def refuse(self, saved: SavedMachine) -> None:
         """Remove a saved machine that does not work."""
         self._store.discard(saved.key)
 
-    def _key(self, settings: BootSettings) -> Mapping[str, str]:
+    def _key(self, settings: MachineSettings) -> Mapping[str, str]:
         if not isinstance(self._backend, SnapshotBackend):
             raise TypeError(f"the backend {self._backend.name} saves no machines")
         return {

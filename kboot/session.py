@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from kboot.artifacts import Kernel, local_path, read_kernel
 from kboot.backend import Backend, BootServer
-from kboot.boot import Boot, BootSettings, open_backend, power_on, settings_for
-from kboot.boot.saved import SavedBoot
 from kboot.config import Config, Isolation
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.isolation import Snapshots, User, condition, may_share, resolve
+from kboot.kernel import Kernel, local_path, read_kernel
 from kboot.log import logger
-from kboot.sharing import Borrowed, borrow
+from kboot.machine import Machine, MachineSettings, open_backend, power_on, settings_for
+from kboot.machine.saved import SavedMachine
+from kboot.shared_server import Borrowed, borrow
 from kboot.snapshots import SnapshotStore
 from kboot.state import cache_directory
 
@@ -29,8 +29,8 @@ _SERVER_START_LIMIT_S = 120.0
 class _Running:
     """A machine that is on, and how to switch it off."""
 
-    settings: BootSettings
-    boot: Boot
+    settings: MachineSettings
+    machine: Machine
     power: contextlib.ExitStack
     user: User
     #: As it was when it was handed out, see `isolation.condition`; None if nobody will ask.
@@ -41,12 +41,12 @@ class _Running:
 class _Wish:
     """What somebody asks for; see `Session.booted`."""
 
-    settings: BootSettings
+    settings: MachineSettings
     name: str
     user: User
     #: Not ``auto``.
     isolation: Isolation
-    on_attempt: Callable[[Boot], None]
+    on_machine: Callable[[Machine], None]
 
 
 class Session:
@@ -98,28 +98,28 @@ class Session:
         )
         return Snapshots(self.backend, self.kernel, self._stack.enter_context(store))
 
-    def settings(self, config: Config) -> BootSettings:
+    def settings(self, config: Config) -> MachineSettings:
         """The settings of a machine under `config`."""
         return settings_for(self.kernel, config)
 
-    def isolation(self, settings: BootSettings, wanted: Isolation | None = None) -> Isolation:
+    def isolation(self, settings: MachineSettings, wanted: Isolation | None = None) -> Isolation:
         """Who shares machines with these settings: what is `wanted`, and not ``auto``."""
         return resolve(wanted or self.config.isolation, restores=self.snapshots.can_have(settings))
 
-    def booted(
+    def machine(
         self,
-        settings: BootSettings,
+        settings: MachineSettings,
         *,
         name: str,
         fresh: bool = False,
         user: User | None = None,
         isolation: Isolation | None = None,
-        on_attempt: Callable[[Boot], None] = lambda _attempt: None,
-    ) -> Boot:
+        on_machine: Callable[[Machine], None] = lambda _attempt: None,
+    ) -> Machine:
         """A machine with these settings that is ready: the one that is on, or another one.
 
         `fresh` demands one that was booted for this call. `name` names its evidence, and `user` who
-        asks for it; `isolation` is for this user instead of the run's. `on_attempt` is told the
+        asks for it; `isolation` is for this user instead of the run's. `on_machine` is told the
         machine before it is waited for.
         """
         wish = _Wish(
@@ -127,13 +127,13 @@ class Session:
             name=name,
             user=user or User(test=name),
             isolation=self.isolation(settings, isolation),
-            on_attempt=on_attempt,
+            on_machine=on_machine,
         )
         running = self._running
         if running and not fresh and self._may_stay(running, wish):
             running.user = wish.user
-            on_attempt(running.boot)
-            return running.boot
+            on_machine(running.machine)
+            return running.machine
         self.switch_off()
         if wish.isolation in {"test", "module"} and self.snapshots.can_have(settings):
             return self._pristine(wish, fresh=fresh)
@@ -145,26 +145,26 @@ class Session:
         if running.settings != wish.settings or not may_share(policy, running.user, wish.user):
             return False
         if policy == "none":
-            return running.boot.milestones.ready and running.boot.console.fatal is None
-        return condition(running.boot) == running.condition
+            return running.machine.boot.ready and running.machine.console.fatal is None
+        return condition(running.machine) == running.condition
 
-    def _pristine(self, wish: _Wish, *, fresh: bool) -> Boot:
+    def _pristine(self, wish: _Wish, *, fresh: bool) -> Machine:
         """A machine that goes on from a saved one, or else one that boots, and is saved."""
-        if not fresh and (attempt := self._restore(wish)):
-            return attempt
+        if not fresh and (machine := self._restore(wish)):
+            return machine
         with self.snapshots.making(wish.settings, Deadline(wish.settings.timeout_s)):
             # Another worker may have made it in the meantime.
-            if not fresh and (attempt := self._restore(wish)):
-                return attempt
-            attempt = self._switch_on(wish, savable=True)
+            if not fresh and (machine := self._restore(wish)):
+                return machine
+            machine = self._switch_on(wish, savable=True)
             if self.snapshots.find(wish.settings) is None:
-                self.snapshots.save(attempt, wish.settings)
+                self.snapshots.save(machine, wish.settings)
             if self._running and not self.snapshots.can_have(wish.settings):
                 # It may have to be shared after all.
-                self._running.condition = condition(attempt)
-            return attempt
+                self._running.condition = condition(machine)
+            return machine
 
-    def _restore(self, wish: _Wish) -> Boot | None:
+    def _restore(self, wish: _Wish) -> Machine | None:
         """A machine that goes on from a saved one; None if there is none that works."""
         saved = self.snapshots.find(wish.settings)
         if saved is None:
@@ -178,11 +178,11 @@ class Session:
             return None
 
     def _switch_on(
-        self, wish: _Wish, *, saved: SavedBoot | None = None, savable: bool = False
-    ) -> Boot:
+        self, wish: _Wish, *, saved: SavedMachine | None = None, savable: bool = False
+    ) -> Machine:
         self._count += 1
         with contextlib.ExitStack() as power:
-            attempt = power.enter_context(
+            machine = power.enter_context(
                 power_on(
                     self.backend,
                     self.server,
@@ -196,31 +196,31 @@ class Session:
             )
             if saved and saved.key in self._judged:
                 # What the kernel said when it booted counts once, as on a machine that is shared.
-                attempt.judge.sort(attempt.console.reports)
-            wish.on_attempt(attempt)
+                machine.report_filter.sort(machine.console.reports)
+            wish.on_machine(machine)
             if saved is None:
-                attempt.wait_until_ready()
+                machine.wait_until_ready()
             shared = wish.isolation in {"module", "session"}
             self._running = _Running(
                 settings=wish.settings,
-                boot=attempt,
+                machine=machine,
                 user=wish.user,
-                condition=condition(attempt) if shared else None,
+                condition=condition(machine) if shared else None,
                 power=power.pop_all(),
             )
         if saved:
             self._judged.add(saved.key)
-        return attempt
+        return machine
 
     def switch_off(self) -> None:
         """Switch the machine off that is on, if one is, and write its evidence."""
         if self._running:
             running, self._running = self._running, None
-            for report in running.boot.judge.sort(running.boot.console.reports):
+            for report in running.machine.report_filter.sort(running.machine.console.reports):
                 logger.warning(
                     "the kernel reported, when no test was running: %s; see %s",
                     report.title,
-                    running.boot.evidence_directory,
+                    running.machine.evidence_directory,
                 )
             running.power.close()
 
@@ -237,7 +237,7 @@ def open_session(
     """A session for the length of the ``with``; its boots leave their evidence below `evidence`.
 
     `prefix` begins the names of its machines: a DNS label's beginning, unique in a parallel run.
-    With `lender`, it has the boot server of another process, see `kboot.sharing`.
+    With `lender`, it has the boot server of another process, see `kboot.shared_server`.
     """
     session = Session(config, evidence=evidence, prefix=prefix, lender=lender)
     try:

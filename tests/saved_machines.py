@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kboot.artifacts import Kernel, read_kernel
 from kboot.backend import BootServer
-from kboot.boot import Boot, BootSettings, open_backend, power_on
-from kboot.boot.saved import SavedBoot
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.isolation import Snapshots
+from kboot.kernel import Kernel, read_kernel
+from kboot.machine import Machine, MachineSettings, open_backend, power_on
+from kboot.machine.saved import SavedMachine
 from kboot.qemu import QemuBackend
 from kboot.rootfs import module_initramfs, overlay_initramfs, tiny_initramfs
 from kboot.snapshots import SnapshotStore
 
-Restore = Callable[[], contextlib.AbstractContextManager[Boot]]
+Restore = Callable[[], contextlib.AbstractContextManager[Machine]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +32,23 @@ class Place:
     directory: Path
 
     @contextlib.contextmanager
-    def booted(self, settings: BootSettings) -> Iterator[Boot]:
+    def machine(self, settings: MachineSettings) -> Iterator[Machine]:
         """A machine that has booted and can be saved."""
-        with self._on(settings, savable=True) as boot:
-            boot.wait_until_ready()
-            yield boot
+        with self._on(settings, savable=True) as machine:
+            machine.wait_until_ready()
+            yield machine
 
     def restored(
-        self, settings: BootSettings, name: str
-    ) -> contextlib.AbstractContextManager[Boot]:
+        self, settings: MachineSettings, name: str
+    ) -> contextlib.AbstractContextManager[Machine]:
         """A machine that goes on from the saved one."""
         saved = self.snapshots.find(settings)
         assert saved
         return self._on(replace(settings, machine_name=name), saved=saved)
 
     def _on(
-        self, settings: BootSettings, *, saved: SavedBoot | None = None, savable: bool = False
-    ) -> contextlib.AbstractContextManager[Boot]:
+        self, settings: MachineSettings, *, saved: SavedMachine | None = None, savable: bool = False
+    ) -> contextlib.AbstractContextManager[Machine]:
         return power_on(
             self.backend,
             self.server,
@@ -81,9 +81,9 @@ def open_place(package: Path, directory: Path) -> Iterator[Place]:
         )
 
 
-def networked(kernel: Kernel) -> BootSettings:
+def networked(kernel: Kernel) -> MachineSettings:
     """The tiny system with an address from DHCP."""
-    return BootSettings(
+    return MachineSettings(
         initrds=(
             tiny_initramfs(),
             module_initramfs(kernel, ["e1000e"]),

@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from kboot.artifacts import read_kernel
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
 from kboot.errors import GuestError
-from kboot.guest import Guest, login
+from kboot.guest import Guest, log_in
+from kboot.kernel import read_kernel
 from kboot.process import spawn
 from kboot.rootfs import tiny_initramfs
 from tests.serial_lines import SocketStream
@@ -45,21 +45,21 @@ _WORDS = [
 
 
 @contextlib.contextmanager
-def booted(
+def machine(
     kernel: Path, record: Path, *, command_line: str = "", cpus: int = 1
 ) -> Iterator[Console]:
     """The console of a tiny guest that starts to boot, without firmware."""
-    host, machine = socket.socketpair()
+    host, vm = socket.socketpair()
     arguments = [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", "q35", "-accel", "tcg", "-m", "256", "-smp", str(cpus)),
-        *("-chardev", f"socket,id=serial,fd={machine.fileno()}", "-serial", "chardev:serial"),
+        *("-chardev", f"socket,id=serial,fd={vm.fileno()}", "-serial", "chardev:serial"),
         *("-kernel", str(read_kernel(kernel).image), "-initrd", str(tiny_initramfs())),
         *("-append", f"console=ttyS0 panic=-1 {command_line}"),
     ]
     record.mkdir(parents=True, exist_ok=True)
-    with spawn(arguments, log=record / "qemu.log", pass_fds=[machine.fileno()]) as qemu:
-        machine.close()
+    with spawn(arguments, log=record / "qemu.log", pass_fds=[vm.fileno()]) as qemu:
+        vm.close()
 
         def check() -> None:
             assert qemu.exit_status() is None, qemu.last_words()
@@ -101,9 +101,9 @@ def soak(guest: Guest, commands: int, *, seed: int) -> Counter[str]:
 def main(kernel: Path, commands: int, command_line: str, cpus: int) -> None:
     with (
         tempfile.TemporaryDirectory() as record,
-        booted(kernel, Path(record), command_line=command_line, cpus=cpus) as console,
+        machine(kernel, Path(record), command_line=command_line, cpus=cpus) as console,
     ):
-        guest = login(console, "root", "kboot", Deadline(120))
+        guest = log_in(console, "root", "kboot", Deadline(120))
         guest.spawn(FLOOD)
         start = time.monotonic()
         tally = soak(guest, commands, seed=int(start))

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kboot.loop import wilson
-from kboot.machines.client import attach
 from kboot.rootfs import overlay_initramfs, tiny_initramfs
 from kboot.state import RUN_VARIABLE
+from kboot.statistics import wilson
+from kboot.supervisor.client import attach
 from tests.users import User
 
 # Of the guest's first programs: it panics with 51 of 256 nonces, one boot in five.
@@ -112,12 +112,12 @@ def held(user: User, machine: str) -> Held:
     # A connection that has just been closed is a thread for a moment longer.
     time.sleep(1)
     processes = [status["pid"], *_descendants(status["pid"])]
-    places = [
+    machine_directories = [
         Path(status["evidence"]),
         Path(user.environ["XDG_STATE_HOME"], "kboot", "machines", machine),
         *(_runs_of(processes)),
     ]
-    files = [file for place in places for file in place.rglob("*") if file.is_file()]
+    files = [file for place in machine_directories for file in place.rglob("*") if file.is_file()]
     own = Path(f"/proc/{status['pid']}")
     lines = (own / "status").read_text(encoding="ascii").splitlines()
     resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))

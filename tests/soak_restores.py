@@ -62,8 +62,8 @@ class Held:
 def one(place: Place, name: str, boot_id: str, seen: set[str]) -> float:
     """Restore a machine and hold it to who it is; the seconds until it answered."""
     begin = time.monotonic()
-    with place.restored(networked(place.kernel), name) as boot:
-        answer = boot.guest.succeed(
+    with place.restored(networked(place.kernel), name) as machine:
+        answer = machine.guest.succeed(
             "cat /proc/sys/kernel/random/boot_id; ls /root; date +%s; "
             "head -c 16 /dev/urandom | md5sum; echo mine >/root/mark"
         ).split()
@@ -74,7 +74,7 @@ def one(place: Place, name: str, boot_id: str, seen: set[str]) -> float:
         assert abs(now - time.time()) < 3, f"its clock is wrong by {now - time.time():.0f} s"
         assert drawn not in seen, "random numbers for the second time"
         seen.add(drawn)
-        assert not boot.console.reports
+        assert not machine.console.reports
     return seconds
 
 
@@ -87,9 +87,9 @@ def main() -> None:
         open_place(package, Path(folder)) as place,
     ):
         settings = networked(place.kernel)
-        with place.booted(settings) as boot:
-            place.snapshots.save(boot, settings)
-            boot_id = boot.boot_id
+        with place.machine(settings) as machine:
+            place.snapshots.save(machine, settings)
+            boot_id = machine.boot_id
         seen: set[str] = set()
         seconds = [one(place, f"warm{number}", boot_id, seen) for number in range(10)]
         before = Held.now(place)

@@ -16,9 +16,9 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kboot.artifacts import Kernel, read_kernel, require_architecture, sha256_of
-from kboot.artifacts.elf import parse_elf
 from kboot.errors import ConfigError
+from kboot.kernel import Kernel, read_kernel, require_architecture, sha256_of
+from kboot.kernel.elf import parse_elf
 
 RELEASE = "6.12.0-test"
 VERSION = f"{RELEASE} (me@here) #1 SMP Mon Jan 1 00:00:00 UTC 2024"
@@ -373,7 +373,7 @@ def test_a_file_without_permission_names_the_remedy(tmp_path: Path) -> None:
     # Root may read everything, so somebody else has to try.
     program = (
         "import os, pathlib, sys\n"
-        "from kboot.artifacts import read_kernel\n"
+        "from kboot.kernel import read_kernel\n"
         "from kboot.errors import ConfigError\n"
         "path = pathlib.Path(sys.argv[1])\n"
         "os.chdir(path.parent)\n"

@@ -17,10 +17,10 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kboot.artifacts import read_kernel
-from kboot.artifacts.cache import keep_directory, keep_file
-from kboot.artifacts.package import AR_MAGIC, ArMember, ar_members
+from kboot.cache import keep_directory, keep_file
 from kboot.errors import ConfigError, InfraError
+from kboot.kernel import read_kernel
+from kboot.kernel.package import AR_MAGIC, ArMember, ar_members
 from tests.test_artifacts import RELEASE, bzimage, complaint, written
 
 KERNEL_FILES = {

@@ -14,7 +14,7 @@ PACKAGE = Path(boot_messages.__file__).parent
 
 #: Words by which such lines are known, and who else may have them: readers of files, not of lines.
 WORDS = ("SeaBIOS", "BdsDxe", "Linux version", "ommand line: ", "login:", "kboot: script \\", "#$")
-READERS_OF_FILES = {"artifacts/image.py", "crash/elf.py"}
+READERS_OF_FILES = {"kernel/image.py", "kernel/elf.py"}
 
 PROMPTS = [
     "linux login: ",

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from kboot import open_session
-from kboot.artifacts import read_kernel
-from kboot.boot import settings_for
-from kboot.boot.script import command_line
 from kboot.config import Config
 from kboot.errors import ConfigError
+from kboot.ipxe import command_line
+from kboot.kernel import read_kernel
+from kboot.machine import settings_for
 
 #: COMMAND_LINE_SIZE of x86, less the zero at its end.
 X86_LIMIT = 2047
@@ -40,8 +40,8 @@ def test_the_longest_command_line_reaches_the_kernel_whole(
         cmdline=text_of(size, firmware=firmware),
     )
     with open_session(config, evidence=tmp_path) as session:
-        boot = session.booted(session.settings(config), name="longest")
-        line = boot.guest.succeed("cat /proc/cmdline").strip()
+        machine = session.machine(session.settings(config), name="longest")
+        line = machine.guest.succeed("cat /proc/cmdline").strip()
     assert line.endswith(config.cmdline), len(line)
     with pytest.raises(ConfigError, match=r"shorten it by 1$"):
         settings_for(session.kernel, Config(firmware=config.firmware, cmdline=config.cmdline + "y"))

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from kboot import state
+from kboot.checks import Check, Finding, examine
 from kboot.cli import main
 from kboot.config import Config
-from kboot.doctor import LOCAL_CHECKS, Check, Finding, examine
 from kboot.errors import InfraError
+from kboot.qemu.checks import LOCAL_CHECKS
 
 EMULATED = Config(accel="tcg")
 

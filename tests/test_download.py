@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from kboot.artifacts import local_path, read_kernel
-from kboot.artifacts.download import download
 from kboot.errors import ConfigError, InfraError
+from kboot.kernel import local_path, read_kernel
+from kboot.kernel.download import download
 from tests.test_artifacts import RELEASE, arm64_image, bzimage, written
 
 CONFIGURATION = """

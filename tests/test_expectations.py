@@ -7,18 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from kboot.boot import ExpectedCrash, wanted
-from kboot.boot.expectations import not_recovered
-from kboot.boot.judge import Judge
 from kboot.crash import CrashKind, CrashReport
-from kboot.errors import (
-    ConfigError,
-    HungAfterPanic,
-    KernelCrash,
-    NoReboot,
-    RebootLoop,
-    SecondCrash,
-)
+from kboot.errors import ConfigError, HungAfterPanic, KernelCrash, NoReboot, RebootLoop, SecondCrash
+from kboot.machine import ExpectedCrash, wanted
+from kboot.machine.expectations import ReportFilter, not_recovered
 
 K = CrashKind
 
@@ -168,39 +160,39 @@ def test_the_same_crash_or_a_reset_on_the_way_back_is_a_loop(again: CrashReport)
 
 
 def test_what_nobody_asked_for_is_named_once() -> None:
-    judge = Judge()
-    assert judge.sort([WARNING]) == [WARNING]
-    assert judge.sort([WARNING]) == []
-    assert judge.sort([WARNING, OOPS]) == [OOPS]
+    report_filter = ReportFilter()
+    assert report_filter.sort([WARNING]) == [WARNING]
+    assert report_filter.sort([WARNING]) == []
+    assert report_filter.sort([WARNING, OOPS]) == [OOPS]
 
 
 def test_what_was_expected_is_no_surprise_nor_is_what_led_to_it() -> None:
-    judge = Judge()
-    judge.expect(died_of(AFTER_OOPS))
-    assert judge.sort([OOPS, AFTER_OOPS]) == []
+    report_filter = ReportFilter()
+    report_filter.expect(died_of(AFTER_OOPS))
+    assert report_filter.sort([OOPS, AFTER_OOPS]) == []
 
 
 def test_what_is_allowed_is_listed_once() -> None:
-    judge = Judge()
-    judge.allowances = [wanted("warning", "dev_watchdog")]
-    assert judge.sort([WARNING, OOPS]) == [OOPS]
-    (allowed,) = judge.take_allowed()
+    report_filter = ReportFilter()
+    report_filter.allowances = [wanted("warning", "dev_watchdog")]
+    assert report_filter.sort([WARNING, OOPS]) == [OOPS]
+    (allowed,) = report_filter.take_allowed()
     assert (allowed.report, str(allowed.by)) == (
         WARNING,
         "a crash of kind warning that matches 'dev_watchdog'",
     )
-    assert judge.take_allowed() == []
+    assert report_filter.take_allowed() == []
 
 
 def test_a_death_cannot_be_allowed() -> None:
-    judge = Judge()
-    judge.allowances = [wanted("panic")]
-    assert judge.allowance(PANIC) is None
+    report_filter = ReportFilter()
+    report_filter.allowances = [wanted("panic")]
+    assert report_filter.allowance(PANIC) is None
 
 
 def test_the_last_words_of_a_dying_kernel_count_for_nothing_but_those_of_the_next_do() -> None:
-    judge = Judge()
-    judge.expect(died_of(PANIC))
-    judge.new_life(6000)
+    report_filter = ReportFilter()
+    report_filter.expect(died_of(PANIC))
+    report_filter.begin_boot(6000)
     late = replace(WARNING, start_offset=7000)
-    assert judge.sort([PANIC, WARNING, late]) == [late]
+    assert report_filter.sort([PANIC, WARNING, late]) == [late]

@@ -20,120 +20,120 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.rootfs import overlay_initramfs
-from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build, machine
+from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build, vm
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    with machine(tmp_path_factory.mktemp("zoo")) as opened:
+    with vm(tmp_path_factory.mktemp("zoo")) as opened:
         yield opened
 
 
 def test_no_crash(zoo: Zoo) -> None:
-    boot = zoo.open()
+    machine = zoo.open()
     with (
         pytest.raises(NoCrash, match="expected a crash of kind panic; none came in 1 s"),
-        boot.expect_crash("panic", timeout_s=1),
+        machine.expect_crash("panic", timeout_s=1),
     ):
         pass
 
 
 def test_a_wrong_crash(zoo: Zoo) -> None:
-    boot = zoo.open()
+    machine = zoo.open()
     with (
         pytest.raises(WrongCrash, match="of kind divide-error; what came is kernel BUG") as caught,
-        boot.expect_crash("divide-error", timeout_s=2),
+        machine.expect_crash("divide-error", timeout_s=2),
     ):
         zoo.meet("bug")
     assert caught.value.report.function == "zoo_bug"
 
 
 def test_a_crash_of_the_right_kind_in_the_wrong_place(zoo: Zoo) -> None:
-    boot = zoo.open()
+    machine = zoo.open()
     with (
         pytest.raises(WrongCrash, match="that matches 'elsewhere'; what came is kernel BUG"),
-        boot.expect_crash("bug", match="elsewhere", timeout_s=2),
+        machine.expect_crash("bug", match="elsewhere", timeout_s=2),
     ):
         zoo.meet("bug")
 
 
 def test_a_second_crash(zoo: Zoo) -> None:
-    boot = zoo.open()
+    machine = zoo.open()
     with (
         pytest.raises(SecondCrash, match=r"after .*zoo_bug\) came another: divide error"),
-        boot.expect_crash("bug"),
+        machine.expect_crash("bug"),
     ):
         zoo.meet("bug", "divide")
 
 
 def test_the_same_crash_twice_is_one(zoo: Zoo) -> None:
-    boot = zoo.open()
-    with boot.expect_crash("bug") as crash:
+    machine = zoo.open()
+    with machine.expect_crash("bug") as crash:
         zoo.meet("bug", "bug")
     assert len(crash.reports) == 2
 
 
 def test_a_command_that_ends_in_a_death_ends_the_block(zoo: Zoo) -> None:
-    boot = zoo.open()
+    machine = zoo.open()
     went_on = []
-    with boot.expect_crash("stack-corruption"):
+    with machine.expect_crash("stack-corruption"):
         zoo.meet("stack_corruption")
         went_on.append(True)
-    boot.wait_for_reboot()
+    machine.wait_for_reboot()
     assert went_on == []
 
 
 def test_a_crash_and_no_reboot(zoo: Zoo) -> None:
-    boot = zoo.open()
-    with boot.expect_crash("oops"):
+    machine = zoo.open()
+    with machine.expect_crash("oops"):
         zoo.meet("null")
     with pytest.raises(NoReboot, match="its kernel went on after NULL pointer dereference"):
-        boot.wait_for_reboot(3)
+        machine.wait_for_reboot(3)
 
 
 def test_a_hang_after_the_panic(zoo: Zoo) -> None:
-    boot = zoo.open()
-    with boot.expect_crash("panic"):
+    machine = zoo.open()
+    with machine.expect_crash("panic"):
         zoo.meet("stack_corruption", before="echo 0 > /proc/sys/kernel/panic")
     with pytest.raises(HungAfterPanic, match=r"hung after its crash .*zoo_stack_corruption"):
-        boot.wait_for_reboot(5)
+        machine.wait_for_reboot(5)
 
 
 def test_a_reboot_into_another_kernel(zoo: Zoo) -> None:
-    boot = zoo.open()
+    machine = zoo.open()
     # What a machine does that falls back to the kernel on its disk.
     zoo.change_script("kboot.nonce=", "other.nonce=")
-    with boot.expect_crash("panic"):
-        boot.panic()
+    with machine.expect_crash("panic"):
+        machine.panic()
     with pytest.raises(WrongKernel, match="was not started by this boot"):
-        boot.wait_for_reboot()
+        machine.wait_for_reboot()
 
 
 def test_a_second_crash_on_the_way_back(zoo: Zoo) -> None:
-    boot = zoo.open()
+    machine = zoo.open()
     zoo.change_script("panic=-1", f"panic=-1 rdinit={SHORT_INIT}")
-    with boot.expect_crash("panic"):
-        boot.panic()
+    with machine.expect_crash("panic"):
+        machine.panic()
     with pytest.raises(SecondCrash, match=r"on its way back .*attempted to kill init") as caught:
-        boot.wait_for_reboot()
+        machine.wait_for_reboot()
     assert caught.value.report.kind == "init-killed"
 
 
 def test_a_reboot_loop(zoo: Zoo) -> None:
-    boot = zoo.open()
+    machine = zoo.open()
     zoo.change_script("panic=-1", f"panic=-1 rdinit={RESETTING_INIT}")
-    with boot.expect_crash("panic"):
-        boot.panic()
+    with machine.expect_crash("panic"):
+        machine.panic()
     with pytest.raises(RebootLoop, match=r"reboot loop: .* before it was ready"):
-        boot.wait_for_reboot()
+        machine.wait_for_reboot()
 
 
 def test_a_report_that_nobody_wanted(zoo: Zoo) -> None:
-    boot = zoo.open()
+    machine = zoo.open()
     zoo.meet("warn")
     with pytest.raises(KernelCrash, match="the kernel reported: WARNING in zoo_warn"):
-        boot.check_reports()
-    assert not boot.pristine
+        machine.check_reports()
+    assert not machine.pristine
 
 
 # ------------------------------------------------------------------------------- under pytest

@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 
 from kboot import state
-from kboot.artifacts import Kernel, read_kernel
-from kboot.boot import Boot, BootSettings, Milestone, Phase, open_backend, power_on
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout, InfraError, KernelCrash
+from kboot.kernel import Kernel, read_kernel
+from kboot.machine import Machine, MachineSettings, Milestone, Phase, open_backend, power_on
 from kboot.rootfs import overlay_initramfs, tiny_initramfs
 
 KBOOT = [sys.executable, "-m", "kboot"]
@@ -241,11 +241,11 @@ def test_under_git_bisect_bad_input_and_a_broken_host_are_to_be_skipped(tmp_path
 
 
 @pytest.fixture
-def settings() -> BootSettings:
-    return BootSettings(initrds=(tiny_initramfs(),))
+def settings() -> MachineSettings:
+    return MachineSettings(initrds=(tiny_initramfs(),))
 
 
-Starter = Callable[..., contextlib.AbstractContextManager[Boot]]
+Starter = Callable[..., contextlib.AbstractContextManager[Machine]]
 
 
 @pytest.fixture
@@ -254,9 +254,9 @@ def start(real_kernel: Kernel, tmp_path: Path) -> Starter:
 
     @contextlib.contextmanager
     def power(
-        settings: BootSettings, at: dict[Phase, Callable[[Boot], None]] | None = None
-    ) -> Iterator[Boot]:
-        machines: list[Boot] = []
+        settings: MachineSettings, at: dict[Phase, Callable[[Machine], None]] | None = None
+    ) -> Iterator[Machine]:
+        machines: list[Machine] = []
 
         def on_phase(milestone: Milestone, _seconds: float) -> None:
             if at and milestone.phase in at:
@@ -272,114 +272,118 @@ def start(real_kernel: Kernel, tmp_path: Path) -> Starter:
                 settings,
                 evidence_directory=tmp_path / "evidence",
                 on_phase=on_phase,
-            ) as boot,
+            ) as machine,
         ):
-            machines.append(boot)
-            yield boot
+            machines.append(machine)
+            yield machine
 
     return power
 
 
-def test_qemu_killed_in_mid_boot(start: Starter, settings: BootSettings) -> None:
+def test_qemu_killed_in_mid_boot(start: Starter, settings: MachineSettings) -> None:
     killed: list[float] = []
 
-    def kill(boot: Boot) -> None:
-        os.kill(boot.machine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    def kill(machine: Machine) -> None:
+        os.kill(machine.vm.pid, signal.SIGKILL)  # type: ignore[attr-defined]
         killed.append(time.monotonic())
 
     with (
-        start(settings, {Phase.SCRIPT: kill}) as boot,
+        start(settings, {Phase.SCRIPT: kill}) as machine,
         pytest.raises(InfraError, match="QEMU was killed by signal 9"),
     ):
-        boot.wait_until_ready()
+        machine.wait_until_ready()
     assert time.monotonic() - killed[0] < 5
 
 
-def test_nginx_killed_in_mid_boot(start: Starter, settings: BootSettings) -> None:
+def test_nginx_killed_in_mid_boot(start: Starter, settings: MachineSettings) -> None:
     killed: list[float] = []
 
-    def kill(boot: Boot) -> None:
-        os.kill(boot.server.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    def kill(machine: Machine) -> None:
+        os.kill(machine.server.pid, signal.SIGKILL)  # type: ignore[attr-defined]
         killed.append(time.monotonic())
 
     with (
-        start(settings, {Phase.FIRMWARE: kill}) as boot,
+        start(settings, {Phase.FIRMWARE: kill}) as machine,
         pytest.raises(InfraError, match="nginx was killed by signal 9"),
     ):
-        boot.wait_until_ready()
+        machine.wait_until_ready()
     assert time.monotonic() - killed[0] < 5
 
 
-def test_an_initramfs_that_is_gone_from_the_server(start: Starter, settings: BootSettings) -> None:
-    def remove(boot: Boot) -> None:
-        (name,) = boot.milestones.expected.initrd_paths
-        (boot.server.prefix / "files" / name).unlink()  # type: ignore[attr-defined]
+def test_an_initramfs_that_is_gone_from_the_server(
+    start: Starter, settings: MachineSettings
+) -> None:
+    def remove(machine: Machine) -> None:
+        (name,) = machine.boot.expected.initrd_paths
+        (machine.server.prefix / "files" / name).unlink()  # type: ignore[attr-defined]
 
     with (
-        start(settings, {Phase.SCHEDULED: remove}) as boot,
+        start(settings, {Phase.SCHEDULED: remove}) as machine,
         pytest.raises(InfraError, match=r"the boot server has no initrd tiny.*\(404\)"),
     ):
-        boot.wait_until_ready()
+        machine.wait_until_ready()
 
 
-def test_a_kernel_without_a_root_file_system(start: Starter, settings: BootSettings) -> None:
+def test_a_kernel_without_a_root_file_system(start: Starter, settings: MachineSettings) -> None:
     bare = dataclasses.replace(settings, initrds=())
-    with start(bare) as boot, pytest.raises(KernelCrash) as caught:
-        boot.wait_until_ready()
+    with start(bare) as machine, pytest.raises(KernelCrash) as caught:
+        machine.wait_until_ready()
     assert caught.value.report.kind == "no-root"
     assert caught.value.report.fatal
 
 
-def test_an_init_that_exits(start: Starter, settings: BootSettings) -> None:
+def test_an_init_that_exits(start: Starter, settings: MachineSettings) -> None:
     short = overlay_initramfs({"init": b"#!/bin/sh\necho bye\nexit 3\n"})
     with (
-        start(dataclasses.replace(settings, initrds=(*settings.initrds, short))) as boot,
+        start(dataclasses.replace(settings, initrds=(*settings.initrds, short))) as machine,
         pytest.raises(KernelCrash) as caught,
     ):
-        boot.wait_until_ready()
+        machine.wait_until_ready()
     assert caught.value.report.kind == "init-killed"
 
 
-def test_a_kernel_that_is_silent_on_the_serial_line(start: Starter, settings: BootSettings) -> None:
+def test_a_kernel_that_is_silent_on_the_serial_line(
+    start: Starter, settings: MachineSettings
+) -> None:
     silent = dataclasses.replace(settings, command_line="console=tty0")
     with (
-        start(silent) as boot,
+        start(silent) as machine,
         pytest.raises(GuestError, match=r"no console=ttyS0 \(it has only console=tty0\)"),
     ):
-        boot.wait_until_ready()
+        machine.wait_until_ready()
 
 
 def test_a_kernel_that_stays_silent_is_given_up_soon(
-    start: Starter, settings: BootSettings
+    start: Starter, settings: MachineSettings
 ) -> None:
     mute = overlay_initramfs({"init": b"#!/bin/sh\nexec sleep 1000\n"})
     silent = dataclasses.replace(
         settings, command_line="console=ttyS1", initrds=(*settings.initrds, mute)
     )
     with (
-        start(silent) as boot,
+        start(silent) as machine,
         pytest.raises(
             GuestTimeout,
             match=r"printed nothing in 3\d s; its console is ttyS1, another line than ttyS0",
         ),
     ):
-        boot.wait_until_ready()
+        machine.wait_until_ready()
 
 
-def test_a_machine_that_resets_without_a_word(start: Starter, settings: BootSettings) -> None:
+def test_a_machine_that_resets_without_a_word(start: Starter, settings: MachineSettings) -> None:
     # As by a triple fault, which tests/zoo provokes for real: the keyboard controller's reset line.
-    with start(settings) as boot:
-        boot.wait_until_ready()
+    with start(settings) as machine:
+        machine.wait_until_ready()
         with pytest.raises(KernelCrash) as caught:
-            boot.guest.run(r"printf '\376' | dd of=/dev/port bs=1 seek=100; sleep 60")
+            machine.guest.run(r"printf '\376' | dd of=/dev/port bs=1 seek=100; sleep 60")
     assert caught.value.report.kind == "unexpected-reset"
 
 
-def test_a_guest_that_switches_itself_off(start: Starter, settings: BootSettings) -> None:
-    with start(settings) as boot:
-        boot.wait_until_ready()
+def test_a_guest_that_switches_itself_off(start: Starter, settings: MachineSettings) -> None:
+    with start(settings) as machine:
+        machine.wait_until_ready()
         with pytest.raises(GuestError, match="switched the machine off"):
-            boot.guest.run("poweroff -f; sleep 60")
+            machine.guest.run("poweroff -f; sleep 60")
 
 
 # ------------------------------------------------------------------------- Ctrl-C, SIGTERM, SIGKILL
@@ -427,7 +431,7 @@ def test_a_signal_during_the_boot(
 
 
 def test_ctrl_c_of_pytest_during_the_boot(debian_kernel: Path, tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text("def test_it(boot):\n    pass\n")
+    (tmp_path / "test_it.py").write_text("def test_it(machine):\n    pass\n")
     with subprocess.Popen(
         [
             *_HEARS_SIGNALS,
@@ -449,7 +453,7 @@ def test_ctrl_c_of_pytest_during_the_boot(debian_kernel: Path, tmp_path: Path) -
 IT_IS_UP = """
 import time
 
-def test_it(boot):
+def test_it(machine):
     print("it is", "up", flush=True)
     time.sleep(60)
 """
@@ -472,7 +476,7 @@ def test_sigterm_of_pytest_ends_it_in_good_order(
     """Every CI job that is cancelled gets one."""
     up = tmp_path / "up"
     (tmp_path / "test_it.py").write_text(
-        f"import pathlib, time\n\ndef test_it(boot):\n"
+        f"import pathlib, time\n\ndef test_it(machine):\n"
         f"    pathlib.Path({str(up)!r}).touch()\n    time.sleep(60)\n"
     )
     with subprocess.Popen(

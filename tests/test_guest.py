@@ -11,9 +11,8 @@ import pytest
 from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError, GuestTimeout
-from kboot.guest import Guest, login
-from kboot.guest.bootstrap import LOADER
-from kboot.guest.wake import wake_terminal
+from kboot.guest import Guest, log_in
+from kboot.guest.login import LOADER, wake_terminal
 from tests.serial_lines import (
     PRINTK,
     PRINTK_WITHOUT_TIME,
@@ -44,7 +43,7 @@ done
 def shell(command: Sequence[str]) -> Iterator[tuple[Console, Guest]]:
     """A local shell, as a guest."""
     with terminal(command) as stream, console_on(stream) as console:
-        guest = login(console, "root", None, Deadline(30))
+        guest = log_in(console, "root", None, Deadline(30))
         yield console, guest
         guest.close()
 
@@ -64,7 +63,7 @@ def guest() -> Iterator[Guest]:
 
 def test_every_shell_runs_commands_and_is_left_as_it_was(any_shell: list[str]) -> None:
     with terminal(any_shell) as stream, console_on(stream) as console:
-        guest = login(console, "root", None, Deadline(30))
+        guest = log_in(console, "root", None, Deadline(30))
         result = guest.run("printf 'out\n'; printf err >&2; exit 3")
         assert (result.stdout, result.stderr, result.exit_status) == ("out\n", "err", 3)
         directory = guest.succeed("echo $KBOOT_DIR").strip()
@@ -76,14 +75,14 @@ def test_every_shell_runs_commands_and_is_left_as_it_was(any_shell: list[str]) -
 
 def test_a_terminal_is_woken_whatever_another_process_has_left_there(any_shell: list[str]) -> None:
     with terminal(any_shell) as stream, console_on(stream) as console:
-        left = login(console, "root", None, Deadline(30))
+        left = log_in(console, "root", None, Deadline(30))
         directory = left.succeed("echo $KBOOT_DIR").strip()
         # Another agent is there, one that was being typed, a program, and at last nothing.
         for before in ("", LOADER, "exec 3>&1; cat", ""):
             if before:
                 console.sendline(before)
             wake_terminal(console, Deadline(30))
-            guest = login(console, "root", None, Deadline(30))
+            guest = log_in(console, "root", None, Deadline(30))
             assert guest.succeed("echo here").strip() == "here"
             if before:
                 guest.close()
@@ -222,7 +221,7 @@ def test_a_file_does_not_wait_for_a_round_trip_with_each_line(
     with terminal(any_shell) as stream:
         distant = NoisyStream(stream)
         with console_on(distant) as console:
-            guest = login(console, "root", None, Deadline(60))
+            guest = log_in(console, "root", None, Deadline(60))
             distant.delay_s = 0.06
             start = time.monotonic()
             guest.put(
@@ -245,7 +244,7 @@ def test_a_file_on_a_line_that_loses_input_arrives_whole(
     with terminal(any_shell) as stream:
         lossy = NoisyStream(stream)
         with console_on(lossy) as console:
-            guest = login(console, "root", None, Deadline(60))
+            guest = log_in(console, "root", None, Deadline(60))
             lossy.loss_chance = loss_chance
             guest.put(local, str(remote), Deadline(120))
             lossy.loss_chance = 0
@@ -261,7 +260,7 @@ def test_a_file_among_kernel_messages_arrives_whole_and_compressed(
     with terminal(any_shell) as stream:
         noisy = NoisyStream(stream, records=PRINTK, record_chance=0.02)
         with console_on(noisy) as console:
-            guest = login(console, "root", None, Deadline(60))
+            guest = log_in(console, "root", None, Deadline(60))
             start = time.monotonic()
             guest.put(local, str(remote), Deadline(60))
             assert time.monotonic() - start < 10
@@ -280,7 +279,7 @@ def test_kernel_messages_anywhere_change_nothing(
     with terminal(any_shell) as stream:
         noisy = NoisyStream(stream, records=records, record_chance=0.02)
         with console_on(noisy) as console:
-            guest = login(console, "root", None, Deadline(60))
+            guest = log_in(console, "root", None, Deadline(60))
             for number in range(10):
                 result = guest.run(f"seq {number * 20}; echo e{number} >&2; exit {number}")
                 expected = "".join(f"{n}\n" for n in range(1, number * 20 + 1))
@@ -292,7 +291,7 @@ def test_lost_input_changes_nothing() -> None:
     with terminal(["dash"]) as stream:
         lossy = NoisyStream(stream)
         with console_on(lossy) as console:
-            guest = login(console, "root", None, Deadline(30))
+            guest = log_in(console, "root", None, Deadline(30))
             lossy.loss_chance = 0.002
             for number in range(20):
                 assert guest.run(f"echo {number}; exit {number}").exit_status == number
@@ -302,7 +301,7 @@ def test_lost_input_changes_nothing() -> None:
 
 def test_a_shell_that_died_is_told_not_guessed() -> None:
     with terminal(["dash"]) as stream, console_on(stream) as console:
-        guest = login(console, "root", None, Deadline(30))
+        guest = log_in(console, "root", None, Deadline(30))
         agent = guest.succeed("cut -d ' ' -f 4 /proc/$PPID/stat").strip()
         with pytest.raises(GuestError):
             guest.run(f"kill -9 {agent}; sleep 30", timeout_s=3)
@@ -313,7 +312,7 @@ def test_login_types_name_and_password_between_kernel_messages(any_shell: list[s
     with terminal(["dash", "-c", getty]) as stream:
         noisy = NoisyStream(stream, records=PRINTK, record_chance=0.005)
         with console_on(noisy) as console:
-            guest = login(console, "root", "secret", Deadline(60))
+            guest = log_in(console, "root", "secret", Deadline(60))
             assert guest.succeed("echo in") == "in\n"
 
 
@@ -323,7 +322,7 @@ def test_a_refused_login_names_the_user() -> None:
         console_on(stream) as console,
         pytest.raises(GuestError, match="login as 'root' refused 3 times: Login incorrect"),
     ):
-        login(console, "root", "wrong", Deadline(60))
+        log_in(console, "root", "wrong", Deadline(60))
 
 
 def test_a_password_nobody_gave_is_asked_for_once() -> None:
@@ -332,7 +331,7 @@ def test_a_password_nobody_gave_is_asked_for_once() -> None:
         console_on(stream) as console,
         pytest.raises(GuestError, match="password of 'root'"),
     ):
-        login(console, "root", None, Deadline(60))
+        log_in(console, "root", None, Deadline(60))
 
 
 def test_a_silent_line_is_a_timeout() -> None:
@@ -341,7 +340,7 @@ def test_a_silent_line_is_a_timeout() -> None:
         console_on(stream) as console,
         pytest.raises(GuestTimeout, match="login:"),
     ):
-        login(console, "root", "secret", Deadline(1))
+        log_in(console, "root", "secret", Deadline(1))
 
 
 def test_a_guest_without_the_programs_that_are_needed_is_named(tmp_path: Path) -> None:
@@ -353,7 +352,7 @@ def test_a_guest_without_the_programs_that_are_needed_is_named(tmp_path: Path) -
         console_on(stream) as console,
         pytest.raises(GuestError, match="neither cksum nor md5sum"),
     ):
-        login(console, "root", None, Deadline(10))
+        log_in(console, "root", None, Deadline(10))
 
 
 def test_a_guest_without_base64_and_cksum_makes_do(tmp_path: Path) -> None:
@@ -366,7 +365,7 @@ def test_a_guest_without_base64_and_cksum_makes_do(tmp_path: Path) -> None:
         terminal(["/bin/dash"], environment={"PATH": str(tmp_path)}) as stream,
         console_on(stream) as console,
     ):
-        guest = login(console, "root", None, Deadline(10))
+        guest = log_in(console, "root", None, Deadline(10))
         assert guest.succeed("echo hello") == "hello\n"
         local, remote = tmp_path / "local", tmp_path / "remote"
         local.write_bytes(bytes(range(256)))

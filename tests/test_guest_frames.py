@@ -10,9 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kboot.guest.agent import escape, pieces
-from kboot.guest.checksum import Checksum, cksum
-from kboot.guest.frames import Frame, FrameReader, Tag, fit, without_frames
-from kboot.guest.output import BASE64_BYTES, Extent, Output
+from kboot.guest.frames import (
+    BASE64_BYTES,
+    Checksum,
+    Extent,
+    Frame,
+    FrameReader,
+    Output,
+    Tag,
+    cksum,
+    fit,
+    without_frames,
+)
 from tests.serial_lines import PRINTK, PRINTK_WITHOUT_TIME
 
 NONCE = "424242"

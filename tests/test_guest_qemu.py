@@ -12,22 +12,22 @@ from kboot.console import Console
 from kboot.crash import CrashKind
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, KernelCrash
-from kboot.guest import Guest, login
-from tests.soak_console import FLOOD, KMSG_UNLIMITED, booted, soak
+from kboot.guest import Guest, log_in
+from tests.soak_console import FLOOD, KMSG_UNLIMITED, machine, soak
 
 
 @pytest.fixture(scope="module")
-def machine(
+def vm(
     debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Console, Guest]]:
     """A real kernel under emulation, at root's shell."""
     record = tmp_path_factory.mktemp("machine")
-    with booted(debian_kernel, record, command_line=KMSG_UNLIMITED) as console:
-        yield console, login(console, "root", "kboot", Deadline(120))
+    with machine(debian_kernel, record, command_line=KMSG_UNLIMITED) as console:
+        yield console, log_in(console, "root", "kboot", Deadline(120))
 
 
-def test_commands_in_a_real_guest_are_exact_and_quick(machine: tuple[Console, Guest]) -> None:
-    _, guest = machine
+def test_commands_in_a_real_guest_are_exact_and_quick(vm: tuple[Console, Guest]) -> None:
+    _, guest = vm
     assert guest.succeed("uname -s") == "Linux\n"
     durations = sorted(guest.run("echo quick").duration_s for _ in range(15))
     assert durations[7] < 0.5
@@ -36,9 +36,9 @@ def test_commands_in_a_real_guest_are_exact_and_quick(machine: tuple[Console, Gu
 
 
 def test_commands_under_a_flood_of_kernel_messages_are_exact(
-    machine: tuple[Console, Guest],
+    vm: tuple[Console, Guest],
 ) -> None:
-    console, guest = machine
+    console, guest = vm
     before = console.mark()
     flood = guest.spawn(FLOOD)
     assert soak(guest, 30, seed=1) == {"exact": 30, "wrong": 0, "refused": 0}
@@ -47,10 +47,8 @@ def test_commands_under_a_flood_of_kernel_messages_are_exact(
     assert console.raw(before).count(b"flood\r\n") > 100
 
 
-def test_files_travel_into_a_real_guest_and_back(
-    machine: tuple[Console, Guest], tmp_path: Path
-) -> None:
-    _, guest = machine
+def test_files_travel_into_a_real_guest_and_back(vm: tuple[Console, Guest], tmp_path: Path) -> None:
+    _, guest = vm
     local, back = tmp_path / "local", tmp_path / "back"
     local.write_bytes(bytes(range(256)) * 20)
     guest.put(local, "/tmp/file", Deadline(60))
@@ -59,9 +57,9 @@ def test_files_travel_into_a_real_guest_and_back(
 
 
 def test_the_guests_serial_port_takes_more_at_once_while_it_is_ours(
-    machine: tuple[Console, Guest], tmp_path: Path
+    vm: tuple[Console, Guest], tmp_path: Path
 ) -> None:
-    _, guest = machine
+    _, guest = vm
     assert guest.succeed("cat /sys/class/tty/ttyS0/rx_trig_bytes") == "14\n"
     large = tmp_path / "large"
     large.write_bytes(random.Random(5).randbytes(60_000))
@@ -70,8 +68,8 @@ def test_the_guests_serial_port_takes_more_at_once_while_it_is_ours(
     assert guest.succeed("sha256sum </tmp/large").split()[0] == sent
 
 
-def test_a_full_disk_in_the_guest_is_named_and_passes(machine: tuple[Console, Guest]) -> None:
-    _, guest = machine
+def test_a_full_disk_in_the_guest_is_named_and_passes(vm: tuple[Console, Guest]) -> None:
+    _, guest = vm
     guest.spawn("sleep 6; rm $KBOOT_DIR/fill")
     filled = guest.run("dd if=/dev/zero of=$KBOOT_DIR/fill bs=1M", timeout_s=60)
     assert filled.exit_status == 1
@@ -85,14 +83,14 @@ def test_a_full_disk_in_the_guest_is_named_and_passes(machine: tuple[Console, Gu
 
 
 def test_a_command_in_a_guest_that_crashes_raises_the_crash(
-    machine: tuple[Console, Guest],
+    vm: tuple[Console, Guest],
 ) -> None:
-    console, guest = machine
+    console, guest = vm
     with console.expecting(lambda report: report.kind is CrashKind.PANIC) as box:
         guest.spawn("sleep 0.5; echo c > /proc/sysrq-trigger")
         assert console.wait_for_crash(box, Deadline(60)).fatal
     console.expect_reset()
-    guest = login(console, "root", "kboot", Deadline(120))
+    guest = log_in(console, "root", "kboot", Deadline(120))
     with pytest.raises(KernelCrash) as caught:
         guest.run("echo c > /proc/sysrq-trigger", timeout_s=60)
     assert "sysrq" in caught.value.report.title

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kboot.artifacts import Kernel, read_kernel
-from kboot.backend import Machine, MachineSpec, Stream
-from kboot.boot import Boot, BootSettings, Phase, open_backend, power_on
+from kboot.backend import MachineSpec, Stream, VirtualMachine
 from kboot.config import Config
 from kboot.deadline import Deadline
+from kboot.kernel import Kernel, read_kernel
+from kboot.machine import Machine, MachineSettings, Phase, open_backend, power_on
 from kboot.rootfs import overlay_initramfs, tiny, tiny_initramfs
 
 #: What programs have printed before a login prompt, and test suites do.
@@ -67,9 +67,9 @@ class LossyStream:
 class LossyMachine:
     """A machine with such a line; all else is the machine's."""
 
-    def __init__(self, machine: Machine, lose: Filter) -> None:
-        self._machine = machine
-        self.stream = LossyStream(machine.stream, lose)
+    def __init__(self, vm: VirtualMachine, lose: Filter) -> None:
+        self._machine = vm
+        self.stream = LossyStream(vm.stream, lose)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._machine, name)
@@ -88,8 +88,8 @@ class LossyBackend:
     @contextlib.contextmanager
     def power_on(self, spec: MachineSpec, deadline: Deadline) -> Iterator[LossyMachine]:
         """Switch a machine on."""
-        with self._backend.power_on(spec, deadline) as machine:  # type: ignore[attr-defined]
-            yield LossyMachine(machine, self._lose)
+        with self._backend.power_on(spec, deadline) as vm:  # type: ignore[attr-defined]
+            yield LossyMachine(vm, self._lose)
 
 
 @pytest.fixture(scope="session")
@@ -98,11 +98,11 @@ def real_kernel(debian_kernel: Path) -> Kernel:
 
 
 @pytest.fixture
-def boots(real_kernel: Kernel, tmp_path: Path) -> Callable[..., Boot]:
+def boots(real_kernel: Kernel, tmp_path: Path) -> Callable[..., Machine]:
     """Boot with a command line until it is ready; the boot, when it is over."""
 
-    def boot(command_line: str, *images: Path, lose: Filter | None = None) -> Boot:
-        settings = BootSettings(command_line=command_line, initrds=(tiny_initramfs(), *images))
+    def machine(command_line: str, *images: Path, lose: Filter | None = None) -> Machine:
+        settings = MachineSettings(command_line=command_line, initrds=(tiny_initramfs(), *images))
         with (
             open_backend(Config(accel="tcg")) as backend,
             backend.serve(Deadline(60)) as server,
@@ -112,14 +112,14 @@ def boots(real_kernel: Kernel, tmp_path: Path) -> Callable[..., Boot]:
                 real_kernel,
                 settings,
                 evidence_directory=tmp_path / "evidence",
-            ) as attempt,
+            ) as machine,
         ):
-            attempt.wait_until_ready()
-            assert attempt.guest.succeed("uname -r").strip() == real_kernel.release
-            attempt.check_reports()
-            return attempt
+            machine.wait_until_ready()
+            assert machine.guest.succeed("uname -r").strip() == real_kernel.release
+            machine.check_reports()
+            return machine
 
-    return boot
+    return machine
 
 
 def chatty_init() -> Path:
@@ -132,28 +132,28 @@ def chatty_init() -> Path:
 
 
 def test_a_log_that_is_printed_twice_and_programs_that_quote_are_no_reset_and_no_other_kernel(
-    boots: Callable[..., Boot],
+    boots: Callable[..., Machine],
 ) -> None:
-    booted = boots("earlyprintk=ttyS0,115200,keep", chatty_init())
-    assert booted.console.reports == ()
-    text = booted.console.raw(0)
-    assert text.count(f"Linux version {booted.kernel.release}".encode()) == 2
+    machine = boots("earlyprintk=ttyS0,115200,keep", chatty_init())
+    assert machine.console.reports == ()
+    text = machine.console.raw(0)
+    assert text.count(f"Linux version {machine.kernel.release}".encode()) == 2
     assert all(words.encode() in text for words in WORDS)
 
 
-def test_a_quiet_kernel_whose_programs_quote_is_ready(boots: Callable[..., Boot]) -> None:
+def test_a_quiet_kernel_whose_programs_quote_is_ready(boots: Callable[..., Machine]) -> None:
     assert boots("quiet", chatty_init()).console.reports == ()
 
 
 def test_a_kernel_that_prints_no_times_and_a_shell_as_first_program(
-    boots: Callable[..., Boot],
+    boots: Callable[..., Machine],
 ) -> None:
-    booted = boots("printk.time=0 rdinit=/bin/sh")
-    assert {Phase.LINUX, Phase.INIT} <= booted.milestones.reached.keys()
-    assert booted.console.reports == ()
+    machine = boots("printk.time=0 rdinit=/bin/sh")
+    assert {Phase.LINUX, Phase.INIT} <= machine.boot.reached.keys()
+    assert machine.console.reports == ()
 
 
-def test_lines_that_lost_characters_are_proven_from_inside(boots: Callable[..., Boot]) -> None:
+def test_lines_that_lost_characters_are_proven_from_inside(boots: Callable[..., Machine]) -> None:
     lost: list[bytes] = []
 
     def lose(line: bytes) -> bytes:
@@ -168,6 +168,6 @@ def test_lines_that_lost_characters_are_proven_from_inside(boots: Callable[..., 
         lost.append(kept)
         return kept
 
-    booted = boots("", lose=lose)
+    machine = boots("", lose=lose)
     assert len(lost) == 3
-    assert booted.milestones.doubt is not None
+    assert machine.boot.doubt is not None

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from kboot.artifacts import read_kernel
 from kboot.config import Config, Isolation
 from kboot.isolation import User, may_share, resolve
+from kboot.kernel import read_kernel
 from kboot.rootfs import overlay_initramfs
 from kboot.session import open_session
 from kboot.snapshots import SnapshotStore
@@ -50,10 +50,10 @@ def test_auto_is_for_every_test_where_that_is_quick() -> None:
 # --------------------------------------------------------------------------------- real machines
 
 VANDALS = """
-def clean(boot):
-    assert not boot.console.reports
-    assert len(boot.boot_ids) == 1
-    guest = boot.guest
+def clean(machine):
+    assert not machine.console.reports
+    assert len(machine.boot_ids) == 1
+    guest = machine.guest
     assert guest.succeed("cat /proc/sys/kernel/tainted").strip() == "0"
     assert guest.run("test -e /root/mark").exit_status == 1
     assert "127.0.0.1" in guest.succeed("ip addr show dev lo")
@@ -61,51 +61,51 @@ def clean(boot):
     guest.succeed("echo mine >/root/mark")
 
 
-def test_begins(boot):
-    clean(boot)
+def test_begins(machine):
+    clean(machine)
 
 
-def test_panics(boot):
-    clean(boot)
-    with boot.expect_crash("panic"):
-        boot.panic()
+def test_panics(machine):
+    clean(machine)
+    with machine.expect_crash("panic"):
+        machine.panic()
 
 
-def test_fills_the_memory(boot):
-    clean(boot)
+def test_fills_the_memory(machine):
+    clean(machine)
     # How much memory a kernel leaves free is its own affair: all but 100 MB of it goes.
     free = "awk '/^MemAvailable/ {print int($2 / 1024)}' /proc/meminfo"
-    before_mib = int(boot.guest.succeed(free))
+    before_mib = int(machine.guest.succeed(free))
     fill = f"dd if=/dev/zero of=/mnt/x bs=1M count={before_mib - 100}"
-    boot.guest.succeed(f"mount -t tmpfs -o size=100% none /mnt && {fill}")
-    assert int(boot.guest.succeed(free)) < before_mib / 2
+    machine.guest.succeed(f"mount -t tmpfs -o size=100% none /mnt && {fill}")
+    assert int(machine.guest.succeed(free)) < before_mib / 2
 
 
-def test_breaks_the_network(boot):
-    clean(boot)
-    boot.machine.set_link(up=False)
-    boot.guest.succeed("ip addr flush dev lo && ip link set lo down")
+def test_breaks_the_network(machine):
+    clean(machine)
+    machine.vm.set_link(up=False)
+    machine.guest.succeed("ip addr flush dev lo && ip link set lo down")
 
 
-def test_taints_the_kernel(boot):
-    clean(boot)
-    boot.guest.succeed("echo 64 >/proc/sys/kernel/tainted")
+def test_taints_the_kernel(machine):
+    clean(machine)
+    machine.guest.succeed("echo 64 >/proc/sys/kernel/tainted")
 
 
-def test_dies_unexpectedly(boot):
-    clean(boot)
-    boot.panic()
-    boot.guest.run("sleep 30")
+def test_dies_unexpectedly(machine):
+    clean(machine)
+    machine.panic()
+    machine.guest.run("sleep 30")
 
 
-def test_hangs(boot):
-    clean(boot)
-    boot.guest.run("sleep 100", timeout_s=1)
+def test_hangs(machine):
+    clean(machine)
+    machine.guest.run("sleep 100", timeout_s=1)
 
 
-def test_ends(boot):
-    clean(boot)
-    assert boot.restored_from
+def test_ends(machine):
+    clean(machine)
+    assert machine.restored_from
 """
 
 
@@ -159,20 +159,20 @@ import os
 import pytest
 
 @pytest.mark.parametrize("number", range(8))
-def test_own_machine(boot, number, record_property):
-    guest = boot.guest
+def test_own_machine(machine, number, record_property):
+    guest = machine.guest
     assert guest.run("test -e /root/mark").exit_status == 1
     guest.succeed(f"echo {number} >/root/mark; sleep 0.3")
     assert guest.succeed("cat /root/mark").strip() == str(number)
     record_property("worker", os.environ["PYTEST_XDIST_WORKER"])
-    record_property("machine", boot.settings.machine_name)
-    record_property("server", boot.server.url(""))
-    record_property("boot_id", boot.boot_id)
+    record_property("machine", machine.settings.machine_name)
+    record_property("server", machine.server.url(""))
+    record_property("boot_id", machine.boot_id)
 
 
-def test_boots_again(boot):
-    boot.reset()
-    assert boot.milestones.contradiction() is None
+def test_boots_again(machine):
+    machine.reset()
+    assert machine.boot.contradiction() is None
 """
 
 
@@ -199,40 +199,40 @@ def test_workers_share_saved_machines_and_the_boot_server(
 NEIGHBOURS = """
 import pytest
 
-def test_first(boot):
-    boot.guest.succeed("echo mine >/root/mark")
+def test_first(machine):
+    machine.guest.succeed("echo mine >/root/mark")
 
 
-def test_shares(boot):
-    boot.guest.succeed("test -e /root/mark")
-    boot.guest.succeed("echo 64 >/proc/sys/kernel/tainted")
+def test_shares(machine):
+    machine.guest.succeed("test -e /root/mark")
+    machine.guest.succeed("echo 64 >/proc/sys/kernel/tainted")
 
 
-def test_gets_another_one(boot):
-    assert boot.guest.run("test -e /root/mark").exit_status == 1
-    assert boot.guest.succeed("cat /proc/sys/kernel/tainted").strip() == "0"
-    boot.guest.succeed("echo mine >/root/mark")
+def test_gets_another_one(machine):
+    assert machine.guest.run("test -e /root/mark").exit_status == 1
+    assert machine.guest.succeed("cat /proc/sys/kernel/tainted").strip() == "0"
+    machine.guest.succeed("echo mine >/root/mark")
 
 
 @pytest.mark.kboot(isolation="test")
-def test_wants_one_for_itself(boot):
-    assert boot.guest.run("test -e /root/mark").exit_status == 1
-    boot.guest.succeed("echo mine >/root/mark")
+def test_wants_one_for_itself(machine):
+    assert machine.guest.run("test -e /root/mark").exit_status == 1
+    machine.guest.succeed("echo mine >/root/mark")
 
 
 @pytest.mark.kboot(isolation="none")
-def test_takes_any(boot):
-    boot.guest.succeed("test -e /root/mark")
+def test_takes_any(machine):
+    machine.guest.succeed("test -e /root/mark")
 
 
-def test_does_not_get_what_was_for_another_alone(boot):
-    assert boot.guest.run("test -e /root/mark").exit_status == 1
+def test_does_not_get_what_was_for_another_alone(machine):
+    assert machine.guest.run("test -e /root/mark").exit_status == 1
 
 
 @pytest.mark.kboot(fresh=True, firmware_start="saved")
-def test_was_booted_for_itself(boot):
-    assert boot.restored_from is None
-    assert boot.machine_description.endswith("saved firmware")
+def test_was_booted_for_itself(machine):
+    assert machine.restored_from is None
+    assert machine.vm_description.endswith("saved firmware")
 """
 
 
@@ -255,9 +255,9 @@ def test_a_saved_machine_that_does_not_run_is_made_anew(
     config = Config(kernel=str(image), accel="tcg")
     store = SnapshotStore(cache_directory("snapshots"), limit_mib=4096)
     with open_session(config, evidence=tmp_path / "first") as session:
-        boot = session.booted(session.settings(config), name="first")
-        boot_id = boot.boot_id
-        assert boot.restored_from is None
+        machine = session.machine(session.settings(config), name="first")
+        boot_id = machine.boot_id
+        assert machine.restored_from is None
     (good,) = store.entries()
 
     def fill(directory: Path) -> Mapping[str, Any]:
@@ -272,11 +272,11 @@ def test_a_saved_machine_that_does_not_run_is_made_anew(
         store.add(good.parts, fill)
     with open_session(config, evidence=tmp_path / "second") as session:
         settings = session.settings(config)
-        boot = session.booted(settings, name="second")
-        assert boot.restored_from is None
-        assert boot.boot_id != boot_id
+        machine = session.machine(settings, name="second")
+        assert machine.restored_from is None
+        assert machine.boot_id != boot_id
         assert "does not run and is removed" in caplog.text
-        assert session.booted(settings, name="third").restored_from == good.key
+        assert session.machine(settings, name="third").restored_from == good.key
 
 
 def test_a_guest_that_cannot_be_woken_up_is_not_restored(
@@ -288,7 +288,7 @@ def test_a_guest_that_cannot_be_woken_up_is_not_restored(
     with open_session(config, evidence=tmp_path) as session:
         settings = session.settings(config)
         assert session.isolation(settings) == "test"
-        boot = session.booted(settings, name="first")
+        machine = session.machine(settings, name="first")
         assert "cannot be saved" in caplog.text
         assert session.isolation(settings) == "session"
-        assert session.booted(settings, name="second", user=User(test="second")) is boot
+        assert session.machine(settings, name="second", user=User(test="second")) is machine

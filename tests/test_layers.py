@@ -21,17 +21,20 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 #: one row do not know each other.
 ROWS = (
     {"errors", "boot_messages"},
-    {"deadline", "log", "crash", "loop", "parallel"},
-    {"process", "backend", "wire"},
-    {"state", "templates", "qmp", "snapshots"},
-    {"config", "console", "artifacts", "kube", "ssh"},
-    {"rootfs", "guest", "nginx"},
+    {"deadline", "log", "statistics", "capacity"},
+    {"process", "backend", "rpc", "templates"},
+    {"state"},
+    {"cache"},
+    {"config"},
+    {"kernel", "checks"},
+    {"rootfs", "crash"},
+    {"console", "ssh", "snapshots", "ipxe"},
+    {"guest", "nginx"},
     {"qemu", "kubevirt"},
-    {"boot"},
-    {"isolation", "sharing"},
+    {"machine"},
+    {"isolation", "shared_server"},
     {"session"},
-    {"doctor", "machines"},
-    {"cluster_doctor"},
+    {"supervisor"},
     {"acceptance"},
     {"plugin", "cli"},
 )
@@ -40,12 +43,12 @@ ROWS = (
 HOMES = {
     "subprocess": {"process"},
     "pexpect": {"console"},
-    "kubernetes": {"kube"},
-    "urllib3": {"kube"},
-    "websocket": {"kube"},
-    "yaml": {"kube", "kubevirt"},
+    "kubernetes": {"kubevirt"},
+    "urllib3": {"kubevirt"},
+    "websocket": {"kubevirt"},
+    "yaml": {"kubevirt"},
     "paramiko": {"ssh"},
-    "requests": {"artifacts"},
+    "requests": {"kernel"},
     "jinja2": {"templates"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -167,8 +170,8 @@ def test_nobody_asks_which_backend_it_is() -> None:
             sides = [node.left, *node.comparators]
             if any(isinstance(side, ast.Constant) and side.value in BACKENDS for side in sides):
                 wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
-    # boot.open_backend turns the name into the thing; that is the one place.
-    assert [place for place in wrong if not place.startswith("boot")] == []
+    # machine.open_backend turns the name into the thing; that is the one place.
+    assert [place for place in wrong if not place.startswith("machine/backends.py")] == []
 
 
 def test_the_plugin_costs_other_peoples_test_runs_little() -> None:

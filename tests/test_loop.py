@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kboot.loop import Outcome, summarise, wilson
+from kboot.statistics import Outcome, summarise, wilson
 
 
 def outcome(

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from kboot.deadline import Deadline
-from kboot.machines.places import Place
 from kboot.rootfs import overlay_initramfs, tiny_initramfs
+from kboot.supervisor.registry import MachineDirectory
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.users import User
 
 KINDS = ("configmaps", "pods", "secrets", "services", "virtualmachines", "networkpolicies")
 
 
-class Desk:
+class MachineSession:
     """A user, and what there is of his machine."""
 
     def __init__(self, user: User, cluster: Cluster | None) -> None:
@@ -39,10 +39,10 @@ class Desk:
         self.user.environ["XDG_STATE_HOME"] = str(home)
         self.user.environ["KBOOT_BACKEND"] = "kubevirt"
 
-    def place(self) -> Place:
+    def place(self) -> MachineDirectory:
         """Where the supervisor of this host is."""
         state = Path(self.user.environ["XDG_STATE_HOME"])
-        return Place(name="default", directory=state / "kboot" / "machines" / "default")
+        return MachineDirectory(name="default", directory=state / "kboot" / "machines" / "default")
 
     def left(self) -> list[str]:
         """What is there still of any machine."""
@@ -56,7 +56,7 @@ class Desk:
         ]
 
 
-def wait_until_ended(supervisor: Place) -> None:
+def wait_until_ended(supervisor: MachineDirectory) -> None:
     for _ in Deadline(30).poll(0.1):
         if not supervisor.is_alive:
             return
@@ -64,7 +64,7 @@ def wait_until_ended(supervisor: Place) -> None:
 
 
 @pytest.fixture(params=["qemu", "kubevirt"])
-def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
+def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MachineSession]:
     user = User(tmp_path)
     user.environ["KBOOT_BACKEND"] = request.param
     with contextlib.ExitStack() as stack:
@@ -73,39 +73,39 @@ def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
             cluster = stack.enter_context(running_cluster())
             kubeconfig = cluster.write_kubeconfig(tmp_path / "kubeconfig")
             user.environ["KUBECONFIG"] = str(kubeconfig)
-        yield Desk(user, cluster)
+        yield MachineSession(user, cluster)
         user.try_("down", "--all")
 
 
 def test_the_whole_loop_is_the_same_everywhere(
-    desk: Desk, debian_kernel: Path, second_kernel: Path
+    session: MachineSession, debian_kernel: Path, second_kernel: Path
 ) -> None:
-    user = desk.user
+    user = session.user
     user.type("up", "--kernel", str(debian_kernel))
-    first = desk.kernel()
+    first = session.kernel()
     assert f"Linux version {first}" in user.type("console", "--log", "--since", "start")
     pushed = user.ask("push", str(second_kernel))
     assert pushed["release"] != first
-    assert desk.kernel() == first
-    if desk.cluster:
-        desk.lose_supervisor()
+    assert session.kernel() == first
+    if session.cluster:
+        session.lose_supervisor()
     outcome = user.ask("restart")
     assert outcome["error"] is None
-    assert outcome["release"] == pushed["release"] == desk.kernel()
+    assert outcome["release"] == pushed["release"] == session.kernel()
     assert f"Linux version {pushed['release']}" in user.type("console", "--log")
     crashed = user.ask("panic")
     assert "sysrq" in crashed["crash"].lower()
-    if desk.cluster:
-        desk.lose_supervisor()
+    if session.cluster:
+        session.lose_supervisor()
         found = user.ask("status")
         assert (found["state"], found["what"]) == ("ready", "")
         assert found["boot_id"] == crashed["boot_id"]
         assert "sysrq triggered crash" in user.type("logs")
     back = user.ask("push", "--rollback")
     assert back["release"] == first
-    assert user.ask("restart")["release"] == first == desk.kernel()
+    assert user.ask("restart")["release"] == first == session.kernel()
     user.type("down")
-    assert desk.left() == []
+    assert session.left() == []
 
 
 def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, debian_kernel: Path) -> None:
@@ -116,7 +116,7 @@ def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, debian_kern
     with running_cluster() as cluster:
         user.environ["KUBECONFIG"] = str(cluster.write_kubeconfig(tmp_path / "kubeconfig"))
         user.environ["KBOOT_BACKEND"] = "kubevirt"
-        desk = Desk(user, cluster)
+        session = MachineSession(user, cluster)
         user.type("up", "--kernel", str(debian_kernel))
         before = user.ask("status")
         # A push whose client, and then whose supervisor, is killed in the middle.
@@ -130,7 +130,7 @@ def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, debian_kern
             ) as push:
                 time.sleep(1.2)
                 if victim == "supervisor":
-                    desk.lose_supervisor()
+                    session.lose_supervisor()
                 push.kill()
         (only,) = user.ask("push", "--list")
         assert only["current"]
@@ -143,22 +143,22 @@ def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, debian_kern
         assert (status["state"], status["boots"]) == ("ready", 2)
         assert "is gone" in status["notices"][0]
         # From another host it can be taken; who had it before ends.
-        first = desk.place()
+        first = session.place()
         user.environ["XDG_STATE_HOME"] = str(tmp_path / "elsewhere")
         refused = user.try_("run", "--", "true")
         assert refused.returncode == 2
         assert "kboot take default" in refused.stderr
         assert first.is_alive
         user.type("take")
-        assert desk.kernel() == status["release"]
+        assert session.kernel() == status["release"]
         wait_until_ended(first)
         # Somebody stops the machine while nobody looks after it.
-        second = desk.place()
-        desk.lose_supervisor(signal.SIGTERM)
+        second = session.place()
+        session.lose_supervisor(signal.SIGTERM)
         wait_until_ended(second)
         cluster.stop_machine()
         done = user.try_("status")
         assert done.returncode == 3
         assert "was stopped from outside" in done.stdout
         user.type("down")
-        assert desk.left() == []
+        assert session.left() == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kboot.artifacts import read_kernel
+from kboot.kernel import read_kernel
 from tests.soak_machines import (
     check_counts,
     dying_image,

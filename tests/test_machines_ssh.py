@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kboot.artifacts import read_kernel
+from kboot.kernel import read_kernel
 from kboot.rootfs import module_initramfs
 from tests.terminals import on_terminal
 from tests.test_ssh import server_overlay

@@ -1,4 +1,4 @@
-"""kboot.parallel: as many workers as there is room for machines, in a container too."""
+"""kboot.capacity: as many workers as there is room for machines, in a container too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kboot import parallel
+from kboot import capacity
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from kboot import parallel
 def test_so_many_machines_as_have_room(
     cpus: int, available_mib: int, machine_cpus: int, machine_mib: int, expected: int
 ) -> None:
-    found = parallel.workers(
+    found = capacity.workers(
         cpus=cpus,
         available_mib=available_mib,
         machine_cpus=machine_cpus,
@@ -34,8 +34,8 @@ def test_so_many_machines_as_have_room(
 
 
 def test_this_host_has_processors_and_memory() -> None:
-    assert 1 <= parallel.host_cpus() <= len(os.sched_getaffinity(0))
-    assert parallel.host_available_mib() > 64
+    assert 1 <= capacity.host_cpus() <= len(os.sched_getaffinity(0))
+    assert capacity.host_available_mib() > 64
 
 
 def make_host(root: Path, membership: str, files: dict[str, str]) -> Path:
@@ -58,8 +58,8 @@ def test_without_limits_all_of_it_is_ours(tmp_path: Path) -> None:
         "user.slice/memory.current": "1000\n",
     }
     host = make_host(tmp_path, "0::/user.slice\n", files)
-    assert parallel.host_cpus(host) == len(os.sched_getaffinity(0))
-    assert parallel.host_available_mib(host) == 6144
+    assert capacity.host_cpus(host) == len(os.sched_getaffinity(0))
+    assert capacity.host_available_mib(host) == 6144
 
 
 def test_a_containers_limits_hold_and_those_around_it(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_a_containers_limits_hold_and_those_around_it(tmp_path: Path) -> None:
         "kubepods/pod1/c1/memory.stat": "inactive_file 0\n",
     }
     host = make_host(tmp_path, "0::/kubepods/pod1/c1\n", files)
-    assert parallel.host_cpus(host) == 1
-    assert parallel.host_available_mib(host) == 2048
+    assert capacity.host_cpus(host) == 1
+    assert capacity.host_available_mib(host) == 2048
 
 
 def test_the_first_version_of_control_groups_counts_as_well(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_the_first_version_of_control_groups_counts_as_well(tmp_path: Path) -> N
     }
     membership = "5:cpuacct,cpu:/docker/f00\n4:memory:/docker/f00\n0::/\n"
     host = make_host(tmp_path, membership, files)
-    assert parallel.host_cpus(host) == 1
-    assert parallel.host_available_mib(host) == 1025
+    assert capacity.host_cpus(host) == 1
+    assert capacity.host_available_mib(host) == 1025
 
 
 def test_a_first_version_without_limits_is_one(tmp_path: Path) -> None:
@@ -102,5 +102,5 @@ def test_a_first_version_without_limits_is_one(tmp_path: Path) -> None:
         "memory/memory.usage_in_bytes": "1000\n",
     }
     host = make_host(tmp_path, "5:cpu:/\n4:memory:/\n", files)
-    assert parallel.host_cpus(host) == len(os.sched_getaffinity(0))
-    assert parallel.host_available_mib(host) == 6144
+    assert capacity.host_cpus(host) == len(os.sched_getaffinity(0))
+    assert capacity.host_available_mib(host) == 6144

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kboot.boot import settings_for
 from kboot.config import SETTINGS
-from kboot.plugin.choices import OF_MACHINES
+from kboot.machine import settings_for
+from kboot.plugin.options import OF_MACHINES
 
 UNRELATED = "def test_nothing():\n    assert True\n"
 
@@ -42,7 +42,7 @@ def test_unused_it_imports_nothing_heavy(pytester: pytest.Pytester) -> None:
         def test_modules():
             heavy = {"jinja2", "pexpect", "kubernetes", "paramiko", "requests", "click"}
             assert not heavy & set(sys.modules)
-            assert "kboot.boot" not in sys.modules
+            assert "kboot.machine" not in sys.modules
         """
     )
     run(pytester).assert_outcomes(passed=1)
@@ -82,7 +82,9 @@ def test_a_wrong_option_names_itself(pytester: pytest.Pytester) -> None:
 def test_a_mistake_in_a_marker_ends_the_run_before_it_starts(
     pytester: pytest.Pytester, marker: str, words: str
 ) -> None:
-    pytester.makepyfile(f"import pytest\n\n@pytest.mark.{marker}\ndef test_it(boot):\n    pass\n")
+    pytester.makepyfile(
+        f"import pytest\n\n@pytest.mark.{marker}\ndef test_it(machine):\n    pass\n"
+    )
     result = run(pytester)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*kboot: *test_it: {words}"])
@@ -126,8 +128,8 @@ def test_passes(guest, kernel):
     assert guest.succeed("uname -r").strip() == kernel.release
 
 
-def test_shares_the_machine(boot, guest):
-    assert len(boot.boot_ids) == 1
+def test_shares_the_machine(machine, guest):
+    assert len(machine.boot_ids) == 1
     assert guest.succeed("echo one").strip() == "one"
 
 
@@ -135,21 +137,21 @@ def test_a_command_fails(guest):
     guest.succeed("ls /nowhere")
 
 
-def test_the_host_is_at_fault(boot):
+def test_the_host_is_at_fault(machine):
     raise InfraError("the host is on fire")
 
 
-def test_does_not_look(boot):
-    boot.panic()
+def test_does_not_look(machine):
+    machine.panic()
 
 
-def test_gets_another_machine(boot):
-    assert boot.guest.succeed("echo two").strip() == "two"
-    assert not boot.console.reports
+def test_gets_another_machine(machine):
+    assert machine.guest.succeed("echo two").strip() == "two"
+    assert not machine.console.reports
 
 
 @pytest.mark.kboot(cmdline="console=tty0")
-def test_never_begins(boot):
+def test_never_begins(machine):
     pass
 """
 
@@ -228,14 +230,14 @@ FORMER_CRASH = """
 import pytest
 
 
-def test_expects_a_crash(boot):
-    with boot.expect_crash("panic"):
-        boot.panic()
-    boot.wait_for_reboot()
+def test_expects_a_crash(machine):
+    with machine.expect_crash("panic"):
+        machine.panic()
+    machine.wait_for_reboot()
 
 
-def test_fails_by_itself(boot):
-    assert len(boot.boot_ids) == 2
+def test_fails_by_itself(machine):
+    assert len(machine.boot_ids) == 2
     pytest.fail("it does")
 """
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from kboot.backend import Backend, BootServer
-from kboot.boot import open_backend
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
-from kboot.machines.keeping import Keeper, Note, Script, read_note
-from kboot.machines.plain import to_plain
-from kboot.machines.pushes import Pushes, Wanted
+from kboot.machine import open_backend
 from kboot.rootfs import tiny_initramfs
+from kboot.supervisor.handover import Handover, HandoverWriter, Script, read_note, to_plain
+from kboot.supervisor.pushes import Pushes, Wanted
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_what_is_not_pushed_stays_also_where_its_file_is_gone(
 def test_a_note_is_read_as_it_was_written(server: BootServer, config: Config) -> None:
     pushes = Pushes(server, config, "m")
     push = pushes.accept(pushes.read(config))
-    note = Note(
+    note = Handover(
         config=config,
         pushes=(push,),
         current=1,
@@ -91,7 +90,9 @@ def test_where_machines_do_not_stay_nothing_is_kept(
 ) -> None:
     pushes = Pushes(server, config, "m")
     push = pushes.accept(pushes.read(config))
-    keeper = Keeper(backend, pushes, Note(config=replace(config, evidence=Path("/here"))))
+    keeper = HandoverWriter(
+        backend, pushes, Handover(config=replace(config, evidence=Path("/here")))
+    )
     keeper.will_boot("a", push)
     assert keeper.note.scripts == ()
     assert keeper.note.config.evidence is None

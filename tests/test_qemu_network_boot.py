@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from kboot.artifacts import read_kernel
 from kboot.backend import MachineSpec
-from kboot.boot import BootSettings, open_backend, power_on
+from kboot.checks import examine
 from kboot.config import Config
 from kboot.deadline import Deadline
-from kboot.doctor import LOCAL_CHECKS, examine
 from kboot.errors import ConfigError, InfraError
-from kboot.qemu import firmware_state, network_boot
-from kboot.qemu.machine import QemuMachine
+from kboot.kernel import read_kernel
+from kboot.machine import MachineSettings, open_backend, power_on
+from kboot.qemu import network_boot, saved_firmware
+from kboot.qemu.checks import LOCAL_CHECKS
+from kboot.qemu.virtual_machine import QemuVirtualMachine
 from kboot.rootfs import tiny_initramfs
 
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -106,9 +107,9 @@ def test_what_the_rom_does_is_found_out_once(qemu_with_edk2: Path) -> None:
 def test_a_firmware_that_boots_without_ipxe_is_not_waited_for(
     qemu_with_edk2: Path, tmp_path: Path
 ) -> None:
-    firmware_state.serve_first(tmp_path)
-    machine = QemuMachine(
-        MachineSpec(name="edk2", boot_file=firmware_state.FIRST_BOOT_FILE, firmware="uefi"),
+    saved_firmware.serve_first(tmp_path)
+    machine = QemuVirtualMachine(
+        MachineSpec(name="edk2", boot_file=saved_firmware.FIRST_BOOT_FILE, firmware="uefi"),
         program=str(qemu_with_edk2),
         accelerator="tcg",
         directory=tmp_path,
@@ -118,7 +119,7 @@ def test_a_firmware_that_boots_without_ipxe_is_not_waited_for(
     (tmp_path / "saved").mkdir()
     start = time.monotonic()
     with pytest.raises(InfraError, match="EDK II's own client"):
-        firmware_state.saver(machine, Deadline(120))(tmp_path / "saved")
+        saved_firmware.saver(machine, Deadline(120))(tmp_path / "saved")
     assert time.monotonic() - start < 60
 
 
@@ -137,7 +138,7 @@ def test_a_machine_without_a_rom_boots_from_the_network_again_and_again(
     qemu_without_rom: Path, debian_kernel: Path, tmp_path: Path
 ) -> None:
     config = Config(accel="tcg", qemu=str(qemu_without_rom), ipxe_efi=IPXE)
-    settings = BootSettings(
+    settings = MachineSettings(
         machine_name="without-rom", firmware="uefi", initrds=(tiny_initramfs(),), timeout_s=120
     )
     evidence = tmp_path / "evidence"

@@ -9,7 +9,7 @@ import pytest
 
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
-from kboot.qmp import Qmp, QmpClosed
+from kboot.qemu.qmp import Qmp, QmpClosed
 
 GREETING: dict[str, object] = {
     "QMP": {"version": {"qemu": {"major": 9, "minor": 1, "micro": 2}}, "capabilities": []}

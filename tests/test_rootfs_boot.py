@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from kboot.artifacts import Kernel, read_kernel
 from kboot.deadline import Deadline
+from kboot.kernel import Kernel, read_kernel
 from kboot.process import Process, spawn
 from kboot.rootfs import module_initramfs, overlay_initramfs, tiny_initramfs
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from kboot.artifacts import Kernel, read_kernel
 from kboot.errors import ConfigError
+from kboot.kernel import Kernel, read_kernel
 from kboot.process import run
 from kboot.rootfs import module_initramfs
 from kboot.rootfs.modules import load_order

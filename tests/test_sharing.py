@@ -1,4 +1,4 @@
-"""kboot.sharing: one boot server for many processes, which lives and ends with one of them."""
+"""One boot server for many processes, which lives and ends with one of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kboot.backend import BootServer
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
-from kboot.sharing import Borrowed, borrow, lend
+from kboot.shared_server import Borrowed, borrow, lend
 
 CONFIG = Config(accel="tcg")
 
@@ -135,7 +135,7 @@ def test_who_outlives_the_lender_is_told_so() -> None:
 LENDER = """
     import sys, time
     from kboot.config import Config
-    from kboot.sharing import lend
+    from kboot.shared_server import lend
     with lend(Config(accel="tcg")) as directory:
         print(directory, flush=True)
         time.sleep(60)

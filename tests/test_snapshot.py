@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from kboot.backend import MachineSpec
-from kboot.boot import Boot, BootSettings, Phase
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
+from kboot.machine import Machine, MachineSettings, Phase
 from kboot.rootfs import tiny_initramfs
 from tests.saved_machines import Place, networked, open_place
 
@@ -27,38 +27,38 @@ def place(debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def settings(place: Place) -> BootSettings:
+def settings(place: Place) -> MachineSettings:
     return networked(place.kernel)
 
 
 @pytest.fixture(scope="module")
-def original(place: Place, settings: BootSettings) -> dict[str, str]:
+def original(place: Place, settings: MachineSettings) -> dict[str, str]:
     """What a machine said about itself before it was saved; its network was up."""
-    with place.booted(settings) as boot:
-        boot.guest.wait_until_succeeds("ip addr show dev eth0 | grep 10.0.2.15", Deadline(30))
-        place.snapshots.save(boot, settings)
+    with place.machine(settings) as machine:
+        machine.guest.wait_until_succeeds("ip addr show dev eth0 | grep 10.0.2.15", Deadline(30))
+        place.snapshots.save(machine, settings)
         # It runs on.
-        assert boot.guest.succeed("echo on").strip() == "on"
+        assert machine.guest.succeed("echo on").strip() == "on"
         return {
-            "boot_id": boot.boot_id,
-            "address": boot.guest.succeed("cat /sys/class/net/eth0/address"),
-            "cmdline": boot.guest.succeed("cat /proc/cmdline"),
-            "uptime": boot.guest.succeed("cut -d ' ' -f 1 /proc/uptime"),
+            "boot_id": machine.boot_id,
+            "address": machine.guest.succeed("cat /sys/class/net/eth0/address"),
+            "cmdline": machine.guest.succeed("cat /proc/cmdline"),
+            "uptime": machine.guest.succeed("cut -d ' ' -f 1 /proc/uptime"),
             "at": str(time.monotonic()),
-            "serial": (boot.evidence_directory / "serial.log").read_text(errors="replace"),
+            "serial": (machine.evidence_directory / "serial.log").read_text(errors="replace"),
         }
 
 
 @pytest.fixture(scope="module")
-def twin(place: Place, settings: BootSettings, original: dict[str, str]) -> Iterator[Boot]:
+def twin(place: Place, settings: MachineSettings, original: dict[str, str]) -> Iterator[Machine]:
     """A machine that went on from there, for tests that only look."""
     assert original
-    with place.restored(settings, "twin") as boot:
-        yield boot
+    with place.restored(settings, "twin") as machine:
+        yield machine
 
 
 def test_it_is_the_machine_that_was_booted(
-    twin: Boot, original: dict[str, str], place: Place
+    twin: Machine, original: dict[str, str], place: Place
 ) -> None:
     assert twin.boot_ids == [original["boot_id"]]
     assert twin.guest.succeed("cat /proc/sys/kernel/random/boot_id").strip() == twin.boot_id
@@ -68,15 +68,15 @@ def test_it_is_the_machine_that_was_booted(
     assert twin.restored_from
 
 
-def test_the_witnesses_of_its_boot_are_kept(twin: Boot, place: Place) -> None:
-    assert twin.milestones.contradiction() is None
-    assert twin.milestones.reached[Phase.SCRIPT].witness == "server"
-    assert twin.milestones.reached[Phase.READY].witness == "console"
+def test_the_witnesses_of_its_boot_are_kept(twin: Machine, place: Place) -> None:
+    assert twin.boot.contradiction() is None
+    assert twin.boot.reached[Phase.SCRIPT].witness == "server"
+    assert twin.boot.reached[Phase.READY].witness == "console"
     assert any(fetch.path.endswith(place.kernel.sha256) for fetch in twin.fetches)
-    assert 0 < twin.milestones.durations_s()["linux"] < 60
+    assert 0 < twin.boot.durations_s()["linux"] < 60
 
 
-def test_the_console_remembers_what_was_said_before(twin: Boot) -> None:
+def test_the_console_remembers_what_was_said_before(twin: Machine) -> None:
     texts = [line.text for line in twin.console.lines()]
     assert any("Linux version" in text for text in texts)
     twin.guest.succeed("echo after the restore >/dev/ttyS0")
@@ -87,7 +87,7 @@ def test_the_console_remembers_what_was_said_before(twin: Boot) -> None:
 
 
 def test_its_clock_is_right_and_its_uptime_goes_on_where_it_was(
-    twin: Boot, original: dict[str, str]
+    twin: Machine, original: dict[str, str]
 ) -> None:
     before = time.time()
     guest_time = int(twin.guest.succeed("date +%s"))
@@ -99,7 +99,9 @@ def test_its_clock_is_right_and_its_uptime_goes_on_where_it_was(
     assert uptime < float(original["uptime"]) + since_restore + 2
 
 
-def test_its_network_works_and_has_the_same_address(twin: Boot, original: dict[str, str]) -> None:
+def test_its_network_works_and_has_the_same_address(
+    twin: Machine, original: dict[str, str]
+) -> None:
     assert twin.guest.succeed("cat /sys/class/net/eth0/address") == original["address"]
     assert "10.0.2.15" in twin.guest.succeed("ip addr show dev eth0")
     url = twin.server.url("beacon/up")
@@ -107,32 +109,32 @@ def test_its_network_works_and_has_the_same_address(twin: Boot, original: dict[s
 
 
 def test_twins_draw_different_random_numbers_from_the_first_one_on(
-    place: Place, settings: BootSettings, original: dict[str, str]
+    place: Place, settings: MachineSettings, original: dict[str, str]
 ) -> None:
     assert original
     drawn = []
     for number in range(3):
-        with place.restored(settings, f"random{number}") as boot:
-            drawn.append(boot.guest.succeed("head -c 32 /dev/urandom | md5sum"))
+        with place.restored(settings, f"random{number}") as machine:
+            drawn.append(machine.guest.succeed("head -c 32 /dev/urandom | md5sum"))
     assert len(set(drawn)) == len(drawn)
 
 
 def test_it_reboots_from_this_runs_server_under_its_own_name(
-    place: Place, settings: BootSettings, original: dict[str, str]
+    place: Place, settings: MachineSettings, original: dict[str, str]
 ) -> None:
-    with place.restored(settings, "rebooter") as boot:
-        boot.reset()
-        assert boot.boot_id != original["boot_id"]
-        assert len(boot.boot_ids) == 2
-        assert boot.milestones.contradiction() is None
-        new = [fetch for fetch in boot.fetches if "m=rebooter" in fetch.query]
+    with place.restored(settings, "rebooter") as machine:
+        machine.reset()
+        assert machine.boot_id != original["boot_id"]
+        assert len(machine.boot_ids) == 2
+        assert machine.boot.contradiction() is None
+        new = [fetch for fetch in machine.fetches if "m=rebooter" in fetch.query]
         assert any(fetch.path.endswith(place.kernel.sha256) for fetch in new)
         # The hardware's clock, which the kernel has just read, is right as well.
-        assert abs(int(boot.guest.succeed("date +%s")) - time.time()) < 3
+        assert abs(int(machine.guest.succeed("date +%s")) - time.time()) < 3
 
 
 def test_ten_in_a_row_are_all_right_and_leave_nothing(
-    place: Place, settings: BootSettings, original: dict[str, str]
+    place: Place, settings: MachineSettings, original: dict[str, str]
 ) -> None:
     def held() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -141,10 +143,10 @@ def test_ten_in_a_row_are_all_right_and_leave_nothing(
     before = 0
     for number in range(10):
         begin = time.monotonic()
-        with place.restored(settings, f"row{number}") as boot:
-            assert boot.boot_id == original["boot_id"]
-            assert boot.guest.run("test -e /root/mark").exit_status == 1
-            boot.guest.succeed("echo mine >/root/mark")
+        with place.restored(settings, f"row{number}") as machine:
+            assert machine.boot_id == original["boot_id"]
+            assert machine.guest.run("test -e /root/mark").exit_status == 1
+            machine.guest.succeed("echo mine >/root/mark")
             seconds.append(time.monotonic() - begin)
         before = before or held()
     assert held() <= before
@@ -153,7 +155,7 @@ def test_ten_in_a_row_are_all_right_and_leave_nothing(
 
 
 def test_qemu_does_not_take_another_machines_state(
-    place: Place, settings: BootSettings, original: dict[str, str]
+    place: Place, settings: MachineSettings, original: dict[str, str]
 ) -> None:
     assert original
     found = place.snapshots.find(settings)
@@ -168,17 +170,17 @@ def test_qemu_does_not_take_another_machines_state(
 
 def test_a_machine_that_was_not_meant_to_be_saved_says_so(place: Place, tmp_path: Path) -> None:
     with (
-        place.backend.power_on(replace(SPEC, name="plain"), Deadline(20)) as machine,
+        place.backend.power_on(replace(SPEC, name="plain"), Deadline(20)) as vm,
         pytest.raises(InfraError, match="was not switched on to be saved"),
     ):
-        machine.snapshot(tmp_path)
+        vm.snapshot(tmp_path)
 
 
 def test_under_uefi_as_well(place: Place) -> None:
-    settings = BootSettings(machine_name="uefi", firmware="uefi", initrds=(tiny_initramfs(),))
-    with place.booted(settings) as boot:
-        place.snapshots.save(boot, settings)
-        boot_id = boot.boot_id
+    settings = MachineSettings(machine_name="uefi", firmware="uefi", initrds=(tiny_initramfs(),))
+    with place.machine(settings) as machine:
+        place.snapshots.save(machine, settings)
+        boot_id = machine.boot_id
     with place.restored(settings, "uefi-twin") as twin:
         assert twin.boot_id == boot_id
         assert twin.guest.succeed("cat /sys/firmware/efi/fw_platform_size").strip() == "64"

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from kboot.backend import MachineSpec
-from kboot.boot import BootSettings, saved
+from kboot.machine import MachineSettings, saved
 from kboot.qemu.accel import qemu_version
-from kboot.qemu.identity import identity, processor_of
-from kboot.qemu.snapshot import opaque_option
+from kboot.qemu.snapshot import identity, opaque_option, processor_of
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 SPEC = MachineSpec(name="m0", boot_file="http://10.0.2.2:1/boot.ipxe")
@@ -97,15 +96,15 @@ KEYED = {"kernel_sha256": "ab", "initrd_sha256s": ("cd", "ef")}
 )
 def test_another_boot_is_another_saved_machine(change: dict[str, Any]) -> None:
     """Beside the machine: all that the guest was made of, each for itself."""
-    settings = BootSettings()
+    settings = MachineSettings()
     keys = {key: value for key, value in change.items() if key in KEYED}
     changed = replace(settings, **{key: change[key] for key in change.keys() - keys.keys()})
     assert saved.parts(changed, **KEYED | keys) != saved.parts(settings, **KEYED)  # type: ignore[arg-type]
 
 
 def test_names_times_and_passwords_make_no_other_machine() -> None:
-    other = BootSettings(machine_name="m9", timeout_s=1, password="another", warnings="report")
-    assert saved.parts(other, **KEYED) == saved.parts(BootSettings(), **KEYED)  # type: ignore[arg-type]
+    other = MachineSettings(machine_name="m9", timeout_s=1, password="another", warnings="report")
+    assert saved.parts(other, **KEYED) == saved.parts(MachineSettings(), **KEYED)  # type: ignore[arg-type]
 
 
 def test_the_name_and_the_boot_file_may_change() -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from kboot.artifacts import Kernel, read_kernel
-from kboot.boot import Boot, open_backend, power_on, settings_for
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError, GuestTimeout
 from kboot.guest import Guest
-from kboot.guest.ssh_runner import SshRunner
+from kboot.guest.ssh import SshRunner
+from kboot.kernel import Kernel, read_kernel
+from kboot.machine import Machine, open_backend, power_on, settings_for
 from kboot.rootfs import module_initramfs, overlay_initramfs
 from kboot.ssh import authorized_key, connect
 
@@ -55,7 +55,7 @@ def ssh_kernel(debian_kernel: Path) -> Kernel:
 
 
 @pytest.fixture(scope="module")
-def boot(ssh_kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
+def machine(ssh_kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     place = tmp_path_factory.mktemp("ssh")
     initrds = (module_initramfs(ssh_kernel, ["e1000e"]), server_overlay(place))
     config = Config(accel="tcg", channel="ssh", initrd=initrds)
@@ -68,16 +68,16 @@ def boot(ssh_kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             ssh_kernel,
             settings_for(ssh_kernel, config),
             evidence_directory=place / "evidence",
-        ) as machine,
+        ) as vm,
     ):
-        machine.wait_until_ready()
-        yield machine
+        vm.wait_until_ready()
+        yield vm
 
 
 @pytest.fixture
-def guest(boot: Boot) -> Guest:
-    assert isinstance(boot.guest.runner, SshRunner)
-    return boot.guest
+def guest(machine: Machine) -> Guest:
+    assert isinstance(machine.guest.runner, SshRunner)
+    return machine.guest
 
 
 def test_output_and_exit_status_are_exact(guest: Guest) -> None:
@@ -130,15 +130,15 @@ def test_files_go_both_ways(guest: Guest, tmp_path: Path) -> None:
         guest.get("/nowhere/file", tmp_path / "back", Deadline(10))
 
 
-def test_the_serial_line_is_left_to_the_kernel(boot: Boot) -> None:
-    start = boot.console.mark()
-    boot.guest.succeed("echo by ssh; echo by printk >/dev/kmsg")
-    boot.console.expect("by printk", Deadline(10), since=start)
-    assert b"by ssh" not in boot.console.raw(start)
+def test_the_serial_line_is_left_to_the_kernel(machine: Machine) -> None:
+    start = machine.console.mark()
+    machine.guest.succeed("echo by ssh; echo by printk >/dev/kmsg")
+    machine.console.expect("by printk", Deadline(10), since=start)
+    assert b"by ssh" not in machine.console.raw(start)
 
 
-def test_a_user_without_our_key_is_refused(boot: Boot) -> None:
-    host, port = boot.machine.ssh_address()  # type: ignore[attr-defined]
+def test_a_user_without_our_key_is_refused(machine: Machine) -> None:
+    host, port = machine.vm.ssh_address()  # type: ignore[attr-defined]
     with pytest.raises(GuestError, match="refuses our key for 'nobody'"):
         connect(host, port, "nobody", Deadline(20))
 
@@ -153,9 +153,9 @@ def test_our_key_stays_the_same() -> None:
     assert authorized_key().startswith("ecdsa-sha2-nistp256 ")
 
 
-def test_a_panic_ends_a_command_and_ssh_is_back_after_the_reboot(boot: Boot) -> None:
-    with boot.expect_crash("panic", match="sysrq triggered"):
-        boot.guest.run("sleep 1; echo c >/proc/sysrq-trigger; sleep 100", timeout_s=90)
-    boot.wait_for_reboot()
-    assert isinstance(boot.guest.runner, SshRunner)
-    assert boot.guest.succeed("echo back") == "back\n"
+def test_a_panic_ends_a_command_and_ssh_is_back_after_the_reboot(machine: Machine) -> None:
+    with machine.expect_crash("panic", match="sysrq triggered"):
+        machine.guest.run("sleep 1; echo c >/proc/sysrq-trigger; sleep 100", timeout_s=90)
+    machine.wait_for_reboot()
+    assert isinstance(machine.guest.runner, SshRunner)
+    assert machine.guest.succeed("echo back") == "back\n"

@@ -26,21 +26,21 @@ import pytest
 pytestmark = pytest.mark.kboot(cmdline="twin={twin}")
 
 @pytest.mark.parametrize("number", range(2))
-def test_twin(boot, number, record_property):
-    assert "twin={twin}" in boot.command_line.split()
-    guest = boot.guest
+def test_twin(machine, number, record_property):
+    assert "twin={twin}" in machine.command_line.split()
+    guest = machine.guest
     assert "twin={twin}" in guest.succeed("cat /proc/cmdline").split()
     assert guest.run("test -e /root/mark").exit_status == 1
     guest.succeed("touch /root/mark")
-    record_property("server", boot.server.url(""))
-    record_property("worker", boot.settings.machine_name.partition("-")[0])
+    record_property("server", machine.server.url(""))
+    record_property("worker", machine.settings.machine_name.partition("-")[0])
 
 
-def test_reboots(boot):
-    boot.reset()
-    scripts = [fetch.path for fetch in boot.fetches if fetch.path.startswith("scripts/")]
-    assert scripts[-1] == f"scripts/{{boot.settings.machine_name}}/boot.ipxe"
-    assert "twin={twin}" in boot.guest.succeed("cat /proc/cmdline").split()
+def test_reboots(machine):
+    machine.reset()
+    scripts = [fetch.path for fetch in machine.fetches if fetch.path.startswith("scripts/")]
+    assert scripts[-1] == f"scripts/{{machine.settings.machine_name}}/boot.ipxe"
+    assert "twin={twin}" in machine.guest.succeed("cat /proc/cmdline").split()
 """
 
 
@@ -92,11 +92,11 @@ import signal
 import pytest
 
 @pytest.mark.parametrize("number", range(4))
-def test_lives(boot, number):
-    boot.guest.succeed("true")
+def test_lives(machine, number):
+    machine.guest.succeed("true")
 
 
-def test_kills_its_worker(boot):
+def test_kills_its_worker(machine):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -127,13 +127,13 @@ import os
 import time
 from pathlib import Path
 
-def test_takes_long(boot):
+def test_takes_long(machine):
     Path("began-" + os.environ["PYTEST_XDIST_WORKER"]).touch()
-    boot.guest.run("sleep 60", timeout_s=120)
+    machine.guest.run("sleep 60", timeout_s=120)
 
 
-def test_takes_as_long(boot):
-    test_takes_long(boot)
+def test_takes_as_long(machine):
+    test_takes_long(machine)
 """
 
 

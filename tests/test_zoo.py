@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from kboot.artifacts import read_kernel
-from kboot.boot import Boot, BootSettings, ExpectedCrash, open_backend, power_on
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import RebootLoop
+from kboot.kernel import read_kernel
+from kboot.machine import ExpectedCrash, Machine, MachineSettings, open_backend, power_on
 from kboot.rootfs import tiny_initramfs
-from tests.zoo.keeper import KERNEL, Zoo, machine
+from tests.zoo.keeper import KERNEL, Zoo, vm
 from tests.zoo.records import EXPECTED, LOGS
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    with machine(tmp_path_factory.mktemp("zoo")) as opened:
+    with vm(tmp_path_factory.mktemp("zoo")) as opened:
         yield opened
 
 
@@ -102,74 +102,74 @@ def names(animals: tuple[Animal, ...]) -> list[str]:
 
 @pytest.mark.parametrize("animal", SURVIVED, ids=names(SURVIVED))
 def test_a_crash_that_the_kernel_survives(zoo: Zoo, animal: Animal) -> None:
-    boot = zoo.open()
-    start = boot.console.mark()
-    with boot.expect_crash(animal.kind) as crash:
+    machine = zoo.open()
+    start = machine.console.mark()
+    with machine.expect_crash(animal.kind) as crash:
         zoo.meet(animal.name, before=animal.before)
-    record(boot, animal.name, crash, start)
+    record(machine, animal.name, crash, start)
     report = crash.report
     assert (report.kind, report.function) == (animal.kind, animal.guilty)
     assert (crash.fatal, report.truncated) == (False, False)
     # A stall is the machine's: its first line names no task.
     assert report.task == ("sh" if animal.kind != "rcu-stall" else None)
     # It is as alive as before, and nobody has to answer for what was expected.
-    assert boot.guest.succeed("echo alive") == "alive\n"
-    boot.check_reports()
+    assert machine.guest.succeed("echo alive") == "alive\n"
+    machine.check_reports()
 
 
 @pytest.mark.parametrize("animal", DEADLY, ids=names(DEADLY))
 def test_a_crash_that_the_machine_recovers_from(zoo: Zoo, animal: Animal) -> None:
-    boot = zoo.open()
-    start = boot.console.mark()
-    with boot.expect_crash(animal.kind) as crash:
+    machine = zoo.open()
+    start = machine.console.mark()
+    with machine.expect_crash(animal.kind) as crash:
         zoo.meet(animal.name, before=animal.before)
-    comes_back(boot)
-    record(boot, animal.name, crash, start)
+    comes_back(machine)
+    record(machine, animal.name, crash, start)
     assert (crash.report.kind, crash.report.function) == (animal.kind, animal.guilty)
     assert crash.fatal
 
 
 def test_an_oops_that_escalates_is_expected_by_its_kind(zoo: Zoo) -> None:
-    boot = zoo.open()
-    start = boot.console.mark()
-    with boot.expect_crash("null-dereference", match="zoo_null") as crash:
+    machine = zoo.open()
+    start = machine.console.mark()
+    with machine.expect_crash("null-dereference", match="zoo_null") as crash:
         zoo.meet("null", before=sysctl("kernel/panic_on_oops", 1))
-    comes_back(boot)
-    record(boot, "null_panic", crash, start)
+    comes_back(machine)
+    record(machine, "null_panic", crash, start)
     assert crash.report.function == "zoo_null"
     assert crash.fatal
     assert crash.reports[-1].caused_by is crash.report
 
 
 def test_an_oops_that_escalates_is_expected_as_a_panic(zoo: Zoo) -> None:
-    boot = zoo.open()
-    start = boot.console.mark()
-    with boot.expect_crash("panic") as crash:
+    machine = zoo.open()
+    start = machine.console.mark()
+    with machine.expect_crash("panic") as crash:
         zoo.meet("warn", before=sysctl("kernel/panic_on_warn", 1))
-    comes_back(boot)
-    record(boot, "warn_panic", crash, start)
-    boot.check_reports()
+    comes_back(machine)
+    record(machine, "warn_panic", crash, start)
+    machine.check_reports()
 
 
 def test_a_panic_by_sysrq(zoo: Zoo) -> None:
-    boot = zoo.open()
-    start = boot.console.mark()
-    with boot.expect_crash("panic", match="sysrq triggered crash") as crash:
-        boot.panic()
-    comes_back(boot)
-    record(boot, "sysrq", crash, start)
+    machine = zoo.open()
+    start = machine.console.mark()
+    with machine.expect_crash("panic", match="sysrq triggered crash") as crash:
+        machine.panic()
+    comes_back(machine)
+    record(machine, "sysrq", crash, start)
     assert crash.report.title == "panic: sysrq triggered crash"
     assert crash.fatal
 
 
 def test_a_watchdog_that_nobody_feeds(zoo: Zoo) -> None:
-    boot = zoo.open()
-    start = boot.console.mark()
-    with boot.expect_crash("unexpected-reset") as crash:
+    machine = zoo.open()
+    start = machine.console.mark()
+    with machine.expect_crash("unexpected-reset") as crash:
         # Three seconds of patience, and no food for an hour.
-        boot.guest.succeed("watchdog -T 3 -t 3600 /dev/watchdog")
-    comes_back(boot)
-    record(boot, "watchdog", crash, start)
+        machine.guest.succeed("watchdog -T 3 -t 3600 /dev/watchdog")
+    comes_back(machine)
+    record(machine, "watchdog", crash, start)
     assert crash.report.function is None
     assert crash.fatal
 
@@ -186,39 +186,39 @@ def test_a_corrupt_initramfs(tmp_path: Path) -> None:
             backend,
             server,
             kernel,
-            BootSettings(initrds=(corrupt,)),
+            MachineSettings(initrds=(corrupt,)),
             evidence_directory=tmp_path / "evidence",
-        ) as boot,
+        ) as machine,
     ):
-        with boot.expect_crash("panic") as crash:
-            boot.wait_until_ready()
-        record(boot, "corrupt_initramfs", crash, 0)
+        with machine.expect_crash("panic") as crash:
+            machine.wait_until_ready()
+        record(machine, "corrupt_initramfs", crash, 0)
         assert (crash.report.kind, crash.report.fatal) == ("no-root", True)
-        boot.wait_for_line("Initramfs unpacking failed", timeout_s=1)
+        machine.wait_for_line("Initramfs unpacking failed", timeout_s=1)
         # It will not do better the next time, however often it tries.
         with pytest.raises(RebootLoop, match="unable to mount root fs"):
-            boot.wait_for_reboot()
+            machine.wait_for_reboot()
 
 
-def comes_back(boot: Boot) -> None:
+def comes_back(machine: Machine) -> None:
     """The machine returns by itself, and nothing is left to complain about."""
-    before = boot.boot_id
-    boot.wait_for_reboot()
-    assert boot.boot_id != before
-    assert boot.guest.succeed("echo back") == "back\n"
+    before = machine.boot_id
+    machine.wait_for_reboot()
+    assert machine.boot_id != before
+    assert machine.guest.succeed("echo back") == "back\n"
 
 
-def record(boot: Boot, name: str, crash: ExpectedCrash, start: int) -> None:
+def record(machine: Machine, name: str, crash: ExpectedCrash, start: int) -> None:
     """If asked to, keep what the machine printed since `start`, and how it was read."""
     if "ZOO_RECORD" not in os.environ:
         return
     report = crash.report
     if report.kind == "unexpected-reset":
         # Which only who saw the boot before it can tell.
-        start = boot.console.raw(0, start).rindex(b"Linux version ")
+        start = machine.console.raw(0, start).rindex(b"Linux version ")
     end = max(each.end_offset for each in crash.reports)
     LOGS.mkdir(exist_ok=True)
-    (LOGS / f"{name}.log").write_bytes(boot.console.raw(start, end))
+    (LOGS / f"{name}.log").write_bytes(machine.console.raw(start, end))
     known = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
     known[name] = [
         {"kind": each.kind, "function": each.function, "title": each.title, "fatal": each.fatal}

@@ -14,8 +14,8 @@ from kboot.config import SETTINGS
 from kboot.errors import ConfigError, KbootError
 
 if TYPE_CHECKING:
-    from kboot.boot import Boot, Milestone
     from kboot.config import Config
+    from kboot.machine import Machine, Milestone
 
 #: The kernel is an argument; the others are about tests that share machines.
 _NOT_FOR_A_BOOT = {"kernel", "warnings", "isolation", "snapshot_cache"}
@@ -76,8 +76,8 @@ def _exit_125(*, when: bool) -> Iterator[None]:
 
 def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
     # They bring in all of kboot, which --help can do without.
-    from kboot.boot import open_backend, power_on, settings_for  # noqa: PLC0415
     from kboot.deadline import Deadline  # noqa: PLC0415
+    from kboot.machine import open_backend, power_on, settings_for  # noqa: PLC0415
     from kboot.session import kernel_of  # noqa: PLC0415
     from kboot.state import evidence_directory  # noqa: PLC0415
 
@@ -96,16 +96,16 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
                 settings,
                 evidence_directory=evidence,
                 on_phase=_print_phase,
-            ) as attempt,
+            ) as machine,
         ):
-            _print_machine(attempt)
+            _print_machine(machine)
             if show_console:
-                attempt.console.subscribe(lambda line: click.echo(f"| {line.text}"))
+                machine.console.subscribe(lambda line: click.echo(f"| {line.text}"))
             if expect is None:
-                attempt.wait_until_ready()
+                machine.wait_until_ready()
             else:
-                click.echo(f"  found: {attempt.wait_for_line(expect)}")
-            attempt.check()
+                click.echo(f"  found: {machine.wait_for_line(expect)}")
+            machine.check()
     finally:
         if evidence.is_dir() and any(evidence.iterdir()):
             click.echo(f"evidence: {evidence}")
@@ -114,11 +114,11 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
             evidence.rmdir()
 
 
-def _print_machine(attempt: Boot) -> None:
-    settings = attempt.settings
+def _print_machine(machine: Machine) -> None:
+    settings = machine.settings
     click.echo(
-        f"{attempt.machine_description}; {settings.firmware}, {settings.memory_mib} MiB, "
-        f"{settings.cpus} cpu; {attempt.command_line}"
+        f"{machine.machine_description}; {settings.firmware}, {settings.memory_mib} MiB, "
+        f"{settings.cpus} cpu; {machine.command_line}"
     )
 
 

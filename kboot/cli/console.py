@@ -1,4 +1,4 @@
-"""``kboot console``: talk to a machine over its serial line."""
+"""``kboot console`` and ``kboot logs``: a machine's serial console."""
 
 from __future__ import annotations
 
@@ -11,16 +11,49 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
 
-from kboot.cli.naming import machine_argument
+from kboot.cli.machines import machine_argument
 from kboot.errors import ConfigError, KbootError
 
 if TYPE_CHECKING:
-    from kboot.machines.client import Attachment
+    from kboot.supervisor.client import Attachment
+
+
+@click.command()
+@machine_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@click.option(
+    "--since",
+    default="start",
+    metavar="WHERE",
+    help="start (of the machine), boot (the present one), now, or a byte.  [default: start]",
+)
+def logs(*, name: str, follow: bool, since: str) -> None:
+    """Print the console of the machine NAME, byte by byte as it came, from its power-on."""
+    print_log(name, since, follow=follow)
+
+
+def print_log(name: str, since: str, *, follow: bool) -> None:
+    """Print the record of a console, and maybe go on with what comes."""
+    from kboot.supervisor.client import attach, console_of  # noqa: PLC0415  --help does not need it
+
+    position = int(since) if since.isdecimal() else since
+    if not follow:
+        _print(console_of(name, position))
+        return
+    with attach(name, since=position) as line:
+        _print(line.pieces())
+
+
+def _print(pieces: Iterable[bytes]) -> None:
+    for data in pieces:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
 
 #: ctrl-]
 _DETACH = b"\x1d"
@@ -54,8 +87,6 @@ waits for a command; at other times, say stty rows R cols C yourself.
 def console(*, name: str, log: bool, read_only: bool, since: str) -> None:
     """Attach to the console of the machine NAME; ctrl-] detaches."""
     if log:
-        from kboot.cli.logs import print_log  # noqa: PLC0415
-
         print_log(name, since, follow=False)
         return
     if not read_only and not _has_terminal():
@@ -71,7 +102,7 @@ def attach_to(
     With `write` None, what is typed is passed on if there is a terminal to type at. Without a
     terminal, it ends when `until` is set.
     """
-    from kboot.machines.client import attach  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.client import attach  # noqa: PLC0415  --help does not need it
 
     terminal = _has_terminal()
     writes = terminal if write is None else write
@@ -140,7 +171,7 @@ def _size() -> list[int] | None:
 
 
 def _tell_size(name: str) -> None:
-    from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
     if size := _size():
         # It is a help, and no reason to end.

@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 
 from kboot import process
-from kboot.cli.naming import DEFAULT, complete_file_or_name, find_machine
+from kboot.cli.machines import DEFAULT, complete_file_or_name, find_machine
 from kboot.crash import CrashKind, CrashReport, Event, Frame, Scanner
-from kboot.crash.elf import Symbol, Vmlinux
 from kboot.errors import ConfigError
+from kboot.kernel.elf import Symbol, Vmlinux
 
 #: A kernel that dies writes its report in one go; this much silence means it is done.
 _QUIET_S = 2.0
@@ -92,7 +92,7 @@ def _events(log: Path) -> Iterator[Event]:
 
 def _is_machine(log: Path) -> bool:
     """Whether there is no such file, but a machine of that name, or none was named at all."""
-    from kboot.machines.whereabouts import known_names  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.registry import known_names  # noqa: PLC0415  --help does not need it
 
     if "/" in str(log) or os.path.lexists(log):
         return False
@@ -101,7 +101,7 @@ def _is_machine(log: Path) -> bool:
 
 def _of_machine(name: str, scanner: Scanner) -> Iterator[Event]:
     """The events on a machine's console, less the resets that somebody has asked for."""
-    from kboot.machines.client import ask, console_of  # noqa: PLC0415  files do without
+    from kboot.supervisor.client import ask, console_of  # noqa: PLC0415  files do without
 
     find_machine(name, {})
     told = set(ask(name, "status")["reports"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,8 @@ from kboot.errors import ConfigError, InfraError
 
 if TYPE_CHECKING:
     from kboot.config import Config
-    from kboot.doctor import Check
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
-
-#: Where each backend's checks are. They bring in most of kboot, which --help can do without.
-_CHECKS = {
-    "qemu": ("kboot.doctor", "LOCAL_CHECKS"),
-    "kubevirt": ("kboot.cluster_doctor", "CLUSTER_CHECKS"),
-}
 
 
 @click.command(
@@ -49,13 +41,14 @@ _CHECKS = {
 @click.pass_context
 def doctor(context: click.Context, /, *, as_json: bool, rbac: bool, **options: Any) -> None:
     """Look for what kboot needs, on this host or a cluster, and say what to do about the rest."""
-    from kboot.doctor import examine  # noqa: PLC0415
+    from kboot.checks import examine  # noqa: PLC0415  --help does not need it
+    from kboot.machine.backends import checks_for  # noqa: PLC0415
 
     config = load_config(options)
     if rbac:
         _print_role(config)
         return
-    findings = examine(config, _checks(config.backend))
+    findings = examine(config, checks_for(config))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
@@ -68,14 +61,8 @@ def doctor(context: click.Context, /, *, as_json: bool, rbac: bool, **options: A
         context.exit(InfraError.exit_code)
 
 
-def _checks(backend: str) -> tuple[Check, ...]:
-    module, name = _CHECKS[backend]
-    checks: tuple[Check, ...] = getattr(importlib.import_module(module), name)
-    return checks
-
-
 def _print_role(config: Config) -> None:
-    from kboot.kube import connect, role  # noqa: PLC0415
+    from kboot.kubevirt.api import connect, role  # noqa: PLC0415
     from kboot.kubevirt.manifests import to_yaml  # noqa: PLC0415
 
     try:

@@ -9,10 +9,9 @@ from typing import Any
 
 import click
 
-from kboot.cli.naming import json_option, machine_option, print_json
-from kboot.cli.progress import say_size, transfers
+from kboot.cli.machines import json_option, machine_option, print_json
 from kboot.cli.restart import ask_restart, restart_once, restart_watched, say_outcome
-from kboot.cli.terminal import print_table
+from kboot.cli.terminal import print_table, say_size, transfers
 from kboot.errors import ConfigError
 
 #: Pushes that --gc keeps.
@@ -127,7 +126,7 @@ def push(
 
 
 def _push(name: str, what: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
-    from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
     start = time.monotonic()
     with transfers(quiet=as_json) as show:
@@ -143,7 +142,7 @@ def _push(name: str, what: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
 
 
 def _collect(name: str, keep: int, *, as_json: bool) -> None:
-    from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
     freed = ask(name, "collect", keep=keep)
     if as_json:
@@ -159,7 +158,7 @@ def _collect(name: str, keep: int, *, as_json: bool) -> None:
 
 
 def _list(name: str, *, as_json: bool) -> None:
-    from kboot.machines.client import ask  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
     _show(ask(name, "pushes"), as_json=as_json)
 

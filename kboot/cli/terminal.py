@@ -1,13 +1,13 @@
-"""What a terminal gets that a file does not: the only home of rich, loaded where it is used.
-
-rich knows the terminal: its width, its colours, and NO_COLOR (no-color.org).
-"""
+"""What a terminal gets that a file does not: the only home of rich, loaded where it is used."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -84,3 +84,78 @@ def progress_bars() -> Progress:
         console=console(err=True),
         transient=True,
     )
+
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+#: What is smaller is there before anybody has read about it.
+_WORTH_TELLING = 1_000_000
+#: Between two lines about one file, where there is no terminal.
+_LINE_S = 5.0
+
+
+@contextlib.contextmanager
+def transfers(*, quiet: bool, least_size: int = _WORTH_TELLING) -> Iterator[OnEvent]:
+    """What to do with the events of a push: bars on a terminal, lines elsewhere; on stderr.
+
+    Smaller files than `least_size` are not told of.
+    """
+    if quiet:
+        yield lambda _event: None
+    elif is_terminal(err=True):
+        with progress_bars() as bars:
+            tasks: dict[tuple[str, str], Any] = {}
+
+            def show(event: dict[str, Any]) -> None:
+                if not _is_worth_telling(event, least_size):
+                    return
+                key = (event["file"], event["step"])
+                if key not in tasks:
+                    tasks[key] = bars.add_task(f"{event['step']} {Path(event['file']).name}")
+                bars.update(tasks[key], completed=event["done"], total=event["size"])
+
+            yield show
+    else:
+        yield _Lines(least_size).show
+
+
+def _is_worth_telling(event: dict[str, Any], least_size: int) -> bool:
+    return event["event"] == "progress" and int(event["size"]) >= least_size
+
+
+class _Lines:
+    """A line when a file is done, and every few seconds until then. Files may come all at once."""
+
+    def __init__(self, least_size: int) -> None:
+        self._least_size = least_size
+        #: When each file and step began, and when its next line is due.
+        self._began: dict[tuple[str, str], float] = {}
+        self._next: dict[tuple[str, str], float] = {}
+
+    def show(self, event: dict[str, Any]) -> None:
+        """One event."""
+        if not _is_worth_telling(event, self._least_size):
+            return
+        now = time.monotonic()
+        key, done, size = (event["file"], event["step"]), event["done"], event["size"]
+        began = self._began.setdefault(key, now)
+        name = f"{event['step']} {Path(event['file']).name}"
+        if done < size and now >= self._next.setdefault(key, now + _LINE_S):
+            self._next[key] = now + _LINE_S
+            rate = done / (now - began)
+            left = f", {(size - done) / rate:.0f} s left" if rate else ""
+            click.echo(
+                f"  {name}: {100 * done // size} % of {say_size(size)}, {say_size(rate)}/s{left}",
+                err=True,
+            )
+        elif done == size and done:
+            click.echo(f"  {name}: {say_size(size)} in {now - began:.1f} s", err=True)
+
+
+def say_size(count: float) -> str:
+    """Bytes for people: ``12.3 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

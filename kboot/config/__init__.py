@@ -7,16 +7,8 @@ documentation are all made from `SETTINGS`.
 """
 
 from kboot.config.parse import working_directory
-from kboot.config.setting import SETTINGS, Setting, markdown_table
-from kboot.config.sources import RESERVED_VARIABLES, load
-from kboot.config.values import (
-    BACKENDS,
-    Accelerator,
-    Channel,
-    Config,
-    Isolation,
-    Warnings,
-)
+from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
+from kboot.config.values import BACKENDS, Accelerator, Channel, Config, Isolation, Warnings
 
 __all__ = [
     "BACKENDS",

@@ -1,8 +1,4 @@
-"""What a source of the configuration says, as a value: a text, a size, a time, a path.
-
-Each takes what an option, a variable or a TOML file gives, and the directory that relative paths
-are relative to. `ValueError` if it cannot be, in words that complete "... is not ...".
-"""
+"""What a source of the configuration says, as a value, and what a setting says about itself."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from kboot.errors import ConfigError
 
@@ -146,3 +143,23 @@ def seconds(value: object, _: Path) -> float:
     if match is None or float(match[1]) == 0:
         raise ValueError("a time above 0; write 90 (seconds), 90s, 3m or 1h")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def about(
+    help_: str,
+    metavar: str,
+    parse_: Parse | None = None,
+    *,
+    name: str = "",
+    choices: tuple[str, ...] = (),
+    repeated: bool = False,
+) -> dict[str, Any]:
+    """See `kboot.config.Setting`. Without `parse_` it takes one of the choices."""
+    return {
+        "help": help_,
+        "metavar": metavar,
+        "parse": parse_ or choice(choices),
+        "name": name,
+        "choices": choices,
+        "repeated": repeated,
+    }

@@ -2,7 +2,7 @@
 
 from kboot.console.console import Console
 from kboot.console.crashes import CrashScanner, ExpectedCrash
-from kboot.console.match import Match
+from kboot.console.expect import Match
 from kboot.console.text import Line
 
 __all__ = ["Console", "CrashScanner", "ExpectedCrash", "Line", "Match"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -13,14 +14,81 @@ from typing import Self
 from kboot.backend import Stream
 from kboot.boot_messages import ends_with_prompt
 from kboot.console.crashes import CrashScanner, ExpectedCrash
-from kboot.console.match import Match, Pattern, describe
-from kboot.console.reader import Reader
-from kboot.console.tape import Tape
+from kboot.console.expect import LineSource, Match, Pattern, PromptSource, Wait, describe
+from kboot.console.record import ConsoleLog
 from kboot.console.text import Line
-from kboot.console.waits import LineSource, PromptSource, Wait
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
-from kboot.errors import ConsoleClosed
+from kboot.errors import ConsoleClosed, InfraError
+from kboot.log import logger
+
+#: How long a stream that was closed may take to say so.
+_CLOSE_S = 5.0
+
+
+class Reader:
+    """Reads one stream after another onto a tape."""
+
+    def __init__(self, tape: ConsoleLog) -> None:
+        self._tape = tape
+        self._subscribers: list[Callable[[Line], None]] = []
+        self._thread: threading.Thread | None = None
+
+    def start(self, stream: Stream) -> None:
+        """Read `stream` until it ends."""
+        self._thread = threading.Thread(
+            target=self._drain, args=(stream,), name="kboot-console", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self, stream: Stream) -> None:
+        """Give `stream` up and wait for the thread."""
+        with contextlib.suppress(OSError):
+            stream.close()
+        if self._thread is not None:
+            self._thread.join(timeout=_CLOSE_S)
+            if self._thread.is_alive():
+                logger.warning("the console's stream did not end when it was closed")
+            self._thread = None
+
+    def subscribe(self, callback: Callable[[Line], None]) -> Callable[[], None]:
+        """As `Console.subscribe`."""
+        self._subscribers.append(callback)
+        return lambda: self._unsubscribe(callback)
+
+    def _drain(self, stream: Stream) -> None:
+        reason = "end of stream"
+        try:
+            while data := stream.recv(65536):
+                self._publish(self._take(data))
+        except OSError as error:
+            reason = str(error)
+        self._publish(self._tape.end(reason))
+
+    def _take(self, data: bytes) -> list[Line]:
+        try:
+            return self._tape.take(data)
+        except InfraError as error:  # the waits say all that there is to say
+            self._tape.fail(error)
+            return []
+        except Exception as error:  # whatever it is, the waits must hear of it, and we go on
+            logger.exception("the console cannot be recorded")
+            self._tape.fail(error)
+            return []
+
+    def _publish(self, lines: list[Line]) -> None:
+        for line in lines:
+            for callback in tuple(self._subscribers):
+                try:
+                    callback(line)
+                except Exception:
+                    logger.exception("a console subscriber failed; it gets no more lines")
+                    self._unsubscribe(callback)
+
+    def _unsubscribe(self, callback: Callable[[Line], None]) -> None:
+        with contextlib.suppress(ValueError):
+            self._subscribers.remove(callback)
+
 
 #: Lines shown by `Match.before`.
 _BEFORE_LINES = 1000
@@ -50,7 +118,7 @@ class Console:
         What its first `forgiven` bytes tell of is over: what crashed there has come back.
         """
         self._stream = stream
-        self._tape = Tape(record, scanner)
+        self._tape = ConsoleLog(record, scanner)
         if past:
             self._tape.take(past[:forgiven])
             if forgiven:
@@ -110,7 +178,7 @@ class Console:
     def lines(self, since: int = 0) -> list[Line]:
         """The whole lines that ended after position `since`, as far as memory reaches back."""
         with self._tape.changed:
-            return self._tape.lines_after(since, 2 * Tape.MEMORY_LINES)
+            return self._tape.lines_after(since, 2 * ConsoleLog.MEMORY_LINES)
 
     @property
     def started_s(self) -> float:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kboot.crash import guilty, stack
+from kboot.crash import blame, stack
+from kboot.crash.catalogue import Rule
 from kboot.crash.lines import KernelLine
 from kboot.crash.model import CrashKind, CrashReport, Frame
-from kboot.crash.rules import Rule
 
 K = CrashKind
 
@@ -142,7 +142,7 @@ def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashRep
     text = "\n".join(draft.lines[: draft.kept])
     kind = draft.kind
     found = stack.entries(text)
-    function = guilty.choose(kind, list(_named(draft, text)), found, text)
+    function = blame.choose(kind, list(_named(draft, text)), found, text)
     task, pid, cpu = _who(draft, text)
     taint = _TAINT.search(text)
     return CrashReport(

@@ -1,8 +1,7 @@
 """A booted system: log in, run commands with exact results, copy files."""
 
-from kboot.guest.bootstrap import login
-from kboot.guest.channel import Channel, Ended, Job, Runner
-from kboot.guest.guest import BackgroundCommand, CommandResult, Guest
+from kboot.guest.guest import BackgroundCommand, Channel, CommandResult, Ended, Guest, Job, Runner
+from kboot.guest.login import log_in
 
 __all__ = [
     "BackgroundCommand",
@@ -12,5 +11,5 @@ __all__ = [
     "Guest",
     "Job",
     "Runner",
-    "login",
+    "log_in",
 ]

@@ -8,7 +8,7 @@ so no more may be on its way.
 
 from __future__ import annotations
 
-from kboot.guest.channel import OnProgress
+from kboot.guest.guest import OnProgress
 from kboot.log import logger
 
 #: Characters in a line: a terminal takes 4095.

@@ -1,19 +1,59 @@
-"""Frames: how the agent's answers survive kernel messages in their midst.
-
-A frame is ``~NONCE:SEQUENCE:TAG:INDEX:LENGTH:PAYLOAD;`` and a newline. On a serial line that the
-kernel also prints to, whole printk records (``[   12.345678] text\\r\\n``, or without a time) land
-anywhere inside. Each field has a small alphabet, so the first character outside of it begins a
-record, which ends with its line, and the frame goes on behind it. A record that begins with
-characters of the alphabet shows by the length; if the frame was cut in one place only, the length
-tells where. What stays doubtful is dropped, or marked, and asked for again.
-"""
+"""Frames: how the agent's answers survive kernel messages in their midst, proved by checksums."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import re
 import string
 from dataclasses import dataclass
 from enum import IntEnum
+
+
+class Checksum(IntEnum):
+    """The programs `agent.sh` knows, by the numbers it uses for them."""
+
+    CKSUM = 1
+    MD5SUM = 2
+
+    def of(self, data: bytes) -> int:
+        """The number that the agent computes for `data`."""
+        if self is Checksum.CKSUM:
+            return cksum(data)
+        # 48 of the 128 bits, because shells calculate with 64 at most.
+        return int(hashlib.md5(data, usedforsecurity=False).hexdigest()[:12], 16)
+
+    def printed_for(self, data: bytes, output: bytes) -> bool:
+        """Whether `output` is what the program prints for `data` on its standard input."""
+        first, _, _ = output.partition(b" ")
+        if self is Checksum.CKSUM:
+            return first == str(cksum(data)).encode()
+        return first == hashlib.md5(data, usedforsecurity=False).hexdigest().encode()
+
+
+def _table() -> list[int]:
+    table = []
+    for byte in range(256):
+        value = byte << 24
+        for _ in range(8):
+            value = (value << 1) ^ (0x04C11DB7 if value & 0x80000000 else 0)
+        table.append(value & 0xFFFFFFFF)
+    return table
+
+
+_TABLE = _table()
+
+
+def cksum(data: bytes) -> int:
+    """The checksum of POSIX ``cksum``: a CRC-32 over the data and its length."""
+    crc = 0
+    length = len(data)
+    tail = length.to_bytes((length.bit_length() + 7) // 8, "little")
+    for chunk in (data, tail):
+        for byte in chunk:
+            crc = ((crc << 8) & 0xFFFFFFFF) ^ _TABLE[(crc >> 24) ^ byte]
+    return crc ^ 0xFFFFFFFF
 
 
 class Tag(IntEnum):
@@ -211,3 +251,78 @@ def _frame(sequence: bytes, tag: bytes, index: bytes, pieces: list[bytes]) -> Fr
         payload=payload,
         repaired=len(pieces) > 1,
     )
+
+
+#: Bytes of output in a full frame, by encoding.
+BASE64_BYTES = 57
+HEX_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What the guest says about a stream: how long it is, and its checksum."""
+
+    checksum: int
+    size: int
+
+
+class Output:
+    """One stream: the pieces that came, by their offset in bytes."""
+
+    def __init__(self) -> None:
+        self._clean: dict[int, bytes] = {}
+        self._repaired: dict[int, bytes] = {}
+
+    def take(self, frame: Frame, base: int) -> None:
+        """Add a frame of a transfer that began at byte `base`."""
+        try:
+            if frame.tag in {Tag.STDOUT, Tag.STDERR}:
+                data = base64.b64decode(frame.payload, validate=True)
+                offset = base + (frame.index - 1) * BASE64_BYTES
+            else:
+                data = bytes.fromhex(plain_hex(frame.payload).decode())
+                offset = base + (frame.index - 1) * HEX_BYTES
+        except (binascii.Error, ValueError):
+            return
+        (self._repaired if frame.repaired else self._clean)[offset] = data
+
+    def missing(self, size: int) -> list[tuple[int, int]]:
+        """The ranges (offset, length) not there yet, of a stream of `size` bytes."""
+        ranges: list[tuple[int, int]] = []
+        position = 0
+        for offset in sorted({*self._clean, *self._repaired}):
+            if offset > position:
+                ranges.append((position, min(offset, size) - position))
+            position = max(position, offset + len(self._piece(offset)))
+        if position < size:
+            ranges.append((position, size - position))
+        return [(offset, length) for offset, length in ranges if length > 0]
+
+    def complete(self, extent: Extent, checksum: Checksum) -> bytes | None:
+        """The stream, or None when something is missing or wrong.
+
+        When it is wrong, pieces are forgotten: the doubtful ones, or all if there are none.
+        """
+        if self.missing(extent.size):
+            return None
+        data = self.so_far()[: extent.size]
+        if extent.size == 0 or checksum.of(data) == extent.checksum:
+            return data
+        if not self._repaired:
+            self._clean.clear()
+        self._repaired.clear()
+        return None
+
+    def so_far(self) -> bytes:
+        """What is there, from the beginning to the first gap."""
+        data = bytearray()
+        for offset in sorted({*self._clean, *self._repaired}):
+            piece = self._piece(offset)
+            if offset > len(data):
+                break
+            data += piece[len(data) - offset :]
+        return bytes(data)
+
+    def _piece(self, offset: int) -> bytes:
+        clean, repaired = self._clean.get(offset, b""), self._repaired.get(offset, b"")
+        return clean if len(clean) >= len(repaired) else repaired

@@ -1,19 +1,24 @@
 """The cluster backend: a KubeVirt VirtualMachine, and an nginx Pod to boot it from."""
 
 from kboot.kubevirt.backend import KubevirtBackend, join_kubevirt, open_kubevirt
-from kboot.kubevirt.named import find_staying, open_staying, rejoin, remove_staying
+from kboot.kubevirt.persistent import (
+    PersistentCluster,
+    find_persistent,
+    open_persistent,
+    remove_persistent,
+    take_over_persistent,
+)
 from kboot.kubevirt.settings import ClusterSettings, settings_from
-from kboot.kubevirt.staying import StayingCluster
 
 __all__ = [
     "ClusterSettings",
     "KubevirtBackend",
-    "StayingCluster",
-    "find_staying",
+    "PersistentCluster",
+    "find_persistent",
     "join_kubevirt",
     "open_kubevirt",
-    "open_staying",
-    "rejoin",
-    "remove_staying",
+    "open_persistent",
+    "remove_persistent",
     "settings_from",
+    "take_over_persistent",
 ]

@@ -13,8 +13,8 @@ from kboot import nginx
 from kboot.backend import Fetch
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import PODS, Client
-from kboot.kube.watch import lines, shut
+from kboot.kubevirt.api import PODS, Client
+from kboot.kubevirt.api.watch import lines, shut
 from kboot.kubevirt.manifests import Run
 from kboot.log import logger
 

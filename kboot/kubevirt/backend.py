@@ -6,16 +6,16 @@ import contextlib
 import secrets
 from collections.abc import Iterator
 
-from kboot.backend import BootServer, Firmware, Machine, MachineSpec
+from kboot.backend import BootServer, Firmware, MachineSpec, VirtualMachine
 from kboot.deadline import Deadline
-from kboot.kube import CONFIG_MAPS, SECRETS, ApiError, Client, connect
-from kboot.kubevirt import manifests, runs, virtual_machine, waiting
-from kboot.kubevirt.holder import Holder
-from kboot.kubevirt.machine import ClusterMachine
+from kboot.kubevirt import manifests, ownership, vm_manifest, waiting
+from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
+from kboot.kubevirt.ownership import Holder
 from kboot.kubevirt.server import ClusterServer
 from kboot.kubevirt.settings import ClusterSettings
-from kboot.kubevirt.view import Watches
+from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
+from kboot.kubevirt.watches import Watches
 from kboot.log import logger
 
 _FORBIDDEN = 403
@@ -41,7 +41,7 @@ class KubevirtBackend:
 
     def firmware_fault(self, firmware: Firmware) -> str | None:
         """None if its machines can have this firmware, or else why not."""
-        return virtual_machine.firmware_fault(firmware, self.settings)
+        return vm_manifest.firmware_fault(firmware, self.settings)
 
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
@@ -65,7 +65,7 @@ class KubevirtBackend:
             yield server
 
     @contextlib.contextmanager
-    def power_on(self, spec: MachineSpec, deadline: Deadline) -> Iterator[Machine]:
+    def power_on(self, spec: MachineSpec, deadline: Deadline) -> Iterator[VirtualMachine]:
         """Switch a machine on; it is deleted at the end of the ``with``."""
         machine = self.machine(spec)
         with machine.powered_on(deadline):
@@ -88,13 +88,13 @@ class KubevirtBackend:
             conf=conf,
         )
 
-    def machine(self, spec: MachineSpec) -> ClusterMachine:
+    def machine(self, spec: MachineSpec) -> ClusterVirtualMachine:
         """The machine of this name, whether it is there or not."""
-        return ClusterMachine(
+        return ClusterVirtualMachine(
             self.client,
             self.watches,
             spec,
-            virtual_machine.manifest(spec, self.run, self.settings),
+            vm_manifest.manifest(spec, self.run, self.settings),
             paused=self.settings.attach == "paused",
             ours=self.is_ours,
         )
@@ -129,14 +129,14 @@ def open_kubevirt(settings: ClusterSettings) -> Iterator[KubevirtBackend]:
     Raises `ConfigError` if no cluster is configured, `ClusterError` if it cannot be used.
     """
     client = connect(settings.context, settings.namespace)
-    run = runs.begin(client, annotations=_process())
+    run = ownership.begin(client, annotations=_process())
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(runs.heartbeat(client, run))
-            watches = runs.watch(stack, client, run)
+            stack.enter_context(ownership.heartbeat(client, run))
+            watches = ownership.watch(stack, client, run)
             yield KubevirtBackend(client, run, settings, watches)
     finally:
-        runs.end(client, run)
+        ownership.end(client, run)
         client.close()
 
 
@@ -157,8 +157,8 @@ def join_kubevirt(settings: ClusterSettings, identifier: str) -> Iterator[Kubevi
     """
     client = connect(settings.context, settings.namespace)
     try:
-        run = runs.join(client, identifier)
+        run = ownership.join(client, identifier)
         with contextlib.ExitStack() as stack:
-            yield KubevirtBackend(client, run, settings, runs.watch(stack, client, run))
+            yield KubevirtBackend(client, run, settings, ownership.watch(stack, client, run))
     finally:
         client.close()

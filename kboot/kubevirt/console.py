@@ -1,4 +1,7 @@
-"""A machine's serial line through the API server, which lasts as long as the machine does."""
+"""A machine's serial line through the API server, which lasts as long as the machine does.
+
+What was said while nobody listened is found in the record that the cluster keeps of it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,89 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import WebSocket
-from kboot.kubevirt import gap
+from kboot.kubevirt.api import WebSocket
 from kboot.log import logger
+
+#: How much of what was heard before and after a gap is looked for in the record.
+TAIL_BYTES = 300
+HEAD_BYTES = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """What was missed."""
+
+    #: As a terminal would have got it; empty if nothing was missed, or nothing is known.
+    missed: bytes
+    #: Whether `missed` is all.
+    complete: bool
+
+    def marked(self, lost_s: float) -> bytes:
+        """What goes into our own record: nothing for a gap in which nothing was said."""
+        if self.complete and not self.missed:
+            return b""
+        if not self.missed:
+            return _mark(f"the console was lost for {lost_s:.1f} s; what it said then is not known")
+        doubt = "" if self.complete else ", perhaps not all"
+        begin = _mark(
+            f"the console was lost for {lost_s:.1f} s; the next {len(self.missed)} bytes"
+            f"{doubt} are from guest-console-log"
+        )
+        return begin + self.missed + _mark("the console is back")
+
+
+def find(before: bytes, record: bytes, after: bytes) -> Gap | None:
+    """What the record has between what was heard `before` and `after`; None if it has not yet.
+
+    None as well if so little was heard before that its place in the record is not certain.
+    `before` is empty if nothing was heard before, and `after` if nothing has come yet: then all
+    that the record has is taken.
+    """
+    text = _plain(record)
+    tail, head = _plain(before)[-TAIL_BYTES:], _plain(after)[:HEAD_BYTES]
+    position = 0
+    if tail:
+        found = text.rfind(tail)
+        if found < 0 or (len(tail) < HEAD_BYTES and text.count(tail) > 1):
+            return None
+        position = found + len(tail)
+    if not head:
+        return Gap(missed=_terminal(text[position:]), complete=False)
+    end = text.find(head, position)
+    if end < 0:
+        return None
+    return Gap(missed=_terminal(text[position:end]), complete=True)
+
+
+def past(record: bytes, after: bytes) -> bytes | None:
+    """All that the record has up to what was heard first; None if it has not got so far yet."""
+    text, head = _plain(record), _plain(after)[:HEAD_BYTES]
+    end = text.rfind(head) if head else len(text)
+    return None if end < 0 else _terminal(text[:end])
+
+
+def marked_past(said: bytes) -> bytes:
+    """The beginning of our own record of a machine that was there before we came."""
+    begin = _mark(f"the next {len(said)} bytes are from guest-console-log: what was said before")
+    return begin + said + _mark("the console is attached")
+
+
+def _plain(data: bytes) -> bytes:
+    return data.replace(b"\r", b"")
+
+
+def _terminal(data: bytes) -> bytes:
+    return data.replace(b"\n", b"\r\n")
+
+
+def _mark(text: str) -> bytes:
+    return f"\r\n[kboot: {text}]\r\n".encode()
+
 
 #: An API server may be away for so long; then the console is lost.
 _RECONNECT_S = 60.0
@@ -142,14 +221,14 @@ class ConsoleStream:
         said = b""
         for _ in Deadline(_RECORD_WAIT_S).poll(0.3):
             record = self._record_now()
-            if (found := gap.past(record, head)) is not None:
+            if (found := past(record, head)) is not None:
                 said = found
                 break
             # The record lags; what it has is better than nothing.
-            said = gap.past(record, b"") or b""
+            said = past(record, b"") or b""
         self._hear(said + head)
         self._ready = head
-        return gap.marked_past(said)
+        return marked_past(said)
 
     def sendall(self, data: bytes, /) -> None:
         """Send all of `data`; while the connection is being made anew, wait for it."""
@@ -291,7 +370,7 @@ class ConsoleStream:
         """The first bytes that come; empty if none come for a while."""
         head, self._early = self._early, b""
         deadline = Deadline(_HEAD_WAIT_S)
-        while len(head) < gap.HEAD_BYTES and socket.readable(deadline.remaining):
+        while len(head) < HEAD_BYTES and socket.readable(deadline.remaining):
             data = socket.recv(65536)
             if not data:
                 break
@@ -312,13 +391,13 @@ class ConsoleStream:
         missed = None
         for _ in deadline.poll(0.3):
             try:
-                missed = gap.find(before, self._read_record(deadline), head)
+                missed = find(before, self._read_record(deadline), head)
             except ClusterError as error:
                 logger.debug("no record of the console: %s", error)
                 break
             if missed is not None or self._closed or not self._alive():
                 break
-        found = missed or gap.Gap(missed=b"", complete=False)
+        found = missed or Gap(missed=b"", complete=False)
         if missed is None:
             # What comes next does not follow what was heard before.
             self._heard = b""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from kboot.kube import explain
+from kboot.kubevirt.api import explain
 
 Object = Mapping[str, Any]
 

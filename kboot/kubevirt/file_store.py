@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Literal
 from kboot.backend import OnProgress, Progress
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
-from kboot.kube import ApiError, Client
-from kboot.kube.client import Body
-from kboot.kube.resources import SERVICES
-from kboot.kube.watch import received
+from kboot.kubevirt.api import ApiError, Client
+from kboot.kubevirt.api.client import SERVICES, Body
+from kboot.kubevirt.api.watch import received
 from kboot.kubevirt.manifests import Run
 from kboot.log import logger, step
 

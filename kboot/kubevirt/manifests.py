@@ -1,10 +1,12 @@
-"""What kboot puts on a cluster, as functions of values: lists of objects as the API takes them."""
+"""What kboot puts on a cluster, its names and labels: functions of values to lists of objects."""
 
 from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +14,66 @@ from typing import Any
 from kboot import templates
 from kboot.errors import ClusterError
 from kboot.kubevirt import patch
-from kboot.kubevirt.names import object_name
 from kboot.kubevirt.settings import ClusterSettings
+
+#: Which run an object belongs to.
+RUN_LABEL = "kboot.dev/run"
+#: Which of the run's machines an object belongs to.
+MACHINE_LABEL = "kboot.dev/machine"
+#: How a machine that stays is called, and by whom.
+NAME_LABEL = "kboot.dev/name"
+OWNER_LABEL = "kboot.dev/owner"
+#: On everything that kboot has made; what is without it, kboot never touches.
+MANAGED_BY = "app.kubernetes.io/managed-by"
+
+#: A DNS label; Services, and host names made of machines' names, take no more.
+_LONGEST = 63
+
+
+def new_run() -> str:
+    """An identifier for a run: 10 characters that may begin, end and fill a DNS label."""
+    return "r" + secrets.token_hex(5)[:9]
+
+
+def object_name(run: str, what: str = "") -> str:
+    """The name of an object of a run: ``kboot-<run>``, or ``kboot-<run>-<what>``.
+
+    Valid as a DNS label whatever `what` is, and different for different ones: what has to be
+    changed or cut short ends in a hash of the whole.
+    """
+    prefix = f"kboot-{run}"
+    if not what:
+        return prefix
+    return f"{prefix}-{label(what, _LONGEST - len(prefix) - 1)}"
+
+
+def label(text: str, longest: int = _LONGEST) -> str:
+    """`text` as a DNS label, and different for different ones; see `object_name`."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if plain == text and len(plain) <= longest:
+        return plain
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    kept = plain[: longest - len(digest) - 1].rstrip("-")
+    return f"{kept}-{digest}" if kept else digest
+
+
+def labels(run: str, *, component: str) -> dict[str, str]:
+    """The labels of an object of a run."""
+    return {
+        "app.kubernetes.io/name": "kboot",
+        "app.kubernetes.io/instance": object_name(run),
+        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/part-of": "kboot",
+        MANAGED_BY: "kboot",
+        RUN_LABEL: run,
+    }
+
+
+def selector(run: str | None = None) -> str:
+    """The label selector for the objects of a run, or of all runs of kboot."""
+    ours = f"{MANAGED_BY}=kboot"
+    return f"{ours},{RUN_LABEL}={run}" if run else ours
+
 
 Manifest = dict[str, Any]
 
@@ -23,7 +83,7 @@ UPLOAD_PORT = 8081
 HEARTBEAT = "kboot.dev/heartbeat"
 TTL = "kboot.dev/ttl-seconds"
 USER = "kboot.dev/user"
-#: Who looks after a machine that stays, see `kboot.kubevirt.holder`.
+#: Who looks after a machine that stays, see `kboot.kubevirt.ownership`.
 HOLDER = "kboot.dev/holder"
 #: The process of a run that ends with it, in the same form.
 PROCESS = "kboot.dev/process"
@@ -39,7 +99,7 @@ TTL_S = 900
 class Run:
     """One run, as its objects know it."""
 
-    #: From `kboot.kubevirt.names.new_run`.
+    #: From `kboot.kubevirt.manifests.new_run`.
     identifier: str
     namespace: str
     #: The uid of its owner object; empty before that is there, and for people who only read.

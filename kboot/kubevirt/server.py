@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from kboot.backend import Fetch, OnProgress, ignore_progress
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import Client, Watch
-from kboot.kubevirt import diagnosis, waiting
+from kboot.kubevirt import diagnosis, manifests, waiting
 from kboot.kubevirt.access_log import AccessLog
+from kboot.kubevirt.api import PODS, Client, Watch
 from kboot.kubevirt.file_store import FileStore, Stamp, stamp_of
 from kboot.kubevirt.manifests import Run
 from kboot.log import step
@@ -113,3 +114,36 @@ class ClusterServer:
     def _find_trouble(self) -> diagnosis.Trouble | None:
         pod = self._pods.get(self._run.name)
         return diagnosis.pod_trouble(pod) if pod else None
+
+
+class RecreatingServer(ClusterServer):
+    """See `kboot.backend.RecreatableServer`."""
+
+    def __init__(
+        self, client: Client, run: Run, pods: Watch, *, pod: Callable[[], str], **about: Any
+    ) -> None:
+        """`pod` returns its pod's manifest, as YAML."""
+        super().__init__(client, run, pods, **about)
+        self._manifest = pod
+
+    def recreate(self, deadline: Deadline) -> None:
+        """Make its pod once more. What was on it is lost, but for what is on a claim."""
+        with step(f"boot server {self._run.name}, once more"):
+            # Two of one name cannot be, and one that is ending keeps its name until it is gone.
+            self._client.delete(PODS, self._run.name, deadline)
+            gone = self._pods.wait_for(
+                lambda: True if self._pods.get(self._run.name) is None else None, deadline
+            )
+            if gone is None:
+                raise ClusterError(
+                    f"the boot server's pod {self._run.name} does not go away; "
+                    f"see: kubectl describe pod {self._run.name}"
+                )
+            manifest = manifests.from_yaml(self._manifest())
+            waiting.create(self._client, manifest, f"boot server {self._run.name}", deadline)
+            self._put.clear()
+            self.wait_until_ready(deadline)
+
+    def has(self, url: str) -> bool:
+        """Whether a file that was published is there still."""
+        return self._files.has(url.rpartition("/")[2])

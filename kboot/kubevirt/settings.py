@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kboot.config import Config
-from kboot.config.cluster import Attach, ClusterConfig
+from kboot.config.values import Attach, ClusterConfig
 from kboot.kubevirt import patch
 
 #: nginx with its DAV module, and a user 101.

@@ -1,176 +1,283 @@
-"""A `MachineSpec` as a KubeVirt VirtualMachine."""
+"""One VirtualMachine on the cluster: a machine that is switched on."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from kboot.backend import Firmware, MachineSpec
-from kboot.errors import ConfigError
-from kboot.kubevirt import patch
-from kboot.kubevirt.manifests import Manifest, Run
-from kboot.kubevirt.names import MACHINE_LABEL, labels, object_name
-from kboot.kubevirt.settings import ClusterSettings
+from kboot.backend import MachineSpec, Stream
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError, ConfigError, GuestError
+from kboot.kubevirt import diagnosis, waiting
+from kboot.kubevirt.api import EVENTS, VIRTUAL_MACHINES, Client, open_websocket
+from kboot.kubevirt.api.client import VMI_ACTIONS
+from kboot.kubevirt.console import ConsoleStream, NoStream
+from kboot.kubevirt.manifests import Manifest, to_yaml
+from kboot.kubevirt.port_forward import forwarded
+from kboot.kubevirt.power import CONTROL_LIMIT_S, Control, attach
+from kboot.kubevirt.watches import MachineView, Watches
+from kboot.log import logger, step
 
-#: Architectures as KubeVirt names them.
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+#: For a stopped machine's pod to go, and a new one to come.
+_RESTART_LIMIT_S = 180.0
+_DELETE_LIMIT_S = 30.0
+#: For finding out who ended a machine.
+_LOOK_LIMIT_S = 10.0
 
-#: Option 67 has one byte for its length (RFC 2132).
-_LONGEST_BOOT_FILE = 255
-
-#: The most cores in a socket; beyond, there are more sockets. q35 takes 255 of them and more.
-_CORES_PER_SOCKET = 64
-
-#: The network card that the machine boots from.
-INTERFACE = "default"
-_IPXE_VOLUME = "ipxe"
+#: Whose fault the end of a machine is, and in which words.
+_End = tuple[type[ClusterError] | type[GuestError], str]
 
 
-def firmware_fault(firmware: Firmware, settings: ClusterSettings) -> str | None:
-    """None if machines are sure to boot from the network with this firmware, or else why not."""
-    if firmware == "bios" or settings.ipxe_disk:
+class ClusterVirtualMachine:
+    """A `kboot.backend.VirtualMachine` on the cluster. Made by `kboot.kubevirt.backend`."""
+
+    def __init__(
+        self,
+        client: Client,
+        watches: Watches,
+        spec: MachineSpec,
+        manifest: Manifest,
+        *,
+        paused: bool,
+        ours: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`paused` says that the machine waits for its console before its first instruction.
+
+        `ours` is asked before a console that was lost is opened again.
+        """
+        self.spec = spec
+        self._client = client
+        self._watches = watches
+        self._manifest = manifest
+        self._paused = paused
+        self._ours = ours
+        self._view = MachineView(watches, manifest, client)
+        self._control = Control(client, self._view)
+        self._name = self._view.name
+        self._uid = ""
+        self._lock = threading.Lock()
+        self._stream: ConsoleStream | NoStream
+        self._on = False
+        self._link_up = True
+        self._last: Mapping[str, Any] = {}
+        #: Of the present instance, once it was found out.
+        self._end: _End | None = None
+        self._stack = contextlib.ExitStack()
+        self._ssh: tuple[str, int] | None = None
+
+    # ------------------------------------------------------------------ what the protocol promises
+
+    @property
+    def stream(self) -> Stream:
+        """Its serial line; a new one after `restart`."""
+        return self._stream
+
+    @property
+    def description(self) -> str:
+        """Such as ``KubeVirt, node kvnode, machine kboot-r0123-m-1``."""
+        node = self._last.get("status", {}).get("nodeName", "unknown")
+        return f"KubeVirt, node {node}, machine {self._name}"
+
+    def reset(self) -> None:
+        """Push the reset button."""
+        with self._lock, step("reset"):
+            if self._view.is_running(self._uid):
+                self._control.reset()
+                return
+        if not self._on:
+            raise ConfigError(f"machine {self._name} is switched off: start it, then reset it")
+        # A machine that has powered itself off has no button to push; it has a switch.
+        end = self._find_end()
+        if isinstance(end, GuestError):
+            raise GuestError(f"{end}: restart it instead of resetting it")
+        if end is not None:
+            raise end
+        raise ClusterError(
+            f"machine {self._name} cannot be reset: it is {self._view.phase or 'gone'}"
+        )
+
+    def restart(self, *, force: bool = False) -> None:
+        """Cut the power and switch it on again: a new instance, with empty memory.
+
+        With `force`, KubeVirt's pod is not given the seconds that it takes to end in good order.
+        """
+        with self._lock, step("power cycle"):
+            self._renew(lambda deadline: self._control.restart(self._uid, deadline, force=force))
+
+    def stop(self, *, force: bool = False) -> None:
+        """Cut the power; the machine can be started again. `force` as in `restart`."""
+        with self._lock, step("power off"):
+            self._on = False
+            self._stream.close()
+            self._control.stop(Deadline(_RESTART_LIMIT_S), force=force)
+
+    def start(self) -> None:
+        """Switch it on, if it is off: by `stop`, or because the guest has powered it off."""
+        with self._lock, step("power on"):
+            if not self._view.is_running(self._uid):
+                self._renew(lambda deadline: self._control.start(self._uid, deadline))
+
+    def pause(self) -> None:
+        """Stop its processors; the machine stays as it is."""
+        with self._lock:
+            self._control.set_paused(paused=True)
+
+    def unpause(self) -> None:
+        """Let its processors go on."""
+        with self._lock:
+            self._control.set_paused(paused=False)
+
+    def set_link(self, *, up: bool) -> None:
+        """Plug in or pull the network cable."""
+        with self._lock:
+            self._patch_link(up=up)
+
+    def check(self) -> None:
+        """Raise `ClusterError` if the machine is gone, `GuestError` if the guest powered off."""
+        self._watches.check()
+        # While we switch it ourselves, it is gone for a while.
+        if not self._on or self._lock.locked():
+            return
+        if end := self._find_end():
+            raise end
+        if self.console_fault:
+            raise ClusterError(f"machine {self._name}: {self.console_fault}")
+
+    @property
+    def console_fault(self) -> str:
+        """Why its serial line cannot be had, though it runs."""
+        return self._stream.fault
+
+    def reattach(self) -> bool:
+        """Try to have the serial line again (see `kboot.backend.ReattachableMachine`)."""
+        with self._lock:
+            return self._stream.reopen(Deadline(CONTROL_LIMIT_S))
+
+    def ssh_address(self) -> tuple[str, int]:
+        """Where the guest's ssh port is to be reached, from this host, while the machine is on."""
+        with self._lock:
+            if self._ssh is None:
+                path = VMI_ACTIONS.path(self._client.namespace, self._name, "portforward/22/tcp")
+                self._ssh = self._stack.enter_context(
+                    forwarded(lambda: open_websocket(self._client, path, Deadline(CONTROL_LIMIT_S)))
+                )
+            return self._ssh
+
+    def evidence(self, directory: Path) -> None:
+        """Write vm.yaml, to be applied by hand, and what the cluster said about it."""
+        (directory / "vm.yaml").write_text(to_yaml([self._manifest]), encoding="utf-8")
+        last = json.dumps(self._last, indent=2)
+        (directory / "vmi.json").write_text(last + "\n", encoding="utf-8")
+        events, _ = self._client.find(
+            EVENTS,
+            Deadline(CONTROL_LIMIT_S),
+            fieldSelector=f"involvedObject.name={self._name}",
+        )
+        text = "".join(json.dumps(event) + "\n" for event in events)
+        (directory / "events.jsonl").write_text(text, encoding="utf-8")
+
+    def _find_end(self) -> ClusterError | GuestError | None:
+        """What ended the machine, or keeps it from running; None if all is well."""
+        if self._end is None:
+            vmi = self._view.instance()
+            if vmi is not None and vmi["metadata"]["uid"] == self._uid:
+                self._last = vmi
+                if not self._view.is_over():
+                    fault = self._view.fault()
+                    return ClusterError(fault) if fault else None
+            # Watches come one after another, each in its own time: what they show together may
+            # never have been. Whom it is blamed on is decided by what is there now.
+            self._end = self._look_at_end(Deadline(_LOOK_LIMIT_S))
+        if self._end is None:
+            return None
+        kind, text = self._end
+        return kind(text)
+
+    def _look_at_end(self, deadline: Deadline) -> _End | None:
+        vmi, pods, vm = self._view.look(self._client, deadline)
+        if vmi is None or vmi["metadata"]["uid"] != self._uid:
+            return ClusterError, diagnosis.gone_from_outside(self._name, vmi, vm)
+        if fault := diagnosis.machine_fault(vmi, pods, vm):
+            return ClusterError, fault
+        if diagnosis.has_succeeded(vmi):
+            return GuestError, "the guest switched the machine off"
         return None
-    return (
-        "whether UEFI boots over HTTP depends on the cluster's firmware; give its machines a "
-        "disk with iPXE: --ipxe-disk"
-    )
 
+    # ------------------------------------------------------------------------------------ its life
 
-def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest:
-    """The VirtualMachine for `spec`: stopped, owned by the run, to be started by hand.
+    @contextlib.contextmanager
+    def met(self, deadline: Deadline) -> Iterator[None]:
+        """Have a machine that is there, as it is, for the length of the ``with``; it stays."""
+        with step(f"machine {self._name}"), self._stack:
+            begun = self._view.phase in {"Pending", "Scheduling", "Scheduled"}
+            vmi = self._view.wait_until_it_runs("", deadline) if begun else self._view.instance()
+            self._uid, self._last = (vmi["metadata"]["uid"], vmi) if vmi else ("", {})
+            self._on = True
+            self._stream = NoStream()
+            if self._view.is_running(self._uid):
+                self._stream = self._stream_of(self._uid, from_the_start=False, deadline=deadline)
+                if begun and self._paused:
+                    self._control.set_paused(paused=False)
+            self._stack.callback(lambda: self._stream.close())
+            yield
 
-    `ConfigError` for what a cluster's machine cannot have.
-    """
-    if spec.architecture not in ARCHITECTURES:
-        raise ConfigError(
-            f"the kubevirt backend has no machine for {spec.architecture}; "
-            f"it has: {', '.join(sorted(ARCHITECTURES))}"
+    def past(self) -> bytes:
+        """What it said before we came (see `kboot.backend.ExistingVirtualMachine`)."""
+        return self._stream.past()
+
+    @contextlib.contextmanager
+    def powered_on(
+        self, deadline: Deadline, *, stays: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
+        """Have the machine for the length of the ``with``; it is deleted, unless it `stays`."""
+        try:
+            with step(f"machine {self._name}"):
+                what = f"machine {self._name}"
+                waiting.create(self._client, self._manifest, what, deadline)
+                self._attach(self._control.start("", deadline), deadline)
+            with self._stack:
+                self._stack.callback(lambda: self._stream.close())
+                yield
+        finally:
+            if not stays():
+                self._delete()
+
+    def _delete(self) -> None:
+        try:
+            self._client.delete(VIRTUAL_MACHINES, self._name, Deadline(_DELETE_LIMIT_S))
+        except ClusterError as error:
+            # The run's owner takes it along in the end, and this must not hide what went wrong.
+            logger.warning("machine %s could not be deleted: %s", self._name, error)
+
+    def _renew(self, switch_on: Callable[[Deadline], Mapping[str, Any]]) -> None:
+        """Have another instance in place of the one that there was, and its serial line."""
+        deadline = Deadline(_RESTART_LIMIT_S)
+        if not self._link_up:
+            self._patch_link(up=True)
+        self._stream.close()
+        self._attach(switch_on(deadline), deadline)
+
+    def _attach(self, vmi: Mapping[str, Any], deadline: Deadline) -> None:
+        """Take `vmi` for the instance that we are, and its serial line."""
+        self._uid, self._last, self._on, self._end = vmi["metadata"]["uid"], vmi, True, None
+        self._stream = self._stream_of(self._uid, from_the_start=self._paused, deadline=deadline)
+        if self._paused:
+            self._control.set_paused(paused=False)
+
+    def _stream_of(self, uid: str, *, from_the_start: bool, deadline: Deadline) -> ConsoleStream:
+        return attach(
+            self._client,
+            self._view,
+            uid,
+            from_the_start=from_the_start,
+            ours=self._ours,
+            deadline=deadline,
         )
-    if spec.architecture == "aarch64" and spec.firmware == "bios":
-        raise ConfigError("a machine for aarch64 has no BIOS: boot it with --firmware uefi")
-    if spec.extra_arguments:
-        raise ConfigError(
-            "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
-        )
-    if len(spec.boot_file) > _LONGEST_BOOT_FILE:
-        raise ConfigError(
-            f"DHCP takes a boot file name of {_LONGEST_BOOT_FILE} characters, and {spec.boot_file} "
-            f"has {len(spec.boot_file)}; choose a shorter --namespace or --cluster-domain"
-        )
-    name = object_name(run.identifier, spec.name)
-    own = labels(run.identifier, component="machine") | {
-        MACHINE_LABEL: name.removeprefix(run.name + "-")
-    }
-    metadata: dict[str, Any] = {
-        "name": name,
-        "namespace": run.namespace,
-        "labels": own,
-    }
-    if run.owner_uid:
-        metadata["ownerReferences"] = [
-            {"apiVersion": "v1", "kind": "ConfigMap", "name": run.name, "uid": run.owner_uid}
-        ]
-    template = {"metadata": {"labels": own}, "spec": _instance(name, spec, settings)}
-    whole = {
-        "apiVersion": "kubevirt.io/v1",
-        "kind": "VirtualMachine",
-        "metadata": metadata,
-        # A machine that powers itself off stays off, for the test to see.
-        "spec": {"runStrategy": "Manual", "template": template},
-    }
-    return patch.apply(settings.patches, whole)
 
-
-def _instance(name: str, spec: MachineSpec, settings: ClusterSettings) -> dict[str, Any]:
-    instance: dict[str, Any] = {
-        "architecture": ARCHITECTURES[spec.architecture],
-        # A machine under test has nothing to save: stopping one means cutting its power.
-        "terminationGracePeriodSeconds": 0,
-        "domain": {
-            "memory": {"guest": f"{spec.memory_mib}Mi"},
-            "cpu": _cpu(spec.cpus),
-            "firmware": {"bootloader": _bootloader(spec)},
-            "devices": _devices(name, spec),
-        },
-        "networks": [{"name": INTERFACE, "pod": {}}],
-    }
-    if settings.attach == "paused":
-        instance["startStrategy"] = "Paused"
-    if settings.ipxe_disk and spec.firmware == "uefi":
-        _add_ipxe_disk(instance, settings)
-    return instance
-
-
-def mac_address(name: str) -> str:
-    """An address for the machine of this name, the same at each start; no other one has it.
-
-    Behind masquerade all could have the same; but a cluster that keeps a register of addresses
-    (KubeMacPool) refuses the second one.
-    """
-    # Locally administered, unicast: the two lowest bits of the first byte are 1 and 0.
-    digest = hashlib.sha256(name.encode()).digest()
-    return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
-
-
-def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
-    interface = {
-        "name": INTERFACE,
-        "masquerade": {},
-        # iPXE loads about three times as fast through it as through virtio (ROMs of 2019).
-        "model": "e1000e",
-        # Without an order, KubeVirt switches the card's boot ROM off.
-        "bootOrder": 1,
-        "macAddress": spec.mac_address or mac_address(name),
-        # Behind masquerade, only ports that are named here can be reached.
-        "ports": [{"port": 22}],
-        "dhcpOptions": {"bootFileName": spec.boot_file},
-    }
-    return {
-        "autoattachGraphicsDevice": False,
-        "autoattachSerialConsole": True,
-        # The record that gaps are filled from.
-        "logSerialConsole": True,
-        "rng": {},
-        "interfaces": [interface],
-    }
-
-
-def _bootloader(spec: MachineSpec) -> dict[str, Any]:
-    if spec.firmware == "uefi":
-        return {"efi": {"secureBoot": False}}
-    # Without useSerial, SeaBIOS and iPXE write to a screen that nobody sees.
-    return {"bios": {"useSerial": True}}
-
-
-def _cpu(cpus: int) -> dict[str, int]:
-    """As few sockets as possible, all alike; none to be plugged in later.
-
-    KubeVirt would keep room for four times as many (1.9), more than a machine can have.
-    """
-    for sockets in range(-(-cpus // _CORES_PER_SOCKET), cpus + 1):
-        if cpus % sockets == 0:
-            return {
-                "sockets": sockets,
-                "maxSockets": sockets,
-                "cores": cpus // sockets,
-                "threads": 1,
-            }
-    raise AssertionError(f"{cpus} processors")
-
-
-def _add_ipxe_disk(instance: dict[str, Any], settings: ClusterSettings) -> None:
-    """A disk that UEFI boots iPXE from, for firmware whose own network boot is not iPXE."""
-    kind, _, claim = settings.ipxe_disk.partition(":")
-    target: dict[str, Any] = {"bus": "virtio"}
-    if kind == "pvc":
-        # Not to be written, so that QEMU does not keep it from the other machines.
-        target["readonly"] = True
-        source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim}}
-    else:
-        source = {"containerDisk": {"image": settings.ipxe_disk}}
-        if settings.pull_secrets:
-            source["containerDisk"]["imagePullSecret"] = settings.pull_secrets[0]
-    devices = instance["domain"]["devices"]
-    devices["interfaces"][0]["bootOrder"] = 2
-    devices["disks"] = [{"name": _IPXE_VOLUME, "disk": target, "bootOrder": 1}]
-    instance["volumes"] = [{"name": _IPXE_VOLUME, **source}]
+    def _patch_link(self, *, up: bool) -> None:
+        self._control.set_link(up=up)
+        self._link_up = up

@@ -8,10 +8,9 @@ from typing import Any
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import EVENTS, PODS, ApiError, Client, Watch
+from kboot.kubevirt.api import EVENTS, PODS, ApiError, Client, Watch
 from kboot.kubevirt.diagnosis import Obstacle, Trouble
-from kboot.kubevirt.manifests import Manifest
-from kboot.kubevirt.names import selector
+from kboot.kubevirt.manifests import Manifest, selector
 from kboot.log import logger
 
 #: How often it is looked again whether waiting helps.
@@ -120,7 +119,7 @@ def wait_for(
     patience: Patience,
     deadline: Deadline,
 ) -> Any:
-    """As `kboot.kube.Watch.wait_for`, as long as no trouble shows that waiting does not mend.
+    """As `Watch.wait_for`, as long as no trouble shows that waiting does not mend.
 
     Raises `ClusterError` with the trouble, also if there still is one at the deadline.
     """

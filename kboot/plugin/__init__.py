@@ -16,7 +16,7 @@ import pytest
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError
 from kboot.plugin import signals, workers
-from kboot.plugin.choices import (
+from kboot.plugin.options import (
     ALLOW_MARKER,
     MARKER,
     allowances,
@@ -25,16 +25,16 @@ from kboot.plugin.choices import (
     option,
     read_config,
 )
-from kboot.plugin.telling import allowed_lines, hide_our_frames, properties, sections
+from kboot.plugin.reporting import allowed_lines, hide_our_frames, properties, sections
 
 if TYPE_CHECKING:
-    from kboot.artifacts import Kernel
     from kboot.backend import BootServer
-    from kboot.boot import Boot
     from kboot.guest import Guest
+    from kboot.kernel import Kernel
+    from kboot.machine import Machine
     from kboot.session import Session
 
-_BOOT = pytest.StashKey["Boot"]()
+_BOOT = pytest.StashKey["Machine"]()
 #: How many reports of the kernel were judged when the test got its machine.
 _KNOWN = pytest.StashKey[int]()
 
@@ -99,12 +99,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """``-n auto`` with a kernel to test: as many workers as the host has room for machines."""
     if option(config, "kernel") is None:
         return None
-    from kboot import parallel  # noqa: PLC0415
+    from kboot import capacity  # noqa: PLC0415
 
     settings = read_config(config)
-    return parallel.workers(
-        cpus=parallel.host_cpus(),
-        available_mib=parallel.host_available_mib(),
+    return capacity.workers(
+        cpus=capacity.host_cpus(),
+        available_mib=capacity.host_available_mib(),
         machine_cpus=settings.cpus,
         machine_mib=settings.memory_mib,
     )
@@ -181,7 +181,7 @@ def boot_server(kboot_session: Session) -> BootServer:
 
 
 @pytest.fixture
-def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
+def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
     """A machine on which the kernel under test is up and ready.
 
     The setting ``isolation`` says whether other tests have had it before. The marker ``kboot``
@@ -191,26 +191,26 @@ def boot(request: pytest.FixtureRequest, kboot_session: Session) -> Boot:
 
     config, fresh = config_for(request.node)
 
-    def remember(attempt: Boot) -> None:
+    def remember(machine: Machine) -> None:
         # Also one that fails to come up: the report of the test tells about it.
-        request.node.stash[_BOOT] = attempt
-        request.node.stash[_KNOWN] = attempt.judge.seen
-        attempt.judge.allowances = allowances(request.node)
+        request.node.stash[_BOOT] = machine
+        request.node.stash[_KNOWN] = machine.report_filter.seen
+        machine.report_filter.allowances = allowances(request.node)
 
-    return kboot_session.booted(
+    return kboot_session.machine(
         kboot_session.settings(config),
         name=request.node.name,
         fresh=fresh,
         isolation=config.isolation,
         user=User(test=request.node.nodeid, module=request.node.nodeid.partition("::")[0]),
-        on_attempt=remember,
+        on_machine=remember,
     )
 
 
 @pytest.fixture
-def guest(boot: Boot) -> Guest:
+def guest(machine: Machine) -> Guest:
     """The booted system, logged in."""
-    return boot.guest
+    return machine.guest
 
 
 # --------------------------------------------------------------------------------- judgement
@@ -220,8 +220,8 @@ def guest(boot: Boot) -> Guest:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """A test whose kernel crashed or complained has failed, even if it has not looked."""
     result = yield
-    if attempt := item.stash.get(_BOOT, None):
-        attempt.check_reports()
+    if machine := item.stash.get(_BOOT, None):
+        machine.check_reports()
     return result
 
 
@@ -234,16 +234,16 @@ def pytest_runtest_makereport(
     shown = True
     if isinstance(error, KbootError) and not item.config.getoption("fulltrace"):
         shown = hide_our_frames(error)
-    attempt = item.stash.get(_BOOT, None)
-    if call.when == "call" and attempt:
+    machine = item.stash.get(_BOOT, None)
+    if call.when == "call" and machine:
         # A test that failed by itself does not leave its reports to the next one.
-        attempt.judge.sort(attempt.console.reports)
-        item.user_properties.extend(properties(attempt))
+        machine.report_filter.sort(machine.console.reports)
+        item.user_properties.extend(properties(machine))
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
-    if report.failed and attempt:
-        report.sections.extend(sections(attempt, item.stash[_KNOWN]))
+    if report.failed and machine:
+        report.sections.extend(sections(machine, item.stash[_KNOWN]))
     # For pytest, its terminal and its JUnit file, what fails in its call has failed, and what fails
     # in its set-up is an error. For kboot it does not matter when, but who is at fault.
     if isinstance(error, InfraError) and report.when == "call":

@@ -12,7 +12,7 @@ import pytest
 
 from kboot.errors import ConfigError, KbootError
 from kboot.plugin import signals
-from kboot.plugin.choices import read_config
+from kboot.plugin.options import read_config
 
 #: In xdist's ``workerinput``: the directory to borrow from, as text.
 _LENDER = "kboot_lender"
@@ -49,7 +49,7 @@ def lend_to(node: Node) -> None:
 
 
 def _begin(config: pytest.Config) -> tuple[contextlib.ExitStack, Path]:
-    from kboot.sharing import lend  # noqa: PLC0415
+    from kboot.shared_server import lend  # noqa: PLC0415
 
     stack = contextlib.ExitStack()
     try:

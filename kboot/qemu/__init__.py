@@ -15,12 +15,11 @@ from kboot.backend import BootServer, Firmware, MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import step
-from kboot.qemu import accel, firmware_state, network_boot
+from kboot.qemu import accel, network_boot, saved_firmware
 from kboot.qemu.firmware import find_uefi
-from kboot.qemu.firmware_state import GUEST_GATEWAY
-from kboot.qemu.identity import identity
-from kboot.qemu.machine import QemuMachine
-from kboot.qemu.snapshot import SavedFirmware, opaque_option
+from kboot.qemu.saved_firmware import GUEST_GATEWAY
+from kboot.qemu.snapshot import SavedFirmware, identity, opaque_option
+from kboot.qemu.virtual_machine import QemuVirtualMachine
 from kboot.snapshots import Entry, SnapshotStore
 
 __all__ = ["GUEST_GATEWAY", "QemuBackend", "open_qemu"]
@@ -92,7 +91,7 @@ class QemuBackend:
         *,
         saved: Path | None = None,
         savable: bool = False,
-    ) -> Iterator[QemuMachine]:
+    ) -> Iterator[QemuVirtualMachine]:
         """Switch a machine on; its files are in a folder of its own in the run directory."""
         if spec.architecture not in _MACHINES:
             raise ConfigError(
@@ -106,8 +105,8 @@ class QemuBackend:
             tftp = folder / "tftp"
             if firmware:
                 tftp.mkdir()
-                firmware_state.serve_next(tftp, spec.boot_file)
-            machine = QemuMachine(
+                saved_firmware.serve_next(tftp, spec.boot_file)
+            machine = QemuVirtualMachine(
                 spec,
                 program=self._program,
                 accelerator=self._accelerator,
@@ -136,7 +135,7 @@ class QemuBackend:
         if spec.firmware_start == "real" or self.snapshot_fault(spec) is not None:
             return None
         store = self._firmware_store()
-        parts = firmware_state.firmware_parts(self.snapshot_identity(spec))
+        parts = saved_firmware.firmware_parts(self.snapshot_identity(spec))
         entry = store.find(parts)
         if entry is None:
             with store.making(parts, deadline):
@@ -144,7 +143,7 @@ class QemuBackend:
                 entry = store.find(parts) or self._save_firmware(store, parts, spec, deadline)
         if entry is None:
             return None
-        return SavedFirmware(directory=entry.directory, key=firmware_state.KEY)
+        return SavedFirmware(directory=entry.directory, key=saved_firmware.KEY)
 
     def _save_firmware(
         self,
@@ -156,9 +155,9 @@ class QemuBackend:
         folder = self._directory / f"firmware-{secrets.token_hex(4)}"
         folder.mkdir()
         try:
-            firmware_state.serve_first(folder)
-            machine = QemuMachine(
-                replace(spec, boot_file=firmware_state.FIRST_BOOT_FILE),
+            saved_firmware.serve_first(folder)
+            machine = QemuVirtualMachine(
+                replace(spec, boot_file=saved_firmware.FIRST_BOOT_FILE),
                 program=self._program,
                 accelerator=self._accelerator,
                 directory=folder,
@@ -167,7 +166,7 @@ class QemuBackend:
                 ipxe=self._ipxe_of(spec),
             )
             with step(f"save the firmware's state ({spec.firmware})"):
-                return store.add(parts, firmware_state.saver(machine, deadline))
+                return store.add(parts, saved_firmware.saver(machine, deadline))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -26,9 +26,9 @@ from kboot.log import step
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.argv import Accelerator
 from kboot.qemu.firmware import EDK2_CLIENT
-from kboot.qemu.firmware_state import GUEST_GATEWAY
-from kboot.qemu.identity import firmware_stamps
-from kboot.qemu.machine import QemuMachine
+from kboot.qemu.saved_firmware import GUEST_GATEWAY
+from kboot.qemu.snapshot import firmware_stamps
+from kboot.qemu.virtual_machine import QemuVirtualMachine
 
 #: Where distributions have iPXE as a UEFI program for x86_64: Debian since 13, Debian and Ubuntu,
 #: Fedora and openSUSE, Arch.
@@ -120,7 +120,7 @@ def _probe(program: str, accelerator: Accelerator) -> bool:
         folder = run / "probe"
         folder.mkdir()
         (folder / _SCRIPT).write_text(f"#!ipxe\necho {_MARKER}\nsleep 60\n", encoding="ascii")
-        machine = QemuMachine(
+        machine = QemuVirtualMachine(
             _PROBE, program=program, accelerator=accelerator, directory=folder, tftp=folder
         )
         with (

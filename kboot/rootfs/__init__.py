@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kboot.rootfs.module_tree import is_module_file, module_name
-from kboot.rootfs.modules import module_initramfs
+from kboot.rootfs.modules import is_module_file, module_initramfs, module_name
 from kboot.rootfs.overlay import check_initrd, overlay_initramfs, resolve_rootfs
 from kboot.rootfs.tiny import tiny_initramfs
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kboot.artifacts.cache import keep_file
-from kboot.artifacts.compression import MAGIC, compression_of
-from kboot.artifacts.image import HEAD_SIZE, is_image, looks_like
+from kboot.cache import keep_file
 from kboot.errors import ConfigError
+from kboot.kernel.compression import MAGIC, compression_of
+from kboot.kernel.image import HEAD_SIZE, is_image, looks_like
 from kboot.rootfs.cpio import Entry, archive, guest_path, regular, with_parents
 from kboot.rootfs.tiny import tiny_initramfs
 from kboot.state import cache_directory

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from kboot.artifacts.cache import keep_file
-from kboot.artifacts.elf import parse_elf
+from kboot.cache import keep_file
 from kboot.errors import ConfigError
+from kboot.kernel.elf import parse_elf
 from kboot.process import find_program, run
 from kboot.rootfs.cpio import (
     Entry,

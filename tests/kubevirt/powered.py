@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import Machine, MachineSpec, Stream
+from kboot.backend import MachineSpec, Stream, VirtualMachine
 from kboot.deadline import Deadline
 from kboot.kubevirt import KubevirtBackend
 from tests.kubevirt.cluster import Cluster
@@ -16,7 +16,7 @@ from tests.kubevirt.talking import TalkingGuest
 
 def powered_on(
     backend: KubevirtBackend, name: str = "m", **changes: Any
-) -> contextlib.AbstractContextManager[Machine]:
+) -> contextlib.AbstractContextManager[VirtualMachine]:
     spec = MachineSpec(name=name, boot_file="http://none/boot.ipxe", **changes)
     return backend.power_on(spec, Deadline(20))
 

@@ -19,12 +19,21 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import MachineSpec, MetMachine
+from kboot.backend import ExistingVirtualMachine, MachineSpec
 from kboot.cli import main
 from kboot.config import Config, load
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import (
+from kboot.kubevirt import (
+    ClusterSettings,
+    KubevirtBackend,
+    open_kubevirt,
+    open_persistent,
+    ownership,
+    settings_from,
+    take_over_persistent,
+)
+from kboot.kubevirt.api import (
     CONFIG_MAPS,
     PODS,
     VIRTUAL_MACHINES,
@@ -33,18 +42,9 @@ from kboot.kube import (
     connect,
     open_websocket,
 )
-from kboot.kube.resources import SECRETS, SERVICES, VMI_ACTIONS
-from kboot.kubevirt import (
-    ClusterSettings,
-    KubevirtBackend,
-    hygiene,
-    open_kubevirt,
-    open_staying,
-    rejoin,
-    settings_from,
-)
-from kboot.kubevirt.machine import ClusterMachine
-from kboot.kubevirt.names import RUN_LABEL
+from kboot.kubevirt.api.client import SECRETS, SERVICES, VMI_ACTIONS
+from kboot.kubevirt.manifests import RUN_LABEL
+from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
 from kboot.session import open_session
 from tests.kubevirt import measure_push
 from tests.kubevirt.cluster import Cluster, running_cluster
@@ -144,22 +144,22 @@ def objects_of(client: Client, run: str) -> list[str]:
 def test_a_machine_that_is_left_is_met_by_who_comes_next(config: Config, client: Client) -> None:
     chosen = replace(settings_from(config), owner="kboot-test")
     spec = MachineSpec(name="stays", boot_file="http://none/boot.ipxe")
-    with open_staying(chosen, "stays") as first, first.serve(Deadline(120)):
+    with open_persistent(chosen, "stays") as first, first.serve(Deadline(120)):
         first.keep("a note")
-        with first.power_on(spec, Deadline(180)) as machine:
-            assert machine.stream.recv(65536)
+        with first.power_on(spec, Deadline(180)) as vm:
+            assert vm.stream.recv(65536)
             first.leave()
     # Its boot server is evicted meanwhile.
     client.delete(PODS, first.run.name, Deadline(30))
-    with rejoin(chosen, "stays") as second, second.serve(Deadline(120)) as server:
+    with take_over_persistent(chosen, "stays") as second, second.serve(Deadline(120)) as server:
         assert (second.run, second.note) == (first.run, "a note")
         server.check()
-        with second.power_on(spec, Deadline(180)) as machine:
-            assert isinstance(machine, MetMachine)
-            assert b"[kboot: the console is attached]" in machine.past()
-            machine.restart()
-            assert machine.stream.recv(65536)
-            machine.check()
+        with second.power_on(spec, Deadline(180)) as vm:
+            assert isinstance(vm, ExistingVirtualMachine)
+            assert b"[kboot: the console is attached]" in vm.past()
+            vm.restart()
+            assert vm.stream.recv(65536)
+            vm.check()
     for _ in Deadline(60).poll(1):
         if not (left := objects_of(client, first.run.identifier)):
             return
@@ -168,30 +168,30 @@ def test_a_machine_that_is_left_is_met_by_who_comes_next(config: Config, client:
 
 def test_a_machine_bears_what_a_cluster_does_to_it(config: Config, tmp_path: Path) -> None:
     with open_session(config, evidence=tmp_path / "evidence") as session:
-        boot = session.booted(session.settings(config), name="any")
-        machine, backend = boot.machine, session.backend
-        assert isinstance(machine, ClusterMachine)
+        machine = session.machine(session.settings(config), name="any")
+        vm, backend = machine.vm, session.backend
+        assert isinstance(vm, ClusterVirtualMachine)
         assert isinstance(backend, KubevirtBackend)
-        name = machine.description.rpartition(" ")[2]
+        name = vm.description.rpartition(" ")[2]
 
-        machine.pause()
-        machine.unpause()
-        assert boot.guest.succeed("echo awake").strip() == "awake"
+        vm.pause()
+        vm.unpause()
+        assert machine.guest.succeed("echo awake").strip() == "awake"
 
         # Another session takes the console, and it is taken back.
         path = VMI_ACTIONS.path(backend.client.namespace, name, "console")
         open_websocket(backend.client, path, Deadline(30)).close()
-        assert boot.guest.succeed("echo mine").strip() == "mine"
+        assert machine.guest.succeed("echo mine").strip() == "mine"
 
-        before = boot.boot_id
-        boot.restart()
-        assert boot.boot_id != before
-        assert boot.guest.succeed("uname -r").strip() == session.kernel.release
+        before = machine.boot_id
+        machine.restart()
+        assert machine.boot_id != before
+        assert machine.guest.succeed("uname -r").strip() == session.kernel.release
 
-        machine.stop(force=True)
-        machine.check()
-        machine.start()
-        machine.check()
+        vm.stop(force=True)
+        vm.check()
+        vm.start()
+        vm.check()
         (pod,) = (
             pod
             for pod in backend.client.find(PODS, Deadline(30))[0]
@@ -199,7 +199,7 @@ def test_a_machine_bears_what_a_cluster_does_to_it(config: Config, tmp_path: Pat
             and "deletionTimestamp" not in pod["metadata"]
         )
         backend.client.delete(PODS, pod["metadata"]["name"], Deadline(30))
-        eventually(ClusterError, "was ended from outside", machine.check, seconds=30)
+        eventually(ClusterError, "was ended from outside", vm.check, seconds=30)
 
 
 def test_a_boot_server_whose_pod_is_deleted_is_named(backend: KubevirtBackend) -> None:
@@ -254,10 +254,10 @@ def test_a_run_that_was_killed_is_removed_and_its_neighbour_is_not(
         identifier = name.removeprefix("kboot-")
         assert len(objects_of(client, identifier)) >= 6
         later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
-        (dead,) = [each for each in hygiene.find_runs(client, now=later) if each.name == name]
+        (dead,) = [each for each in ownership.find_runs(client, now=later) if each.name == name]
         assert dead.dead
         assert [state for _, state in dead.machines] != []
-        hygiene.remove(client, dead)
+        ownership.remove(client, dead)
         for _ in Deadline(120).poll(0.5):
             if not (left := objects_of(client, identifier)):
                 break

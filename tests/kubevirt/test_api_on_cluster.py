@@ -14,8 +14,8 @@ import pytest
 from kboot.backend import BootServer
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import PODS, Watch, connect
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt.api import PODS, Watch, connect
 from tests.kubevirt.cluster import TOKEN, Cluster, running_cluster
 from tests.kubevirt.powered import powered_on, read_until
 from tests.kubevirt.talking import talking
@@ -118,7 +118,7 @@ def test_in_a_pod_the_pods_own_account_is_used_and_its_token_renewed(
     (account / "namespace").write_text("team\n")
     (account / "ca.crt").write_bytes(base64.b64decode(cluster.authority))
     # The package has a function of the module's name.
-    monkeypatch.setattr(importlib.import_module("kboot.kube.connect"), "_ACCOUNT", account)
+    monkeypatch.setattr(importlib.import_module("kboot.kubevirt.api.connect"), "_ACCOUNT", account)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(cluster.port))

@@ -10,7 +10,7 @@ import pytest
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import PODS, connect
+from kboot.kubevirt.api import PODS, connect
 from tests.kubevirt.cluster import TOKEN, Cluster, running_cluster
 from tests.kubevirt.talking import talking
 

@@ -12,7 +12,7 @@ import pytest
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
-from kboot.kube import CONFIG_MAPS, connect
+from kboot.kubevirt.api import CONFIG_MAPS, connect
 
 
 def write(path: Path, server: str, **context: str) -> None:

@@ -13,9 +13,9 @@ import pytest
 from kboot.backend import ReattachableMachine, Stream
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import connect, open_websocket
-from kboot.kube.resources import VMI_ACTIONS
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt.api import connect, open_websocket
+from kboot.kubevirt.api.client import VMI_ACTIONS
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import powered_on, read_until
 from tests.kubevirt.talking import talking

@@ -13,7 +13,8 @@ import pytest
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import (
+from kboot.kubevirt import manifests, vm_manifest
+from kboot.kubevirt.api import (
     PODS,
     VIRTUAL_MACHINES,
     VMIS,
@@ -23,8 +24,7 @@ from kboot.kube import (
     connect,
     open_websocket,
 )
-from kboot.kube.resources import SERVICES, VM_ACTIONS, VMI_ACTIONS
-from kboot.kubevirt import manifests, virtual_machine
+from kboot.kubevirt.api.client import SERVICES, VM_ACTIONS, VMI_ACTIONS
 from kboot.kubevirt.settings import ClusterSettings
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.recordings import RECORDINGS, calls, needs_recordings, rows, watched
@@ -56,7 +56,7 @@ def client(cluster: Cluster) -> Iterator[Client]:
 
 def create(client: Client) -> None:
     spec = MachineSpec(name="m", boot_file="http://none/")
-    client.create(virtual_machine.manifest(spec, RUN, ClusterSettings()), Deadline(5))
+    client.create(vm_manifest.manifest(spec, RUN, ClusterSettings()), Deadline(5))
 
 
 def ask(
@@ -123,7 +123,7 @@ def test_a_machine_that_is_stopped_answers_as_recorded(client: Client) -> None:
 def test_a_name_that_is_taken_is_refused_as_recorded(client: Client) -> None:
     create(client)
     other = MachineSpec(name="m", boot_file="http://other/")
-    manifest = virtual_machine.manifest(other, RUN, ClusterSettings())
+    manifest = vm_manifest.manifest(other, RUN, ClusterSettings())
     manifest["metadata"]["labels"] = {"made-by": "somebody else"}
     with pytest.raises(ApiError) as error:
         client.create(manifest, Deadline(5))
@@ -256,7 +256,7 @@ def test_what_an_account_may_not_is_refused_as_recorded(cluster: Cluster, client
 
 def test_a_field_in_the_wrong_place_is_refused(client: Client) -> None:
     spec = MachineSpec(name="m", boot_file="http://none/")
-    manifest = virtual_machine.manifest(spec, RUN, ClusterSettings())
+    manifest = vm_manifest.manifest(spec, RUN, ClusterSettings())
     manifest["spec"]["template"]["spec"]["domain"]["bootFileName"] = "http://none/"
     with pytest.raises(ApiError, match=r"domain: unknown field bootFileName") as error:
         client.create(manifest, Deadline(5))

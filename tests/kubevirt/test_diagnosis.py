@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from kboot.boot.milestones import Milestones
-from kboot.boot.phases import Expected
 from kboot.errors import InfraError
-from kboot.kube import errors
 from kboot.kubevirt import diagnosis
+from kboot.kubevirt.api import errors
+from kboot.machine.boot import Boot
+from kboot.machine.phases import Expected
 from tests.kubevirt.recordings import calls, needs_recordings, rows, watched
 
 pytestmark = needs_recordings
@@ -299,12 +299,12 @@ def test_uefi_that_does_not_boot_by_ipxe_is_told_with_the_remedy() -> None:
         release="6.1.0",
         command_line="",
     )
-    milestones = Milestones(expected, start=0)
+    milestones = Boot(expected, start=0)
     text = "".join(row["text"] for row in rows("uefi-pxe-e99", "console_data"))
     with pytest.raises(InfraError, match=r"NBP filesize is 0; .* a disk with iPXE \(--ipxe-disk"):
         _see_all(milestones, text)
 
 
-def _see_all(milestones: Milestones, text: str) -> None:
+def _see_all(milestones: Boot, text: str) -> None:
     for line in text.splitlines():
         milestones.see_line(line, 1)

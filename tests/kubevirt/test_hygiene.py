@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from kboot.cli import main
-from kboot.cluster_doctor import allows_restricted, lacking_rights
 from kboot.deadline import Deadline
-from kboot.kube import connect, errors
-from kboot.kubevirt import ClusterSettings, hygiene, open_kubevirt
+from kboot.kubevirt import ClusterSettings, open_kubevirt, ownership
+from kboot.kubevirt.api import connect, errors
+from kboot.kubevirt.checks import allows_restricted, lacking_rights
 from kboot.kubevirt.manifests import HEARTBEAT, PROCESS
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.talking import talking
@@ -176,10 +176,10 @@ def test_of_a_run_on_another_host_only_the_heartbeat_tells(cluster: Cluster) -> 
             owner["metadata"]["annotations"][PROCESS] = elsewhere
 
         change_runs(cluster, move)
-        (run,) = hygiene.find_runs(connect())
+        (run,) = ownership.find_runs(connect())
         assert (run.running, run.dead) == (None, False)
         make_old(cluster)
-        (run,) = hygiene.find_runs(connect())
+        (run,) = ownership.find_runs(connect())
         assert run.dead
 
 
@@ -194,7 +194,7 @@ def test_a_namespace_that_does_not_exist_is_not_taken_for_an_empty_one(
 
 
 def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kboot.kubevirt.runs.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("kboot.kubevirt.ownership.HEARTBEAT_S", 0.05)
     with open_kubevirt(ClusterSettings()) as backend:
         make_old(cluster)
         for _ in Deadline(5).poll(0.05):

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import SshMachine
+from kboot.backend import SshVirtualMachine
 from kboot.cli import main
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, GuestError
-from kboot.kube import PODS, VIRTUAL_MACHINES, Client
-from kboot.kube.errors import RULES
-from kboot.kube.resources import VM_ACTIONS
 from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
-from kboot.kubevirt.machine import ClusterMachine
+from kboot.kubevirt.api import PODS, VIRTUAL_MACHINES, Client
+from kboot.kubevirt.api.client import VM_ACTIONS
+from kboot.kubevirt.api.errors import RULES
+from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import eventually, guest_of, powered_on, read_until
 from tests.kubevirt.talking import talking
@@ -173,7 +173,7 @@ def test_a_machine_that_powered_itself_off_is_restarted_and_not_reset(
 
 def test_a_machine_is_stopped_and_started(cluster: Cluster, backend: KubevirtBackend) -> None:
     with powered_on(backend) as machine:
-        assert isinstance(machine, ClusterMachine)
+        assert isinstance(machine, ClusterVirtualMachine)
         machine.start()
         assert cluster.calls("/start") == [_put(machine, "start")]
         machine.set_link(up=False)
@@ -200,7 +200,7 @@ def test_a_machine_is_stopped_and_started(cluster: Cluster, backend: KubevirtBac
 
 def test_by_force_a_pod_is_not_waited_for(cluster: Cluster, backend: KubevirtBackend) -> None:
     with powered_on(backend) as machine:
-        assert isinstance(machine, ClusterMachine)
+        assert isinstance(machine, ClusterVirtualMachine)
         pods = {pod["metadata"]["name"] for pod in cluster.objects("pods")}
         start = time.monotonic()
         machine.restart(force=True)
@@ -219,7 +219,7 @@ def test_by_force_a_pod_is_not_waited_for(cluster: Cluster, backend: KubevirtBac
 
 def test_a_machine_is_paused_and_goes_on(cluster: Cluster, backend: KubevirtBackend) -> None:
     with powered_on(backend) as machine:
-        assert isinstance(machine, ClusterMachine)
+        assert isinstance(machine, ClusterVirtualMachine)
         # The answer is lost, and the second request refused: it is paused already.
         cluster.order("PUT .*/pause", done=True)
         machine.pause()
@@ -232,7 +232,7 @@ def test_a_machine_is_paused_and_goes_on(cluster: Cluster, backend: KubevirtBack
         assert guest_of(cluster).commands == ["pause", "unpause"]
 
 
-def _put(machine: ClusterMachine, action: str) -> str:
+def _put(machine: ClusterVirtualMachine, action: str) -> str:
     name = machine.description.rpartition(" ")[2]
     return f"PUT /apis/subresources.kubevirt.io/v1/namespaces/team/virtualmachines/{name}/{action}"
 
@@ -269,7 +269,7 @@ def test_a_cluster_error_is_shown_without_the_frames_that_it_came_through(
 ) -> None:
     cluster.virt.refusal = 'pods "{pod}" is forbidden: violates PodSecurity "restricted:latest"'
     (tmp_path / "test_it.py").write_text(
-        "def test_it(boot):\n    pass\n\n"
+        "def test_it(machine):\n    pass\n\n"
         "def test_that(kboot_session, boot_server):\n"
         "    from kboot.backend import MachineSpec\n    from kboot.deadline import Deadline\n"
         "    spec = MachineSpec(name='m', boot_file='http://none')\n"
@@ -297,7 +297,7 @@ def test_a_guests_ssh_port_is_reached_through_the_cluster(
     cluster: Cluster, backend: KubevirtBackend
 ) -> None:
     with powered_on(backend) as machine, socket.create_server(("127.0.0.1", 0)) as server:
-        assert isinstance(machine, SshMachine)
+        assert isinstance(machine, SshVirtualMachine)
         address = machine.ssh_address()
         assert machine.ssh_address() == address
         # Nobody listens in the guest: the connection is closed at once.
@@ -328,7 +328,7 @@ def test_an_account_with_the_printed_role_can_do_it_all(
     with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
         server.remove(server.put(artifact))
         with powered_on(backend) as machine:
-            assert isinstance(machine, ClusterMachine)
+            assert isinstance(machine, ClusterVirtualMachine)
             read_until(machine.stream, b"line 1\r\n")
             cluster.drop_consoles()
             read_until(machine.stream, b"line 100\r\n")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kboot.backend import MachineSpec
 from kboot.cli import main
 from kboot.errors import ConfigError
-from kboot.kubevirt import manifests, names, patch, virtual_machine
+from kboot.kubevirt import manifests, patch, vm_manifest
 from kboot.kubevirt.settings import ClusterSettings
 from tests.kubevirt import schema
 from tests.kubevirt.recordings import needs_recordings
@@ -37,7 +37,7 @@ def everything(settings: ClusterSettings) -> list[dict[str, Any]]:
 def machine(**changes: Any) -> dict[str, Any]:
     settings = changes.pop("settings", ClusterSettings())
     spec = MachineSpec(**({"name": "m-1", "boot_file": "http://kboot/boot.ipxe"} | changes))
-    return virtual_machine.manifest(spec, RUN, settings)
+    return vm_manifest.manifest(spec, RUN, settings)
 
 
 @pytest.mark.parametrize("settings", [ClusterSettings(), FULL], ids=["plain", "full"])
@@ -120,9 +120,9 @@ def test_the_token_is_in_the_secret_only() -> None:
 
 def test_everything_of_a_run_carries_its_labels_and_goes_with_its_owner() -> None:
     owner, *rest = [*everything(ClusterSettings())[:-1], machine()]
-    assert owner["metadata"]["labels"] == names.labels("r123456789", component="run")
+    assert owner["metadata"]["labels"] == manifests.labels("r123456789", component="run")
     for manifest in rest:
-        assert manifest["metadata"]["labels"].items() >= {names.RUN_LABEL: "r123456789"}.items()
+        assert manifest["metadata"]["labels"].items() >= {manifests.RUN_LABEL: "r123456789"}.items()
         assert manifest["metadata"]["ownerReferences"] == [
             {"apiVersion": "v1", "kind": "ConfigMap", "name": "kboot-r123456789", "uid": "c0ffee"}
         ]
@@ -199,19 +199,19 @@ LABEL = r"[a-z]([a-z0-9-]*[a-z0-9])?"
 def test_every_name_is_a_dns_label(what: str) -> None:
     import re
 
-    name = names.object_name("r123456789", what)
+    name = manifests.object_name("r123456789", what)
     assert re.fullmatch(LABEL, name)
     assert len(name) <= 63
 
 
 @given(st.lists(st.text("abcXYZ-_.ä", max_size=80), unique=True, max_size=20))
 def test_different_machines_have_different_names(machines: list[str]) -> None:
-    found = {names.object_name("r123456789", what) for what in machines}
+    found = {manifests.object_name("r123456789", what) for what in machines}
     assert len(found) == len(machines)
 
 
 def test_runs_do_not_share_a_name() -> None:
-    assert len({names.new_run() for _ in range(1000)}) == 1000
+    assert len({manifests.new_run() for _ in range(1000)}) == 1000
 
 
 def test_a_patch_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:

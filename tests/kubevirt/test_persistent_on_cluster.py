@@ -14,8 +14,8 @@ import pytest
 
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kube import PODS, Client, connect, open_websocket
-from kboot.kube.resources import VMI_ACTIONS
+from kboot.kubevirt.api import PODS, Client, connect, open_websocket
+from kboot.kubevirt.api.client import VMI_ACTIONS
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.users import User
 
@@ -31,12 +31,12 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 @contextlib.contextmanager
-def stolen(client: Client, machine: str) -> Iterator[None]:
+def stolen(client: Client, vm: str) -> Iterator[None]:
     """Somebody opens the console again and again, for the length of the ``with``."""
     stopped = threading.Event()
 
     def steal() -> None:
-        path = VMI_ACTIONS.path(client.namespace, machine, "console")
+        path = VMI_ACTIONS.path(client.namespace, vm, "console")
         while not stopped.wait(0.1):
             with contextlib.suppress(ClusterError):
                 open_websocket(client, path, Deadline(5)).close()
@@ -75,11 +75,11 @@ def test_a_persistent_machine_says_who_has_taken_what_from_it_and_goes_on(
     user.type("up", "--kernel", str(debian_kernel))
     try:
         boot_id = user.ask("status")["boot_id"]
-        machine = cluster.instance().vmi["metadata"]["name"]
+        vm = cluster.instance().vmi["metadata"]["name"]
         words = "another session takes the machine's console again and again"
-        with stolen(client, machine):
+        with stolen(client, vm):
             shown = wait_for_state(user, "failed")
-            assert shown.startswith(f"3: machine {machine}: {words}")
+            assert shown.startswith(f"3: machine {vm}: {words}")
             done = refused(user)
             assert done.returncode == 3
             assert words in done.stderr
@@ -93,7 +93,7 @@ def test_a_persistent_machine_says_who_has_taken_what_from_it_and_goes_on(
         path = PODS.path(client.namespace, pod, "eviction")
         client.json("POST", path, Deadline(5), body=body)
         shown = wait_for_state(user, "failed")
-        assert shown.startswith(f"3: machine {machine} was ended from outside: its launcher pod")
+        assert shown.startswith(f"3: machine {vm} was ended from outside: its launcher pod")
         assert "EvictionByEvictionAPI" in shown
         done = refused(user)
         assert done.returncode == 3

@@ -14,13 +14,19 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import MachineSpec, MendableServer, MetMachine
+from kboot.backend import ExistingVirtualMachine, MachineSpec, RecreatableServer
 from kboot.cli import main
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
-from kboot.kubevirt import ClusterSettings, find_staying, open_staying, rejoin, remove_staying
-from kboot.kubevirt.holder import Holder
+from kboot.kubevirt import (
+    ClusterSettings,
+    find_persistent,
+    open_persistent,
+    remove_persistent,
+    take_over_persistent,
+)
 from kboot.kubevirt.manifests import HEARTBEAT, HOLDER
+from kboot.kubevirt.ownership import Holder
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import eventually, read_until
 from tests.kubevirt.talking import talking
@@ -60,7 +66,7 @@ def nothing_stays(cluster: Cluster) -> Iterator[None]:
 def left(settings: ClusterSettings = ALICE, name: str = "lab") -> None:
     """A machine is started and left."""
     with (
-        open_staying(settings, name) as backend,
+        open_persistent(settings, name) as backend,
         backend.serve(Deadline(20)),
     ):
         backend.keep("a note")
@@ -86,15 +92,15 @@ def annotate(cluster: Cluster, **annotations: str) -> None:
 
 def test_a_machine_that_is_left_is_met_again_with_what_it_said(cluster: Cluster) -> None:
     left()
-    (found,) = find_staying(ALICE)
+    (found,) = find_persistent(ALICE)
     assert (found.name, found.owner, found.holder) == ("lab", "alice", "")
     assert found.condition == "Running"
     before = cluster.instance().vmi["metadata"]["uid"]
-    with rejoin(ALICE, "lab") as backend, backend.serve(Deadline(20)) as server:
+    with take_over_persistent(ALICE, "lab") as backend, backend.serve(Deadline(20)) as server:
         assert backend.note == "a note"
         server.check()
         with backend.power_on(SPEC, Deadline(20)) as machine:
-            assert isinstance(machine, MetMachine)
+            assert isinstance(machine, ExistingVirtualMachine)
             past = machine.past()
             assert b"from guest-console-log" in past
             said = past + read_until(machine.stream, b"\r\n")
@@ -102,7 +108,7 @@ def test_a_machine_that_is_left_is_met_again_with_what_it_said(cluster: Cluster)
             assert numbers == list(range(len(numbers)))
             assert cluster.instance().vmi["metadata"]["uid"] == before
     # It was not left once more.
-    assert find_staying(ALICE) == []
+    assert find_persistent(ALICE) == []
     assert cluster.objects("secrets") == cluster.objects("pods") == []
 
 
@@ -111,32 +117,32 @@ def test_two_users_may_use_one_name_and_one_may_use_it_once(cluster: Cluster) ->
     left(ClusterSettings(owner="Bob B."))
     with pytest.raises(ConfigError, match="a machine called lab of alice on the cluster already"):
         left()
-    assert len(find_staying(ALICE)) == 2
-    assert remove_staying(ALICE, "lab")
-    assert not remove_staying(ALICE, "lab")
-    (other,) = find_staying(ALICE)
+    assert len(find_persistent(ALICE)) == 2
+    assert remove_persistent(ALICE, "lab")
+    assert not remove_persistent(ALICE, "lab")
+    (other,) = find_persistent(ALICE)
     assert other.owner.startswith("bob-b-")
     assert len(cluster.objects("virtualmachines")) == 1
 
 
 def test_a_machine_that_somebody_looks_after_is_left_to_him(cluster: Cluster) -> None:
     words = r"in the care of .*@.*, process \d+, heard of \d+ s ago"
-    with open_staying(ALICE, "lab") as backend:
-        with pytest.raises(ConfigError, match=words), rejoin(ALICE, "lab"):
+    with open_persistent(ALICE, "lab") as backend:
+        with pytest.raises(ConfigError, match=words), take_over_persistent(ALICE, "lab"):
             pass
         with pytest.raises(ConfigError, match=words):
-            remove_staying(ALICE, "lab")
-        assert "process" in find_staying(ALICE)[0].holder
+            remove_persistent(ALICE, "lab")
+        assert "process" in find_persistent(ALICE)[0].holder
         assert len(cluster.objects("configmaps")) == 1
         backend.check_holder()
     left()
     far = replace(Holder.this_process(), user="eve@far", host="another", pid=1)
     annotate(cluster, holder=far.to_text())
     with pytest.raises(ConfigError, match="in the care of eve@far, process 1"):
-        remove_staying(ALICE, "lab")
+        remove_persistent(ALICE, "lab")
     # Nothing was heard of him for longer than he would be silent.
     annotate(cluster, heartbeat="2026-01-01T00:00:00Z")
-    with rejoin(ALICE, "lab") as backend:
+    with take_over_persistent(ALICE, "lab") as backend:
         assert backend.note == "a note"
 
 
@@ -152,10 +158,10 @@ def test_a_process_that_was_killed_here_is_known_to_be_dead() -> None:
 def test_who_has_lost_his_machine_finds_out_and_leaves_the_console_alone(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kboot.kubevirt.named.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("kboot.kubevirt.persistent.HEARTBEAT_S", 0.05)
     far = replace(Holder.this_process(), user="eve@far", host="another", pid=1)
     with (
-        open_staying(ALICE, "lab") as backend,
+        open_persistent(ALICE, "lab") as backend,
         backend.serve(Deadline(20)),
         backend.power_on(SPEC, Deadline(20)) as machine,
     ):
@@ -180,13 +186,13 @@ def test_a_machine_is_taken_from_who_has_it_by_force_only(cluster: Cluster) -> N
     annotate(cluster, holder=far.to_text())
     with (
         pytest.raises(ConfigError, match=r"eve@far, process 1, .*: kboot take lab"),
-        rejoin(ALICE, "lab"),
+        take_over_persistent(ALICE, "lab"),
     ):
         pass
-    with rejoin(ALICE, "lab", by_force=True) as backend:
+    with take_over_persistent(ALICE, "lab", by_force=True) as backend:
         assert backend.is_ours()
         backend.leave()
-    assert find_staying(ALICE)[0].holder == ""
+    assert find_persistent(ALICE)[0].holder == ""
 
 
 def test_a_machine_that_stays_has_a_longer_life_than_a_run(
@@ -200,7 +206,7 @@ def test_a_machine_that_stays_has_a_longer_life_than_a_run(
     assert "machine lab of alice, nobody looks after it" in shown
     assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
     assert "machine lab of bob" in capsys.readouterr().out
-    assert [each.owner for each in find_staying(ALICE)] == ["alice"]
+    assert [each.owner for each in find_persistent(ALICE)] == ["alice"]
 
 
 @pytest.mark.parametrize("seconds", [0.15, 0.4])
@@ -212,13 +218,13 @@ def test_one_that_was_about_to_start_is_met(cluster: Cluster, seconds: float) ->
         starting.kill()
     assert len(cluster.objects("virtualmachines")) == 1
     with (
-        rejoin(ALICE, "lab") as backend,
+        take_over_persistent(ALICE, "lab") as backend,
         backend.serve(Deadline(20)),
         backend.power_on(SPEC, Deadline(20)) as machine,
     ):
         machine.check()
         read_until(machine.stream, b"\r\n")
-    assert find_staying(ALICE) == []
+    assert find_persistent(ALICE) == []
 
 
 def test_a_list_of_a_cluster_that_does_not_answer_is_no_empty_list(
@@ -269,30 +275,30 @@ def test_one_that_cannot_be_started_leaves_nothing(cluster: Cluster) -> None:
 
 
 def test_one_that_was_never_finished_is_told_and_removed(cluster: Cluster) -> None:
-    with open_staying(ALICE, "lab") as backend:
+    with open_persistent(ALICE, "lab") as backend:
         backend.leave()
-    with pytest.raises(InfraError, match="never finished"), rejoin(ALICE, "lab"):
+    with pytest.raises(InfraError, match="never finished"), take_over_persistent(ALICE, "lab"):
         pass
-    assert remove_staying(ALICE, "lab")
+    assert remove_persistent(ALICE, "lab")
     assert cluster.objects("configmaps") == []
 
 
 def test_a_boot_server_that_was_evicted_is_made_once_more(cluster: Cluster, tmp_path: Path) -> None:
     artifact = tmp_path / "artifact"
     artifact.write_bytes(b"kernel")
-    with open_staying(ALICE, "lab") as backend, backend.serve(Deadline(20)) as server:
-        assert isinstance(server, MendableServer)
+    with open_persistent(ALICE, "lab") as backend, backend.serve(Deadline(20)) as server:
+        assert isinstance(server, RecreatableServer)
         url = server.put(artifact)
         assert server.has(url)
         cluster.delete("pods", backend.run.name)
         eventually(InfraError, "is gone", server.check)
-        server.mend(Deadline(20))
+        server.recreate(Deadline(20))
         server.check()
         assert not server.has(url)
         assert server.put(artifact) == url
         backend.keep("a note")
         backend.leave()
         cluster.delete("pods", backend.run.name)
-    with rejoin(ALICE, "lab") as backend, backend.serve(Deadline(20)) as server:
-        assert isinstance(server, MendableServer)
+    with take_over_persistent(ALICE, "lab") as backend, backend.serve(Deadline(20)) as server:
+        assert isinstance(server, RecreatableServer)
         assert not server.has(url)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from kboot.artifacts import Kernel
 from kboot.backend import BootServer, Progress
-from kboot.boot.publish import upload
-from kboot.boot.settings import BootSettings
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
+from kboot.kernel import Kernel
 from kboot.kubevirt import ClusterSettings, open_kubevirt
+from kboot.machine.publishing import upload
+from kboot.machine.settings import MachineSettings
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.talking import talking
 
@@ -141,7 +141,7 @@ def test_what_the_listener_raises_ends_a_push(
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> tuple[Kernel, BootSettings]:
+def load(tmp_path: Path) -> tuple[Kernel, MachineSettings]:
     """A kernel and two images of the same size, none of which would boot."""
     files = [tmp_path / name for name in ("kernel", "initrd", "module")]
     for file in files:
@@ -154,11 +154,11 @@ def load(tmp_path: Path) -> tuple[Kernel, BootSettings]:
         source=files[0],
         sha256="",
     )
-    return kernel, BootSettings(initrds=(files[1], files[2], files[1]))
+    return kernel, MachineSettings(initrds=(files[1], files[2], files[1]))
 
 
 def test_what_a_machine_loads_is_sent_at_once(
-    cluster: Cluster, server: BootServer, load: tuple[Kernel, BootSettings]
+    cluster: Cluster, server: BootServer, load: tuple[Kernel, MachineSettings]
 ) -> None:
     # Each answer takes a while: a list, and a PUT and a GET for each of three files.
     cluster.order("/artifacts/", count=7, delay_s=0.3)
@@ -172,7 +172,7 @@ def test_what_a_machine_loads_is_sent_at_once(
 
 
 def test_when_one_file_cannot_be_sent_the_others_are_given_up(
-    cluster: Cluster, server: BootServer, load: tuple[Kernel, BootSettings]
+    cluster: Cluster, server: BootServer, load: tuple[Kernel, MachineSettings]
 ) -> None:
     cluster.order("GET .*/artifacts/$", delay_s=0.3)
 

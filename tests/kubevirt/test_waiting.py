@@ -41,10 +41,10 @@ def roomy_afterwards(cluster: Cluster) -> Iterator[None]:
 
 
 def two_machines_one_after_the_other(backend: KubevirtBackend) -> None:
-    with powered_on(backend, "first", memory_mib=13 << 10) as machine:
-        machine.check()
-    with powered_on(backend, "second", memory_mib=13 << 10) as machine:
-        machine.check()
+    with powered_on(backend, "first", memory_mib=13 << 10) as vm:
+        vm.check()
+    with powered_on(backend, "second", memory_mib=13 << 10) as vm:
+        vm.check()
 
 
 def test_the_next_machine_waits_until_the_last_one_has_ended(
@@ -63,9 +63,9 @@ def test_the_first_machine_waits_for_that_of_a_run_that_has_just_ended(cluster: 
     for _ in range(2):
         with (
             open_kubevirt(ClusterSettings()) as backend,
-            powered_on(backend, memory_mib=13 << 10) as machine,
+            powered_on(backend, memory_mib=13 << 10) as vm,
         ):
-            machine.check()
+            vm.check()
 
 
 def test_a_quota_that_is_held_by_what_is_ending_is_waited_for(
@@ -86,8 +86,8 @@ def test_a_machine_waits_for_the_node_that_is_added_for_it(
 ) -> None:
     cluster.virt.room.node_mib = 1 << 10
     cluster.virt.room.scale_up_s = (2.0, 12.0)
-    with powered_on(backend, memory_mib=2 << 10) as machine:
-        machine.check()
+    with powered_on(backend, memory_mib=2 << 10) as vm:
+        vm.check()
     assert "a node is being added" in caplog.text
 
 
@@ -125,8 +125,8 @@ def test_claims_that_are_bound_with_their_first_pod_are_waited_for(
         server.check()
     cluster.virt.disks.claims["ipxe"] = cluster.directory
     cluster.virt.disks.binding_s["ipxe"] = 1.5
-    with powered_on(backend, firmware="uefi") as machine:
-        machine.check()
+    with powered_on(backend, firmware="uefi") as vm:
+        vm.check()
     assert [" waits: a volume claim is being bound (" in each for each in caplog.messages] == [
         True,
         True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kboot.boot import Phase
 from kboot.config import Config
+from kboot.machine import Phase
 from kboot.session import open_session
 from tests.kubevirt.cluster import Cluster
 
@@ -16,7 +16,7 @@ def test_a_kernel_is_not_blamed_for_a_log_that_stands_still(
     cluster.order("GET .*log.*follow", delay_s=600)
     config = Config(kernel=str(debian_kernel), backend="kubevirt")
     with open_session(config, evidence=tmp_path / "evidence") as session:
-        boot = session.booted(session.settings(config), name="late")
-        seen = {phase: milestone.witness for phase, milestone in boot.milestones.reached.items()}
+        machine = session.machine(session.settings(config), name="late")
+        seen = {phase: milestone.witness for phase, milestone in machine.boot.reached.items()}
     assert seen[Phase.KERNEL] == seen[Phase.INITRD] == "server"
     assert seen[Phase.READY] == "console"

@@ -16,12 +16,12 @@ SUITE = """
 import pytest
 
 @pytest.mark.parametrize("number", range(3))
-def test_gets_a_machine_of_its_own(boot, number, record_property):
-    assert boot.guest.run("test -e /root/mark").exit_status == 1
-    boot.guest.succeed("touch /root/mark")
-    record_property("machine", boot.machine_description)
-    record_property("server", boot.server.url(""))
-    record_property("boot_id", boot.boot_id)
+def test_gets_a_machine_of_its_own(machine, number, record_property):
+    assert machine.guest.run("test -e /root/mark").exit_status == 1
+    machine.guest.succeed("touch /root/mark")
+    record_property("machine", machine.vm_description)
+    record_property("server", machine.server.url(""))
+    record_property("boot_id", machine.boot_id)
 """
 
 

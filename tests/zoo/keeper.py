@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from kboot.artifacts import read_kernel
-from kboot.boot import Boot, BootSettings
 from kboot.errors import KbootError
+from kboot.kernel import read_kernel
+from kboot.machine import Machine, MachineSettings
 from kboot.rootfs import module_initramfs, overlay_initramfs, tiny_initramfs
 from tests.saved_machines import Place, open_place
 
@@ -42,11 +42,11 @@ def build(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def machine(directory: Path) -> Iterator[Zoo]:
+def vm(directory: Path) -> Iterator[Zoo]:
     """A machine with the module and a watchdog, for several tests; its evidence in `directory`."""
     kernel = read_kernel(KERNEL)
     files: dict[str, bytes | Path] = {"/lib/kboot_zoo.ko": build(directory), **_INITS}
-    settings = BootSettings(
+    settings = MachineSettings(
         machine_name="zoo",
         initrds=(
             tiny_initramfs(),
@@ -56,8 +56,8 @@ def machine(directory: Path) -> Iterator[Zoo]:
         extra_arguments=("-device", "i6300esb"),
     )
     with open_place(KERNEL, directory) as place:
-        with place.booted(settings) as boot:
-            place.snapshots.save(boot, settings)
+        with place.machine(settings) as machine:
+            place.snapshots.save(machine, settings)
         with contextlib.closing(Zoo(place, settings)) as zoo:
             yield zoo
 
@@ -65,24 +65,24 @@ def machine(directory: Path) -> Iterator[Zoo]:
 class Zoo:
     """A machine that crashes on demand. One that has died is replaced by its pristine twin."""
 
-    def __init__(self, place: Place, settings: BootSettings) -> None:
+    def __init__(self, place: Place, settings: MachineSettings) -> None:
         self._place = place
         self._settings = settings
         self._power = contextlib.ExitStack()
         self._count = 0
-        self.boot: Boot
+        self.machine: Machine
 
-    def open(self) -> Boot:
+    def open(self) -> Machine:
         """The machine, up and with the module loaded, whatever was done to it before."""
         if not self._is_well():
             self.close()
             self._count += 1
             twin = self._place.restored(self._settings, f"zoo{self._count}")
-            self.boot = self._power.enter_context(twin)
-        boot = self.boot
-        boot.guest.succeed("[ -e /proc/kboot_zoo ] || insmod /lib/kboot_zoo.ko")
-        boot.judge.sort(boot.console.reports)
-        return boot
+            self.machine = self._power.enter_context(twin)
+        machine = self.machine
+        machine.guest.succeed("[ -e /proc/kboot_zoo ] || insmod /lib/kboot_zoo.ko")
+        machine.report_filter.sort(machine.console.reports)
+        return machine
 
     def close(self) -> None:
         """Switch it off."""
@@ -92,8 +92,8 @@ class Zoo:
         if self._count == 0:
             return False
         try:
-            self.boot.check()
-            self.boot.guest.succeed("true", timeout_s=10)
+            self.machine.check()
+            self.machine.guest.succeed("true", timeout_s=10)
         except KbootError:
             return False
         return True
@@ -101,11 +101,11 @@ class Zoo:
     def meet(self, *animals: str, before: str = ":") -> None:
         """Run a command in the guest, and then have a process for each animal meet it."""
         for animal in animals:
-            self.boot.guest.run(f"{before}; echo {animal} > /proc/kboot_zoo", timeout_s=60)
+            self.machine.guest.run(f"{before}; echo {animal} > /proc/kboot_zoo", timeout_s=60)
 
     def change_script(self, old: str, new: str) -> None:
         """Replace a text in the script that the machine boots from."""
-        assert old in self.boot.command_line
-        script = (self.boot.evidence_directory / "boot.ipxe").read_text(encoding="utf-8")
-        name = f"{self.boot.settings.machine_name}/boot.ipxe"
-        self.boot.server.write(name, script.replace(old, new))
+        assert old in self.machine.command_line
+        script = (self.machine.evidence_directory / "boot.ipxe").read_text(encoding="utf-8")
+        name = f"{self.machine.settings.machine_name}/boot.ipxe"
+        self.machine.server.write(name, script.replace(old, new))

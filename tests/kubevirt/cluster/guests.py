@@ -15,7 +15,7 @@ from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.qemu.argv import Flash, Wiring, argv
 from kboot.qemu.firmware import find_uefi
-from kboot.qmp import Qmp, QmpClosed
+from kboot.qemu.qmp import Qmp, QmpClosed
 
 _LIMIT_S = 30.0
 

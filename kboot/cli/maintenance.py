@@ -1,0 +1,219 @@
+"""``kboot cache``, ``gc``, ``runs``, ``manifests``, ``completion``: upkeep."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from kboot import state
+from kboot.cli.machines import json_option, print_json
+from kboot.cli.options import config_options, load_config
+from kboot.config import Config
+from kboot.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kboot.kubevirt.ownership import ClusterRun
+    from kboot.snapshots import Entry
+
+
+@click.command(
+    epilog="""\
+\b
+A machine that has booted for a test is saved, and the next test's goes on from there. It is used
+only where kernel, root file system, command line, QEMU, firmware and processor are the same; the
+least recently used ones make room for others (--snapshot-cache).
+"""
+)
+@config_options("snapshot_cache")
+@click.option("--clear", is_flag=True, help="Remove all that nobody uses at the moment.")
+@json_option
+def cache(*, clear: bool, as_json: bool, **options: Any) -> None:
+    """List the saved machines, the most recently used ones last."""
+    from kboot.snapshots import SnapshotStore  # noqa: PLC0415  --help does not need it
+    from kboot.state import cache_directory  # noqa: PLC0415
+
+    config = load_config(options)
+    directory = cache_directory("snapshots")
+    with SnapshotStore(directory, limit_mib=config.snapshot_cache_mib) as store:
+        found = [(entry, clear and store.remove(entry)) for entry in store.entries()]
+    if as_json:
+        print_json([_value(entry, removed=removed) for entry, removed in found])
+        return
+    for entry, removed in found:
+        note = "  removed" if removed else "  in use, stays" if clear else ""
+        click.echo(f"{_line(entry)}{note}")
+    left = [entry for entry, removed in found if not removed]
+    total_mib = sum(entry.size for entry in left) / (1 << 20)
+    click.echo(
+        f"{len(left)} saved machines, {total_mib:.0f} MiB of at most "
+        f"{config.snapshot_cache_mib} MiB, in {directory}"
+    )
+
+
+def _value(entry: Entry, *, removed: bool) -> dict[str, Any]:
+    """An entry for programs; ``used`` is in seconds since the epoch."""
+    about = entry.note.get("about", "")
+    return {
+        "key": entry.key,
+        "bytes": entry.size,
+        "used": entry.used,
+        "about": about,
+        "removed": removed,
+    }
+
+
+def _line(entry: Entry) -> str:
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    what = entry.note.get("about", "")
+    return f"{entry.key[:12]}  {entry.size / (1 << 20):6.0f} MiB  used {used}  {what}"
+
+
+@click.command(epilog="A run that still lives is never touched. The next run cleans up as well.")
+@config_options("backend", "context", "namespace")
+@click.option("--yes", is_flag=True, help="Do it; without, only show what would go.")
+def gc(*, yes: bool, **options: Any) -> None:
+    """Remove what killed runs have left: on this host, or with --backend on a cluster."""
+    config = load_config(options)
+    verb = "removed" if yes else "would remove"
+    nothing = True
+    for what in _COLLECTORS[config.backend](config, yes):
+        nothing = False
+        click.echo(f"{verb} {what}")
+    if nothing:
+        click.echo("nothing to remove")
+    elif not yes:
+        click.echo("nothing was removed: say --yes to do it")
+
+
+def age(seconds: float) -> str:
+    """A length of time for people, in its largest unit."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def why_dead(run: ClusterRun) -> str:
+    """How it is known that a run on a cluster is dead."""
+    return "its process has ended" if run.running is False else f"silent for {age(run.silent_s)}"
+
+
+def _collect_local(_: Config, yes: bool) -> Iterator[str]:
+    for run in state.sweep() if yes else state.stale_runs():
+        pids = f", processes {', '.join(map(str, run.pids))}" if run.pids else ""
+        yield f"{run.directory}, {age(run.age_s)} old{pids}"
+
+
+def _collect_cluster(config: Config, yes: bool) -> Iterator[str]:
+    from kboot.kubevirt import ownership  # noqa: PLC0415
+    from kboot.kubevirt.api import connect  # noqa: PLC0415  half a second
+
+    client = connect(config.context, config.namespace)
+    for run in ownership.find_runs(client):
+        if not run.dead or (yes and not ownership.remove(client, run)):
+            continue
+        machines = "".join(f", machine {name}" for name, _ in run.machines)
+        if run.machine:
+            machines = f", {ownership.about_machine(run)}"
+        yield (f"run {run.name} of {run.user}, {age(run.age_s)} old, {why_dead(run)}{machines}")
+
+
+_COLLECTORS: dict[str, Callable[[Config, bool], Iterator[str]]] = {
+    "qemu": _collect_local,
+    "kubevirt": _collect_cluster,
+}
+
+
+@click.command(epilog="What is dead, kboot gc removes.")
+@config_options("backend", "context", "namespace")
+@json_option
+def runs(*, as_json: bool, **options: Any) -> None:
+    """Show the runs that are there: on this host, or with --backend on a cluster."""
+    config = load_config(options)
+    found = list(_REPORTERS[config.backend](config))
+    if as_json:
+        print_json([value for value, _ in found])
+        return
+    for _, lines in found:
+        click.echo("\n".join(lines))
+    if not found:
+        click.echo("no run is there")
+
+
+#: A run for programs, and the lines about it for people.
+_Report = tuple[dict[str, Any], list[str]]
+
+
+def _report_local(_: Config) -> Iterator[_Report]:
+    stale = {run.directory for run in state.stale_runs()}
+    for directory in sorted(state.runs_directory().glob("run-*")):
+        dead = directory in stale
+        line = f"{directory}  {'dead' if dead else 'lives'}"
+        yield {"directory": str(directory), "dead": dead}, [line]
+
+
+def _report_cluster(config: Config) -> Iterator[_Report]:
+    from kboot.kubevirt import ownership  # noqa: PLC0415
+    from kboot.kubevirt.api import connect  # noqa: PLC0415  half a second
+
+    for run in ownership.find_runs(connect(config.context, config.namespace)):
+        condition = f"dead, {why_dead(run)}" if run.dead else "lives"
+        stays = f", {ownership.about_machine(run)}" if run.machine else ""
+        lines = [f"{run.name}  {run.user}  {age(run.age_s)} old, {condition}{stays}"]
+        lines += [f"  {name}  {how}" for name, how in run.machines]
+        yield {**dataclasses.asdict(run), "dead": run.dead}, lines
+
+
+_REPORTERS: dict[str, Callable[[Config], Iterator[_Report]]] = {
+    "qemu": _report_local,
+    "kubevirt": _report_cluster,
+}
+
+
+@click.command(
+    epilog="For kubectl apply -f -. What is applied by hand belongs to nobody: delete it by hand, "
+    "by its label kboot.dev/run."
+)
+@config_options("namespace", "nginx_image", "pull_secret", "claim", "patch")
+def manifests(**options: Any) -> None:
+    """Print the boot server's objects as YAML, as a run would create them."""
+    from kboot.kubevirt import manifests as objects  # noqa: PLC0415  where they are used
+    from kboot.kubevirt import settings_from  # noqa: PLC0415
+    from kboot.kubevirt.manifests import new_run  # noqa: PLC0415
+
+    config = load_config(options)
+    run = objects.Run(identifier=new_run(), namespace=config.namespace or "default")
+    now = datetime.datetime.now(datetime.UTC)
+    wanted = [
+        objects.owner(run, user="kubectl", now=now),
+        *objects.boot_server(run, settings_from(config), token=secrets.token_hex(32)),
+    ]
+    click.echo(objects.to_yaml(wanted), nl=False)
+
+
+_EPILOG = """\
+\b
+To have it from now on:
+  bash  kboot completion bash >~/.local/share/bash-completion/completions/kboot
+  zsh   kboot completion zsh >~/.zfunc/_kboot     (a directory in $fpath)
+  fish  kboot completion fish >~/.config/fish/completions/kboot.fish
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script for SHELL."""
+    found = get_completion_class(shell)
+    if found is None:
+        raise ConfigError(f"no completion for {shell}")
+    command = context.find_root().command
+    click.echo(found(command, {}, "kboot", "_KBOOT_COMPLETE").source())

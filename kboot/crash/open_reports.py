@@ -1,0 +1,287 @@
+"""The reports that are being written: which line goes to which, and when each is complete."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+
+from kboot.crash.catalogue import Rule
+from kboot.crash.lines import KernelLine
+from kboot.crash.model import CrashKind, CrashReport, Event, Opened
+from kboot.crash.report import Draft, build
+
+K = CrashKind
+
+
+class Verdict(Enum):
+    """What a line is to a report."""
+
+    OWN = auto()
+    FOREIGN = auto()
+    END = auto()
+
+
+#: Reports that gather what other CPUs say of themselves.
+COLLECTORS = frozenset(
+    {K.RCU_STALL, K.SOFT_LOCKUP, K.HARD_LOCKUP, K.HUNG_TASK, K.WORKQUEUE_LOCKUP, K.PANIC}
+)
+#: The first line of another CPU's contribution.
+FOREIGN_CPU = re.compile(r"\s*NMI backtrace for cpu \d+")
+
+_TRACE = re.compile(
+    r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|CPU: \d+ |Modules linked in|RIP: |pc : "
+    r"|PC is at|epc : |NIP |Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\]"
+    r"|\S+ is (?:trying|freeing|leaving)|backtrace)"
+)
+#: First words of lines that stand in reports, beside frames, registers and dumps.
+_WORDS = r"""
+    Call.[Tt]race|Backtrace|backtrace|stack.backtrace|Modules.linked|Last.unloaded|CPU\d*|CPU:|Comm
+    Hardware.name|Workqueue|Code|Process|Stack|Exception.stack|Kernel.Offset|Kernel.panic|kernel.BUG
+    Internal.error|Oops|[Tt]ainted|Not.tainted|task|unwind|note|kasan|KASAN|irq.event|(?:hard|soft)irqs
+    Mem.abort|Data.abort|ESR|EC|SET|EA|FSC|ISV|CM|swapper.pgtable|user.pgtable|P[GU4M]D|pgd|pud|\#PF|IP|virt
+    PC.is.at|LR.is.at|EIP.is.at|NIP|LR|CTR|MSR|XER|GPR\d*|CFAR|Krnl|psr|Flags|Control|status|epc|ORIG_RAX
+    Read.of|Write.of|Allocated|Freed|The.buggy|Memory.state|which.belongs|page|flags|raw|head|Object|Redzone
+    Padding|Bytes.b4|Bytes|Last.pot|Second|Uninit|Local.var|Reported.by|read|write|value.changed|comm|hex.dump
+    other.info|Possible|the.existing|Chain.exists|to.a|which|but|and|the.dep|Showing|lock|may.lead|INITIAL
+    INFO:.(?:lockdep|Slab|Object|Allocated|Freed|NMI)|Disabling.lock|in_atomic|preempt_count|Preemption|RCU
+    Sending.NMI|NMI.backtrace|Dumping.ftrace|Rebooting|Shutting.down|SMP|Trace|last.function|memory.used
+    kthread|Stack.dump|blocking|PKRU|mm|vma|file|addr|page_owner|use.of|shadow|Memory.cgroup|rcu|runnable
+"""
+_WORD = "|".join(_WORDS.split())
+_REGISTER = r"(?:[ER]?(?:IP|SP|FLAGS|[A-D]X|[SD]I|BP)|R\d\d|[CDEFGS]S|[CD]R\d|FSGS|PSR)[:=\d ]"
+_REGISTER_RISC = r"(?:pc|lr|sp|ip|fp|pstate|[xrsta]\d+|[rg]a|gp|tp|zero)\s*:\s"
+_OWN_LINES = re.compile(
+    rf"""
+    \s*(?:
+        $
+      | [<\[(]* [\w.$]+ (?:\(\))? \+0x[0-9a-f]+/0x            # a frame
+      | \?\s | \[<[0-9a-fx\s]*(?:inline)?\s*>\] | \[[0-9a-f]{{8,16}}\]
+      | [\w.$]+\ [\w./-]+\.[chS]:\d+                         # an inlined frame
+      | <{{1,2}}/?[A-Z\#_]\w*>                                   # <IRQ>
+      | {_REGISTER} | {_REGISTER_RISC}
+      | (?:{_WORD})\b
+      | \d+-\.*: | \(detected\ | \(t= | ->\s | \#\d+: | >?[0-9a-f]{{8,16}}: | ffff[0-9a-f]+\s
+      | 0x[0-9a-f]+
+      | [=-]{{20,}} | ---\[ | \*{{3}} | \d+\ locks?\ held | no\ locks\ held | \(.*\)\{{ | \{{
+      | \S+\ (?:is\ (?:trying|freeing|leaving)|just\ changed|takes)
+    )
+    """,
+    re.VERBOSE,
+)
+_CLOSERS = frozenset("-=R")
+_CLOSING = re.compile(r"\s*(?:---\[ end |={40,}$|Rebooting in \d)")
+#: What is said before the header of die(): the header belongs to the same report.
+_BEFORE_DIE = frozenset(
+    {
+        K.PAGE_FAULT,
+        K.NULL_DEREFERENCE,
+        K.BUG,
+        K.DATA_CORRUPTION,
+        K.USERCOPY,
+        K.STACK_OVERFLOW,
+        K.DOUBLE_FAULT,
+        K.OOPS,
+        K.GENERAL_PROTECTION,
+        K.KFENCE,
+    }
+)
+_DIE_WITHIN = 40
+_INLINE_DEPTH = 8
+
+
+def classify(draft: Draft, text: str) -> Verdict:
+    """Look at one more line of the report's own context; note on the draft what it shows."""
+    if not draft.has_trace and _TRACE.match(text):
+        draft.has_trace = True
+    first = text[:1]
+    if (first in _CLOSERS or "[ end " in text) and _CLOSING.match(text):
+        return _closing(draft, text)
+    # Frames are indented, and they are most of all lines.
+    return Verdict.OWN if first in " " or _OWN_LINES.match(text) else Verdict.FOREIGN
+
+
+def _closing(draft: Draft, text: str) -> Verdict:
+    is_panic = draft.rule.is_panic or draft.panicked
+    if is_panic:
+        final = "[ end Kernel panic" in text or "Rebooting in" in text
+        return Verdict.END if final else Verdict.OWN
+    return Verdict.END if draft.has_trace else Verdict.OWN
+
+
+def continues(draft: Draft, rule: Rule) -> bool:
+    """Whether a line that could begin a report by `rule` is a part of `draft`."""
+    if rule.is_die and draft.kind in _BEFORE_DIE and not draft.has_die:
+        # "Bad mode in" and others show the registers first.
+        shown = draft.has_trace and draft.kind not in (K.OOPS, K.PAGE_FAULT, K.NULL_DEREFERENCE)
+        draft.has_die = len(draft.lines) < _DIE_WITHIN and not shown
+        return draft.has_die
+    if draft.rule.is_panic:
+        return rule.is_panic
+    return bool(rule.needs_trace) or _repeats(draft, rule)
+
+
+def _repeats(draft: Draft, rule: Rule) -> bool:
+    """Whether a report of `draft`'s kind has more than one line that could be its first."""
+    if rule.kind is draft.kind and draft.kind in (K.KASAN, K.KMSAN):
+        # A symbolised log repeats the first line for every inlined function.
+        return len(draft.lines) <= _INLINE_DEPTH and not draft.has_trace
+    if draft.kind is K.KASAN and rule.kind is K.SLAB_CORRUPTION:
+        # Up to 4.8 KASAN had SLUB print the object: "BUG kmalloc-64 (Not tainted): kasan: bad ...".
+        return not draft.has_trace
+    if draft.kind is K.HARD_LOCKUP and rule.kind is K.HARD_LOCKUP:
+        # The message of the WARN that reported lockups up to 4.2.
+        return draft.rule.kind is K.WARNING
+    told = any(rule.anchor in line for line in draft.lines)
+    return draft.kind is rule.kind is K.MEMORY_LEAK and not told
+
+
+#: Lines of one report; a stall on a big machine dumps every CPU.
+_MAX_LINES = 2500
+#: Lines in a row that belong to no report: it is over.
+_MAX_FOREIGN = 25
+#: Lines of others in a row: whoever wrote the report has gone on to something else.
+_MAX_SILENCE = 300
+#: A first line that needs a trace must get it within this many lines.
+_TRACE_WITHIN = 15
+_NONE: list[Draft] = []
+_OWN = Verdict.OWN
+#: A panic this many lines after a report may be its consequence.
+_CHAIN_LINES = 60
+
+
+class Drafts:
+    """All open reports of one console, by the context (task or CPU) that prints them."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.last: CrashReport | None = None
+        self.open: list[Draft] = []
+        #: The same reports by caller; a caller that only contributes to another's has it here too.
+        self._by_caller: dict[str, list[Draft]] = {}
+
+    def begin(self, rule: Rule, match: re.Match[str], line: KernelLine) -> None:
+        """Take a report's first line, unless a report that runs already has it as its next one."""
+        mine = self._of(line)
+        # A log that two daemons write has every line twice.
+        first = [match.string[match.start() :]]
+        if any(draft.lines == first or continues(draft, rule) for draft in mine):
+            self.extend(line)
+            return
+        for draft in list(mine):
+            if rule.is_panic and not draft.rule.is_panic:
+                # "Fatal exception", "panic_on_warn": the trace of the cause may still follow.
+                draft.panicked = True
+                self._add(draft, line)
+            else:
+                self._complete(draft, cut=False)
+        self.start(Draft.begin(rule, match, line))
+
+    def start(self, draft: Draft) -> None:
+        """Open a report."""
+        self.open.append(draft)
+        self._by_caller.setdefault(draft.caller, []).append(draft)
+        if not draft.rule.needs_trace:
+            self._announce(draft)
+
+    def extend(self, line: KernelLine) -> None:
+        """Give a line to the reports it belongs to."""
+        mine = self._by_caller.get(line.caller, _NONE)
+        if not line.stamped:
+            mine = self._of(line)
+        if not mine and FOREIGN_CPU.match(line.text):
+            collectors = [d for d in self.open if d.kind in COLLECTORS]
+            mine = self._by_caller[line.caller] = collectors[-1:]
+        for draft in mine if len(mine) < 2 else list(mine):
+            self._add(draft, line)
+        if not line.number % 64:
+            self._complete_forgotten(line.number)
+
+    def _complete_forgotten(self, number: int) -> None:
+        for draft in list(self.open):
+            if number - draft.end_line > _MAX_SILENCE:
+                self._complete(draft, cut=False)
+
+    def complete_all(self, *, cut: bool) -> None:
+        """Complete every open report. `cut`: nothing more will come."""
+        for draft in list(self.open):
+            self._complete(draft, cut=cut)
+
+    def take(self) -> list[Event]:
+        """The events since the last call."""
+        events, self.events = self.events, []
+        return events
+
+    def _of(self, line: KernelLine) -> list[Draft]:
+        mine = self._by_caller.get(line.caller, _NONE)
+        if line.stamped or not mine:
+            return mine
+        # Where the kernel's lines are stamped, one without is a program's, unless it is indented
+        # like the later lines of a record in dmesg's output.
+        indented = line.text.startswith("        ")
+        return [draft for draft in mine if indented or not draft.stamped]
+
+    def _add(self, draft: Draft, line: KernelLine) -> None:
+        text = line.text
+        if draft.prefix is not None and (prefix := draft.prefix.match(text)) is not None:
+            text = text[prefix.end() :]
+        draft.lines.append(text)
+        count = len(draft.lines)
+        verdict = classify(draft, text)
+        if verdict is _OWN:
+            draft.kept = count
+            draft.end_line = line.number
+            draft.end_offset = line.end
+            if draft.announced and count < _MAX_LINES:
+                return
+        if verdict is Verdict.END:
+            draft.kept = count
+            draft.end_line = line.number
+            draft.end_offset = line.end
+            draft.ended = True
+            self._complete(draft, cut=False)
+        elif not draft.announced:
+            self._doubt(draft, count)
+        elif count >= _MAX_LINES or count - draft.kept >= _MAX_FOREIGN:
+            self._complete(draft, cut=False)
+
+    def _doubt(self, draft: Draft, count: int) -> None:
+        """A report that is none unless a trace follows."""
+        if draft.has_trace:
+            self._announce(draft)
+        elif count >= _TRACE_WITHIN:
+            self._forget(draft)
+
+    def _announce(self, draft: Draft) -> None:
+        draft.announced = True
+        self.events.append(
+            Opened(kind=draft.kind, line=draft.start_line, offset=draft.start_offset)
+        )
+
+    def _forget(self, draft: Draft) -> None:
+        self.open.remove(draft)
+        for caller, drafts in list(self._by_caller.items()):
+            rest = [other for other in drafts if other is not draft]
+            if rest:
+                self._by_caller[caller] = rest
+            else:
+                del self._by_caller[caller]
+
+    def _complete(self, draft: Draft, *, cut: bool) -> None:
+        """Turn a draft into a report, after the one that may have caused it."""
+        if draft not in self.open:
+            return
+        if draft.rule.is_panic:
+            for other in [d for d in self.open if d.panicked]:
+                other.ended |= draft.ended
+                self._complete(other, cut=cut)
+        self._forget(draft)
+        if draft.announced:
+            self.last = build(draft, cut=cut, caused_by=self._cause(draft))
+            self.events.append(self.last)
+
+    def _cause(self, draft: Draft) -> CrashReport | None:
+        last = self.last
+        if last is None or not draft.rule.is_panic:
+            return None
+        near = draft.start_line - last.end_line <= _CHAIN_LINES
+        return last if near and last.start_line < draft.start_line else None

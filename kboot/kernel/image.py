@@ -1,0 +1,205 @@
+"""Kernel images: what a file is, what kernel is in it, and whether all of it is there.
+
+Formats: Documentation/arch/x86/boot.rst, arch/arm64/booting.rst, arch/riscv/boot-image-header.rst
+and drivers/firmware/efi/libstub/zboot-header.S in the Linux source.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from kboot.errors import ConfigError
+from kboot.kernel.compression import LZ4_FRAME, compression_of, decompressed
+from kboot.kernel.elf import parse_elf
+
+HEAD_SIZE = 1024
+
+#: IMAGE_FILE_MACHINE_* of the PE header that EFI images have -> ``uname -m``.
+_PE_MACHINES = {0x8664: "x86_64", 0xAA64: "aarch64", 0x5064: "riscv64", 0x6264: "loongarch64"}
+#: Compression names in an EFI zboot header -> those in `MAGIC`.
+_ZBOOT_COMPRESSION = {b"gzip": "gzip", b"xzkern": "xz", b"lzma": "lzma", b"zstd": "zstd"}
+#: A release, which becomes part of file names, and the rest.
+_VERSION = re.compile(r"\d+\.\d+[^\s/]*(\s|$)")
+_BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s/\0]* [^\n\0]{0,1000})\n")
+_CHUNK_SIZE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """What a kernel image says about itself."""
+
+    #: As ``uname -m`` says it.
+    architecture: str
+    #: The whole version, from the release on: ``6.1.0-56-amd64 (who@where) #1 SMP ...``.
+    version: str
+
+    @property
+    def release(self) -> str:
+        """What ``uname -r`` prints."""
+        return self.version.split(maxsplit=1)[0]
+
+
+def read_image(path: Path, *, label: str = "") -> ImageFacts:
+    """Read a kernel image that firmware boots as it is.
+
+    `ConfigError`, about `label` if that is given, if `path` is anything else, or not all of one.
+    """
+    label = label or str(path)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(HEAD_SIZE)
+        if not head:
+            raise ConfigError(f"{label}: empty file; was the copy or the download cut off?")
+        if is_bzimage(head):
+            return _read_bzimage(label, file, head, size)
+        if (architecture := _raw_architecture(head)) is not None:
+            return ImageFacts(architecture=architecture, version=_find_banner(label, file, head))
+        if _is_zboot(head):
+            return _read_zboot(label, file, head, size)
+    raise not_a_kernel(label, looks_like(head))
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file with these first bytes is, or claims to be, what `read_image` reads."""
+    return is_bzimage(head) or _raw_architecture(head) is not None or _is_zboot(head)
+
+
+def is_bzimage(head: bytes) -> bool:
+    """Whether a file with these first bytes is an x86 kernel image (or claims to be one)."""
+    return len(head) > 0x210 and head[0x1FE:0x200] == b"\x55\xaa" and head[0x202:0x206] == b"HdrS"
+
+
+def _is_zboot(head: bytes) -> bool:
+    return head[:2] == b"MZ" and head[4:8] == b"zimg"
+
+
+def _read_bzimage(label: str, file: IO[bytes], head: bytes, size: int) -> ImageFacts:
+    if len(head) < 0x250:
+        raise ConfigError(f"{label}: truncated: {size} bytes, not even a whole header")
+    setup_size = ((head[0x1F1] or 4) + 1) * 512
+    (paragraphs,) = struct.unpack_from("<I", head, 0x1F4)
+    expected = setup_size + paragraphs * 16
+    if size < expected:
+        raise ConfigError(f"{label}: truncated: {size} bytes of {expected}; copy it again")
+    protocol, _, _, version_offset = struct.unpack_from("<HIHH", head, 0x206)
+    version = ""
+    # The string lies in the setup code, which the offset counts from its second sector.
+    if 0 < version_offset < setup_size - 0x200:
+        file.seek(version_offset + 0x200)
+        version = file.read(1000).split(b"\0", 1)[0].decode(errors="replace").strip()
+    if not _VERSION.match(version):
+        # iPXE's ipxe.lkrn and memtest86+ have the same header.
+        raise not_a_kernel(label, f"an x86 boot image that calls itself {version[:60]!r}")
+    (load_flags,) = struct.unpack_from("<H", head, 0x236)
+    is_64_bit = protocol >= 0x20C and bool(load_flags & 1)
+    return ImageFacts(architecture="x86_64" if is_64_bit else "i686", version=version)
+
+
+def _raw_architecture(head: bytes) -> str | None:
+    if head[0x38:0x3C] == b"ARM\x64":
+        return "aarch64"
+    return "riscv64" if head[0x38:0x3C] == b"RSC\x05" else None
+
+
+def _read_zboot(label: str, file: IO[bytes], head: bytes, size: int) -> ImageFacts:
+    offset, payload_size = struct.unpack_from("<II", head.ljust(16, b"\0"), 8)
+    if size < offset + payload_size:
+        raise ConfigError(
+            f"{label}: truncated: {size} bytes of {offset + payload_size}; copy it again"
+        )
+    (pe_offset,) = struct.unpack_from("<I", head.ljust(64, b"\0"), 0x3C)
+    file.seek(pe_offset)
+    pe = file.read(6)
+    architecture = _PE_MACHINES.get(int.from_bytes(pe[4:6], "little"))
+    if pe[:4] != b"PE\0\0" or architecture is None:
+        raise not_a_kernel(label, "a compressed EFI image with no architecture that kboot knows")
+    name = head[24:56].split(b"\0", 1)[0]
+    form = _ZBOOT_COMPRESSION.get(name)
+    if form is None:
+        raise ConfigError(
+            f"{label}: an EFI zboot kernel compressed with {name.decode(errors='replace')!r}, "
+            "which kboot cannot read; give the Image it was made from"
+        )
+    file.seek(offset)
+    payload = io.BytesIO(file.read(payload_size))
+    with decompressed(payload, form, label) as content:
+        return ImageFacts(architecture=architecture, version=_find_banner(label, content, b""))
+
+
+def _find_banner(label: str, file: IO[bytes], head: bytes) -> str:
+    """The version in an uncompressed kernel: its `linux_banner`, which is plain text."""
+    window = head
+    while chunk := file.read(_CHUNK_SIZE):
+        window = window[-2000:] + chunk
+        if match := _BANNER.search(window):
+            return match[1].decode(errors="replace")
+    if match := _BANNER.search(window):
+        return match[1].decode(errors="replace")
+    raise ConfigError(f'{label}: no "Linux version" in it; truncated, or not a Linux kernel')
+
+
+def looks_like(head: bytes) -> str:
+    """What a file with these first bytes (about 1 KiB of them) is, in a few words."""
+    if elf := parse_elf(head):
+        return f"ELF for {elf.architecture}"
+    for at, magic, what in _LOOKS:
+        if head[at : at + len(magic)] == magic:
+            return what
+    if form := compression_of(head):
+        return f"{form}-compressed data"
+    if not head.strip(b"\0"):
+        return "nothing but zeros"
+    try:
+        head[:256].decode("ascii")
+    except UnicodeDecodeError:
+        return "unknown binary data"
+    return "text"
+
+
+#: Offset, the bytes there, and what has them.
+_LOOKS = (
+    (0, b"#!", "a script"),
+    (0, b"070701", "an initramfs (cpio archive)"),
+    (0, b"070702", "an initramfs (cpio archive)"),
+    (0, b"!<arch>\n", "an ar archive"),
+    (0, b"\xed\xab\xee\xdb", "an RPM package"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (0, b"QFI\xfb", "a qcow2 disk image"),
+    (0, b"\xd0\x0d\xfe\xed", "a devicetree (dtb)"),
+    (0, b"VNDRBOOT", "an Android vendor boot image"),
+    (0, LZ4_FRAME, "lz4 data in a frame that Linux does not unpack (it does that of lz4 -l)"),
+    (0, b"hsqs", "a squashfs file system"),
+    (0x24, b"\x18\x28\x6f\x01", "a kernel for 32-bit arm (zImage)"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"MZ", "an EFI program"),
+    (0x1FE, b"\x55\xaa", "a disk image (with a boot sector)"),
+)
+
+#: What unpacks the formats that kboot does not.
+_UNPACKERS = {"lz4": "lz4 -d", "lzo": "lzop -d", "bzip2": "bunzip2 -k"}
+
+
+def unreadable_compression(label: str, form: str) -> ConfigError:
+    """What to tell about a kernel that is compressed in a way that kboot cannot read."""
+    return ConfigError(
+        f"{label}: {form}-compressed, which kboot does not unpack; "
+        f"unpack it ({_UNPACKERS[form]} FILE) and give the kernel in it"
+    )
+
+
+def not_a_kernel(label: str, looks: str) -> ConfigError:
+    """What to tell about a file that is something else, and how to go on."""
+    remedy = "give a vmlinuz, bzImage or Image file, a kernel .deb, or a build tree"
+    if looks.startswith("ELF"):
+        remedy = "if it is a vmlinux, boot the bzImage instead: arch/x86/boot/bzImage"
+    elif "initramfs" in looks or "compressed data" in looks:
+        remedy += "; an initramfs belongs to --kboot-rootfs"
+    elif looks == "an RPM package":
+        remedy = "unpack it (rpm2cpio FILE | cpio -id) and give the vmlinuz in it"
+    return ConfigError(f"{label}: not a kernel: it looks like {looks}; {remedy}")

@@ -1,0 +1,175 @@
+"""A `MachineSpec` as a KubeVirt VirtualMachine."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from kboot.backend import Firmware, MachineSpec
+from kboot.errors import ConfigError
+from kboot.kubevirt import patch
+from kboot.kubevirt.manifests import MACHINE_LABEL, Manifest, Run, labels, object_name
+from kboot.kubevirt.settings import ClusterSettings
+
+#: Architectures as KubeVirt names them.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+#: Option 67 has one byte for its length (RFC 2132).
+_LONGEST_BOOT_FILE = 255
+
+#: The most cores in a socket; beyond, there are more sockets. q35 takes 255 of them and more.
+_CORES_PER_SOCKET = 64
+
+#: The network card that the machine boots from.
+INTERFACE = "default"
+_IPXE_VOLUME = "ipxe"
+
+
+def firmware_fault(firmware: Firmware, settings: ClusterSettings) -> str | None:
+    """None if machines are sure to boot from the network with this firmware, or else why not."""
+    if firmware == "bios" or settings.ipxe_disk:
+        return None
+    return (
+        "whether UEFI boots over HTTP depends on the cluster's firmware; give its machines a "
+        "disk with iPXE: --ipxe-disk"
+    )
+
+
+def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest:
+    """The VirtualMachine for `spec`: stopped, owned by the run, to be started by hand.
+
+    `ConfigError` for what a cluster's machine cannot have.
+    """
+    if spec.architecture not in ARCHITECTURES:
+        raise ConfigError(
+            f"the kubevirt backend has no machine for {spec.architecture}; "
+            f"it has: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    if spec.architecture == "aarch64" and spec.firmware == "bios":
+        raise ConfigError("a machine for aarch64 has no BIOS: boot it with --firmware uefi")
+    if spec.extra_arguments:
+        raise ConfigError(
+            "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
+        )
+    if len(spec.boot_file) > _LONGEST_BOOT_FILE:
+        raise ConfigError(
+            f"DHCP takes a boot file name of {_LONGEST_BOOT_FILE} characters, and {spec.boot_file} "
+            f"has {len(spec.boot_file)}; choose a shorter --namespace or --cluster-domain"
+        )
+    name = object_name(run.identifier, spec.name)
+    own = labels(run.identifier, component="machine") | {
+        MACHINE_LABEL: name.removeprefix(run.name + "-")
+    }
+    metadata: dict[str, Any] = {
+        "name": name,
+        "namespace": run.namespace,
+        "labels": own,
+    }
+    if run.owner_uid:
+        metadata["ownerReferences"] = [
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": run.name, "uid": run.owner_uid}
+        ]
+    template = {"metadata": {"labels": own}, "spec": _instance(name, spec, settings)}
+    whole = {
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachine",
+        "metadata": metadata,
+        # A machine that powers itself off stays off, for the test to see.
+        "spec": {"runStrategy": "Manual", "template": template},
+    }
+    return patch.apply(settings.patches, whole)
+
+
+def _instance(name: str, spec: MachineSpec, settings: ClusterSettings) -> dict[str, Any]:
+    instance: dict[str, Any] = {
+        "architecture": ARCHITECTURES[spec.architecture],
+        # A machine under test has nothing to save: stopping one means cutting its power.
+        "terminationGracePeriodSeconds": 0,
+        "domain": {
+            "memory": {"guest": f"{spec.memory_mib}Mi"},
+            "cpu": _cpu(spec.cpus),
+            "firmware": {"bootloader": _bootloader(spec)},
+            "devices": _devices(name, spec),
+        },
+        "networks": [{"name": INTERFACE, "pod": {}}],
+    }
+    if settings.attach == "paused":
+        instance["startStrategy"] = "Paused"
+    if settings.ipxe_disk and spec.firmware == "uefi":
+        _add_ipxe_disk(instance, settings)
+    return instance
+
+
+def mac_address(name: str) -> str:
+    """An address for the machine of this name, the same at each start; no other one has it.
+
+    Behind masquerade all could have the same; but a cluster that keeps a register of addresses
+    (KubeMacPool) refuses the second one.
+    """
+    # Locally administered, unicast: the two lowest bits of the first byte are 1 and 0.
+    digest = hashlib.sha256(name.encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+
+
+def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
+    interface = {
+        "name": INTERFACE,
+        "masquerade": {},
+        # iPXE loads about three times as fast through it as through virtio (ROMs of 2019).
+        "model": "e1000e",
+        # Without an order, KubeVirt switches the card's boot ROM off.
+        "bootOrder": 1,
+        "macAddress": spec.mac_address or mac_address(name),
+        # Behind masquerade, only ports that are named here can be reached.
+        "ports": [{"port": 22}],
+        "dhcpOptions": {"bootFileName": spec.boot_file},
+    }
+    return {
+        "autoattachGraphicsDevice": False,
+        "autoattachSerialConsole": True,
+        # The record that gaps are filled from.
+        "logSerialConsole": True,
+        "rng": {},
+        "interfaces": [interface],
+    }
+
+
+def _bootloader(spec: MachineSpec) -> dict[str, Any]:
+    if spec.firmware == "uefi":
+        return {"efi": {"secureBoot": False}}
+    # Without useSerial, SeaBIOS and iPXE write to a screen that nobody sees.
+    return {"bios": {"useSerial": True}}
+
+
+def _cpu(cpus: int) -> dict[str, int]:
+    """As few sockets as possible, all alike; none to be plugged in later.
+
+    KubeVirt would keep room for four times as many (1.9), more than a machine can have.
+    """
+    for sockets in range(-(-cpus // _CORES_PER_SOCKET), cpus + 1):
+        if cpus % sockets == 0:
+            return {
+                "sockets": sockets,
+                "maxSockets": sockets,
+                "cores": cpus // sockets,
+                "threads": 1,
+            }
+    raise AssertionError(f"{cpus} processors")
+
+
+def _add_ipxe_disk(instance: dict[str, Any], settings: ClusterSettings) -> None:
+    """A disk that UEFI boots iPXE from, for firmware whose own network boot is not iPXE."""
+    kind, _, claim = settings.ipxe_disk.partition(":")
+    target: dict[str, Any] = {"bus": "virtio"}
+    if kind == "pvc":
+        # Not to be written, so that QEMU does not keep it from the other machines.
+        target["readonly"] = True
+        source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim}}
+    else:
+        source = {"containerDisk": {"image": settings.ipxe_disk}}
+        if settings.pull_secrets:
+            source["containerDisk"]["imagePullSecret"] = settings.pull_secrets[0]
+    devices = instance["domain"]["devices"]
+    devices["interfaces"][0]["bootOrder"] = 2
+    devices["disks"] = [{"name": _IPXE_VOLUME, "disk": target, "bootOrder": 1}]
+    instance["volumes"] = [{"name": _IPXE_VOLUME, **source}]

@@ -1,0 +1,112 @@
+"""The backend that a configuration names, and the machines that stay there: knows their names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from kboot.backend import Backend, PersistentBackend, PersistentMachine
+from kboot.checks import Check
+from kboot.config import Config
+from kboot.errors import ConfigError
+
+# Each backend is imported where it is chosen: one loads a hypervisor's part, one a cluster's.
+
+
+@contextlib.contextmanager
+def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterator[Backend]:
+    """The backend that the configuration names.
+
+    With `run`, its machines belong to the run of another process, see `SharedRunBackend`. With the
+    name of a `machine`, it is for this one only; it is a `PersistentBackend` where machines
+    can stay without us. `ConfigError` if one of that name stays there already.
+    """
+    match config.backend:
+        case "qemu":
+            from kboot.qemu import open_qemu  # noqa: PLC0415
+
+            with open_qemu(
+                program=config.qemu,
+                accelerator=config.accel,
+                nginx=config.nginx,
+                snapshot_cache_mib=config.snapshot_cache_mib,
+                ipxe_efi=config.ipxe_efi,
+            ) as backend:
+                yield backend
+        case "kubevirt":
+            from kboot import kubevirt  # noqa: PLC0415
+
+            settings = kubevirt.settings_from(config)
+            opened: contextlib.AbstractContextManager[Backend]
+            if machine:
+                opened = kubevirt.open_persistent(settings, machine)
+            elif run:
+                opened = kubevirt.join_kubevirt(settings, run)
+            else:
+                opened = kubevirt.open_kubevirt(settings)
+            with opened as cluster:
+                yield cluster
+        case unknown:
+            raise AssertionError(f"config let the backend {unknown!r} pass")
+
+
+@contextlib.contextmanager
+def reopen_backend(
+    config: Config, machine: str, *, by_force: bool = False
+) -> Iterator[PersistentBackend]:
+    """The backend of a machine that stays there, taken up; see `kboot.backend.PersistentBackend`.
+
+    `ConfigError` if there is none of that name, or if somebody else looks after it, from whom it
+    may be taken `by_force`.
+    """
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt import settings_from, take_over_persistent  # noqa: PLC0415
+
+            with take_over_persistent(settings_from(config), machine, by_force=by_force) as cluster:
+                yield cluster
+        case name:
+            raise ConfigError(f"machines of {name} end with the process that looks after them")
+
+
+def can_persist(config: Config) -> bool:
+    """Whether machines on this backend can stay without us."""
+    return config.backend == "kubevirt"
+
+
+def persistent_machines(config: Config) -> list[PersistentMachine]:
+    """The machines that stay on the backend without us, whoever they belong to."""
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt import find_persistent, settings_from  # noqa: PLC0415
+
+            return find_persistent(settings_from(config))
+        case _:
+            return []
+
+
+def remove_machine(config: Config, machine: str) -> bool:
+    """Remove a machine of ours that stays on the backend and that nobody looks after.
+
+    Whether it was there. `ConfigError` if somebody looks after it.
+    """
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt import remove_persistent, settings_from  # noqa: PLC0415
+
+            return remove_persistent(settings_from(config), machine)
+        case _:
+            return False
+
+
+def checks_for(config: Config) -> tuple[Check, ...]:
+    """What `kboot doctor` looks at for the backend that the configuration names."""
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt.checks import CLUSTER_CHECKS  # noqa: PLC0415
+
+            return CLUSTER_CHECKS
+        case _:
+            from kboot.qemu.checks import LOCAL_CHECKS  # noqa: PLC0415
+
+            return LOCAL_CHECKS

@@ -1,0 +1,113 @@
+"""What a boot leaves behind: a directory with enough in it to understand it, and to repeat it.
+
+``boot.ipxe serial.log serial.timing access.jsonl nginx.conf nginx.log qemu.argv qemu.log
+result.json``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kboot.errors import ConfigError, GuestError, InfraError, KbootError
+from kboot.log import logger
+
+if TYPE_CHECKING:
+    from kboot.machine.machine import Machine
+
+
+def prepare(directory: Path) -> None:
+    """Make the directory; `ConfigError` if that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{directory}: cannot keep evidence there: {error.strerror}; "
+            "choose another place with --evidence"
+        ) from error
+
+
+def verdict(error: BaseException | None) -> str:
+    """``passed``, ``failed`` (the guest), ``error`` (the host, the user) or ``interrupted``."""
+    match error:
+        case None:
+            return "passed"
+        case GuestError():
+            return "failed"
+        case InfraError() | ConfigError():
+            return "error"
+        case KeyboardInterrupt() | SystemExit():
+            return "interrupted"
+        case _:
+            return "failed"
+
+
+def result(machine: Machine, error: BaseException | None, *, duration_s: float) -> dict[str, Any]:
+    """The content of result.json."""
+    settings = dataclasses.asdict(machine.settings)
+    del settings["password"]
+    return {
+        "verdict": verdict(error),
+        "error": None if error is None else {"class": type(error).__name__, "message": str(error)},
+        "kernel": {
+            "source": machine.kernel.source,
+            "release": machine.kernel.release,
+            "version": machine.kernel.version,
+            "architecture": machine.kernel.architecture,
+            "sha256": machine.kernel.sha256,
+        },
+        "command_line": machine.command_line,
+        "settings": settings,
+        "machine": machine.machine_description,
+        "duration_s": round(duration_s, 3),
+        "boots": [boot.durations_s() for boot in machine.boots],
+        "boot_ids": machine.boot_ids,
+        # Then the first boot is that of the machine which was saved.
+        "restored_from": machine.restored_from,
+        "crashes": [dataclasses.asdict(report) for report in machine.console.reports],
+        "allowed": [
+            {"title": allowed.report.title, "by": str(allowed.by)}
+            for allowed in machine.report_filter.allowed
+        ],
+    }
+
+
+def write(
+    directory: Path, machine: Machine, error: BaseException | None, *, duration_s: float
+) -> None:
+    """Write all but the serial record, which the console writes as it comes.
+
+    A host that cannot be asked any more, or a full disk, costs a part of the evidence and a
+    warning, never the error that it is evidence of.
+    """
+    faults: dict[str, None] = {}
+    with _kept(faults):
+        machine.server.evidence(directory)
+    with _kept(faults):
+        machine.vm.evidence(directory)
+    with _kept(faults):
+        _write_lines(directory / "access.jsonl", [dataclasses.asdict(f) for f in machine.fetches])
+    with _kept(faults):
+        text = json.dumps(result(machine, error, duration_s=duration_s), indent=2, default=str)
+        (directory / "result.json").write_text(text + "\n", encoding="utf-8")
+    if faults:
+        logger.warning("%s: a part of the evidence is missing: %s", directory, "; ".join(faults))
+
+
+def _write_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _kept(faults: dict[str, None]) -> Iterator[None]:
+    """Keep what goes wrong in `faults`, the same words once."""
+    try:
+        yield
+    except OSError as error:
+        faults[error.strerror or str(error)] = None
+    except KbootError as error:
+        faults[str(error)] = None

@@ -1,0 +1,160 @@
+"""What a boot dies of before it is up, in words: who has to act, and the remedy where one is known.
+
+Pure: what was expected and seen goes in, an error to raise comes out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, NoReboot
+from kboot.machine.phases import Expected, Phase
+
+#: A loading that iPXE cannot make anything of: "Exec format error", in BIOS and UEFI builds.
+_NOT_EXECUTABLE = re.compile(r"0x2e[0-9a-f]{6}")
+
+#: Consoles that are no lines: a virtual terminal, or none at all.
+_IS_SCREEN = re.compile(r"tty\d*|null|")
+
+_LATE: Mapping[Phase, str] = {
+    Phase.SCHEDULED: "the machine did not start",
+    Phase.FIRMWARE: "the firmware printed nothing",
+    Phase.DHCP: "iPXE got no DHCP lease",
+    Phase.SCRIPT: "the guest never asked for its boot script",
+    Phase.KERNEL: "iPXE did not finish loading the kernel",
+    Phase.INITRD: "iPXE did not finish loading the initrd",
+    Phase.HANDOFF: "iPXE did not start the kernel",
+    Phase.INIT: "the kernel hung before it ran init",
+    Phase.READY: "no login prompt",
+}
+
+
+def late(
+    expected: Expected, phase: Phase, waited_s: float, *, last: Phase | None, again: bool
+) -> KbootError:
+    """A boot has come no further than into `phase`; `again` if the machine should have rebooted.
+
+    `last` is the last milestone that it reached.
+    """
+    waited = f"{waited_s:.0f} s"
+    if phase is Phase.LINUX:
+        advice = _console_advice(expected)
+        return GuestTimeout(f"the kernel was started and printed nothing in {waited}; {advice}")
+    if again and phase in {Phase.SCHEDULED, Phase.FIRMWARE}:
+        return NoReboot(f"the machine did not reboot in {waited}")
+    after = f" after {last}" if last else ""
+    # Until the kernel runs, nothing can be its fault.
+    error = GuestTimeout if phase in {Phase.INIT, Phase.READY} else InfraError
+    advice = _prompt_advice(expected) if phase is Phase.READY else ""
+    return error(f"{_LATE[phase]}: nothing more{after} for {waited}{advice}")
+
+
+def unless_doubted(error: KbootError, doubt: str | None) -> KbootError:
+    """`error`; or, if the guest would be at fault and may be another one, that this is unknown."""
+    if doubt is None or not isinstance(error, GuestError):
+        return error
+    return InfraError(
+        f"could not tell which kernel came up: {doubt} (a line that is no proof: it may have been "
+        f"garbled); the guest could not be asked: {error}"
+    )
+
+
+def contradiction(expected: Expected, *, fetched: Collection[str]) -> KbootError | None:
+    """What the witnesses of a guest that is up do not agree on, or None.
+
+    `fetched` are the paths that the machine has asked for.
+    """
+    for path in (expected.script_path, expected.kernel_path, *expected.initrd_paths):
+        if path not in fetched:
+            return GuestError(
+                "the guest is up, but this machine never fetched "
+                f"{expected.name_of(path)} in this boot"
+            )
+    return None
+
+
+def unheard(expected: Expected) -> GuestError:
+    """The guest is up, and none of its kernel's consoles is the line that is read."""
+    return GuestError(
+        "the guest is up, but its kernel printed nothing on the serial line; "
+        + _console_advice(expected)
+    )
+
+
+def script_failed(expected: Expected, step: str, error: str) -> KbootError:
+    """The boot script gave up in `step`, with iPXE's number for the `error`."""
+    names = dict(enumerate(expected.initrd_paths.values()))
+    what = step
+    if match := re.fullmatch(r"initrd(\d+)", step):
+        what = f"initrd {names.get(int(match[1]), step)}"
+    explained = f"error {error}, explained at https://ipxe.org/{error.removeprefix('0x')}"
+    if step == "boot" or _NOT_EXECUTABLE.fullmatch(error):
+        return GuestError(f"iPXE loaded the kernel and could not start it: {explained}")
+    return InfraError(f"iPXE could not load the {what}: {explained}")
+
+
+def nothing_to_boot(last_words: str) -> InfraError:
+    """The firmware gave up."""
+    remedy = ""
+    if any(word in last_words for word in ("PXE-E", "NBP", ">>Start")):
+        # EDK II's own PXE client: it takes a URL for the name of a file on a TFTP server.
+        remedy = (
+            "; this UEFI firmware boots from the network by itself instead of by iPXE, and by TFTP "
+            "only: give the machine a disk with iPXE (--ipxe-disk), or boot with --firmware bios"
+        )
+    return InfraError(f"the firmware found nothing to boot: {last_words}{remedy}")
+
+
+def is_quiet(command_line: str) -> bool:
+    """Whether a kernel with these parameters may print nothing of all that a boot shows."""
+    return re.search(r"(?:^|\s)(?:quiet|loglevel=[0-5])(?=\s|$)", command_line) is not None
+
+
+def _consoles(expected: Expected) -> list[str]:
+    """The devices of its ``console=`` parameters: ``console=ttyS0,115200n8`` is ``ttyS0``."""
+    words = expected.command_line.split()
+    return [
+        word.removeprefix("console=").partition(",")[0]
+        for word in words
+        if word.startswith("console=")
+    ]
+
+
+def _is_read(console: str, expected: Expected) -> bool:
+    # ``console=uart8250,io,0x3f8`` becomes the ttyS that it is (earlycon.rst).
+    return console in {expected.console, "uart", "uart8250", "pl011"}
+
+
+def _console_advice(expected: Expected) -> str:
+    consoles, read = _consoles(expected), expected.console
+    if any(_is_read(console, expected) for console in consoles):
+        return _early_advice(expected)
+    if serial := [name for name in consoles if not _IS_SCREEN.fullmatch(name)]:
+        return (
+            f"its console is {' and '.join(serial)}, another line than {read}, the one that kboot "
+            f"reads: say console={read}"
+        )
+    has = f"it has only console={' console='.join(consoles)}" if consoles else "it has none"
+    return f"its command line has no console={read} ({has})"
+
+
+def _early_advice(expected: Expected) -> str:
+    early = [w for w in expected.command_line.split() if w.startswith(("earlyprintk", "earlycon"))]
+    if not early:
+        return (
+            "it may have died before its console was up: "
+            f"add earlyprintk={expected.console},115200 to its command line to see"
+        )
+    return f"it died before it could print anything, or {early[0]} is not the line that kboot reads"
+
+
+def _prompt_advice(expected: Expected) -> str:
+    """Why the first program may be heard elsewhere: what the kernel prints goes to all consoles."""
+    consoles = _consoles(expected)
+    if not consoles or _is_read(consoles[-1], expected):
+        return ""
+    return (
+        f"; /dev/console is {consoles[-1]}, the last console= of its command line: what init "
+        f"prints there is not on {expected.console}, the line that kboot reads"
+    )

@@ -1,0 +1,227 @@
+"""Follows the two witnesses of a machine, through all its boots, for as long as somebody waits."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from kboot import boot_messages
+from kboot.backend import BootServer, Fetch
+from kboot.boot_messages import Reading, read_word
+from kboot.console import Console, Line
+from kboot.deadline import Deadline
+from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, RebootLoop
+from kboot.log import logger
+from kboot.machine.boot import Boot
+from kboot.machine.expectations import ReportFilter
+from kboot.machine.phases import Expected, Milestone, Phase
+
+#: How often the two witnesses are asked while a boot is under way.
+_POLL_S = 0.05
+
+#: For how long the server's log may be behind the console.
+_LOG_LAG_S = 10.0
+_LOG_PAUSE_S = 0.5
+
+#: Lines kept for a boot that nobody follows at the moment: more than a reset prints.
+_KEPT_LINES = 50_000
+
+OnPhase = Callable[[Milestone, float], None]
+
+
+class BootCancelled(InfraError):
+    """A boot was not followed to its end, because something else was asked for."""
+
+
+class Follower:
+    """Takes lines and fetches to the milestones of the boot under way, and counts the boots.
+
+    What is printed while nobody waits is kept, and looked at by who waits next.
+    """
+
+    def __init__(
+        self,
+        expected: Expected,
+        *,
+        start: float,
+        server: BootServer,
+        console: Console,
+        report_filter: ReportFilter,
+        on_phase: OnPhase,
+    ) -> None:
+        #: The milestones of each boot of the machine; the last one may be under way.
+        self.boots = [Boot(expected, start=start)]
+        self._server = server
+        self._console = console
+        self._judge = report_filter
+        self._on_phase = on_phase
+        self._announced = 0
+        self._lines: deque[Line] = deque(maxlen=_KEPT_LINES)
+        self._fetch_count = 0
+        self._scripts_seen = 0
+        #: Of the boot scripts that the machine may run.
+        self._nonces = [expected.nonce]
+        self._expecting = 0
+        self._given_up = threading.Event()
+        self.boot.reach(Phase.SCHEDULED, time.monotonic(), "backend")
+        console.subscribe(self._see_line)
+
+    @property
+    def boot(self) -> Boot:
+        """Of the boot under way, or of the last one."""
+        return self.boots[-1]
+
+    # ----------------------------------------------------------------------------- one boot
+
+    def follow(self, deadline: Deadline, done: Callable[[], bool]) -> None:
+        """Watch both witnesses until `done`, or until the deadline; raise what goes wrong."""
+        pause = self._console.watch("next milestone of the boot")
+        self._given_up.clear()
+        while not deadline.expired:
+            if self._given_up.is_set():
+                raise BootCancelled(f"the boot was left in its phase {self.boot.current}")
+            self._observe()
+            if done():
+                return
+            now = time.monotonic()
+            if self.boot.overdue(now):
+                raise self.boot.late(now - self.boot.since)
+            pause(_POLL_S)
+
+    def contradiction(self, deadline: Deadline) -> KbootError | None:
+        """Once it is ready: what the witnesses do not agree on, or None.
+
+        They were not heard at the same time: on a cluster, the server's log is behind the console.
+        """
+        fault = self.boot.contradiction()
+        for _ in deadline.within(_LOG_LAG_S).poll(_LOG_PAUSE_S):
+            if fault is None:
+                break
+            with contextlib.suppress(InfraError):
+                self._server.catch_up(deadline)
+            self._observe()
+            fault = self.boot.contradiction()
+        return fault
+
+    def wait_for_line(self, pattern: str, deadline: Deadline) -> str:
+        """Follow until a line on the console, since power-on, has `pattern` in it; the line.
+
+        `GuestTimeout` if none came. The last line counts as it stands: a prompt never ends.
+        """
+        regex = re.compile(pattern)
+        found: list[str] = []
+
+        def look() -> bool:
+            texts = [line.text for line in self._console.lines()]
+            found.extend(filter(regex.search, [*texts, self._console.unfinished]))
+            return bool(found)
+
+        self.follow(deadline, look)
+        if not found:
+            raise GuestTimeout(
+                f"no line with {pattern!r} in {deadline.seconds:g} s; "
+                f"last console line: {self._console.last_line!r}"
+            )
+        return found[0]
+
+    def give_up(self) -> None:
+        """From another thread: who is in `follow` gets `BootCancelled`."""
+        self._given_up.set()
+
+    def _see_line(self, line: Line) -> None:
+        """Take a whole line, on the console's reader thread."""
+        self._lines.append(line)
+        nonce = boot_messages.script_nonce(line.text)
+        if nonce and any(read_word(nonce, ours) is not Reading.OTHER for ours in self._nonces):
+            self._scripts_seen += 1
+
+    def _observe(self) -> None:
+        """Look at both witnesses now; raise what they prove to be wrong."""
+        offset = time.time() - time.monotonic()
+        for fetch in self._new_fetches():
+            self.boot.see_fetch(fetch, fetch.time - offset)
+            self._announce()
+        while self._lines:
+            line = self._lines.popleft()
+            old_life = self.boot.waits_for_reset
+            self.boot.see_line(line.text, line.time_s)
+            if old_life and not self.boot.waits_for_reset:
+                self._judge.begin_boot(line.start)
+            if boot_messages.is_prompt_and_message(line.text):
+                self.boot.see_prompt(line.time_s)
+            self._announce()
+        if boot_messages.is_prompt(self._console.unfinished):
+            self.boot.see_prompt(time.monotonic())
+        self._announce()
+
+    def _new_fetches(self) -> Sequence[Fetch]:
+        fetches = self._server.fetches()
+        new = fetches[self._fetch_count :]
+        self._fetch_count = len(fetches)
+        return new
+
+    def _announce(self) -> None:
+        reached = list(self.boot.reached.values())
+        for milestone in reached[self._announced :]:
+            logger.debug("%s (%s)", milestone.phase, milestone.witness)
+            self._on_phase(milestone, milestone.time - self.boot.start)
+        self._announced = len(reached)
+
+    # --------------------------------------------------------------------- one after another
+
+    def begin_boot(self, expected: Expected, *, offset: int = 0) -> None:
+        """The machine is going through a reset, or has been: its next boot is another one.
+
+        What was printed before the byte `offset` is of the old life.
+        """
+        while self._lines and self._lines[0].start < offset:
+            self._lines.popleft()
+        self._announced = 0
+        now = time.monotonic()
+        self.boots.append(Boot(expected, start=now, again=True))
+        self.boot.reach(Phase.SCHEDULED, now, "backend")
+
+    def knows(self, nonce: str) -> None:
+        """The machine may run this boot script the next time."""
+        self._nonces.append(nonce)
+
+    def go_on_from(self, boot: Boot) -> None:
+        """The machine was restored: this is how it had come up, and what was printed is known."""
+        self.boots = [boot]
+        self._fetch_count = len(self._server.fetches())
+        self._scripts_seen = 1
+
+    def see_past(self, lines: Iterable[Line]) -> None:
+        """What was printed in the boot under way before we came."""
+        for line in lines:
+            self._see_line(line)
+        self._observe()
+
+    def forgive_resets(self) -> None:
+        """It may have gone through more boots than were waited for."""
+        self._scripts_seen = len(self.boots)
+
+    @property
+    def has_reset(self) -> bool:
+        """Whether the machine began another boot that nobody has asked for."""
+        return self._scripts_seen > len(self.boots)
+
+    @contextlib.contextmanager
+    def expecting_reset(self) -> Iterator[None]:
+        """For the length of the ``with``, one more reset is no surprise."""
+        self._expecting += 1
+        try:
+            yield
+        finally:
+            self._expecting -= 1
+
+    def check(self) -> None:
+        """Raise `GuestError` for a reset that nobody expects."""
+        if self._scripts_seen > len(self.boots) + self._expecting:
+            if self.boot.ready:
+                raise GuestError("the guest rebooted by itself")
+            raise RebootLoop("reboot loop: the machine rebooted before it was ready")

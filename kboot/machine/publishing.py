@@ -1,0 +1,147 @@
+"""What a machine loads: artifacts on the boot server, and the boot script that names them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kboot import ipxe
+from kboot.backend import BootServer, OnProgress, Progress, ignore_progress
+from kboot.kernel import Kernel
+from kboot.machine.phases import Expected
+from kboot.machine.settings import MachineSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A kernel and its images, all of them on the boot server."""
+
+    kernel: Kernel
+    settings: MachineSettings
+    kernel_url: str
+    #: In the order of `MachineSettings.initrds`.
+    initrd_urls: tuple[str, ...]
+
+
+class ArtifactStore(Protocol):
+    """Where files are published: a boot server is one."""
+
+    def put(self, artifact: Path, on_progress: OnProgress) -> str:
+        """As `BootServer.put`; from several threads at once."""
+
+
+def upload(
+    shelf: ArtifactStore,
+    kernel: Kernel,
+    settings: MachineSettings,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    kernel_url: str | None = None,
+    initrd_urls: tuple[str, ...] | None = None,
+) -> Load:
+    """Put a kernel and its images on a boot server; what is there already is not sent again.
+
+    All at once: most of what a file takes is the way to the server and back. `on_progress` is
+    called for one file at a time. What has a URL was put there before, and its file is not looked
+    at: it may have changed since, or be gone.
+    """
+    wanted = [kernel.image] if kernel_url is None else []
+    wanted += settings.initrds if initrd_urls is None else ()
+    urls = _put_all(shelf, list(dict.fromkeys(wanted)), on_progress)
+    return Load(
+        kernel=kernel,
+        settings=settings,
+        kernel_url=urls[kernel.image] if kernel_url is None else kernel_url,
+        initrd_urls=(
+            tuple(urls[path] for path in settings.initrds) if initrd_urls is None else initrd_urls
+        ),
+    )
+
+
+def _put_all(
+    shelf: ArtifactStore, files: Sequence[Path], on_progress: OnProgress
+) -> dict[Path, str]:
+    if len(files) < 2:
+        return {file: shelf.put(file, on_progress) for file in files}
+    lock, ended = threading.Lock(), threading.Event()
+
+    def tell(progress: Progress) -> None:
+        with lock:
+            if ended.is_set():
+                raise _Ended
+            on_progress(progress)
+
+    pool = ThreadPoolExecutor(len(files), thread_name_prefix="kboot-put")
+    try:
+        puts = [pool.submit(shelf.put, file, tell) for file in files]
+        # As soon as one has failed, the others need not go on.
+        for put in as_completed(puts):
+            put.result()
+        return {file: put.result() for file, put in zip(files, puts, strict=True)}
+    finally:
+        ended.set()
+        # Who presses Ctrl-C does not wait: the threads end at their next piece.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Ended(Exception):
+    """Nobody waits for the file any more."""
+
+
+def publish_script(
+    server: BootServer, load: Load, *, evidence_directory: Path, nonce: str | None = None
+) -> Expected:
+    """Have the machine boot `load` the next time that it asks; what is to be seen of that boot.
+
+    The script is switched in one step, and a copy of it kept as boot.ipxe. The `nonce` is a new one
+    unless it is given.
+    """
+    expected, text = script_for(server, load, nonce or ipxe.new_nonce())
+    server.write(_script_name(load.settings), text)
+    (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
+    return expected
+
+
+def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, str]:
+    """What is to be seen of a boot of `load`, and the text of its boot script."""
+    settings = load.settings
+    query = f"m={settings.machine_name}&b={nonce}"
+    command_line = ipxe.command_line(
+        nonce=nonce,
+        architecture=settings.architecture,
+        firmware=settings.firmware,
+        initrd_count=len(load.initrd_urls),
+        extra=settings.command_line,
+    )
+    text = ipxe.boot_script(
+        nonce=nonce,
+        query=query,
+        kernel_url=load.kernel_url,
+        initrd_urls=load.initrd_urls,
+        beacon_url=server.url("beacon"),
+        command_line=command_line,
+    )
+    base = server.url("")
+    expected = Expected(
+        nonce=nonce,
+        query=query,
+        script_path=f"scripts/{_script_name(settings)}",
+        kernel_path=load.kernel_url.removeprefix(base),
+        initrd_paths={
+            url.removeprefix(base): path.name
+            for url, path in zip(load.initrd_urls, settings.initrds, strict=True)
+        },
+        release=load.kernel.release,
+        command_line=command_line,
+        console=ipxe.CONSOLES[settings.architecture],
+    )
+    return expected, text
+
+
+def _script_name(settings: MachineSettings) -> str:
+    """The name under which the server has a machine's boot script."""
+    return f"{settings.machine_name}/boot.ipxe"

@@ -1,0 +1,314 @@
+"""One QEMU process: a virtual machine that is powered on, and its serial line."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from kboot import process, state
+from kboot.backend import MachineSpec, Stream
+from kboot.deadline import Deadline
+from kboot.errors import GuestError, InfraError
+from kboot.log import logger, step
+from kboot.qemu import firmware, snapshot
+from kboot.qemu.argv import Accelerator, Flash, Wiring, argv, as_text
+from kboot.qemu.qmp import Qmp, QmpClosed
+from kboot.qemu.snapshot import GuestMemory, SavedFirmware
+
+
+class SocketStream:
+    """A connected socket as a `kboot.backend.Stream`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self.sendall = connection.sendall
+
+    def recv(self, size: int, /) -> bytes:
+        """Wait for bytes; empty at the end of the stream."""
+        try:
+            return self._socket.recv(size)
+        except ConnectionError:
+            return b""
+
+    def close(self) -> None:
+        """Give the stream up; a `recv` that waits in another thread returns."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+#: QEMU takes its commands in milliseconds; this is for a host that is swapping.
+_CONTROL_LIMIT_S = 20.0
+
+#: A line of ``info usernet``: protocol, descriptor, source address and port.
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\] +\d+ +([\d.]+) +(\d+) ")
+
+
+class QemuVirtualMachine:
+    """A machine on this host (see `kboot.backend.VirtualMachine`). Made by `power_on`."""
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        *,
+        program: str,
+        accelerator: Accelerator,
+        directory: Path,
+        saved: Path | None = None,
+        savable: bool = False,
+        firmware: SavedFirmware | None = None,
+        tftp: Path | None = None,
+        ipxe: Path | None = None,
+    ) -> None:
+        """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
+
+        A machine that is `savable` costs a copy of that state. With `firmware`, every start from
+        empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
+        `ipxe` is a UEFI program that boots from the network in place of the card's ROM.
+        """
+        self.spec = spec
+        self._saved = saved
+        self._firmware = firmware
+        self._tftp = tftp
+        self._ipxe = ipxe
+        self._savable = savable
+        self._program = program
+        self._accelerator: Accelerator = accelerator
+        self._directory = directory
+        self._log = directory / "qemu.log"
+        self._flash = self._prepare_flash()
+        self._power = contextlib.ExitStack()
+        self._lock = threading.Lock()
+        self._process: process.Process
+        self._qmp: Qmp
+        self._stream: Stream
+        self._memory: GuestMemory
+        self._powered_off = False
+
+    # ------------------------------------------------------------------ what the protocol promises
+
+    @property
+    def stream(self) -> Stream:
+        """Its serial line; a new one after `restart`."""
+        return self._stream
+
+    @property
+    def description(self) -> str:
+        """Such as ``QEMU 7.2.22, tcg``."""
+        shortcut = ", saved firmware" if self._firmware else ""
+        return f"QEMU {self._qmp.version}, {self._accelerator}{shortcut}"
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._process.pid
+
+    def reset(self) -> None:
+        """Push the reset button."""
+        with self._lock, step("reset"):
+            self._command("system_reset")
+            if self._powered_off:
+                self._command("cont")
+                self._powered_off = False
+
+    def restart(self) -> None:
+        """Cut the power and switch it on again: a new QEMU process with empty memory."""
+        with self._lock, step("power cycle"):
+            self._power.close()
+            self._switch_on(Deadline(_CONTROL_LIMIT_S), saved=None)
+
+    def snapshot(self, directory: Path) -> None:
+        """Write memory and devices to `directory`, an empty one; the guest then runs on.
+
+        `InfraError` if the machine was not made `savable`, or has a device that cannot be saved.
+        """
+        with self._lock, step("snapshot"):
+            if not self._savable:
+                raise InfraError(f"the machine {self.spec.name} was not switched on to be saved")
+            deadline = Deadline(_CONTROL_LIMIT_S)
+            try:
+                snapshot.save_devices(self._qmp, directory / snapshot.DEVICES, deadline)
+                self._memory.save(directory)
+            except OSError as error:
+                raise InfraError(f"the machine cannot be saved: {error}") from error
+            finally:
+                with contextlib.suppress(QmpClosed):
+                    self._command("cont")
+
+    def restore(self, directory: Path) -> None:
+        """Cut the power and go on from what `snapshot` has put into `directory`.
+
+        `InfraError` if QEMU does not take it; the machine is then off.
+        """
+        with self._lock, step("restore"):
+            self._power.close()
+            self._switch_on(Deadline(_CONTROL_LIMIT_S), saved=directory)
+
+    def ssh_address(self) -> tuple[str, int]:
+        """Host and port here that lead to the guest's port 22. `InfraError` if there are none."""
+        with self._lock:
+            text = self._qmp.execute(
+                "human-monitor-command",
+                Deadline(_CONTROL_LIMIT_S),
+                **{"command-line": "info usernet"},
+            )
+        match = _FORWARD.search(text)
+        if match is None:
+            raise InfraError(f"QEMU forwards no port to the guest; it says: {text.strip()!r}")
+        return match[1], int(match[2])
+
+    def set_link(self, *, up: bool) -> None:
+        """Plug in or pull the network cable."""
+        with self._lock:
+            self._command("set_link", name="net0", up=up)
+
+    def check(self) -> None:
+        """Raise `InfraError` if QEMU is gone or gave up, `GuestError` if the guest powered off."""
+        with self._lock:
+            status = self._process.exit_status()
+            if status is not None:
+                how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
+                words = self._process.last_words()
+                raise InfraError(f"QEMU {how}{': ' + words if words else ''}")
+            try:
+                self._read_events()
+            except QmpClosed:
+                # It is just ending; its exit status says more, and is there in a moment.
+                return
+            if self._powered_off:
+                raise GuestError("the guest switched the machine off")
+
+    def evidence(self, directory: Path) -> None:
+        """Write qemu.argv, to be run by hand with the serial port on the terminal, and qemu.log."""
+        flash = self._flash and replace(self._flash, variables=self._flash.template)
+        command = self._argv(Wiring.by_hand(), flash)
+        if flash is not None:
+            # The machine's own variables are gone by then; their template must stay as it is.
+            command.append("-snapshot")
+        (directory / "qemu.argv").write_text(as_text(command), encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(self._log, directory / "qemu.log")
+
+    # ------------------------------------------------------------------------------------ its life
+
+    @contextlib.contextmanager
+    def powered_on(self, deadline: Deadline) -> Iterator[None]:
+        """Run QEMU for the length of the ``with``."""
+        try:
+            with step(f"QEMU {self.spec.name}"):
+                self._switch_on(deadline, saved=self._saved)
+            yield
+        finally:
+            self._power.close()
+
+    def _switch_on(self, deadline: Deadline, *, saved: Path | None) -> None:
+        if saved is None and self._firmware:
+            self._start(deadline, self._firmware.directory)
+            self._stream.sendall(self._firmware.key)
+        else:
+            self._start(deadline, saved)
+
+    def _start(self, deadline: Deadline, saved: Path | None) -> None:
+        with contextlib.ExitStack() as stack:
+            memory = self._open_memory(saved)
+            inherited: tuple[int, ...] = ()
+            if memory is not None:
+                stack.callback(memory.close)
+                self._memory = memory
+                inherited = (memory.descriptor,)
+            serial, serial_far = socket.socketpair()
+            control, control_far = socket.socketpair()
+            self._stream = SocketStream(serial)
+            stack.callback(self._stream.close)
+            stack.callback(control.close)
+            # Ours until QEMU has them; when it ends, both lines end as well.
+            with serial_far, control_far:
+                wiring = Wiring.inherited(
+                    serial_fd=serial_far.fileno(), control_fd=control_far.fileno()
+                )
+                self._process = stack.enter_context(
+                    process.spawn(
+                        self._argv(wiring, self._flash, memory, incoming=saved is not None),
+                        log=self._log,
+                        pass_fds=(serial_far.fileno(), control_far.fileno(), *inherited),
+                        env=state.environment(self._directory.parent),
+                        stop_grace_s=0.5,
+                    )
+                )
+            try:
+                self._qmp = Qmp(control, deadline.within(_CONTROL_LIMIT_S))
+                if saved is not None:
+                    snapshot.load_devices(self._qmp, saved / snapshot.DEVICES, deadline)
+            except QmpClosed:
+                self._process.wait(2)
+                raise InfraError(f"QEMU did not start: {self._process.last_words()}") from None
+            self._powered_off = False
+            self._power = stack.pop_all()
+        logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
+
+    def _open_memory(self, saved: Path | None) -> GuestMemory | None:
+        """The file behind the guest's memory; None if it is QEMU's own."""
+        if saved is None:
+            return GuestMemory.empty(self.spec.memory_mib) if self._savable else None
+        try:
+            if self._savable:
+                return GuestMemory.copied(saved, self.spec.memory_mib)
+            return GuestMemory.saved(saved)
+        except OSError as error:
+            raise InfraError(f"the saved memory cannot be used: {error}") from error
+
+    def _argv(
+        self,
+        wiring: Wiring,
+        flash: Flash | None,
+        memory: GuestMemory | None = None,
+        *,
+        incoming: bool = False,
+    ) -> list[str]:
+        return argv(
+            self.spec,
+            program=self._program,
+            accelerator=self._accelerator,
+            wiring=wiring,
+            flash=flash,
+            memory=None if memory is None else memory.option(),
+            incoming=incoming,
+            tftp=self._tftp,
+            ipxe=self._ipxe,
+        )
+
+    def _prepare_flash(self) -> Flash | None:
+        if self.spec.firmware == "bios":
+            return None
+        found = firmware.find_uefi(self.spec.architecture)
+        variables = self._directory / "uefi-variables.fd"
+        shutil.copyfile(found.variables_template, variables)
+        return Flash(
+            code=found.code,
+            variables=variables,
+            template=found.variables_template,
+            format=found.format,
+        )
+
+    def _command(self, command: str, **arguments: object) -> None:
+        self._qmp.execute(command, Deadline(_CONTROL_LIMIT_S), **arguments)
+
+    def _read_events(self) -> None:
+        for event in self._qmp.events():
+            logger.debug("QEMU event %s %s", event.name, event.data)
+            if event.name == "SHUTDOWN" and event.data.get("guest"):
+                self._powered_off = True
+            if event.name == "STOP" and not self._powered_off:
+                status = self._qmp.execute("query-status", Deadline(_CONTROL_LIMIT_S))["status"]
+                if status in {"internal-error", "io-error"}:
+                    remedy = "; try accel = tcg" if self._accelerator == "kvm" else ""
+                    raise InfraError(
+                        f"QEMU stopped the guest: {status}{remedy}; see {self._log.name}: "
+                        f"{self._process.last_words()}"
+                    )

@@ -1,0 +1,244 @@
+"""Start a machine's supervisor, and send it requests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kboot import process, rpc
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, InfraError, KbootError
+from kboot.state import RUN_VARIABLE, sweep
+from kboot.supervisor.registry import (
+    MachineDirectory,
+    claim,
+    directory_of,
+    machine_directories,
+    remove_if_dead,
+)
+
+#: A supervisor listens from its first moments on, a second after its start at most.
+_CONNECT_LIMIT_S = 20.0
+#: For one that has hung up: its machine is being switched off.
+_END_LIMIT_S = 20.0
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def ask(name: str, verb: str, *, on_event: OnEvent = lambda _event: None, **arguments: Any) -> Any:
+    """Have a machine's supervisor do something, and return what it answers.
+
+    `on_event` is called with what it tells meanwhile. Raises what went wrong there, as one of the
+    three families of errors; `ConfigError` if there is no such machine.
+    """
+    with _asked(name, verb, arguments) as connection:
+        return _answer(connection, name, on_event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A console to read from, and maybe to write to."""
+
+    wire: rpc.Wire
+    #: The position in the record at which it begins, and how far the record reached then.
+    offset: int
+    size: int
+    #: Whether what is sent is typed.
+    writes: bool
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes as they come; ends when the machine is switched off."""
+        rest = self.wire.take_rest()
+        if rest:
+            yield rest
+        with contextlib.suppress(ConnectionError):
+            while data := self.wire.socket.recv(1 << 16):
+                yield data
+
+
+@contextlib.contextmanager
+def attach(name: str, **arguments: Any) -> Iterator[Attachment]:
+    """The serial line of a machine, from the position ``since`` on (see `SharedConsole`).
+
+    It is given up at the end of the ``with``.
+    """
+    with _asked(name, "attach", arguments) as connection:
+        answer = _answer(connection, name, lambda _event: None)
+        yield Attachment(
+            wire=connection, offset=answer["offset"], size=answer["size"], writes=answer["writes"]
+        )
+
+
+def console_of(name: str, since: str | int) -> Iterator[bytes]:
+    """What a machine's console has said so far, from the position `since` on."""
+    with attach(name, since=since) as line:
+        left = line.size - line.offset
+        for data in line.pieces() if left else ():
+            yield data[:left]
+            left -= len(data)
+            if left <= 0:
+                return
+
+
+def clear_dead() -> list[str]:
+    """Remove what dead supervisors have left, their processes too; the names of their machines."""
+    gone = [place.name for place in machine_directories() if remove_if_dead(place)]
+    if gone:
+        sweep()
+    return gone
+
+
+def live_places() -> list[MachineDirectory]:
+    """The machines that there are. What dead supervisors have left is removed."""
+    clear_dead()
+    return machine_directories()
+
+
+def switch_off(name: str) -> str:
+    """Switch a machine off; the directory with what is left of it: its console and logs.
+
+    A supervisor that does not end is killed, and with it all it has started.
+    """
+    answer = ask(name, "stop")
+    place = directory_of(name)
+    for _ in Deadline(_END_LIMIT_S).poll(0.02):
+        if not place.is_alive:
+            break
+    else:
+        os.kill(answer["pid"], signal.SIGKILL)
+    clear_dead()
+    evidence: str = answer["evidence"]
+    return evidence
+
+
+def connect(place: MachineDirectory) -> rpc.Wire:
+    """A connection to a machine's supervisor, which may just be starting."""
+    for _ in Deadline(_CONNECT_LIMIT_S).poll(0.02):
+        if not place.is_alive:
+            raise _absent(place)
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            return rpc.connect(place.directory)
+    raise InfraError(f"the supervisor of {place.name} does not answer; see {place.log}")
+
+
+def _absent(place: MachineDirectory) -> ConfigError | InfraError:
+    failure = place.read_failure()
+    if remove_if_dead(place):
+        sweep()
+        why = f": {failure['message']}" if failure else ", and was killed"
+        return InfraError(f"the machine {place.name} has ended{why}; start it again: kboot up")
+    there = ", ".join(each.name for each in machine_directories())
+    hint = f"there are: {there}; " if there else ""
+    return ConfigError(
+        f"there is no machine called {place.name}; {hint}to start it: kboot up {place.name}"
+    )
+
+
+def _ended(place: MachineDirectory) -> KbootError:
+    """Why a supervisor has hung up."""
+    for _ in Deadline(_END_LIMIT_S).poll(0.05):
+        if not place.is_alive:
+            failure = place.read_failure()
+            return rpc.to_error(failure) if failure else _absent(place)
+    return InfraError(f"the supervisor of {place.name} has hung up; see {place.log}")
+
+
+@contextlib.contextmanager
+def _asked(name: str, verb: str, arguments: dict[str, Any]) -> Iterator[rpc.Wire]:
+    connection = connect(directory_of(name))
+    with contextlib.closing(connection.socket):
+        with _losing_it_named(name):
+            connection.send({"verb": verb, **arguments})
+        yield connection
+
+
+def _answer(connection: rpc.Wire, name: str, on_event: OnEvent) -> Any:
+    while True:
+        with _losing_it_named(name):
+            message = connection.receive()
+        if message is None:
+            raise _ended(directory_of(name))
+        if "event" in message:
+            on_event(message)
+        elif "error" in message:
+            raise rpc.to_error(message["error"])
+        else:
+            return message.get("result")
+
+
+@contextlib.contextmanager
+def _losing_it_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, ValueError) as error:
+        raise _ended(directory_of(name)) from error
+
+
+_START_LIMIT_S = 30.0
+
+
+def launch(
+    name: str,
+    options: Mapping[str, object],
+    *,
+    meets: bool = False,
+    by_force: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> MachineDirectory:
+    """Start a supervisor for a machine called `name`; it then boots, see the verb ``wait``.
+
+    `options` are those of `kboot.config.load`, which the supervisor reads again, here and in this
+    environment, with `environ` on top of it. `ConfigError` if there is such a machine here. With
+    `meets`, it takes up a machine that stays without us, and boots none; `by_force`, also one that
+    another supervisor looks after.
+    """
+    place = directory_of(name)
+    clear_dead()
+    lock = claim(place)
+    try:
+        order = {
+            "name": name,
+            "options": dict(options),
+            "directory": str(Path.cwd()),
+            "meets": meets,
+            "by_force": by_force,
+        }
+        place.order.write_text(json.dumps(order), encoding="utf-8")
+        supervisor = process.start_detached(
+            [sys.executable, "-m", "kboot.supervisor.supervisor", str(place.directory), str(lock)],
+            log=place.log,
+            env={
+                key: value
+                for key, value in {**os.environ, **(environ or {})}.items()
+                if key != RUN_VARIABLE
+            },
+            pass_fds=(lock,),
+        )
+    finally:
+        # Its supervisor holds the lock now; if there is none, the place is nobody's.
+        os.close(lock)
+    _wait_until_it_listens(place, supervisor)
+    return place
+
+
+def _wait_until_it_listens(place: MachineDirectory, supervisor: process.Process) -> None:
+    for _ in Deadline(_START_LIMIT_S).poll(0.02):
+        try:
+            rpc.connect(place.directory).socket.close()
+        except OSError:
+            if supervisor.exit_status() is not None:
+                failure = place.read_failure()
+                words = supervisor.last_words()
+                clear_dead()
+                raise rpc.to_error(failure) if failure else InfraError(words) from None
+        else:
+            return
+    supervisor.kill()
+    raise InfraError(f"the supervisor of {place.name} does not start; see {place.log}")

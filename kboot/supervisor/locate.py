@@ -1,0 +1,129 @@
+"""Machines by their names, wherever they are: with a supervisor here, or staying without one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from kboot.backend import PersistentMachine
+from kboot.config import Config, load, working_directory
+from kboot.errors import ConfigError, InfraError
+from kboot.log import logger
+from kboot.machine import can_persist, persistent_machines, remove_machine
+from kboot.supervisor import registry
+from kboot.supervisor.client import ask, clear_dead, launch, switch_off
+from kboot.supervisor.registry import directory_of
+
+
+def summon(name: str, options: Mapping[str, object], *, by_force: bool = False) -> None:
+    """See to it that a machine has a supervisor here, if it stays somewhere without one.
+
+    `options` are those of `kboot.config.load` that say where; else what is noted here of the
+    machine, or the configuration, does. Where no machine can stay, nothing is done. `ConfigError`
+    if there is no such machine, or if somebody else looks after it; `by_force`, it is taken from
+    there.
+    """
+    if directory_of(name).is_alive:
+        return
+    where = _where(name, options)
+    if where is None:
+        return
+    clear_dead()
+    launch(name, where.options, meets=True, by_force=by_force, environ=where.environ)
+    try:
+        # The first answer comes when the machine is found.
+        ask(name, "status")
+    except ConfigError:
+        if not _is_there(where):
+            registry.forget(name)
+        raise
+
+
+def require_unused(name: str) -> None:
+    """`ConfigError` if a machine of this name is known to stay somewhere already."""
+    where = registry.noted(name)
+    if where is None or directory_of(name).is_alive:
+        return
+    try:
+        there = _is_there(where)
+    except InfraError as error:
+        logger.debug("whether %s is there is not known: %s", name, error)
+        there = True
+    if there:
+        raise ConfigError(
+            f"there is a machine called {name} already, which stays without us: kboot status "
+            f"{name}; kboot down {name}"
+        )
+    registry.forget(name)
+
+
+def remove(name: str, options: Mapping[str, object]) -> str:
+    """Switch a machine off, wherever it is; what is left of it, in words.
+
+    `ConfigError` if there is no such machine, or if somebody else looks after it.
+    """
+    where = _where(name, options)
+    if directory_of(name).is_alive or where is None:
+        kept = switch_off(name)
+        # It has done that itself, unless it was too slow and was killed.
+        if noted := registry.noted(name):
+            _remove_there(noted)
+        return f"its console and logs: {kept}"
+    clear_dead()
+    if not _remove_there(where):
+        raise ConfigError(f"there is no machine called {name}; see kboot list")
+    return "nobody looked after it"
+
+
+def elsewhere(options: Mapping[str, object]) -> Iterator[PersistentMachine]:
+    """The machines that stay where `options` or the configuration say, or where noted ones are.
+
+    `InfraError` if it cannot be known for the place that `options` name; others are passed over.
+    """
+    given = {key: str(value) for key, value in options.items() if value}
+    seen: set[str] = set()
+    asked = registry.here("", given)
+    for where in (asked, *registry.all_noted()):
+        with where.variables():
+            config = _config_of(where)
+            if not can_persist(config):
+                continue
+            try:
+                for machine in persistent_machines(config):
+                    if machine.identifier not in seen:
+                        seen.add(machine.identifier)
+                        yield machine
+            except InfraError as error:
+                if given and where is asked:
+                    raise
+                logger.warning("machines that stay are not known: %s", error)
+
+
+# ------------------------------------------------------------------------------------------ inside
+
+
+def _where(name: str, options: Mapping[str, object]) -> registry.Location | None:
+    """Where to look for a machine; None if that is only here."""
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    if not given and (found := registry.noted(name)):
+        return found
+    if not can_persist(load(given, os.environ, working_directory())):
+        return None
+    return registry.here(name, {key: str(value) for key, value in given.items()})
+
+
+def _config_of(where: registry.Location) -> Config:
+    return load(where.options, os.environ, working_directory())
+
+
+def _is_there(where: registry.Location) -> bool:
+    with where.variables():
+        machines = persistent_machines(_config_of(where))
+    return any(machine.ours and machine.name == where.name for machine in machines)
+
+
+def _remove_there(where: registry.Location) -> bool:
+    with where.variables():
+        was_there = remove_machine(_config_of(where), where.name)
+    registry.forget(where.name)
+    return was_there

@@ -1,0 +1,228 @@
+"""The machines known on this host: a directory for each supervisor, a note for each remote one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kboot.errors import ConfigError, InfraError
+from kboot.state import state_directory
+
+#: The machine that is meant when none is named.
+DEFAULT_NAME = "default"
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineDirectory:
+    """Where the files of one named machine are; all below ``$XDG_STATE_HOME/kboot/machines``."""
+
+    name: str
+    directory: Path
+
+    @property
+    def order(self) -> Path:
+        """What the supervisor was started with, as JSON."""
+        return self.directory / "order.json"
+
+    @property
+    def log(self) -> Path:
+        """What the supervisor has to say."""
+        return self.directory / "supervisor.log"
+
+    @property
+    def failure(self) -> Path:
+        """Why the supervisor ended, as JSON; not there as long as it is fine."""
+        return self.directory / "failure.json"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a supervisor holds the machine."""
+        try:
+            lock = _try_lock(self.directory)
+        except FileNotFoundError:
+            return False
+        if lock is None:
+            return True
+        os.close(lock)
+        return False
+
+    def read_failure(self) -> dict[str, Any] | None:
+        """Why the supervisor ended, if it could tell."""
+        try:
+            failure: dict[str, Any] = json.loads(self.failure.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return failure
+
+
+def directory_of(name: str) -> MachineDirectory:
+    """The place of the machine called `name`, whether there is one or not."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be a machine's name: at most 40 small letters, digits, and hyphens "
+            "between them"
+        )
+    return MachineDirectory(name=name, directory=_machines() / name)
+
+
+def machine_directories() -> list[MachineDirectory]:
+    """All machines there are, those whose supervisor has died among them."""
+    return [
+        MachineDirectory(name=directory.name, directory=directory)
+        for directory in sorted(_machines().iterdir())
+        if _NAME.fullmatch(directory.name)
+    ]
+
+
+def claim(place: MachineDirectory) -> int:
+    """Make the machine's directory, afresh, and lock it; the descriptor that holds the lock.
+
+    What a dead supervisor has left is removed. `ConfigError` if a live one holds it.
+    """
+    with _all_locked():
+        remove_if_dead(place)
+        try:
+            place.directory.mkdir(mode=0o700)
+        except FileExistsError as error:
+            raise ConfigError(
+                f"there is a machine called {place.name} already: kboot status {place.name}; "
+                f"kboot down {place.name}"
+            ) from error
+        except OSError as error:
+            raise InfraError(f"cannot make {place.directory}: {error.strerror}") from error
+        lock = _try_lock(place.directory)
+    if lock is None:
+        raise InfraError(f"{place.directory} was taken by another program as soon as it was made")
+    return lock
+
+
+def remove_if_dead(place: MachineDirectory) -> bool:
+    """Remove what a dead supervisor has left; whether there was something."""
+    try:
+        lock = _try_lock(place.directory)
+    except FileNotFoundError:
+        return False
+    if lock is None:
+        return False
+    shutil.rmtree(place.directory, ignore_errors=True)
+    os.close(lock)
+    return True
+
+
+def _machines() -> Path:
+    directory = state_directory() / "machines"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+@contextlib.contextmanager
+def _all_locked() -> Iterator[None]:
+    """Nobody else makes or removes machines for the length of the ``with``."""
+    descriptor = os.open(_machines(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(directory: Path) -> int | None:
+    """The descriptor of the lock on `directory`; None if another holds it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+#: The variable that leads to a cluster, beside the settings.
+_KUBECONFIG = "KUBECONFIG"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Location:
+    """How a machine is found again."""
+
+    name: str
+    #: Settings, as options of `kboot.config.load`.
+    options: Mapping[str, str]
+    #: Variables that those depend on.
+    environ: Mapping[str, str]
+
+    @contextlib.contextmanager
+    def variables(self) -> Iterator[None]:
+        """Have the variables in our own environment, for the length of the ``with``."""
+        before = {key: os.environ.get(key) for key in self.environ}
+        os.environ.update(self.environ)
+        try:
+            yield
+        finally:
+            for key, value in before.items():
+                if value is None:
+                    del os.environ[key]
+                else:
+                    os.environ[key] = value
+
+    def write(self) -> None:
+        """Note it; one of the same name is forgotten."""
+        text = json.dumps({"options": dict(self.options), "environ": dict(self.environ)})
+        path = _path(self.name)
+        new = path.with_suffix(".new")
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+
+
+def noted(name: str) -> Location | None:
+    """Where the machine of this name was seen last; None if that is not known."""
+    try:
+        content = json.loads(_path(name).read_text(encoding="utf-8"))
+        return Location(name=name, options=content["options"], environ=content["environ"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def all_noted() -> Iterator[Location]:
+    """All machines that were seen from this host."""
+    for path in sorted(_directory().glob("*.json")):
+        if found := noted(path.stem):
+            yield found
+
+
+def known_names() -> list[str]:
+    """The machines that this host knows of: looked after from here, or noted."""
+    return sorted(
+        {place.name for place in machine_directories()} | {each.name for each in all_noted()}
+    )
+
+
+def forget(name: str) -> None:
+    """The machine is not there any more."""
+    _path(name).unlink(missing_ok=True)
+
+
+def here(name: str, options: Mapping[str, str]) -> Location:
+    """For a machine that `options` lead to in our own environment."""
+    environ = {key: os.environ[key] for key in (_KUBECONFIG,) if key in os.environ}
+    return Location(name=name, options=options, environ=environ)
+
+
+def _path(name: str) -> Path:
+    return _directory() / f"{name}.json"
+
+
+def _directory() -> Path:
+    directory = state_directory() / "elsewhere"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
