@@ -104,6 +104,15 @@ def test_what_the_rom_does_is_found_out_once(qemu_with_edk2: Path) -> None:
     assert machines(qemu_with_edk2) == ["kboot-probe"]
 
 
+@pytest.mark.usefixtures("own_cache")
+def test_a_rom_that_says_nothing_in_time_is_the_hosts_fault_and_not_remembered(
+    qemu_with_edk2: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InfraError, match="UEFI machines do not come to boot from the network"):
+        network_boot.rom_has_ipxe(str(qemu_with_edk2), "tcg", limit_s=0.5)
+    assert [*tmp_path.rglob("rom-has-ipxe.json")] == []
+
+
 def test_a_firmware_that_boots_without_ipxe_is_not_waited_for(
     qemu_with_edk2: Path, tmp_path: Path
 ) -> None:
