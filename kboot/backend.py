@@ -21,9 +21,9 @@ class MachineSpec:
     """Everything about a virtual machine that a test may choose, the same on every backend."""
 
     #: Unique among the machines of one run; a DNS label: ``[a-z0-9-]``, at most 40 characters.
-    name: str
-    #: The URL in DHCP option 67; the firmware's iPXE fetches it and runs it.
-    boot_file: str
+    name: str = "m0"
+    #: The URL in DHCP option 67; the firmware's iPXE fetches it and runs it. Known at power-on.
+    boot_file: str = ""
     memory_mib: int = 512
     cpus: int = 1
     firmware: Firmware = "bios"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -187,7 +187,7 @@ class Session:
                     self.backend,
                     self.server,
                     self.kernel,
-                    replace(wish.settings, machine_name=f"{self._prefix}{self._count}"),
+                    wish.settings.named(f"{self._prefix}{self._count}"),
                     evidence_directory=self._evidence
                     / f"{self._count:03d}-{_file_name(wish.name)}",
                     saved=saved,

@@ -177,7 +177,9 @@ def test_a_machine_that_was_not_meant_to_be_saved_says_so(place: Place, tmp_path
 
 
 def test_under_uefi_as_well(place: Place) -> None:
-    settings = MachineSettings(machine_name="uefi", firmware="uefi", initrds=(tiny_initramfs(),))
+    settings = MachineSettings(
+        spec=MachineSpec(name="uefi", firmware="uefi"), initrds=(tiny_initramfs(),)
+    )
     with place.machine(settings) as machine:
         place.snapshots.save(machine, settings)
         boot_id = machine.boot_id

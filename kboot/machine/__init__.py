@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from kboot.backend import Backend, BootServer, MachineSpec, SnapshotBackend, VirtualMachine
@@ -25,7 +26,7 @@ from kboot.machine.phases import Milestone, Phase
 from kboot.machine.power import TakenOver, attended, meet
 from kboot.machine.publishing import Load, publish_script, upload
 from kboot.machine.saved import SavedMachine
-from kboot.machine.settings import MachineSettings, machine_spec, settings_for
+from kboot.machine.settings import MachineSettings, settings_for
 from kboot.state import disk_faults_named
 
 __all__ = [
@@ -38,7 +39,6 @@ __all__ = [
     "TakenOver",
     "Wanted",
     "can_persist",
-    "machine_spec",
     "meet",
     "open_backend",
     "persistent_machines",
@@ -81,7 +81,7 @@ def power_on(
             evidence_directory=evidence_directory,
             nonce=saved.expected.nonce if saved else nonce,
         )
-    spec = machine_spec(settings, server.url(expected.script_path))
+    spec = replace(settings.spec, boot_file=server.url(expected.script_path))
     with (
         disk_faults_named(evidence_directory),
         _switch_on(backend, spec, settings, saved, savable=savable) as vm,

@@ -48,8 +48,6 @@ def verdict(error: BaseException | None) -> str:
 
 def result(machine: Machine, error: BaseException | None, *, duration_s: float) -> dict[str, Any]:
     """The content of result.json."""
-    settings = dataclasses.asdict(machine.settings)
-    del settings["password"]
     return {
         "verdict": verdict(error),
         "error": None if error is None else {"class": type(error).__name__, "message": str(error)},
@@ -61,7 +59,7 @@ def result(machine: Machine, error: BaseException | None, *, duration_s: float) 
             "sha256": machine.kernel.sha256,
         },
         "command_line": machine.command_line,
-        "settings": settings,
+        "settings": machine.settings.as_dict(),
         "machine": machine.machine_description,
         "duration_s": round(duration_s, 3),
         "boots": [boot.durations_s() for boot in machine.boots],

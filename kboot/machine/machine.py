@@ -95,6 +95,11 @@ class Machine:
         return self.channels.on_console
 
     @property
+    def name(self) -> str:
+        """Its name, unique among the machines of a run."""
+        return self.settings.spec.name
+
+    @property
     def boots(self) -> Sequence[Boot]:
         """The milestones of each boot of this machine; the last one may be under way."""
         return self.follower.boots
@@ -322,7 +327,7 @@ class Machine:
         self.check()
         unexpected = self.report_filter.sort(self.console.reports)
         for report in unexpected:
-            logger.warning("%s: the kernel reported: %s", self.settings.machine_name, report.title)
+            logger.warning("%s: the kernel reported: %s", self.name, report.title)
         if self.settings.warnings == "fail" and (crash := crash_of(unexpected)):
             raise crash
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kboot import boot_messages
@@ -21,7 +21,7 @@ from kboot.machine.follower import OnPhase
 from kboot.machine.machine import Machine
 from kboot.machine.phases import Expected
 from kboot.machine.publishing import Load, script_for
-from kboot.machine.settings import MachineSettings, machine_spec
+from kboot.machine.settings import MachineSettings
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def meet(
     start = time.monotonic()
     nonce, load = list(loads.items())[-1]
     expected, text = script_for(server, load, nonce)
-    spec = machine_spec(load.settings, server.url(expected.script_path))
+    spec = replace(load.settings.spec, boot_file=server.url(expected.script_path))
     with backend.power_on(spec, Deadline(load.settings.timeout_s)) as vm:
         past = vm.past() if isinstance(vm, ExistingVirtualMachine) else b""
         begin = present_boot(past)

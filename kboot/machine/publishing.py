@@ -109,11 +109,11 @@ def publish_script(
 def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, str]:
     """What is to be seen of a boot of `load`, and the text of its boot script."""
     settings = load.settings
-    query = f"m={settings.machine_name}&b={nonce}"
+    query = f"m={settings.spec.name}&b={nonce}"
     command_line = ipxe.command_line(
         nonce=nonce,
-        architecture=settings.architecture,
-        firmware=settings.firmware,
+        architecture=settings.spec.architecture,
+        firmware=settings.spec.firmware,
         initrd_count=len(load.initrd_urls),
         extra=settings.command_line,
     )
@@ -137,11 +137,11 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
         },
         release=load.kernel.release,
         command_line=command_line,
-        console=ipxe.CONSOLES[settings.architecture],
+        console=ipxe.CONSOLES[settings.spec.architecture],
     )
     return expected, text
 
 
 def _script_name(settings: MachineSettings) -> str:
     """The name under which the server has a machine's boot script."""
-    return f"{settings.machine_name}/boot.ipxe"
+    return f"{settings.spec.name}/boot.ipxe"

@@ -400,7 +400,7 @@ class MachineSession:
     def _need_ready(self) -> None:
         """`GuestError` if the guest is not up, `InfraError` if that is the host's fault."""
         self._look_after()
-        name, state = self.machine.settings.machine_name, self.events.state
+        name, state = self.machine.name, self.events.state
         if state.name == "ready":
             # What runs in the guest is not waited for while the host is at fault.
             self.supply.recreate()
