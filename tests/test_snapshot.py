@@ -171,7 +171,7 @@ def test_qemu_does_not_take_another_machines_state(
 def test_a_machine_that_was_not_meant_to_be_saved_says_so(place: Place, tmp_path: Path) -> None:
     with (
         place.backend.power_on(replace(SPEC, name="plain"), Deadline(20)) as vm,
-        pytest.raises(InfraError, match="was not switched on to be saved"),
+        pytest.raises(InfraError, match="was not started to be saved"),
     ):
         vm.snapshot(tmp_path)
 

@@ -61,7 +61,7 @@ class Boot:
 
     def see_prompt(self, time: float) -> None:
         """The login prompt, or a shell's, is there."""
-        # Until a machine that runs has come to its next kernel, a prompt is one of its old life.
+        # Until a machine that runs has come to its next kernel, a prompt is one of its last boot.
         old = self.again and not {Phase.SCRIPT, Phase.HANDOFF, Phase.LINUX} & self.reached.keys()
         if not self.waits_for_reset and not old:
             self.reach(Phase.READY, time, "console")
@@ -185,7 +185,7 @@ class Boot:
             self.reach(Phase.INIT, time, "console")
 
     # ------------------------------------------------------------------------------ the proofs
-    # A line that is not whole, or not surely the kernel's, proves nothing: `identity.prove` then
+    # A line that is not whole, or not surely the kernel's, proves nothing: `faults.prove` then
     # does, from inside the guest.
 
     def _require_nonce(self, nonce: str | None) -> None:

@@ -1,6 +1,7 @@
-"""What a boot dies of before it is up, in words: who has to act, and the remedy where one is known.
+"""What is wrong with a boot, in words: who has to act, and the remedy where one is known.
 
-Pure: what was expected and seen goes in, an error to raise comes out.
+Pure but for the last part, which asks a guest that is up: what was expected and seen goes in, an
+error to raise comes out.
 """
 
 from __future__ import annotations
@@ -8,7 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, NoReboot
+from kboot.errors import (
+    GuestError,
+    GuestTimeout,
+    InfraError,
+    KbootError,
+    NoReboot,
+    WrongKernel,
+)
+from kboot.guest import Guest
 from kboot.machine.phases import Expected, Phase
 
 #: A loading that iPXE cannot make anything of: "Exec format error", in BIOS and UEFI builds.
@@ -74,7 +83,7 @@ def contradiction(expected: Expected, *, fetched: Collection[str]) -> KbootError
     return None
 
 
-def unheard(expected: Expected) -> GuestError:
+def silent_kernel(expected: Expected) -> GuestError:
     """The guest is up, and none of its kernel's consoles is the line that is read."""
     return GuestError(
         "the guest is up, but its kernel printed nothing on the serial line; "
@@ -158,3 +167,47 @@ def _prompt_advice(expected: Expected) -> str:
         f"; /dev/console is {consoles[-1]}, the last console= of its command line: what init "
         f"prints there is not on {expected.console}, the line that kboot reads"
     )
+
+
+# -------------------------------------------------------------- what a guest says of itself
+
+#: A shell that is the first program has nothing mounted.
+_ASK = (
+    "[ -e /proc/cmdline ] || { mkdir -p /proc; mount -t proc proc /proc; }; "
+    "cat /proc/sys/kernel/random/boot_id && uname -r && cat /proc/cmdline"
+)
+
+
+def prove(guest: Guest, expected: Expected, *, known: Collection[str]) -> str:
+    """The guest's boot_id: another one than those `known` of its boots before.
+
+    `InfraError` if it cannot tell; `WrongKernel` if it is not the kernel that was `expected`, or
+    was not started by its script.
+    """
+    asked = guest.run(_ASK)
+    answer = asked.stdout.splitlines()
+    if asked.exit_status != 0 or len(answer) < 3:
+        raise InfraError(
+            "could not tell which kernel came up: the guest's /proc cannot be read: "
+            + asked.stderr.strip()[-200:]
+        )
+    boot_id, running, command_line = answer[0], answer[1], answer[2]
+    if f"kboot.nonce={expected.nonce}" not in command_line.split():
+        raise WrongKernel(
+            f"the kernel was not started by this boot: /proc/cmdline is {command_line}"
+        )
+    if running != expected.release:
+        raise WrongKernel(f"uname -r says {running}, not {expected.release}")
+    if boot_id in known:
+        raise GuestError(f"the guest has not rebooted: its boot_id is still {boot_id}")
+    return boot_id
+
+
+def prints_on(guest: Guest, console: str) -> bool:
+    """Whether the kernel's messages go to this line, by /proc/consoles; True if that is not known.
+
+    What it prints may be nothing all the same, or have been garbled.
+    """
+    answer = guest.run("cat /proc/consoles")
+    lines = answer.stdout.splitlines()
+    return answer.exit_status != 0 or any(line.split()[:1] == [console] for line in lines)

@@ -1,4 +1,4 @@
-"""One attempt to boot a kernel: the machine, its console, how far it is, and how it ended."""
+"""A machine under test, through all its boots: its console, its guest, and how it ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
 from kboot.kernel import Kernel
 from kboot.log import logger, step
-from kboot.machine import expectations, faults, identity
+from kboot.machine import expectations, faults
 from kboot.machine.boot import Boot
 from kboot.machine.channels import Channels
 from kboot.machine.expectations import ExpectedCrash, ReportFilter, crash_of
@@ -27,14 +27,14 @@ from kboot.machine.publishing import Load, publish_script
 from kboot.machine.saved import WAKE_LIMIT_S, SavedMachine
 from kboot.machine.settings import MachineSettings
 
-#: Seconds in which the guest can still answer that it has begun.
+#: Seconds in which the guest can still answer that the command was started.
 _LEAD_S = 1
-#: In which a guest that was asked to panic says the first line of it.
+#: Seconds from `panic` to the first line of the kernel's report.
 _PANIC_LIMIT_S = 30.0
 
 
 class Machine:
-    """A machine from power-on to its end. Made by `kboot.machine.boot`."""
+    """A machine from power-on to its end. Made by `power_on` and `take_over`."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Machine:
         self._next: tuple[Load, Expected] | None = None
         self._fetched_before: tuple[Fetch, ...] = ()
         self._reports_when_ready = 0
-        #: How many reports there were when a panic was asked for that has not come.
-        self._provoked: int | None = None
+        #: How many reports there were when `panic` was called; None once the panic has come.
+        self._reports_before_panic: int | None = None
         #: What the machine is to come back from.
         self._crash: ExpectedCrash | None = None
         #: The ways into the guest, while it is up.
@@ -101,12 +101,12 @@ class Machine:
 
     @property
     def boots(self) -> Sequence[Boot]:
-        """The milestones of each boot of this machine; the last one may be under way."""
+        """Each boot of this machine, in order; the last one may be under way."""
         return self.follower.boots
 
     @property
     def boot(self) -> Boot:
-        """Of the boot under way, or of the last one."""
+        """The boot under way, or the last one."""
         return self.follower.boot
 
     @property
@@ -140,16 +140,16 @@ class Machine:
         self.follower.follow(deadline, lambda: self.boot.ready)
         if self.boot.ready and (fault := self.follower.contradiction(deadline)):
             raise fault
-        self._enter(deadline)
-        self._hear(self.channels.on_console)
+        self._log_in_and_verify(deadline)
+        self._require_output(self.channels.on_console)
 
-    def _enter(self, deadline: Deadline) -> None:
-        """Log in where it is ready, and have it prove what it is."""
+    def _log_in_and_verify(self, deadline: Deadline) -> None:
+        """Log in where it is ready, and verify that it runs the right kernel."""
         if not self.boot.ready:
             raise self.boot.late(time.monotonic() - self.boot.since)
         guest = self._log_in(deadline)
-        self.boot_ids.append(identity.prove(guest, self._expected, known=self.boot_ids))
-        self.channels.reach(self.settings, deadline)
+        self.boot_ids.append(faults.prove(guest, self._expected, known=self.boot_ids))
+        self.channels.connect(self.settings, deadline)
         self._reports_when_ready = len(self.console.reports)
 
     def _log_in(self, deadline: Deadline) -> Guest:
@@ -162,34 +162,34 @@ class Machine:
         except GuestError as error:
             raise faults.unless_doubted(error, self.boot.doubt) from error
 
-    def _hear(self, guest: Guest) -> None:
+    def _require_output(self, guest: Guest) -> None:
         """`GuestError` if the kernel prints nothing on the serial line, and could."""
-        heard = Phase.LINUX in self.boot.reached
-        if heard or faults.is_quiet(self._expected.command_line):
+        printed = Phase.LINUX in self.boot.reached
+        if printed or faults.is_quiet(self._expected.command_line):
             return
-        if not identity.prints_on(guest, self._expected.console):
-            raise faults.unheard(self._expected)
+        if not faults.prints_on(guest, self._expected.console):
+            raise faults.silent_kernel(self._expected)
 
-    def meet(self, lines: Sequence[Line]) -> None:
-        """Take up a machine that somebody else has booted: wait until it is ready, and prove it.
+    def take_over(self, lines: Sequence[Line]) -> None:
+        """Go on with a machine that somebody else has booted: wait until it is ready, verify it.
 
         `lines` are what it has printed in this boot. As `wait_until_ready`; but what it has fetched
         long ago is not asked of the boot server, which may be another one.
         """
-        self.follower.see_past(lines)
+        self.follower.replay(lines)
         if not lines or Phase.LINUX in self.boot.reached:
-            self.follower.forgive_resets()
+            self.follower.accept_resets()
             wake_terminal(self.console, Deadline(WAKE_LIMIT_S))
         deadline = self._deadline(None)
         self.follower.follow(deadline, lambda: self.boot.ready)
-        self._enter(deadline)
+        self._log_in_and_verify(deadline)
 
-    def adopt(self, saved: SavedMachine) -> None:
-        """Take up a machine that goes on from where it was saved: it is ready, as it was then.
+    def resume(self, saved: SavedMachine) -> None:
+        """Go on with a machine that was restored: it is ready, as it was when it was saved.
 
         `GuestError` if the guest does not answer, `InfraError` if it is another one.
         """
-        self.follower.go_on_from(saved.boots())
+        self.follower.resume(saved.first_boot())
         self.restored_from = saved.key
         self._fetched_before = saved.fetches
         with step("wake the guest"):
@@ -197,8 +197,8 @@ class Machine:
         if boot_id != saved.boot_id:
             raise InfraError(f"another machine was restored: its boot_id is {boot_id}")
         self.boot_ids.append(boot_id)
-        self.channels.take_up(guest)
-        self.channels.reach(self.settings, Deadline(WAKE_LIMIT_S))
+        self.channels.use_console(guest)
+        self.channels.connect(self.settings, Deadline(WAKE_LIMIT_S))
         self._reports_when_ready = len(self.console.reports)
 
     def wait_for_line(self, pattern: str, timeout_s: float | None = None) -> str:
@@ -217,7 +217,7 @@ class Machine:
         if it goes down once more, `WrongKernel` if another kernel comes up.
         """
         if self.boot.ready:
-            self._begin_life()
+            self._begin_boot()
         try:
             with step("wait for the reboot"):
                 self.wait_until_ready(timeout_s)
@@ -233,7 +233,7 @@ class Machine:
         self._crash = None
 
     def reboot(self) -> None:
-        """Have the guest reboot itself in good order, and wait until it is back."""
+        """Have the guest reboot itself cleanly, and wait until it is back."""
         guest = self.console_guest
         self._expect_reset()
         guest.spawn(f"sleep {_LEAD_S}; reboot")
@@ -246,14 +246,14 @@ class Machine:
         self.wait_for_reboot()
 
     def restart(self) -> None:
-        """Cut the power, switch it on again, and wait until the machine is back."""
+        """Cut the power, power on again, and wait until the machine is back."""
         self._expect_reset()
         self.vm.restart()
         self.console.attach(self.vm.stream)
         self.wait_for_reboot()
 
     def load_next(self, load: Load, nonce: str | None = None) -> str:
-        """Switch the boot script, in one step: what the machine loads from its next reset on.
+        """Replace the boot script, in one step: what the machine loads from its next reset on.
 
         Returns the nonce by which that is told from all that ran before.
         """
@@ -261,26 +261,26 @@ class Machine:
             self.server, load, evidence_directory=self.evidence_directory, nonce=nonce
         )
         self._next = (load, expected)
-        self.follower.knows(expected.nonce)
+        self.follower.accept_nonce(expected.nonce)
         return expected.nonce
 
     def follow_reset(self) -> None:
         """The machine has gone through a reset by itself: wait until it is back.
 
-        What it died of is forgiven.
+        What it died of is no fault any more.
         """
         self.console.expect_reset()
         self._crash = None
-        self._begin_life()
-        self.follower.forgive_resets()
+        self._begin_boot()
+        self.follower.accept_resets()
         self.wait_until_ready()
 
     def panic(self) -> None:
-        """Have the guest's kernel panic, by sysrq; say so first, with `expect_crash`.
+        """Make the guest's kernel panic, by sysrq; call it inside `expect_crash`.
 
-        A test that does not say so fails, also if it ends before the kernel does.
+        Outside, the test fails, also if it ends before the kernel does.
         """
-        self._provoked = len(self.console.reports)
+        self._reports_before_panic = len(self.console.reports)
         self.guest.spawn(f"sleep {_LEAD_S}; echo c > /proc/sysrq-trigger")
 
     @contextlib.contextmanager
@@ -303,7 +303,7 @@ class Machine:
             self.report_filter.expect(crash)
             self._crash = crash
             if crash.fatal:
-                self._begin_life(crash.died_at)
+                self._begin_boot(crash.died_at)
 
     def _tolerates(self, report: CrashReport) -> bool:
         """Whether the kernel may say this in passing."""
@@ -332,7 +332,7 @@ class Machine:
             raise crash
 
     def _wait_for_panic(self) -> None:
-        before, self._provoked = self._provoked, None
+        before, self._reports_before_panic = self._reports_before_panic, None
         if before is None:
             return
         pause = self.console.watch("panic that was asked for")
@@ -346,7 +346,7 @@ class Machine:
         )
 
     def check_host(self) -> None:
-        """What every wait on the console asks from time to time."""
+        """What every wait on the console checks from time to time."""
         self.vm.check()
         self.server.check()
         self.follower.check()
@@ -357,13 +357,13 @@ class Machine:
     def _expect_reset(self) -> None:
         self.console.expect_reset()
         self._crash = None
-        self.follower.forgive_resets()
-        self._begin_life(self.console.mark())
+        self.follower.accept_resets()
+        self._begin_boot(self.console.mark())
 
-    def _begin_life(self, offset: int = 0) -> None:
-        """Its next boot is another one; what was printed before `offset` is of the old life."""
-        self.channels.forget()
-        self._provoked = None
+    def _begin_boot(self, offset: int = 0) -> None:
+        """Its next boot is another one; what was printed before `offset` is of the last boot."""
+        self.channels.close()
+        self._reports_before_panic = None
         if self._next is not None:
             (load, self._expected), self._next = self._next, None
             self.kernel, self.settings = load.kernel, load.settings

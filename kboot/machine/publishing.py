@@ -35,7 +35,7 @@ class ArtifactStore(Protocol):
 
 
 def upload(
-    shelf: ArtifactStore,
+    store: ArtifactStore,
     kernel: Kernel,
     settings: MachineSettings,
     on_progress: OnProgress = ignore_progress,
@@ -51,7 +51,7 @@ def upload(
     """
     wanted = [kernel.image] if kernel_url is None else []
     wanted += settings.initrds if initrd_urls is None else ()
-    urls = _put_all(shelf, list(dict.fromkeys(wanted)), on_progress)
+    urls = _put_all(store, list(dict.fromkeys(wanted)), on_progress)
     return Load(
         kernel=kernel,
         settings=settings,
@@ -63,10 +63,10 @@ def upload(
 
 
 def _put_all(
-    shelf: ArtifactStore, files: Sequence[Path], on_progress: OnProgress
+    store: ArtifactStore, files: Sequence[Path], on_progress: OnProgress
 ) -> dict[Path, str]:
     if len(files) < 2:
-        return {file: shelf.put(file, on_progress) for file in files}
+        return {file: store.put(file, on_progress) for file in files}
     lock, ended = threading.Lock(), threading.Event()
 
     def tell(progress: Progress) -> None:
@@ -77,7 +77,7 @@ def _put_all(
 
     pool = ThreadPoolExecutor(len(files), thread_name_prefix="kboot-put")
     try:
-        puts = [pool.submit(shelf.put, file, tell) for file in files]
+        puts = [pool.submit(store.put, file, tell) for file in files]
         # As soon as one has failed, the others need not go on.
         for put in as_completed(puts):
             put.result()

@@ -70,7 +70,7 @@ class SavedMachine:
         """What the guest had printed before it was saved."""
         return (self.directory / CONSOLE).read_bytes()
 
-    def boots(self) -> Boot:
+    def first_boot(self) -> Boot:
         """How it came up, as if it had become ready just now."""
         start = time.monotonic() - max(after for _, after, _ in self.boot)
         boot = Boot(self.expected, start=start)
