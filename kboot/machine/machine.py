@@ -130,13 +130,14 @@ class Machine:
         ours = filter(self._expected.concerns, self.server.fetches())
         return [*self._fetched_before, *ours]
 
-    def wait_until_ready(self, timeout_s: float | None = None) -> None:
+    def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait for the login prompt, prove that it is the right kernel, and log in.
 
-        Raises `InfraError` if the host is at fault, `GuestError` if the guest is, as soon as that
-        can be known.
+        It may take `timeout` seconds; unless given, as long as the settings say. Raises
+        `InfraError` if the host is at fault, `GuestError` if the guest is, as soon as that can be
+        known.
         """
-        deadline = self._deadline(timeout_s)
+        deadline = self._deadline(timeout)
         self.follower.follow(deadline, lambda: self.boot.ready)
         if self.boot.ready and (fault := self.follower.contradiction(deadline)):
             raise fault
@@ -201,26 +202,26 @@ class Machine:
         self.channels.connect(self.settings, Deadline(WAKE_LIMIT_S))
         self._reports_when_ready = len(self.console.reports)
 
-    def wait_for_line(self, pattern: str, timeout_s: float | None = None) -> str:
+    def wait_for_line(self, pattern: str, timeout: float | None = None) -> str:
         """Wait for a line on the console, since power-on, in which `pattern` is found; the line.
 
         The last line counts as it stands: a prompt never ends. The boot is followed meanwhile, and
         what goes wrong with it raised, as by `wait_until_ready`.
         """
-        return self.follower.wait_for_line(pattern, self._deadline(timeout_s))
+        return self.follower.wait_for_line(pattern, self._deadline(timeout))
 
-    def wait_for_reboot(self, timeout_s: float | None = None) -> None:
+    def wait_for_reboot(self, timeout: float | None = None) -> None:
         """Wait until the machine is back: another script fetch, another kernel, another boot_id.
 
-        Without `timeout_s`, it may take as long as the first boot. `NoReboot` if it runs on,
-        `HungAfterPanic` if it stands still after an expected crash, `SecondCrash` or `RebootLoop`
-        if it goes down once more, `WrongKernel` if another kernel comes up.
+        It may take `timeout` seconds; unless given, as long as the first boot. `NoReboot` if
+        it runs on, `HungAfterPanic` if it stands still after an expected crash, `SecondCrash` or
+        `RebootLoop` if it goes down once more, `WrongKernel` if another kernel comes up.
         """
         if self.boot.ready:
             self._begin_boot()
         try:
             with step("wait for the reboot"):
-                self.wait_until_ready(timeout_s)
+                self.wait_until_ready(timeout)
         except (KernelCrash, NoReboot) as error:
             if self._crash is None:
                 raise
@@ -232,25 +233,25 @@ class Machine:
             ) from error
         self._crash = None
 
-    def reboot(self) -> None:
+    def reboot(self, timeout: float | None = None) -> None:
         """Have the guest reboot itself cleanly, and wait until it is back."""
         guest = self.console_guest
         self._expect_reset()
         guest.spawn(f"sleep {_LEAD_S}; reboot")
-        self.wait_for_reboot()
+        self.wait_for_reboot(timeout)
 
-    def reset(self) -> None:
+    def reset(self, timeout: float | None = None) -> None:
         """Push the reset button and wait until the machine is back."""
         self._expect_reset()
         self.vm.reset()
-        self.wait_for_reboot()
+        self.wait_for_reboot(timeout)
 
-    def restart(self) -> None:
+    def restart(self, timeout: float | None = None) -> None:
         """Cut the power, power on again, and wait until the machine is back."""
         self._expect_reset()
         self.vm.restart()
         self.console.attach(self.vm.stream)
-        self.wait_for_reboot()
+        self.wait_for_reboot(timeout)
 
     def load_next(self, load: Load, nonce: str | None = None) -> str:
         """Replace the boot script, in one step: what the machine loads from its next reset on.
@@ -285,19 +286,19 @@ class Machine:
 
     @contextlib.contextmanager
     def expect_crash(
-        self, kind: str | None = None, *, match: str | None = None, timeout_s: float = 60.0
+        self, kind: str | None = None, *, match: str | None = None, timeout: float = 60.0
     ) -> Iterator[ExpectedCrash]:
         """The block provokes a crash of this kind or family, see `expectations.Wanted`.
 
         `match` is found in its title or its first line. When the kernel dies of it, the block ends
         there. `WrongCrash` for another crash, `SecondCrash` for one that does not follow from the
-        first, `NoCrash` if none has come `timeout_s` after the block's end. A reboot after it is
-        expected as well: see `wait_for_reboot`.
+        first, `NoCrash` if none has come `timeout` seconds after the block's end. A reboot after it
+        is expected as well: see `wait_for_reboot`.
         """
         description = expectations.wanted(kind, match)
         with self.follower.expecting_reset():
             with expectations.expecting(
-                self.console, description, tolerates=self._tolerates, timeout_s=timeout_s
+                self.console, description, tolerates=self._tolerates, timeout_s=timeout
             ) as crash:
                 yield crash
             self.report_filter.expect(crash)
@@ -317,13 +318,14 @@ class Machine:
         """Return if all is well now; raise what is wrong with the host or the guest."""
         self.console.check()
 
-    def check_reports(self) -> None:
+    def check_reports(self, timeout: float = _PANIC_LIMIT_S) -> None:
         """`check`, and raise `KernelCrash` for a report that nobody expected or allowed.
 
-        A panic that was asked for is waited for; `NoCrash` if it does not come.
+        A panic that was asked for is waited for; `NoCrash` if it does not come in `timeout`
+        seconds.
         Each report counts once. The setting ``warnings`` may have it logged instead.
         """
-        self._wait_for_panic()
+        self._wait_for_panic(timeout)
         self.check()
         unexpected = self.report_filter.sort(self.console.reports)
         for report in unexpected:
@@ -331,17 +333,17 @@ class Machine:
         if self.settings.warnings == "fail" and (crash := crash_of(unexpected)):
             raise crash
 
-    def _wait_for_panic(self) -> None:
+    def _wait_for_panic(self, timeout: float) -> None:
         before, self._reports_before_panic = self._reports_before_panic, None
         if before is None:
             return
         pause = self.console.watch("panic that was asked for")
-        for remaining_s in Deadline(_PANIC_LIMIT_S).poll(0):
+        for remaining_s in Deadline(timeout).poll(0):
             if len(self.console.reports) > before:
                 return
             pause(remaining_s)
         raise NoCrash(
-            f"panic() was called, and no panic came in {_PANIC_LIMIT_S:g} s, last console line: "
+            f"panic() was called, and no panic came in {timeout:g} s, last console line: "
             f"{self.console.last_line!r}"
         )
 
@@ -351,8 +353,8 @@ class Machine:
         self.server.check()
         self.follower.check()
 
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self.settings.timeout_s if timeout_s is None else timeout_s)
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(self.settings.timeout_s if timeout is None else timeout)
 
     def _expect_reset(self) -> None:
         self.console.expect_reset()
