@@ -32,7 +32,11 @@ def prepare(directory: Path) -> None:
 
 
 def verdict(error: BaseException | None) -> str:
-    """``passed``, ``failed`` (the guest), ``error`` (the host, the user) or ``interrupted``."""
+    """How the machine ended, by who was at fault.
+
+    ``passed``; ``failed``: the guest; ``error``: the host or the user; ``interrupted``; ``test
+    failed``: an exception of the caller's own, such as a test's AssertionError.
+    """
     match error:
         case None:
             return "passed"
@@ -43,7 +47,7 @@ def verdict(error: BaseException | None) -> str:
         case KeyboardInterrupt() | SystemExit():
             return "interrupted"
         case _:
-            return "failed"
+            return "test failed"
 
 
 def result(machine: Machine, error: BaseException | None, *, duration_s: float) -> dict[str, Any]:

@@ -40,23 +40,33 @@ _LATE: Mapping[Phase, str] = {
 
 
 def late(
-    expected: Expected, phase: Phase, waited_s: float, *, last: Phase | None, again: bool
+    expected: Expected,
+    phase: Phase,
+    waited_s: float,
+    *,
+    last: Phase | None,
+    again: bool,
+    limit_s: float | None = None,
 ) -> KbootError:
     """A boot has come no further than into `phase`; `again` if the machine should have rebooted.
 
-    `last` is the last milestone that it reached.
+    `last` is the last milestone that it reached. `limit_s` is the time for the whole boot, if that
+    is what has run out.
     """
     waited = f"{waited_s:.0f} s"
+    limit = "" if limit_s is None else f"the boot reached its time limit (timeout {limit_s:g} s): "
     if phase is Phase.LINUX:
         advice = _console_advice(expected)
-        return GuestTimeout(f"the kernel was started and printed nothing in {waited}; {advice}")
+        return GuestTimeout(
+            f"{limit}the kernel was started and printed nothing in {waited}; {advice}"
+        )
     if again and phase in {Phase.SCHEDULED, Phase.FIRMWARE}:
-        return NoReboot(f"the machine did not reboot in {waited}")
+        return NoReboot(f"{limit}the machine did not reboot in {waited}")
     after = f" after {last}" if last else ""
     # Until the kernel runs, nothing can be its fault.
     error = GuestTimeout if phase in {Phase.INIT, Phase.READY} else InfraError
     advice = _prompt_advice(expected) if phase is Phase.READY else ""
-    return error(f"{_LATE[phase]}: nothing more{after} for {waited}{advice}")
+    return error(f"{limit}{_LATE[phase]}: nothing more{after} for {waited}{advice}")
 
 
 def unless_doubted(error: KbootError, doubt: str | None) -> KbootError:

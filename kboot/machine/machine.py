@@ -147,7 +147,8 @@ class Machine:
     def _log_in_and_verify(self, deadline: Deadline) -> None:
         """Log in where it is ready, and verify that it runs the right kernel."""
         if not self.boot.ready:
-            raise self.boot.late(time.monotonic() - self.boot.since)
+            waited_s = time.monotonic() - self.boot.since
+            raise self.boot.late(waited_s, limit_s=deadline.seconds)
         guest = self._log_in(deadline)
         self.boot_ids.append(faults.prove(guest, self._expected, known=self.boot_ids))
         self.channels.connect(self.settings, deadline)
