@@ -21,9 +21,9 @@ class MachineSpec:
     """Everything about a virtual machine that a test may choose, the same on every backend."""
 
     #: Unique among the machines of one run; a DNS label: ``[a-z0-9-]``, at most 40 characters.
-    name: str
-    #: The URL in DHCP option 67; the firmware's iPXE fetches it and runs it.
-    boot_file: str
+    name: str = "m0"
+    #: The URL in DHCP option 67; the firmware's iPXE fetches it and runs it. Known at power-on.
+    boot_file: str = ""
     memory_mib: int = 512
     cpus: int = 1
     firmware: Firmware = "bios"
@@ -140,7 +140,7 @@ class VirtualMachine(Protocol):
         """Push the reset button: same machine, memory lost, the serial line stays."""
 
     def restart(self) -> None:
-        """Cut the power and switch it on again."""
+        """Cut the power and power on again."""
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
@@ -168,7 +168,7 @@ class Backend(Protocol):
     def power_on(
         self, spec: MachineSpec, deadline: Deadline
     ) -> AbstractContextManager[VirtualMachine]:
-        """Switch a machine on; it is gone at the end of the ``with``."""
+        """Power a machine on; it is gone at the end of the ``with``."""
 
 
 @runtime_checkable
@@ -269,9 +269,6 @@ class SnapshotVirtualMachine(VirtualMachine, Protocol):
 
     def snapshot(self, directory: Path) -> None:
         """Write memory and devices to `directory`, an empty one; the guest then runs on."""
-
-    def restore(self, directory: Path) -> None:
-        """Cut the power and go on from what `snapshot` wrote; `stream` is a new one."""
 
 
 @runtime_checkable

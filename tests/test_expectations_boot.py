@@ -33,7 +33,7 @@ def test_no_crash(zoo: Zoo) -> None:
     machine = zoo.open()
     with (
         pytest.raises(NoCrash, match="expected a crash of kind panic; none came in 1 s"),
-        machine.expect_crash("panic", timeout_s=1),
+        machine.expect_crash("panic", timeout=1),
     ):
         pass
 
@@ -42,7 +42,7 @@ def test_a_wrong_crash(zoo: Zoo) -> None:
     machine = zoo.open()
     with (
         pytest.raises(WrongCrash, match="of kind divide-error; what came is kernel BUG") as caught,
-        machine.expect_crash("divide-error", timeout_s=2),
+        machine.expect_crash("divide-error", timeout=2),
     ):
         zoo.meet("bug")
     assert caught.value.report.function == "zoo_bug"
@@ -52,7 +52,7 @@ def test_a_crash_of_the_right_kind_in_the_wrong_place(zoo: Zoo) -> None:
     machine = zoo.open()
     with (
         pytest.raises(WrongCrash, match="that matches 'elsewhere'; what came is kernel BUG"),
-        machine.expect_crash("bug", match="elsewhere", timeout_s=2),
+        machine.expect_crash("bug", match="elsewhere", timeout=2),
     ):
         zoo.meet("bug")
 

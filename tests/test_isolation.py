@@ -165,7 +165,7 @@ def test_own_machine(machine, number, record_property):
     guest.succeed(f"echo {number} >/root/mark; sleep 0.3")
     assert guest.succeed("cat /root/mark").strip() == str(number)
     record_property("worker", os.environ["PYTEST_XDIST_WORKER"])
-    record_property("machine", machine.settings.machine_name)
+    record_property("machine", machine.name)
     record_property("server", machine.server.url(""))
     record_property("boot_id", machine.boot_id)
 

@@ -148,7 +148,9 @@ def test_a_machine_without_a_rom_boots_from_the_network_again_and_again(
 ) -> None:
     config = Config(accel="tcg", qemu=str(qemu_without_rom), ipxe_efi=IPXE)
     settings = MachineSettings(
-        machine_name="without-rom", firmware="uefi", initrds=(tiny_initramfs(),), timeout_s=120
+        spec=MachineSpec(name="without-rom", firmware="uefi"),
+        initrds=(tiny_initramfs(),),
+        timeout_s=120,
     )
     evidence = tmp_path / "evidence"
     evidence.mkdir()

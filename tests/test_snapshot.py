@@ -171,13 +171,15 @@ def test_qemu_does_not_take_another_machines_state(
 def test_a_machine_that_was_not_meant_to_be_saved_says_so(place: Place, tmp_path: Path) -> None:
     with (
         place.backend.power_on(replace(SPEC, name="plain"), Deadline(20)) as vm,
-        pytest.raises(InfraError, match="was not switched on to be saved"),
+        pytest.raises(InfraError, match="was not started to be saved"),
     ):
         vm.snapshot(tmp_path)
 
 
 def test_under_uefi_as_well(place: Place) -> None:
-    settings = MachineSettings(machine_name="uefi", firmware="uefi", initrds=(tiny_initramfs(),))
+    settings = MachineSettings(
+        spec=MachineSpec(name="uefi", firmware="uefi"), initrds=(tiny_initramfs(),)
+    )
     with place.machine(settings) as machine:
         place.snapshots.save(machine, settings)
         boot_id = machine.boot_id

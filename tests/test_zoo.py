@@ -194,7 +194,7 @@ def test_a_corrupt_initramfs(tmp_path: Path) -> None:
             machine.wait_until_ready()
         record(machine, "corrupt_initramfs", crash, 0)
         assert (crash.report.kind, crash.report.fatal) == ("no-root", True)
-        machine.wait_for_line("Initramfs unpacking failed", timeout_s=1)
+        machine.wait_for_line("Initramfs unpacking failed", timeout=1)
         # It will not do better the next time, however often it tries.
         with pytest.raises(RebootLoop, match="unable to mount root fs"):
             machine.wait_for_reboot()

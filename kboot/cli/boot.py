@@ -115,10 +115,10 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
 
 
 def _print_machine(machine: Machine) -> None:
-    settings = machine.settings
+    spec = machine.settings.spec
     click.echo(
-        f"{machine.machine_description}; {settings.firmware}, {settings.memory_mib} MiB, "
-        f"{settings.cpus} cpu; {machine.command_line}"
+        f"{machine.machine_description}; {spec.firmware}, {spec.memory_mib} MiB, "
+        f"{spec.cpus} cpu; {machine.command_line}"
     )
 
 

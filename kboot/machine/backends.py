@@ -1,4 +1,4 @@
-"""The backend that a configuration names, and the machines that stay there: knows their names."""
+"""The backend that a configuration names, and its persistent machines: knows backends' names."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Channels:
     """
 
     def __init__(self, vm: VirtualMachine, console: Console) -> None:
-        self._machine = vm
+        self._vm = vm
         self._console = console
         self._on_console: Guest | None = None
         self._by_ssh: Guest | None = None
@@ -58,35 +58,33 @@ class Channels:
         self._on_console = log_in(self._console, settings.user, settings.password, deadline)
         return self._on_console
 
-    def take_up(self, guest: Guest) -> None:
-        """Somebody is logged in on the console already."""
+    def use_console(self, guest: Guest) -> None:
+        """Run commands by `guest`, which is logged in on the console already."""
         self._on_console = guest
 
-    def reach(self, settings: MachineSettings, deadline: Deadline) -> None:
-        """By ssh, where the settings want that."""
-        self._by_ssh = _reach_by_ssh(
-            self._machine, self._console, settings, self.on_console, deadline
-        )
+    def connect(self, settings: MachineSettings, deadline: Deadline) -> None:
+        """Connect by ssh, where the settings want that."""
+        self._by_ssh = _connect_by_ssh(self._vm, self._console, settings, self.on_console, deadline)
 
-    def lend_console(self) -> None:
-        """Leave the console to somebody else."""
+    def release_console(self) -> None:
+        """Log off the console, for somebody else to use it."""
         if self._on_console is not None:
             self._on_console.close()
             self._on_console = None
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """End the ssh connection, if there is one."""
         by_ssh, self._by_ssh = self._by_ssh, None
         if by_ssh:
             by_ssh.close()
 
-    def forget(self) -> None:
-        """This boot of the guest is over."""
+    def close(self) -> None:
+        """This boot of the guest is over: no way leads into it any more."""
         self._on_console = None
-        self.hang_up()
+        self.disconnect()
 
 
-def _reach_by_ssh(
+def _connect_by_ssh(
     vm: VirtualMachine,
     console: Console,
     settings: MachineSettings,

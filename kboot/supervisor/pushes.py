@@ -191,7 +191,7 @@ class Pushes:
             images_of=images_of.settings if images_of else None,
         )
         self._channel = self._channel or settings.channel
-        settings = replace(settings, channel=self._channel)
+        settings = settings.reached_by(self._channel)
         load = upload(
             self._store,
             kernel,

@@ -240,10 +240,10 @@ class MachineSession:
             return
         try:
             # Whoever had the console may have typed there.
-            self.machine.channels.lend_console()
+            self.machine.channels.release_console()
         except KbootError as error:
             logger.debug("the shell was not left in order: %s", error)
-            self.machine.channels.forget()
+            self.machine.channels.close()
         if self._keeper.note.proved == self.machine.boot.expected.nonce:
             self.events.enter(State(name="ready"))
             self._look_after()
@@ -371,7 +371,7 @@ class MachineSession:
                 # Without stty, or without the right to, they do it themselves.
                 with contextlib.suppress(GuestError, InfraError):
                     self.machine.console_guest.run(set_size(size), timeout_s=_SIZE_LIMIT_S)
-            self.machine.channels.lend_console()
+            self.machine.channels.release_console()
 
     def resize(self) -> None:
         """The terminal of who types has another size: the guest's shell is told, if it waits."""
@@ -400,7 +400,7 @@ class MachineSession:
     def _need_ready(self) -> None:
         """`GuestError` if the guest is not up, `InfraError` if that is the host's fault."""
         self._look_after()
-        name, state = self.machine.settings.machine_name, self.events.state
+        name, state = self.machine.name, self.events.state
         if state.name == "ready":
             # What runs in the guest is not waited for while the host is at fault.
             self.supply.recreate()

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from kboot.backend import MachineSpec
 from kboot.errors import KbootError
 from kboot.kernel import read_kernel
 from kboot.machine import Machine, MachineSettings
@@ -47,13 +48,12 @@ def vm(directory: Path) -> Iterator[Zoo]:
     kernel = read_kernel(KERNEL)
     files: dict[str, bytes | Path] = {"/lib/kboot_zoo.ko": build(directory), **_INITS}
     settings = MachineSettings(
-        machine_name="zoo",
+        spec=MachineSpec(name="zoo", extra_arguments=("-device", "i6300esb")),
         initrds=(
             tiny_initramfs(),
             module_initramfs(kernel, ["i6300esb"]),
             overlay_initramfs(files),
         ),
-        extra_arguments=("-device", "i6300esb"),
     )
     with open_place(KERNEL, directory) as place:
         with place.machine(settings) as machine:
@@ -107,5 +107,5 @@ class Zoo:
         """Replace a text in the script that the machine boots from."""
         assert old in self.machine.command_line
         script = (self.machine.evidence_directory / "boot.ipxe").read_text(encoding="utf-8")
-        name = f"{self.machine.settings.machine_name}/boot.ipxe"
+        name = f"{self.machine.name}/boot.ipxe"
         self.machine.server.write(name, script.replace(old, new))
