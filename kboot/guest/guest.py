@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kboot.deadline import Deadline
+from kboot.deadline import Deadline, time_limit
 from kboot.errors import CommandFailed, GuestError, GuestTimeout, InfraError, KernelCrash
 from kboot.guest.history import CommandHistory, CommandRecord, Entry
 from kboot.log import logger
@@ -30,7 +30,7 @@ class Channel(Protocol):
     def mark(self) -> int:
         """The present position: bytes received so far."""
 
-    def read(self, position: int, deadline: Deadline, /, *, what: str) -> bytes:
+    def read(self, position: int, /, *, what: str, deadline: Deadline) -> bytes:
         """Wait for bytes behind `position` and return all there are.
 
         Raises `GuestTimeout` at the deadline, saying that `what` did not come, and a better reason
@@ -87,6 +87,11 @@ class Runner(Protocol):
         """Leave the guest as it was."""
 
 
+#: How long a command may take for which no other limit was given, ...
+COMMAND_TIMEOUT_S = 60.0
+#: ... and a file: a serial line carries 10 kB/s where it is slow.
+_FILE_TIMEOUT_S = 600.0
+
 #: How long a command that ran out of time is given to end, and its output to come.
 _INTERRUPT_S = 10.0
 _TERM_GRACE_S = 2.0
@@ -127,18 +132,21 @@ class BackgroundCommand:
         self._start = time.monotonic()
         self.command = entry.record.command
 
-    def wait(self, deadline: Deadline) -> CommandResult:
+    def wait(
+        self, *, timeout: float | None = None, deadline: Deadline | None = None
+    ) -> CommandResult:
         """Wait for its end. `GuestTimeout` leaves it running: wait again, or `kill`."""
-        if not self._job.wait(deadline):
-            raise GuestTimeout(f"{self.command!r} still runs after {deadline.seconds:g} s")
-        ended = self._job.fetch(deadline)
+        limit = time_limit(timeout, deadline, COMMAND_TIMEOUT_S)
+        if not self._job.wait(limit):
+            raise GuestTimeout(f"{self.command!r} still runs after {limit.seconds:g} s")
+        ended = self._job.fetch(limit)
         result = _result(self.command, ended, self._start)
         self._entry.end(result.exit_status, _printed(result))
         return result
 
-    def kill(self, deadline: Deadline, signal: str = "TERM") -> None:
+    def kill(self, signal: str = "TERM", *, timeout: float | None = None) -> None:
         """Send a signal to the command and all it started."""
-        self._job.kill(signal, deadline)
+        self._job.kill(signal, time_limit(timeout, None, COMMAND_TIMEOUT_S))
 
 
 class Guest:
@@ -153,7 +161,7 @@ class Guest:
         self,
         runner: Runner,
         *,
-        command_timeout_s: float = 60.0,
+        command_timeout_s: float = COMMAND_TIMEOUT_S,
         history: CommandHistory | None = None,
     ) -> None:
         """What it runs goes into `history`; without one, into a history of its own."""
@@ -179,21 +187,20 @@ class Guest:
         self,
         command: str | bytes,
         *,
-        timeout_s: float | None = None,
+        timeout: float | None = None,
         deadline: Deadline | None = None,
         check: bool = False,
     ) -> CommandResult:
         """Run a command to its end; the output and the exit status are exact.
 
-        It has until `deadline` and at most `timeout_s` (unless given: the guest's own). Then it is
-        killed and `GuestTimeout` says what it printed. `CommandFailed` if it fails and `check` is
-        set. `GuestError` if the outcome cannot be told. A crash or a reset of the guest meanwhile
-        is raised as itself.
+        It has `timeout` seconds, 60 unless given. Then it is killed and `GuestTimeout` says what it
+        printed. `CommandFailed` if it fails and `check` is set. `GuestError` if the result is
+        unknown. A crash or a reset of the guest meanwhile is raised as itself.
         """
         raw = command.encode() if isinstance(command, str) else command
         entry = self._history.begin(raw.decode(errors="replace"))
         try:
-            result = self._run(raw, self._budget(timeout_s, deadline), entry)
+            result = self._run(raw, self._budget(timeout, deadline), entry)
         finally:
             entry.end(None)
         if check and result.exit_status != 0:
@@ -204,63 +211,76 @@ class Guest:
         self,
         command: str,
         *,
-        timeout_s: float | None = None,
+        timeout: float | None = None,
         deadline: Deadline | None = None,
     ) -> str:
         """Run a command that has to exit with 0; its standard output. Raises as `run`."""
-        return self.run(command, timeout_s=timeout_s, deadline=deadline, check=True).stdout
+        return self.run(command, timeout=timeout, deadline=deadline, check=True).stdout
 
-    def wait_until_succeeds(self, command: str, deadline: Deadline) -> str:
+    def wait_until_succeeds(
+        self, command: str, *, timeout: float | None = None, deadline: Deadline | None = None
+    ) -> str:
         """Run a command again and again until it exits with 0; its standard output then.
 
-        It stands in the history once.
+        It has `timeout` seconds in all, 60 unless given, and stands in the history once.
         """
+        limit = time_limit(timeout, deadline, self._command_timeout_s)
         result: CommandResult | None = None
         entry = self._history.begin(command)
         try:
-            for _ in deadline.poll(_RETRY_S):
-                result = self._run(command.encode(), self._budget(None, deadline), Entry(command))
+            for _ in limit.poll(_RETRY_S):
+                result = self._run(command.encode(), limit.within(limit.remaining), Entry(command))
                 if result.exit_status == 0:
                     return result.stdout
         finally:
             status, output = (result.exit_status, _printed(result)) if result else (None, "")
             entry.end(status, output)
         last = f"; the last time: {_failure(result)}" if result else ""
-        raise GuestTimeout(f"{command!r} did not succeed in {deadline.seconds:g} s{last}")
+        raise GuestTimeout(f"{command!r} did not succeed in {limit.seconds:g} s{last}")
 
-    def spawn(self, command: str, *, timeout_s: float = 30.0) -> BackgroundCommand:
-        """Start a command in the background. `timeout_s` is for the start alone."""
+    def spawn(self, command: str, *, timeout: float = 30.0) -> BackgroundCommand:
+        """Start a command in the background. `timeout` is for the start alone."""
         entry = self._history.begin(command)
-        job = self._runner.start(command.encode(), Deadline(timeout_s), loud=False)
+        job = self._runner.start(command.encode(), Deadline(timeout), loud=False)
         return BackgroundCommand(job, entry)
 
     def put(
         self,
-        local: Path,
+        local: str | Path,
         remote: str,
-        deadline: Deadline,
         *,
+        timeout: float | None = None,
+        deadline: Deadline | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> None:
         """Copy a file into the guest, permissions included; checked by a checksum there.
 
         `on_progress` is told the bytes that have arrived, and those in all; what it raises ends it.
         """
-        mode = local.stat().st_mode & 0o777
-        self._runner.put(local.read_bytes(), remote, mode, deadline, on_progress=on_progress)
+        limit = time_limit(timeout, deadline, _FILE_TIMEOUT_S)
+        file = Path(local)
+        mode = file.stat().st_mode & 0o777
+        self._runner.put(file.read_bytes(), remote, mode, limit, on_progress=on_progress)
 
-    def get(self, remote: str, local: Path, deadline: Deadline) -> None:
+    def get(
+        self,
+        remote: str,
+        local: str | Path,
+        *,
+        timeout: float | None = None,
+        deadline: Deadline | None = None,
+    ) -> None:
         """Copy a file out of the guest; checked by a checksum."""
-        command = b"cat <" + _quote(remote)
-        result = self.run(command, timeout_s=deadline.remaining, deadline=deadline, check=True)
-        local.write_bytes(result.stdout_bytes)
+        limit = time_limit(timeout, deadline, _FILE_TIMEOUT_S)
+        result = self.run(b"cat <" + _quote(remote), timeout=limit.remaining, check=True)
+        Path(local).write_bytes(result.stdout_bytes)
 
     def close(self) -> None:
         """Give the guest's terminal back to the shell that was there."""
         self._runner.close()
 
-    def _budget(self, timeout_s: float | None, deadline: Deadline | None) -> Deadline:
-        seconds = self._command_timeout_s if timeout_s is None else timeout_s
+    def _budget(self, timeout: float | None, deadline: Deadline | None) -> Deadline:
+        seconds = self._command_timeout_s if timeout is None else timeout
         return Deadline(seconds) if deadline is None else deadline.within(seconds)
 
     def _run(self, raw: bytes, budget: Deadline, entry: Entry) -> CommandResult:

@@ -35,7 +35,7 @@ def wake_terminal(console: Console, deadline: Deadline) -> None:
         since = console.mark()
         console.send(keys, echoed=False)
         with contextlib.suppress(GuestTimeout):
-            console.expect_prompt(LOGIN_PROMPTS, deadline.within(_PATIENCE_S), since=since)
+            console.expect_prompt(LOGIN_PROMPTS, deadline=deadline.within(_PATIENCE_S), since=since)
             return
 
 
@@ -93,7 +93,7 @@ class _Login:
         while True:
             try:
                 prompt = self._console.expect_prompt(
-                    LOGIN_PROMPTS, deadline.within(_NUDGE_S), since=since
+                    LOGIN_PROMPTS, deadline=deadline.within(_NUDGE_S), since=since
                 )
             except GuestTimeout:
                 if deadline.expired:

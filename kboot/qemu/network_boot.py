@@ -128,7 +128,7 @@ def _probe(program: str, accelerator: Accelerator) -> bool:
             Console(machine.stream, record=None, scanner=Scanner(), check=machine.check) as console,
         ):
             wanted = [re.compile(_MARKER), EDK2_CLIENT, _NOTHING]
-            return console.expect(wanted, deadline, since=0).index == 0
+            return console.expect(wanted, deadline=deadline, since=0).index == 0
 
 
 def _recall(memory: Path) -> dict[str, bool]:
