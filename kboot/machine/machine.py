@@ -12,7 +12,7 @@ from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError, KernelCrash, NoCrash, NoReboot
-from kboot.guest import Guest
+from kboot.guest import CommandRecord, Guest
 from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
 from kboot.kernel import Kernel
@@ -100,6 +100,11 @@ class Machine:
         return self.settings.spec.name
 
     @property
+    def commands(self) -> Sequence[CommandRecord]:
+        """The last 100 commands that were run in its guest, in all its boots, oldest first."""
+        return self.channels.history.records
+
+    @property
     def boots(self) -> Sequence[Boot]:
         """Each boot of this machine, in order; the last one may be under way."""
         return self.follower.boots
@@ -150,7 +155,7 @@ class Machine:
             waited_s = time.monotonic() - self.boot.since
             raise self.boot.late(waited_s, limit_s=deadline.seconds)
         guest = self._log_in(deadline)
-        self.boot_ids.append(faults.prove(guest, self._expected, known=self.boot_ids))
+        self.boot_ids.append(faults.prove(guest.unrecorded(), self._expected, known=self.boot_ids))
         self.channels.connect(self.settings, deadline)
         self._reports_when_ready = len(self.console.reports)
 
@@ -169,7 +174,7 @@ class Machine:
         printed = Phase.LINUX in self.boot.reached
         if printed or faults.is_quiet(self._expected.command_line):
             return
-        if not faults.prints_on(guest, self._expected.console):
+        if not faults.prints_on(guest.unrecorded(), self._expected.console):
             raise faults.silent_kernel(self._expected)
 
     def take_over(self, lines: Sequence[Line]) -> None:
@@ -195,7 +200,12 @@ class Machine:
         self.restored_from = saved.key
         self._fetched_before = saved.fetches
         with step("wake the guest"):
-            guest, boot_id = resume(self.console, saved.agent, Deadline(WAKE_LIMIT_S))
+            guest, boot_id = resume(
+                self.console,
+                saved.agent,
+                Deadline(WAKE_LIMIT_S),
+                history=self.channels.history,
+            )
         if boot_id != saved.boot_id:
             raise InfraError(f"another machine was restored: its boot_id is {boot_id}")
         self.boot_ids.append(boot_id)

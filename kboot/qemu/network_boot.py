@@ -128,7 +128,7 @@ def _probe(program: str, accelerator: Accelerator, deadline: Deadline) -> bool:
         ):
             wanted = [re.compile(_MARKER), EDK2_CLIENT, _NOTHING]
             try:
-                return console.expect(wanted, deadline, since=0).index == 0
+                return console.expect(wanted, deadline=deadline, since=0).index == 0
             except GuestError as error:
                 # No kernel had a part in it.
                 raise InfraError(

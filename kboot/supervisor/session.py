@@ -339,7 +339,7 @@ class MachineSession:
     def run(self, command: str, timeout_s: float) -> dict[str, Any]:
         """Run a command in the guest."""
         with self._guest("a command runs") as guest:
-            result = guest.run(command, timeout_s=timeout_s)
+            result = guest.run(command, timeout=timeout_s)
         return {
             "exit_status": result.exit_status,
             "stdout": result.stdout_bytes.decode("latin-1"),
@@ -355,12 +355,12 @@ class MachineSession:
             on_progress(Progress(file=file, step="copy", done=done, size=size))
 
         with self._guest("a file is copied") as guest, _local_named(local):
-            guest.put(file, remote, Deadline(timeout_s), on_progress=report)
+            guest.put(file, remote, timeout=timeout_s, on_progress=report)
 
     def get(self, remote: str, local: str, timeout_s: float) -> None:
         """Copy a file of the guest to this host."""
         with self._guest("a file is copied") as guest, _local_named(local):
-            guest.get(remote, Path(local), Deadline(timeout_s))
+            guest.get(remote, Path(local), timeout=timeout_s)
 
     def lend_console(self) -> None:
         """Somebody is going to type: the guest's shell is theirs."""
@@ -370,7 +370,9 @@ class MachineSession:
             if size := self._keyboard.size:
                 # Without stty, or without the right to, they do it themselves.
                 with contextlib.suppress(GuestError, InfraError):
-                    self.machine.console_guest.run(set_size(size), timeout_s=_SIZE_LIMIT_S)
+                    self.machine.console_guest.unrecorded().run(
+                        set_size(size), timeout=_SIZE_LIMIT_S
+                    )
             self.machine.channels.release_console()
 
     def resize(self) -> None:

@@ -93,7 +93,7 @@ class Zoo:
             return False
         try:
             self.machine.check()
-            self.machine.guest.succeed("true", timeout_s=10)
+            self.machine.guest.succeed("true", timeout=10)
         except KbootError:
             return False
         return True
@@ -101,7 +101,7 @@ class Zoo:
     def meet(self, *animals: str, before: str = ":") -> None:
         """Run a command in the guest, and then have a process for each animal meet it."""
         for animal in animals:
-            self.machine.guest.run(f"{before}; echo {animal} > /proc/kboot_zoo", timeout_s=60)
+            self.machine.guest.run(f"{before}; echo {animal} > /proc/kboot_zoo", timeout=60)
 
     def change_script(self, old: str, new: str) -> None:
         """Replace a text in the script that the machine boots from."""
