@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kboot import templates
+from kboot.config import ClusterConfig
 from kboot.errors import ClusterError
 from kboot.kubevirt import patch
-from kboot.kubevirt.settings import ClusterSettings
 
 #: Which run an object belongs to.
 RUN_LABEL = "kboot.dev/run"
@@ -157,7 +157,7 @@ def note(run: Run, texts: Mapping[str, str]) -> Manifest:
     return {**manifest, "stringData": dict(texts)}
 
 
-def boot_server(run: Run, settings: ClusterSettings, *, token: str) -> list[Manifest]:
+def boot_server(run: Run, settings: ClusterConfig, *, token: str) -> list[Manifest]:
     """Secret, ConfigMap, Service, Pod and NetworkPolicy of the boot server, in that order.
 
     `token` is what opens the port for uploads.
@@ -176,13 +176,13 @@ def boot_server(run: Run, settings: ClusterSettings, *, token: str) -> list[Mani
         owner_uid=run.owner_uid,
         token=token,
         nginx_conf=nginx_conf,
-        image=settings.nginx_image,
-        pull_secrets=settings.pull_secrets,
-        claim=settings.claim,
+        image=settings.cluster_nginx_image,
+        pull_secrets=settings.cluster_pull_secrets,
+        claim=settings.cluster_claim,
         http_port=HTTP_PORT,
         upload_port=UPLOAD_PORT,
     )
-    return [patch.apply(settings.patches, manifest) for manifest in manifests]
+    return [patch.apply(settings.cluster_patch, manifest) for manifest in manifests]
 
 
 def token_of(secret: Manifest) -> str:
@@ -196,16 +196,16 @@ def token_of(secret: Manifest) -> str:
     raise ClusterError(f"the Secret {secret['metadata']['name']} has no token for uploads")
 
 
-def storage(namespace: str, settings: ClusterSettings) -> Manifest:
+def storage(namespace: str, settings: ClusterConfig) -> Manifest:
     """The claim for artifacts that outlive runs. It belongs to none, and stays."""
     (manifest,) = _parse(
         "nginx/kubernetes/storage.yaml",
-        claim=settings.claim,
+        claim=settings.cluster_claim,
         namespace=namespace,
-        storage_class=settings.storage_class,
-        size_gib=settings.storage_gib,
+        storage_class=settings.cluster_storage_class,
+        size_gib=settings.cluster_storage_gib,
     )
-    return patch.apply(settings.patches, manifest)
+    return patch.apply(settings.cluster_patch, manifest)
 
 
 def to_yaml(manifests: list[Manifest]) -> str:

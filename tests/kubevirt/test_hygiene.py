@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from kboot.cli import main
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_kubevirt, ownership
+from kboot.kubevirt import open_kubevirt, ownership
 from kboot.kubevirt.api import connect, errors
 from kboot.kubevirt.checks import allows_restricted, lacking_rights
 from kboot.kubevirt.manifests import HEARTBEAT, PROCESS
@@ -29,8 +30,9 @@ RUN = """
 import time
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_kubevirt
-with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
+from kboot.config import ClusterConfig
+from kboot.kubevirt import open_kubevirt
+with open_kubevirt(ClusterConfig()) as backend, backend.serve(Deadline(20)) as server:
     spec = MachineSpec(name="m", boot_file=server.write("m/boot.ipxe", "#!ipxe"))
     with backend.power_on(spec, Deadline(20)) as machine:
         while machine.stream.recv(65536):
@@ -102,7 +104,7 @@ def test_runs_that_were_killed_are_removed_and_nothing_else_is_touched(cluster: 
         run.send_signal(signal.SIGKILL)
         run.communicate()
     assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
-    with open_kubevirt(ClusterSettings()) as living:
+    with open_kubevirt(ClusterConfig()) as living:
         make_old(cluster)
         owner = cluster.call(lambda: cluster.store.get("configmaps", "team", living.run.name))
         assert owner is not None
@@ -168,7 +170,7 @@ def test_a_run_that_was_killed_on_this_host_is_known_to_be_dead_at_once(
 
 
 def test_of_a_run_on_another_host_only_the_heartbeat_tells(cluster: Cluster) -> None:
-    with open_kubevirt(ClusterSettings()):
+    with open_kubevirt(ClusterConfig()):
 
         def move(owner: dict[str, Any]) -> None:
             note = json.loads(owner["metadata"]["annotations"][PROCESS])
@@ -195,7 +197,7 @@ def test_a_namespace_that_does_not_exist_is_not_taken_for_an_empty_one(
 
 def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kboot.kubevirt.ownership.HEARTBEAT_S", 0.05)
-    with open_kubevirt(ClusterSettings()) as backend:
+    with open_kubevirt(ClusterConfig()) as backend:
         make_old(cluster)
         for _ in Deadline(5).poll(0.05):
             owner = cluster.call(lambda: cluster.store.get("configmaps", "team", backend.run.name))
@@ -242,7 +244,7 @@ def test_doctor_asks_for_an_action_as_a_run_does_without_effect(
     [
         (["--firmware=bios"], "ok"),
         (["--firmware=uefi"], "warning"),
-        (["--firmware=uefi", "--ipxe-disk=registry/ipxe:1"], "ok"),
+        (["--firmware=uefi", "--cluster-ipxe-disk=registry/ipxe:1"], "ok"),
     ],
 )
 def test_doctor_doubts_uefi_without_a_disk_that_has_ipxe(

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from kboot.backend import BootServer
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
-from kboot.kubevirt import ClusterSettings, KubevirtBackend, join_kubevirt, open_kubevirt
+from kboot.kubevirt import KubevirtBackend, join_kubevirt, open_kubevirt
 from kboot.kubevirt.manifests import token_of
 from tests.kubevirt.cluster import TOKEN, Cluster, running_cluster
 from tests.kubevirt.cluster.pods import MISSING_IMAGE
@@ -80,7 +81,7 @@ def test_a_server_is_joined_by_another_process_and_stays_when_that_ends(
     artifact.write_bytes(b"kernel")
     for _ in range(2):
         with (
-            join_kubevirt(ClusterSettings(), backend.run.identifier) as joined,
+            join_kubevirt(ClusterConfig(), backend.run.identifier) as joined,
             joined.join_server(Deadline(20)) as same,
         ):
             assert same.put(artifact) == server.put(artifact)
@@ -89,7 +90,7 @@ def test_a_server_is_joined_by_another_process_and_stays_when_that_ends(
     assert len([call for call in cluster.calls("artifacts/") if call.startswith("PUT")]) == 1
     with (
         pytest.raises(ClusterError, match="kboot-rnone"),
-        join_kubevirt(ClusterSettings(), "rnone"),
+        join_kubevirt(ClusterConfig(), "rnone"),
     ):
         pass
 
@@ -214,7 +215,7 @@ def test_a_boot_server_that_is_deleted_is_named(cluster: Cluster, server: BootSe
 def test_an_image_that_cannot_be_pulled_is_told_at_once(cluster: Cluster) -> None:
     start = time.monotonic()
     with (
-        open_kubevirt(ClusterSettings(nginx_image=MISSING_IMAGE)) as backend,
+        open_kubevirt(ClusterConfig(cluster_nginx_image=MISSING_IMAGE)) as backend,
         pytest.raises(ClusterError, match="image localhost/none:1 cannot be pulled"),
         backend.serve(Deadline(20)),
     ):
