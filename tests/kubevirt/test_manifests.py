@@ -17,7 +17,7 @@ from kboot.cli import main
 from kboot.config import ClusterConfig
 from kboot.errors import ConfigError
 from kboot.kubevirt import manifests, patch, vm_manifest
-from tests.kubevirt import schema
+from tests.kubevirt import sample_manifests, schema
 from tests.kubevirt.recordings import needs_recordings
 
 RUN = manifests.Run(identifier="r123456789", namespace="team", owner_uid="c0ffee")
@@ -307,3 +307,22 @@ def test_the_manifests_can_be_printed_and_applied_by_hand(
         assert schema.faults(manifest) == []
         assert manifest["metadata"]["namespace"] == "mine"
         assert "ownerReferences" not in manifest["metadata"]
+
+
+def test_the_manifests_in_the_checkout_are_those_of_a_run() -> None:
+    text = sample_manifests.PATH.read_text(encoding="utf-8")
+    assert text == sample_manifests.text(), "run: python -m tests.kubevirt.sample_manifests"
+
+
+@pytest.mark.parametrize("name", ["yes", "12", "0x1f", "2026-01-02", "a: b", "null", "~"])
+def test_names_are_texts_whatever_they_look_like(name: str) -> None:
+    import yaml
+
+    settings = ClusterConfig(cluster_claim=name, cluster_storage_class=name)
+    run = manifests.Run(identifier="r1", namespace=name)
+    made = [*manifests.boot_server(run, settings, token="t"), manifests.storage(name, settings)]
+    assert list(yaml.safe_load_all(manifests.to_yaml(made))) == made
+    assert all(manifest["metadata"]["namespace"] == name for manifest in made)
+    files, *_ = made[3]["spec"]["volumes"]
+    assert files["persistentVolumeClaim"] == {"claimName": name}
+    assert made[-1]["metadata"]["name"] == made[-1]["spec"]["storageClassName"] == name
