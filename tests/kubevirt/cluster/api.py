@@ -17,7 +17,7 @@ from tests.kubevirt.cluster.actions import Actions
 from tests.kubevirt.cluster.connections import Connections, cut
 from tests.kubevirt.cluster.faults import DAMAGED, Faults
 from tests.kubevirt.cluster.machines import Virt
-from tests.kubevirt.cluster.pods import Kubelet
+from tests.kubevirt.cluster.pods import Kubelet, as_wanted
 from tests.kubevirt.cluster.rights import Rights
 from tests.kubevirt.cluster.room import QUOTA
 from tests.kubevirt.cluster.selection import (
@@ -248,10 +248,10 @@ class Api:
         if running is None or not running.log.exists():
             return answers.status(400, "BadRequest", "container is waiting to start")
         if "follow" not in request.query:
-            return web.Response(body=running.log.read_bytes())
+            return web.Response(body=b"".join(as_wanted(running.lines(), request.query)))
         stream = web.StreamResponse()
         await stream.prepare(request)
-        async for data in self._kubelet.follow(running):
+        async for data in self._kubelet.follow(running, request.query):
             await stream.write(data)
         return stream
 
