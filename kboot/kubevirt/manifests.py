@@ -129,11 +129,6 @@ def timestamp(moment: datetime.datetime) -> str:
     return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def now() -> str:
-    """The present time as Kubernetes writes it."""
-    return timestamp(datetime.datetime.now(datetime.UTC))
-
-
 def owner(run: Run, *, user: str, now: datetime.datetime) -> Manifest:
     """The object that owns all others of the run: deleting it deletes them.
 

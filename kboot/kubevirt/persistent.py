@@ -310,7 +310,8 @@ def _take(
             )
         if not by_force:
             _require_free(there)
-        notes = {manifests.HOLDER: me.to_text(), manifests.HEARTBEAT: manifests.now()}
+        now = manifests.timestamp(client.now(deadline))
+        notes = {manifests.HOLDER: me.to_text(), manifests.HEARTBEAT: now}
         # Only if it is as we have seen it: another one may be doing the same.
         change = {"metadata": {"annotations": notes, "resourceVersion": there.version}}
         try:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,3 +215,13 @@ def test_a_boot_takes_few_calls_however_long_it_takes(
     assert len(calls) <= 14, "\n".join(calls)
     assert "kboot.dev/run" in (tmp_path / "vm.yaml").read_text()
     assert json.loads((tmp_path / "vmi.json").read_text())["status"]["phase"] == "Running"
+
+
+def test_a_watch_that_fails_unexpectedly_is_told_by_the_next_call(cluster: Cluster) -> None:
+    with Watch(connect(), PODS) as watch:
+        nameless: dict[str, Any] = {"kind": "Pod", "metadata": {}}
+        cluster.call(lambda: cluster.store.tell("pods", "MODIFIED", nameless))
+        with pytest.raises(ClusterError, match=r"the watch of pods has failed: KeyError\('name'\)"):
+            watch.wait_for(lambda: None, Deadline(10))
+        with pytest.raises(ClusterError, match="the watch of pods has failed"):
+            watch.check()

@@ -27,7 +27,7 @@ from tests.kubevirt.cluster.selection import (
     merge,
     selects,
 )
-from tests.kubevirt.cluster.store import Gone, Object, Store
+from tests.kubevirt.cluster.store import Gone, Object, Store, moment
 from tests.kubevirt.recordings import RECORDINGS
 
 _PATH = re.compile(
@@ -45,6 +45,10 @@ _KINDS = {
     "virtualmachineinstances",
     "virtualmachines",
 }
+
+
+#: RFC 9110, in the C locale that Python begins with.
+_DATE = "%a, %d %b %Y %H:%M:%S GMT"
 
 
 class Api:
@@ -74,12 +78,17 @@ class Api:
         self.calls.append(f"{request.method} {request.path_qs}")
         self.connections.remember(request)
         try:
-            return await self._fault_or_answer(request)
+            return self._dated(await self._fault_or_answer(request))
         except (web.HTTPException, OSError):
             raise
         except Exception as error:
             self.failure = f"{request.method} {request.path_qs}: {error!r}"
             raise
+
+    def _dated(self, answer: web.StreamResponse) -> web.StreamResponse:
+        if not answer.prepared:
+            answer.headers["Date"] = moment(self._store.ahead_s).strftime(_DATE)
+        return answer
 
     async def _fault_or_answer(self, request: web.Request) -> web.StreamResponse:
         if fault := self.faults.take(request):
