@@ -31,10 +31,10 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
     "ipxe_efi",
     "context",
     "namespace",
-    "nginx_image",
-    "pull_secret",
-    "ipxe_disk",
-    "patch",
+    "cluster_nginx_image",
+    "cluster_pull_secret",
+    "cluster_ipxe_disk",
+    "cluster_patch",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON list.")
 @click.option("--rbac", is_flag=True, help="Print the Role that a cluster's account needs.")
