@@ -80,12 +80,19 @@ class Events:
         with self._changed:
             self._add(event)
 
-    def after(self, number: int, at_most_s: float) -> list[dict[str, Any]]:
-        """The events from `number` on that are kept; waits for one if there is none yet."""
+    def after(self, number: int, at_most_s: float) -> tuple[list[dict[str, Any]], int]:
+        """The events from `number` on, and the number of the next one to come.
+
+        Waits for one if there is none yet. Where older ones are kept no more, a notice says so.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._count > number, at_most_s)
-            missing = self._count - number
-            return list(self._events)[-missing:] if missing > 0 else []
+            oldest = self._count - len(self._events)
+            events = list(self._events)[max(0, number - oldest) :]
+            if (lost := oldest - number) > 0:
+                text = f"{lost} events are not shown: they came faster than they were read"
+                events.insert(0, {"event": "notice", "text": text})
+            return events, max(number, self._count)
 
     def _add(self, event: dict[str, Any]) -> None:
         self._events.append(event)
