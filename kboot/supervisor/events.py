@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from kboot.errors import KbootError, KernelCrash
+from kboot.machine.boot import Boot
 from kboot.machine.follower import BootCancelled
 
 Name = Literal["starting", "booting", "ready", "crashed", "failed", "off"]
@@ -37,6 +39,29 @@ def state_after(error: KbootError | None) -> State:
             return State(name="crashed", what=error.report.title, exit_code=error.exit_code)
         case _:
             return State(name="failed", what=str(error), exit_code=error.exit_code)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootProgress:
+    """How far a machine has come, as it was when its own thread has looked."""
+
+    #: Boots so far, the present one among them.
+    boots: int
+    #: The phase that the present boot is in.
+    phase: str
+    release: str
+    #: Of the last boot that was proved; None if none was yet.
+    boot_id: str | None
+
+    @classmethod
+    def of(cls, boot: Boot, *, boots: int, release: str, boot_ids: Sequence[str]) -> Self:
+        """For the thread that the boot belongs to."""
+        return cls(
+            boots=boots,
+            phase=str(boot.current),
+            release=release,
+            boot_id=boot_ids[-1] if boot_ids else None,
+        )
 
 
 class Events:

@@ -65,6 +65,7 @@ def answer(supervisor: Supervisor, request: Request) -> Any:
 
 def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
     session, state = supervisor.session, supervisor.events.state
+    progress = session.progress
     machine, current = session.machine, supervisor.pushes.current
     return {
         "name": supervisor.place.name,
@@ -74,15 +75,15 @@ def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
         "exit_code": state.exit_code,
         "backend": supervisor.config.backend,
         "machine": machine.machine_description,
-        "release": machine.kernel.release,
+        "release": progress.release,
         "next": None if current is None else current.as_json(),
-        "phase": str(machine.boot.current),
-        "boots": session.boots,
+        "phase": progress.phase,
+        "boots": progress.boots,
         "notices": list(session.notices),
         # Of a machine that stays; empty for one that does not.
         "identifier": supervisor.identifier,
         "meets": supervisor.meets and state.name in {"starting", "booting"},
-        "boot_id": machine.boot_ids[-1] if machine.boot_ids else None,
+        "boot_id": progress.boot_id,
         "up_s": round(time.time() - supervisor.started, 1),
         "reports": [report.title for report in machine.console.reports],
         "console_bytes": machine.console.mark(),
