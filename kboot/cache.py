@@ -8,13 +8,41 @@ cleared by the next one, because everybody uses the same name for it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from kboot.errors import InfraError
+from kboot.locks import lock_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStamp:
+    """What a file has another one of once it was written to, or another was put in its place."""
+
+    path: Path
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    #: Of its inode: nobody can set it back.
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The one that a file has now. OSError if there is none."""
+        found = path.stat()
+        return cls(
+            path=path,
+            device=found.st_dev,
+            inode=found.st_ino,
+            size=found.st_size,
+            modified_ns=found.st_mtime_ns,
+            changed_ns=found.st_ctime_ns,
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -59,8 +87,7 @@ def _sole_maker(directory: Path) -> Iterator[Path]:
     """The name to build the next entry of `directory` under, ours alone for the ``with``."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with (directory / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock_file(directory / ".lock"):
             partial = directory / ".partial"
             _remove(partial)
             try:

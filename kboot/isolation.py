@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kboot.backend import Backend, SnapshotBackend
+from kboot.cache import FileStamp
 from kboot.config import Isolation
 from kboot.deadline import Deadline
 from kboot.errors import KbootError
@@ -76,7 +77,7 @@ class Snapshots:
         self._backend = backend
         self._kernel = kernel
         self._store = store
-        self._digests: dict[tuple[Path, int, int], str] = {}
+        self._digests: dict[FileStamp, str] = {}
         #: Settings whose machines could not be saved, in spite of what the backend says.
         self._failed: list[MachineSettings] = []
 
@@ -128,8 +129,7 @@ class Snapshots:
         }
 
     def _digest(self, path: Path) -> str:
-        found = path.stat()
-        stamp = (path, found.st_size, found.st_mtime_ns)
+        stamp = FileStamp.of(path)
         if stamp not in self._digests:
             self._digests[stamp] = sha256_of(path)
         return self._digests[stamp]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kboot import process, state, templates
 from kboot.backend import Fetch, OnProgress, Progress, ignore_progress
+from kboot.cache import FileStamp
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import logger, step
@@ -100,7 +101,7 @@ class Nginx:
         self.port = 0
         self._guest_host = guest_host
         self._process: process.Process
-        self._put: dict[tuple[str, int, int, int], str] = {}
+        self._put: dict[FileStamp, str] = {}
         self._fetches = FetchLog()
         #: For who reads on in the access log.
         self._reading = threading.Lock()
@@ -122,14 +123,12 @@ class Nginx:
     def put(self, artifact: Path, on_progress: OnProgress = ignore_progress) -> str:
         """Publish a file under its sha256 and return its URL. `ConfigError` if it is unreadable."""
         try:
-            stat = artifact.stat()
+            stamp = FileStamp.of(artifact)
         except OSError as error:
             raise _unreadable(artifact, error) from error
-        # A file that was rewritten has another inode, length or change time.
-        key = (str(artifact), stat.st_ino, stat.st_size, stat.st_ctime_ns)
-        if key not in self._put:
-            self._put[key] = self._store(artifact, stat.st_size, on_progress)
-        return self.url(f"artifacts/{self._put[key]}")
+        if stamp not in self._put:
+            self._put[stamp] = self._store(artifact, stamp.size, on_progress)
+        return self.url(f"artifacts/{self._put[stamp]}")
 
     def remove(self, url: str) -> int:
         """Drop what `put` has published there; the bytes that it took, 0 if there was nothing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,6 @@ from kboot.backend import BootServer, Fetch, OnProgress, SharedRunBackend, ignor
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
-from kboot.log import logger
 from kboot.machine import open_backend
 from kboot.nginx import FetchLog
 
@@ -36,18 +34,12 @@ def lend(config: Config) -> Iterator[Path]:
     Yields the directory by which they find us. Nothing is started before the first one asks.
     """
     lender = _Lender(config)
-    with state.run_directory() as directory, contextlib.closing(rpc.listen(directory)) as listener:
-        thread = threading.Thread(
-            target=lender.accept, args=(listener,), name="kboot-lender", daemon=True
-        )
-        thread.start()
-        try:
-            yield directory
-        finally:
-            # Closing it would not wake up the thread that waits there.
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
-            lender.close()
+    with (
+        state.run_directory() as directory,
+        contextlib.closing(lender),
+        rpc.serving(directory, lender.answer),
+    ):
+        yield directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,45 +59,25 @@ class _Lender:
         self._stack = contextlib.ExitStack()
         self._loan: _Loan | None = None
         #: Opens and closes it: what begins on a thread ends there.
-        self._keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-keeper")
+        self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-server")
         # A file that two bring is stored once. Meanwhile, others look after their machines.
         storing = threading.Lock()
         self._alone = {"put": storing, "remove": storing, "fetches": threading.Lock()}
 
-    def accept(self, listener: socket.socket) -> None:
-        """Take borrowers until nobody listens any more."""
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(
-                    target=self._serve, args=(connection,), name="kboot-loan", daemon=True
-                ).start()
-
     def close(self) -> None:
         """End the boot server, if it was started; borrowers are told that it is gone."""
-        with self._keeper:
-            self._keeper.submit(self._close).result()
+        with self._owner:
+            self._owner.submit(self._close).result()
 
-    def _serve(self, connection: socket.socket) -> None:
-        """One borrower, until it ends. It may vanish at any time."""
-        with connection, contextlib.suppress(OSError, ValueError):
-            client = rpc.Wire(connection)
-            while (message := client.receive()) is not None:
-                try:
-                    answer = {"result": self._answer(message["verb"], message)}
-                except Exception as error:
-                    logger.debug("a borrower's request failed", exc_info=True)
-                    answer = {"error": rpc.describe(error)}
-                client.send(answer)
-
-    def _answer(self, verb: str, arguments: Arguments) -> object:
-        if verb == "borrow":
-            loan = self._keeper.submit(self._open).result()
+    def answer(self, request: rpc.Request) -> object:
+        """Do what a borrower asks for, on its thread."""
+        if request.verb == "borrow":
+            loan = self._owner.submit(self._open).result()
             return {"base": loan.server.url(""), "run": loan.run}
         if (lent := self._loan) is None:
             raise InfraError("the run's boot server has ended")
-        with self._alone.get(verb, contextlib.nullcontext()):
-            return _VERBS[verb](lent.server, arguments)
+        with self._alone.get(request.verb, contextlib.nullcontext()):
+            return _VERBS[request.verb](lent.server, request.arguments)
 
     def _open(self) -> _Loan:
         if self._loan is None:
@@ -159,43 +131,19 @@ def borrow(directory: Path) -> Iterator[Borrowed]:
     `InfraError` if that process is gone; and whatever the start of a backend or a server raises.
     """
     try:
-        connection = rpc.connect(directory)
+        wire = rpc.connect(directory)
     except OSError as error:
         raise _gone() from error
-    with contextlib.closing(connection.socket):
-        connection.socket.settimeout(_ANSWER_LIMIT_S)
-        lender = _Controller(connection)
-        loan = lender.ask("borrow")
-        yield Borrowed(server=_Server(lender, loan["base"]), run=loan["run"])
-
-
-class _Controller:
-    """The other process. One question at a time."""
-
-    def __init__(self, connection: rpc.Wire) -> None:
-        self._wire = connection
-        self._lock = threading.Lock()
-
-    def ask(self, verb: str, **arguments: Any) -> Any:
-        """What it answers. Raises what went wrong there, and `InfraError` if it is gone."""
-        with self._lock:
-            try:
-                self._wire.send({"verb": verb, **arguments})
-                answer = self._wire.receive()
-            except (OSError, ValueError) as error:
-                raise _gone() from error
-        if answer is None:
-            raise _gone()
-        if "error" in answer:
-            raise rpc.to_error(answer["error"])
-        return answer["result"]
+    with contextlib.closing(rpc.Client(wire, _gone, answer_limit_s=_ANSWER_LIMIT_S)) as client:
+        loan = client.ask("borrow")
+        yield Borrowed(server=_Server(client, loan["base"]), run=loan["run"])
 
 
 class _Server:
     """A boot server that is another process's (see `kboot.backend.BootServer`)."""
 
-    def __init__(self, lender: _Controller, base: str) -> None:
-        self._lender = lender
+    def __init__(self, client: rpc.Client, base: str) -> None:
+        self._client = client
         self._base = base
         self._fetches = FetchLog()
         #: How far the lender's are read.
@@ -208,17 +156,17 @@ class _Server:
 
     def put(self, artifact: Path, on_progress: OnProgress = ignore_progress) -> str:
         """Publish a file under its sha256 and return its URL; nobody is told how far it is."""
-        url: str = self._lender.ask("put", path=str(artifact.absolute()))
+        url: str = self._client.ask("put", path=str(artifact.absolute()))
         return url
 
     def remove(self, url: str) -> int:
         """Drop what `put` has published there; the bytes that it took, 0 if there was nothing."""
-        size: int = self._lender.ask("remove", url=url)
+        size: int = self._client.ask("remove", url=url)
         return size
 
     def write(self, name: str, text: str) -> str:
         """Publish or replace a small text atomically and return its URL."""
-        url: str = self._lender.ask("write", name=name, text=text)
+        url: str = self._client.ask("write", name=name, text=text)
         return url
 
     def fetches(self) -> Sequence[Fetch]:
@@ -233,22 +181,22 @@ class _Server:
 
     def _read_on(self) -> None:
         with self._reading:
-            answer = self._lender.ask("fetches", position=self._position)
+            answer = self._client.ask("fetches", position=self._position)
             for fetch in answer["fetches"]:
                 self._fetches.append(Fetch(**fetch))
             self._position = answer["position"]
 
     def catch_up(self, deadline: Deadline) -> None:
         """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""
-        self._lender.ask("catch_up", limit_s=deadline.remaining)
+        self._client.ask("catch_up", limit_s=deadline.remaining)
 
     def check(self) -> None:
         """Raise `InfraError` if the server is not fine, or the process that has it gone."""
-        self._lender.ask("check")
+        self._client.ask("check")
 
     def evidence(self, directory: Path) -> None:
         """Write what is needed to look into it later: its configuration, and what it had to say."""
-        self._lender.ask("evidence", directory=str(directory.absolute()))
+        self._client.ask("evidence", directory=str(directory.absolute()))
 
 
 def _gone() -> InfraError:

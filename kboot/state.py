@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
+from kboot.locks import is_locked, lock_directory, try_lock
 from kboot.log import logger
 
 #: Names the run directory in the environment of every process of a run.
@@ -120,11 +120,11 @@ def is_full(place: Path) -> bool:
 
 def stale_runs() -> list[StaleRun]:
     """What killed runs have left on this host; nothing is changed."""
-    found = []
-    for directory, lock in _claim_stale():
-        found.append(_describe(directory))
-        os.close(lock)
-    return found
+    runs = runs_directory()
+    with lock_directory(runs, shared=True):
+        stale = [directory for directory in _directories_of_ours(runs) if not is_locked(directory)]
+    described = map(_describe, stale)
+    return [run for run in described if run is not None]
 
 
 def sweep() -> list[StaleRun]:
@@ -136,10 +136,10 @@ def sweep() -> list[StaleRun]:
     claimed = _claim_stale()
     try:
         swept = [_sweep_one(directory) for directory, _ in claimed]
+        return [run for run in swept if run is not None]
     finally:
         for _, lock in claimed:
             os.close(lock)
-    return swept
 
 
 def runs_directory() -> Path:
@@ -255,10 +255,10 @@ def _create(runs: Path) -> tuple[Path, int]:
     """A new run directory, and the file descriptor that holds its lock."""
     try:
         # Whoever looks for stale runs waits here, and never sees a directory not locked yet.
-        with _locked(runs):
+        with lock_directory(runs):
             directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=runs))
             directory.chmod(_PASSABLE)
-            lock = _try_lock(directory)
+            lock = try_lock(directory)
     except OSError as error:
         raise InfraError(f"no run directory in {runs}: {error.strerror}; set TMPDIR") from error
     if lock is None:
@@ -266,51 +266,40 @@ def _create(runs: Path) -> tuple[Path, int]:
     return directory, lock
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(directory: Path) -> int | None:
-    """The descriptor of a lock on `directory`; None if it is held by another, gone, or not ours."""
-    try:
-        # Python's descriptors are not inherited by programs, so no child keeps the lock alive.
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        if os.fstat(descriptor).st_uid == os.geteuid():
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that ends removes its directory before it drops the lock.
-            directory.lstat()
-            return descriptor
-    except OSError:
-        pass
-    os.close(descriptor)
-    return None
-
-
 def _claim_stale() -> list[tuple[Path, int]]:
     """Every stale run directory, with the lock on it that we now hold."""
+    claimed = []
     runs = runs_directory()
-    with _locked(runs):
-        candidates = sorted(runs.glob(f"{_PREFIX}*"))
-        locks = [(directory, _try_lock(directory)) for directory in candidates]
-    return [(directory, lock) for directory, lock in locks if lock is not None]
+    with lock_directory(runs):
+        for directory in _directories_of_ours(runs):
+            with contextlib.suppress(FileNotFoundError):
+                if (lock := try_lock(directory)) is not None:
+                    claimed.append((directory, lock))
+    return claimed
 
 
-def _describe(directory: Path) -> StaleRun:
-    age_s = max(0.0, time.time() - directory.stat().st_mtime)
+def _directories_of_ours(runs: Path) -> Iterator[Path]:
+    """This user's run directories, live or stale. Each is there for as long as its owner likes."""
+    for directory in sorted(runs.glob(f"{_PREFIX}*")):
+        with contextlib.suppress(FileNotFoundError):
+            found = directory.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                yield directory
+
+
+def _describe(directory: Path) -> StaleRun | None:
+    """None if it is gone by now."""
+    try:
+        age_s = max(0.0, time.time() - directory.stat().st_mtime)
+    except FileNotFoundError:
+        return None
     return StaleRun(directory=directory, age_s=age_s, pids=_processes_of(directory))
 
 
-def _sweep_one(directory: Path) -> StaleRun:
+def _sweep_one(directory: Path) -> StaleRun | None:
     stale = _describe(directory)
+    if stale is None:
+        return None
     for _ in Deadline(_KILL_TIMEOUT_S).poll(0.02):
         # Looked at again until there is none: a process may have forked before it died.
         pids = _processes_of(directory)

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 #: one row do not know each other.
 ROWS = (
     {"errors", "boot_messages"},
-    {"deadline", "log", "statistics", "capacity"},
+    {"deadline", "locks", "log", "statistics", "capacity"},
     {"process", "backend", "rpc", "templates"},
     {"state"},
     {"cache"},

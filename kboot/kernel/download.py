@@ -7,14 +7,11 @@ content, and not sent.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -24,6 +21,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 from kboot import __version__
 from kboot.cache import sha256_of
 from kboot.errors import ConfigError, InfraError
+from kboot.locks import lock_file
 from kboot.log import logger, step
 from kboot.state import cache_directory
 
@@ -74,7 +72,7 @@ def download(url: str) -> Path:
     place = cache_directory("downloads") / hashlib.sha256(address.encode()).hexdigest()[:32]
     try:
         place.mkdir(exist_ok=True)
-        with _locked(place / ".lock"), step(f"download {without_password(address)}"):
+        with lock_file(place / ".lock"), step(f"download {without_password(address)}"):
             return _Download(address, place, name, wanted).run()
     except OSError as error:
         raise InfraError(
@@ -106,13 +104,6 @@ def _split(url: str) -> tuple[str, str]:
     if match is None:
         raise ConfigError(f"{shown}: #{fragment} is not #sha256= and 64 hexadecimal digits")
     return address, (match[1] or "").lower()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 class _Download:

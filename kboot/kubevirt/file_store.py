@@ -9,11 +9,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kboot.backend import OnProgress, Progress
+from kboot.cache import FileStamp
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
 from kboot.kubevirt.api import ApiError, Client
@@ -60,7 +60,7 @@ class FileStore:
         self._listed: dict[str, int] = {}
         self._list_ends = -math.inf
 
-    def put(self, artifact: Path, stamp: Stamp, on_progress: OnProgress) -> str:
+    def put(self, artifact: Path, stamp: FileStamp, on_progress: OnProgress) -> str:
         """Store a file under its sha256, unless it is there; returns that.
 
         `stamp` is what the file has; `ConfigError` if it is changed before all of it is sent.
@@ -210,22 +210,12 @@ def _telling_own_faults() -> Iterator[None]:
         raise fault.cause from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
-    """What is another one when a file was written to, or another put in its place."""
-
-    inode: int
-    size: int
-    changed_ns: int
-
-
-def stamp_of(artifact: Path) -> Stamp:
+def stamp_of(artifact: Path) -> FileStamp:
     """The stamp that a file has now. `ConfigError` if it cannot be read."""
     try:
-        stat = artifact.stat()
+        return FileStamp.of(artifact)
     except OSError as error:
         raise _unreadable(artifact, error) from error
-    return Stamp(inode=stat.st_ino, size=stat.st_size, changed_ns=stat.st_ctime_ns)
 
 
 def _unreadable(artifact: Path, error: OSError) -> ConfigError:
@@ -249,7 +239,7 @@ def _pieces(
         raise _unreadable(artifact, error) from error
 
 
-def _as_long_as(stamp: Stamp, artifact: Path, pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _as_long_as(stamp: FileStamp, artifact: Path, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The pieces of a file that is as it was: else its end is never sent, nor taken for whole.
 
     `ConfigError` then.

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from kboot.backend import Fetch, OnProgress, ignore_progress
+from kboot.cache import FileStamp
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kubevirt import diagnosis, manifests, waiting
 from kboot.kubevirt.access_log import AccessLog
 from kboot.kubevirt.api import PODS, Client, Watch
-from kboot.kubevirt.file_store import FileStore, Stamp, stamp_of
+from kboot.kubevirt.file_store import FileStore, stamp_of
 from kboot.kubevirt.manifests import Run
 from kboot.log import step
 
@@ -30,7 +31,7 @@ class ClusterServer:
         self._conf = conf
         self._base = f"http://{run.name}.{run.namespace}.svc.{domain}/{run.identifier}/"
         self._files = FileStore(client, run, token=token, check=self.check)
-        self._put: dict[tuple[Path, Stamp], str] = {}
+        self._put: dict[FileStamp, str] = {}
         self._log = AccessLog(client, run)
 
     # ------------------------------------------------------------------ what the protocol promises
@@ -42,9 +43,9 @@ class ClusterServer:
     def put(self, artifact: Path, on_progress: OnProgress = ignore_progress) -> str:
         """Publish a file under its sha256 and return its URL; what is there is not sent again."""
         stamp = stamp_of(artifact)
-        if (artifact, stamp) not in self._put:
-            self._put[artifact, stamp] = self._files.put(artifact, stamp, on_progress)
-        return self.url(f"artifacts/{self._put[artifact, stamp]}")
+        if stamp not in self._put:
+            self._put[stamp] = self._files.put(artifact, stamp, on_progress)
+        return self.url(f"artifacts/{self._put[stamp]}")
 
     def remove(self, url: str) -> int:
         """Drop what `put` has published there; the bytes that it took, 0 if there was nothing."""

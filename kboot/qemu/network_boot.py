@@ -8,12 +8,8 @@ any other program: the guest sees no disk of ours, and a snapshot needs none.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from kboot import state
@@ -22,6 +18,7 @@ from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
+from kboot.locks import lock_file
 from kboot.log import step
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.argv import Accelerator
@@ -102,7 +99,7 @@ def rom_has_ipxe(program: str, accelerator: Accelerator, limit_s: float = _PROBE
     key = f"{qemu_version(program)}, {firmware_stamps(_PROBE, program)}"
     folder = state.cache_directory("network-boot")
     answers = folder / "rom-has-ipxe.json"
-    with _lock(folder / "lock"):
+    with lock_file(folder / "lock"):
         known = _recall(answers)
         if key not in known:
             with step("see what the network card's ROM does under UEFI"):
@@ -142,17 +139,6 @@ def _recall(memory: Path) -> dict[str, bool]:
     except (OSError, ValueError):
         return {}
     return known
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process looks, the others wait for what it finds."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _fault(path: Path) -> str | None:

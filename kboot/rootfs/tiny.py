@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from kboot.cache import keep_file
+from kboot.cache import FileStamp, keep_file
 from kboot.errors import ConfigError
 from kboot.kernel.elf import parse_elf
 from kboot.process import find_program, run
@@ -29,7 +29,7 @@ _BUSYBOX = "usr/bin/busybox"
 #: Fixed, so that the same password gives the same image.
 _SALT = "kboot"
 #: What this process has made already, by all that it is made of.
-_made: dict[tuple[Path, int, int, int, str, bool], Path] = {}
+_made: dict[tuple[Path, FileStamp, str, bool], Path] = {}
 
 
 def tiny_initramfs(
@@ -51,10 +51,9 @@ def tiny_initramfs(
     if "\n" in password or not password:
         raise ConfigError("the password of the tiny root file system has to be one line, not empty")
     busybox = _static_busybox(architecture)
-    stat = busybox.stat()
     # Making it takes a third of a second, and who boots many machines asks for it each time.
     place = cache_directory("rootfs")
-    key = (place, stat.st_ino, stat.st_size, stat.st_ctime_ns, password, autologin)
+    key = (place, FileStamp.of(busybox), password, autologin)
     made = _made.get(key)
     if made is None or not made.is_file():
         image = _image(busybox, password, autologin=autologin)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,17 @@ _CONNECT_LIMIT_S = 20.0
 #: For one that has hung up: its machine is being switched off.
 _END_LIMIT_S = 20.0
 
-OnEvent = Callable[[dict[str, Any]], None]
 
-
-def ask(name: str, verb: str, *, on_event: OnEvent = lambda _event: None, **arguments: Any) -> Any:
+def ask(
+    name: str, verb: str, *, on_event: rpc.OnEvent = lambda _event: None, **arguments: Any
+) -> Any:
     """Have a machine's supervisor do something, and return what it answers.
 
     `on_event` is called with what it tells meanwhile. Raises what went wrong there, as one of the
     three families of errors; `ConfigError` if there is no such machine.
     """
-    with _asked(name, verb, arguments) as connection:
-        return _answer(connection, name, on_event)
+    with contextlib.closing(connect(directory_of(name))) as client:
+        return client.ask(verb, on_event=on_event, **arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +69,10 @@ def attach(name: str, **arguments: Any) -> Iterator[Attachment]:
 
     It is given up at the end of the ``with``.
     """
-    with _asked(name, "attach", arguments) as connection:
-        answer = _answer(connection, name, lambda _event: None)
+    with contextlib.closing(connect(directory_of(name))) as client:
+        answer = client.ask("attach", **arguments)
         yield Attachment(
-            wire=connection, offset=answer["offset"], size=answer["size"], writes=answer["writes"]
+            wire=client.wire, offset=answer["offset"], size=answer["size"], writes=answer["writes"]
         )
 
 
@@ -118,13 +118,15 @@ def switch_off(name: str) -> str:
     return evidence
 
 
-def connect(place: MachineDirectory) -> rpc.Wire:
-    """A connection to a machine's supervisor, which may just be starting."""
-    for _ in Deadline(_CONNECT_LIMIT_S).poll(0.02):
+def connect(place: MachineDirectory) -> rpc.Client:
+    """A client of a machine's supervisor, which may just be starting."""
+    deadline = Deadline(_CONNECT_LIMIT_S)
+    for _ in deadline.poll(0.02):
         if not place.is_alive:
             raise _absent(place)
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-            return rpc.connect(place.directory)
+        with contextlib.suppress(FileNotFoundError, ConnectionError):
+            wire = rpc.connect(place.directory, limit_s=deadline.remaining)
+            return rpc.Client(wire, lambda: _ended(place))
     raise InfraError(f"the supervisor of {place.name} does not answer; see {place.log}")
 
 
@@ -148,37 +150,6 @@ def _ended(place: MachineDirectory) -> KbootError:
             failure = place.read_failure()
             return rpc.to_error(failure) if failure else _absent(place)
     return InfraError(f"the supervisor of {place.name} has hung up; see {place.log}")
-
-
-@contextlib.contextmanager
-def _asked(name: str, verb: str, arguments: dict[str, Any]) -> Iterator[rpc.Wire]:
-    connection = connect(directory_of(name))
-    with contextlib.closing(connection.socket):
-        with _losing_it_named(name):
-            connection.send({"verb": verb, **arguments})
-        yield connection
-
-
-def _answer(connection: rpc.Wire, name: str, on_event: OnEvent) -> Any:
-    while True:
-        with _losing_it_named(name):
-            message = connection.receive()
-        if message is None:
-            raise _ended(directory_of(name))
-        if "event" in message:
-            on_event(message)
-        elif "error" in message:
-            raise rpc.to_error(message["error"])
-        else:
-            return message.get("result")
-
-
-@contextlib.contextmanager
-def _losing_it_named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (ConnectionError, ValueError) as error:
-        raise _ended(directory_of(name)) from error
 
 
 _START_LIMIT_S = 30.0
@@ -231,7 +202,7 @@ def launch(
 def _wait_until_it_listens(place: MachineDirectory, supervisor: process.Process) -> None:
     for _ in Deadline(_START_LIMIT_S).poll(0.02):
         try:
-            rpc.connect(place.directory).socket.close()
+            rpc.connect(place.directory, limit_s=_START_LIMIT_S).socket.close()
         except OSError:
             if supervisor.exit_status() is not None:
                 failure = place.read_failure()

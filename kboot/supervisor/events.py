@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from kboot.errors import KbootError, KernelCrash
+from kboot.machine.boot import Boot
 from kboot.machine.follower import BootCancelled
 
 Name = Literal["starting", "booting", "ready", "crashed", "failed", "off"]
@@ -37,6 +39,29 @@ def state_after(error: KbootError | None) -> State:
             return State(name="crashed", what=error.report.title, exit_code=error.exit_code)
         case _:
             return State(name="failed", what=str(error), exit_code=error.exit_code)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootProgress:
+    """How far a machine has come, as it was when its own thread has looked."""
+
+    #: Boots so far, the present one among them.
+    boots: int
+    #: The phase that the present boot is in.
+    phase: str
+    release: str
+    #: Of the last boot that was proved; None if none was yet.
+    boot_id: str | None
+
+    @classmethod
+    def of(cls, boot: Boot, *, boots: int, release: str, boot_ids: Sequence[str]) -> Self:
+        """For the thread that the boot belongs to."""
+        return cls(
+            boots=boots,
+            phase=str(boot.current),
+            release=release,
+            boot_id=boot_ids[-1] if boot_ids else None,
+        )
 
 
 class Events:
@@ -80,12 +105,19 @@ class Events:
         with self._changed:
             self._add(event)
 
-    def after(self, number: int, at_most_s: float) -> list[dict[str, Any]]:
-        """The events from `number` on that are kept; waits for one if there is none yet."""
+    def after(self, number: int, at_most_s: float) -> tuple[list[dict[str, Any]], int]:
+        """The events from `number` on, and the number of the next one to come.
+
+        Waits for one if there is none yet. Where older ones are kept no more, a notice says so.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._count > number, at_most_s)
-            missing = self._count - number
-            return list(self._events)[-missing:] if missing > 0 else []
+            oldest = self._count - len(self._events)
+            events = list(self._events)[max(0, number - oldest) :]
+            if (lost := oldest - number) > 0:
+                text = f"{lost} events are not shown: they came faster than they were read"
+                events.insert(0, {"event": "notice", "text": text})
+            return events, max(number, self._count)
 
     def _add(self, event: dict[str, Any]) -> None:
         self._events.append(event)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kboot.backend import BootServer, OnProgress, Progress, RecreatableServer, ignore_progress
+from kboot.cache import FileStamp
 from kboot.config import Channel, Config
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import Kernel, local_path, read_kernel, sha256_of
@@ -130,7 +131,7 @@ class Pushes:
         self._store = Store(server)
         self._config = config
         self._machine_name = machine_name
-        self._kernels: dict[tuple[str, int, int, int, int], Kernel] = {}
+        self._kernels: dict[FileStamp, Kernel] = {}
         self._all: list[Push] = []
         self._count = 0
         self._channel: Channel | None = None
@@ -271,7 +272,7 @@ class Pushes:
         self._all = kept
         kernels = {push.load.kernel.sha256 for push in kept}
         self._kernels = {
-            key: kernel for key, kernel in self._kernels.items() if kernel.sha256 in kernels
+            stamp: kernel for stamp, kernel in self._kernels.items() if kernel.sha256 in kernels
         }
         urls = {url for push in kept for url in push.urls}
         return forgotten, self._store.keep_only(urls.union(running))
@@ -279,15 +280,14 @@ class Pushes:
     def _kernel(self, path: Path, on_progress: OnProgress) -> Kernel:
         """As `read_kernel`; a file that has not changed is not read again."""
         try:
-            stat = path.stat()
+            stamp = FileStamp.of(path)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         # A directory's own times tell nothing about what is below it.
-        if path.is_dir() or key not in self._kernels:
-            on_progress(Progress(file=path, step="read", done=0, size=stat.st_size))
-            self._kernels[key] = read_kernel(path)
-        return self._kernels[key]
+        if path.is_dir() or stamp not in self._kernels:
+            on_progress(Progress(file=path, step="read", done=0, size=stamp.size))
+            self._kernels[stamp] = read_kernel(path)
+        return self._kernels[stamp]
 
 
 def _changed(config: Config, wanted: Wanted) -> tuple[Config, bool, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kboot.errors import ConfigError, InfraError
+from kboot.locks import is_locked, lock_directory, try_lock
 from kboot.state import state_directory
 
 #: The machine that is meant when none is named.
@@ -47,13 +47,8 @@ class MachineDirectory:
     @property
     def is_alive(self) -> bool:
         """Whether a supervisor holds the machine."""
-        try:
-            lock = _try_lock(self.directory)
-        except FileNotFoundError:
-            return False
-        if lock is None:
-            return True
-        os.close(lock)
+        with _all_locked(shared=True), contextlib.suppress(FileNotFoundError):
+            return is_locked(self.directory)
         return False
 
     def read_failure(self) -> dict[str, Any] | None:
@@ -90,7 +85,7 @@ def claim(place: MachineDirectory) -> int:
     What a dead supervisor has left is removed. `ConfigError` if a live one holds it.
     """
     with _all_locked():
-        remove_if_dead(place)
+        _remove_if_dead(place.directory)
         try:
             place.directory.mkdir(mode=0o700)
         except FileExistsError as error:
@@ -100,7 +95,7 @@ def claim(place: MachineDirectory) -> int:
             ) from error
         except OSError as error:
             raise InfraError(f"cannot make {place.directory}: {error.strerror}") from error
-        lock = _try_lock(place.directory)
+        lock = try_lock(place.directory)
     if lock is None:
         raise InfraError(f"{place.directory} was taken by another program as soon as it was made")
     return lock
@@ -108,13 +103,18 @@ def claim(place: MachineDirectory) -> int:
 
 def remove_if_dead(place: MachineDirectory) -> bool:
     """Remove what a dead supervisor has left; whether there was something."""
+    with _all_locked():
+        return _remove_if_dead(place.directory)
+
+
+def _remove_if_dead(directory: Path) -> bool:
     try:
-        lock = _try_lock(place.directory)
+        lock = try_lock(directory)
     except FileNotFoundError:
         return False
     if lock is None:
         return False
-    shutil.rmtree(place.directory, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
     os.close(lock)
     return True
 
@@ -125,26 +125,12 @@ def _machines() -> Path:
     return directory
 
 
-@contextlib.contextmanager
-def _all_locked() -> Iterator[None]:
-    """Nobody else makes or removes machines for the length of the ``with``."""
-    descriptor = os.open(_machines(), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _all_locked(*, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Nobody else makes or removes machines for the length of the ``with``.
 
-
-def _try_lock(directory: Path) -> int | None:
-    """The descriptor of the lock on `directory`; None if another holds it."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    A `shared` lock is enough to look whether one is alive: looking takes its lock for a moment.
+    """
+    return lock_directory(_machines(), shared=shared)
 
 
 #: The variable that leads to a cluster, beside the settings.

@@ -17,7 +17,7 @@ from kboot.errors import ConfigError, GuestError, InfraError, KbootError, Kernel
 from kboot.guest import Guest
 from kboot.log import logger
 from kboot.machine import Machine, Milestone, TakenOver
-from kboot.supervisor.events import Events, State, state_after
+from kboot.supervisor.events import BootProgress, Events, State, state_after
 from kboot.supervisor.handover import HandoverWriter
 from kboot.supervisor.pushes import Push, Pushes
 from kboot.supervisor.shared_console import Keyboard, set_size
@@ -124,7 +124,9 @@ class MachineSession:
         self.events = events
         self._keyboard = keyboard
         self._keeper = handover
-        self.boots = handover.note.boots
+        self._boots = handover.note.boots
+        #: For other threads: a boot under way is this thread's alone.
+        self.progress = self._look()
         #: What had to be mended, for people.
         self.notices: list[str] = []
         self.supply = Supply(machine, pushes, handover, self._notice)
@@ -160,7 +162,8 @@ class MachineSession:
         self._follow(met.wait_until_ready, begin=met.begin)
         if self._keeper.note.proved == proved:
             # The boot that it was in when it was left.
-            self.boots -= 1
+            self._boots -= 1
+            self.progress = self._look()
         try:
             self.supply.check()
         except KbootError as error:
@@ -248,7 +251,7 @@ class MachineSession:
             self.events.enter(State(name="ready"))
             self._look_after()
             return
-        self.boots -= 1
+        self._boots -= 1
         self._follow(self.machine.wait_until_ready, begin=self._began)
 
     def _bear(self, error: InfraError) -> None:
@@ -268,8 +271,9 @@ class MachineSession:
         The answer has ``error`` (see `wire.describe`) unless the machine is ready, and then the
         ``title`` of its crash if it had one, and the ``phase`` it was in.
         """
-        self.boots += 1
+        self._boots += 1
         self._began = self.machine.console.mark() if begin is None else begin
+        self.progress = self._look()
         self.events.enter(State(name="booting"))
         start = time.monotonic()
         error: KbootError | None = None
@@ -278,13 +282,23 @@ class MachineSession:
                 act()
             except KbootError as caught:
                 error = caught
+        self.progress = self._look()
         outcome = self._outcome(error, self._began, time.monotonic() - start)
         if error is None:
-            self._keeper.has_booted(outcome["nonce"], self.boots)
+            self._keeper.has_booted(outcome["nonce"], self._boots)
         self.events.enter(state_after(error))
         if self._keyboard.holder:
             self.lend_console()
         return outcome
+
+    def _look(self) -> BootProgress:
+        machine = self.machine
+        return BootProgress.of(
+            machine.boot,
+            boots=self._boots,
+            release=machine.kernel.release,
+            boot_ids=machine.boot_ids,
+        )
 
     def _outcome(self, error: KbootError | None, begin: int, duration_s: float) -> dict[str, Any]:
         boot = self.machine.boot
@@ -302,6 +316,7 @@ class MachineSession:
 
     def see_milestone(self, milestone: Milestone, seconds: float) -> None:
         """A boot has come further."""
+        self.progress = self._look()
         self.events.add(
             {
                 "event": "phase",

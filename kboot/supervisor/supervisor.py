@@ -14,7 +14,6 @@ import queue
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -32,20 +31,22 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import logger
 from kboot.machine import Machine, Milestone, open_backend, power_on, reopen_backend, take_over
+from kboot.rpc import Request
 from kboot.state import evidence_directory
-from kboot.supervisor import registry
+from kboot.supervisor import registry, verbs
 from kboot.supervisor.events import Events
 from kboot.supervisor.handover import Handover, HandoverWriter, read_note
 from kboot.supervisor.pushes import Pushes
 from kboot.supervisor.registry import MachineDirectory
 from kboot.supervisor.session import MachineSession
 from kboot.supervisor.shared_console import Keyboard, SharedConsole
-from kboot.supervisor.verbs import Request, answer
 
 #: How often the desk looks after the machine when nobody asks for anything.
 _TICK_S = 0.2
 
 _SERVER_START_LIMIT_S = 120.0
+#: How soon a client that waits for the machine, and has disconnected, is noticed.
+_CLIENT_LOOK_S = 0.5
 
 Job = tuple[Callable[[MachineSession], Any], "Future[Any]"]
 
@@ -71,7 +72,7 @@ class Supervisor:
         self.events = Events()
         self.keyboard = Keyboard()
         self.evidence = config.evidence or evidence_directory(place.name)
-        # All there when the first client is let in.
+        # All there when the first client is answered.
         self.session: MachineSession
         self.shared_console: SharedConsole
         self.pushes: Pushes
@@ -81,6 +82,7 @@ class Supervisor:
         self._staying: PersistentBackend | None = None
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._stopping = threading.Event()
+        self._ready_for_clients = threading.Event()
 
     # --------------------------------------------------------------------------- for the clients
 
@@ -123,18 +125,24 @@ class Supervisor:
 
     # ---------------------------------------------------------------------------------- its life
 
-    def run(self, listener: socket.socket) -> None:
+    def answer(self, request: Request) -> Any:
+        """Do what a client asks for, on its thread, as soon as there is a machine."""
+        while not self._ready_for_clients.wait(_CLIENT_LOOK_S):
+            request.check_client()
+        return verbs.answer(self, request)
+
+    def run(self) -> None:
         """Boot the machine, or meet it, and look after it until `stop`."""
         if self.meets:
             with reopen_backend(self.config, self.place.name, by_force=self._by_force) as backend:
                 self._staying = backend
-                self._meet(backend, listener)
+                self._meet(backend)
         else:
             with open_backend(self.config, machine=self.place.name) as backend:
                 self._staying = backend if isinstance(backend, PersistentBackend) else None
-                self._boot_first(backend, listener)
+                self._boot_first(backend)
 
-    def _boot_first(self, backend: Backend, listener: socket.socket) -> None:
+    def _boot_first(self, backend: Backend) -> None:
         with backend.serve(Deadline(_SERVER_START_LIMIT_S)) as server:
             self.pushes = Pushes(server, self.config, self.place.name)
             handover = HandoverWriter(backend, self.pushes, Handover(config=self.config))
@@ -151,9 +159,9 @@ class Supervisor:
                 on_phase=self._see_milestone,
                 nonce=nonce,
             ) as machine:
-                self._look_after(machine, handover, listener, lambda session: session.first_boot())
+                self._look_after(machine, handover, lambda session: session.first_boot())
 
-    def _meet(self, backend: PersistentBackend, listener: socket.socket) -> None:
+    def _meet(self, backend: PersistentBackend) -> None:
         note = read_note(backend.note)
         self.started = note.started
         # What it is was decided when it was started; where it is, we know better.
@@ -171,13 +179,12 @@ class Supervisor:
                 evidence_directory=self.evidence,
                 on_phase=self._see_milestone,
             ) as met:
-                self._look_after(met.machine, handover, listener, lambda session: session.meet(met))
+                self._look_after(met.machine, handover, lambda session: session.meet(met))
 
     def _look_after(
         self,
         machine: Machine,
         handover: HandoverWriter,
-        listener: socket.socket,
         begin: Callable[[MachineSession], None],
     ) -> None:
         self._boot = machine
@@ -187,7 +194,7 @@ class Supervisor:
         )
         if self._staying:
             registry.here(self.place.name, self._staying.address).write()
-        with self._open_for_clients(listener):
+        with self._open_for_clients():
             begin(self.session)
             self._work()
 
@@ -222,9 +229,9 @@ class Supervisor:
             future.set_result(result)
 
     @contextlib.contextmanager
-    def _open_for_clients(self, listener: socket.socket) -> Iterator[None]:
-        """Take connections for the length of the ``with``."""
-        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+    def _open_for_clients(self) -> Iterator[None]:
+        """Answer clients from now on; after the ``with``, they are told that the machine is off."""
+        self._ready_for_clients.set()
         try:
             yield
         finally:
@@ -233,26 +240,6 @@ class Supervisor:
                 job = self._jobs.get_nowait()
                 if job is not None:
                     job[1].set_exception(InfraError(f"{self.place.name} was switched off"))
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        """One client, from its request to its end. It may vanish at any time."""
-        with connection, contextlib.suppress(OSError):
-            client = rpc.Wire(connection)
-            try:
-                message = client.receive()
-                if message is not None:
-                    answer(self, Request(client, message))
-            except (OSError, BrokenPipeError):
-                raise
-            except Exception as error:
-                logger.debug("a request failed", exc_info=True)
-                client.send({"error": rpc.describe(error)})
 
 
 def main(arguments: list[str]) -> int:
@@ -287,8 +274,8 @@ def _supervise(place: MachineDirectory, order: dict[str, Any]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
     try:
-        with contextlib.closing(rpc.listen(place.directory)) as listener:
-            supervisor.run(listener)
+        with rpc.serving(place.directory, supervisor.answer):
+            supervisor.run()
     finally:
         if config.evidence is None:
             # It stays, unless there was no machine that could have left any.

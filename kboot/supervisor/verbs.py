@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-import socket
-import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kboot.backend import Progress, SshVirtualMachine
 from kboot.errors import ConfigError, InfraError
-from kboot.rpc import Wire
+from kboot.rpc import Request
 from kboot.ssh import key_file
 from kboot.supervisor.pushes import Wanted
 from kboot.supervisor.shared_console import Size
@@ -25,50 +22,6 @@ if TYPE_CHECKING:
 
 #: Between two reports of a file's progress.
 _PROGRESS_S = 0.1
-
-
-class Request:
-    """A verb with its arguments, and the way back to who asked."""
-
-    def __init__(self, wire: Wire, message: dict[str, Any]) -> None:
-        self.wire = wire
-        self.message = message
-
-    def text(self, name: str) -> str:
-        """An argument that has to be there."""
-        value = self.message.get(name)
-        if not isinstance(value, str):
-            raise ConfigError(f"the request has no {name}")
-        return value
-
-    def seconds(self, name: str) -> float:
-        """An argument that is a time."""
-        value = self.message.get(name)
-        if not isinstance(value, int | float):
-            raise ConfigError(f"the request has no {name}")
-        return float(value)
-
-    def check_presence(self) -> None:
-        """`InfraError` if nobody waits for the answer any more."""
-        ready, _, _ = select.select([self.wire.socket], [], [], 0)
-        if ready and self.wire.socket.recv(1, socket.MSG_PEEK) == b"":
-            raise InfraError("it was given up by who asked for it")
-
-    def tell(self, event: dict[str, Any]) -> None:
-        """Send an event. `InfraError` if nobody waits for it any more."""
-        self.check_presence()
-        try:
-            self.wire.send(event)
-        except OSError as error:
-            raise InfraError("it was given up by who asked for it") from error
-
-    @property
-    def pid(self) -> int:
-        """The process that asks."""
-        # struct ucred: pid, uid, gid (unix(7)).
-        ids = self.wire.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid: int = struct.unpack("3i", ids)[0]
-        return pid
 
 
 class Reporter:
@@ -86,7 +39,7 @@ class Reporter:
         if now < self._next.get(file, now) and progress.done < progress.size:
             return
         self._next[file] = now + _PROGRESS_S
-        self._request.tell(
+        self._request.send_event(
             {
                 "event": "progress",
                 "file": str(progress.file),
@@ -100,20 +53,19 @@ class Reporter:
 _WAIT_S = 0.2
 
 
-def answer(supervisor: Supervisor, request: Request) -> None:
-    """Do what is asked for, and answer."""
-    verb = request.text("verb")
-    if verb == "attach":
-        _attach(supervisor, request)
-        return
-    act = _VERBS.get(verb)
+def answer(supervisor: Supervisor, request: Request) -> Any:
+    """Do what is asked for; the result."""
+    act = _VERBS.get(request.verb)
     if act is None:
-        raise ConfigError(f"this supervisor knows no {verb}; it may be older: kboot down, kboot up")
-    request.wire.send({"result": act(supervisor, request)})
+        raise ConfigError(
+            f"this supervisor knows no {request.verb}; it may be older: kboot down, kboot up"
+        )
+    return act(supervisor, request)
 
 
 def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
     session, state = supervisor.session, supervisor.events.state
+    progress = session.progress
     machine, current = session.machine, supervisor.pushes.current
     return {
         "name": supervisor.place.name,
@@ -123,15 +75,15 @@ def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
         "exit_code": state.exit_code,
         "backend": supervisor.config.backend,
         "machine": machine.machine_description,
-        "release": machine.kernel.release,
+        "release": progress.release,
         "next": None if current is None else current.as_json(),
-        "phase": str(machine.boot.current),
-        "boots": session.boots,
+        "phase": progress.phase,
+        "boots": progress.boots,
         "notices": list(session.notices),
         # Of a machine that stays; empty for one that does not.
         "identifier": supervisor.identifier,
         "meets": supervisor.meets and state.name in {"starting", "booting"},
-        "boot_id": machine.boot_ids[-1] if machine.boot_ids else None,
+        "boot_id": progress.boot_id,
         "up_s": round(time.time() - supervisor.started, 1),
         "reports": [report.title for report in machine.console.reports],
         "console_bytes": machine.console.mark(),
@@ -161,20 +113,20 @@ def _panic(supervisor: Supervisor, request: Request) -> Any:
 
 
 def _push(supervisor: Supervisor, request: Request) -> Any:
-    pushes, preempt = supervisor.pushes, bool(request.message.get("preempt"))
-    initrds = request.message.get("initrds")
+    pushes, preempt = supervisor.pushes, bool(request.arguments.get("preempt"))
+    initrds = request.arguments.get("initrds")
     wanted = Wanted(
-        files=[Path(file) for file in request.message.get("files", [])],
-        command_line=request.message.get("cmdline"),
+        files=[Path(file) for file in request.arguments.get("files", [])],
+        command_line=request.arguments.get("cmdline"),
         initrds=None if initrds is None else [Path(file) for file in initrds],
-        modules=request.message.get("modules"),
+        modules=request.arguments.get("modules"),
     )
     with pushes.changing:
         _need_server(supervisor, preempt=preempt)
         before = pushes.sent
         push = pushes.prepare(wanted, Reporter(request).report)
         # Who was killed in the middle of it has changed nothing.
-        request.check_presence()
+        request.check_client()
         sent = pushes.sent - before
         job = supervisor.submit(lambda session: session.switch(push), preempt=preempt)
         return {**job.result(), "sent": sent}
@@ -194,15 +146,15 @@ def _pushes(supervisor: Supervisor, _request: Request) -> list[dict[str, Any]]:
 
 
 def _rollback(supervisor: Supervisor, request: Request) -> Any:
-    number = request.message.get("number")
+    number = request.arguments.get("number")
     return supervisor.submit(
         lambda session: session.switch(session.pushes.find(number)),
-        preempt=bool(request.message.get("preempt")),
+        preempt=bool(request.arguments.get("preempt")),
     ).result()
 
 
 def _collect(supervisor: Supervisor, request: Request) -> Any:
-    keep = request.message.get("keep")
+    keep = request.arguments.get("keep")
     if not isinstance(keep, int) or keep < 0:
         raise ConfigError("the request does not say how many pushes to keep")
     with supervisor.pushes.changing:
@@ -234,19 +186,19 @@ def _stop(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
 
 def _attach(supervisor: Supervisor, request: Request) -> None:
     """Hand the connection over to the console."""
-    shared_console, connection = supervisor.shared_console, request.wire.socket
+    shared_console = supervisor.shared_console
     offset, size = shared_console.position(
-        request.message.get("since"), machine=supervisor.session.boot_offset
+        request.arguments.get("since"), machine=supervisor.session.boot_offset
     )
-    writes = bool(request.message.get("write"))
+    writes = bool(request.arguments.get("write"))
     where = {"offset": offset, "size": size, "writes": writes}
     if not writes:
-        request.wire.send({"result": where})
+        connection = request.take_connection(where)
         shared_console.read(connection, offset, lambda: supervisor.stopping)
         return
-    with supervisor.keyboard.held_by(request.pid, _size(request)):
+    with supervisor.keyboard.held_by(request.client_pid, _size(request)):
         supervisor.submit(lambda session: session.lend_console())
-        request.wire.send({"result": where})
+        connection = request.take_connection(where)
         shared_console.talk(connection, offset, lambda: supervisor.stopping)
 
 
@@ -265,13 +217,13 @@ def _ssh(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
 
 def _resize(supervisor: Supervisor, request: Request) -> None:
     size = _size(request)
-    if size and supervisor.keyboard.resize(request.pid, size):
+    if size and supervisor.keyboard.resize(request.client_pid, size):
         supervisor.submit(lambda session: session.resize())
 
 
 def _size(request: Request) -> Size | None:
     """Rows and columns of the terminal that asks, if it has told them."""
-    match request.message.get("size"):
+    match request.arguments.get("size"):
         case [int(rows), int(columns)] if rows > 0 and columns > 0:
             return rows, columns
     return None
@@ -290,13 +242,14 @@ def _tell(
     supervisor: Supervisor, request: Request, seen: int, *, at_most_s: float = _WAIT_S
 ) -> int:
     """Send the events from number `seen` on; the number of the next one."""
-    events = supervisor.events.after(seen, at_most_s)
+    events, following = supervisor.events.after(seen, at_most_s)
     for event in events:
-        request.wire.send(event)
-    return seen + len(events)
+        request.send_event(event)
+    return following
 
 
 _VERBS: dict[str, Callable[[Supervisor, Request], Any]] = {
+    "attach": _attach,
     "status": _status,
     "wait": _wait,
     "restart": _restart,
