@@ -206,14 +206,14 @@ def evidence_directory(what: str) -> Path:
     try:
         boots.mkdir(exist_ok=True)
         # Whoever makes room waits here, and never sees a directory that is not locked yet.
-        with _locked(boots):
+        with lock_directory(boots):
             for old in sorted(boots.iterdir())[: -(_KEPT_BOOTS - 1)]:
-                if (lock := _try_lock(old)) is not None:
+                if (lock := try_lock(old)) is not None:
                     shutil.rmtree(old, ignore_errors=True)
                     os.close(lock)
             made = Path(tempfile.mkdtemp(prefix=f"{stamp}-{what}-", dir=boots))
             # Not closed: the lock is held for as long as this process runs.
-            _try_lock(made)
+            try_lock(made)
     except OSError as error:
         raise InfraError(
             f"cannot keep evidence in {boots}: {error.strerror}; set XDG_STATE_HOME"

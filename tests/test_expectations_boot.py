@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,7 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.rootfs import overlay_initramfs
-from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build, vm
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    with vm(tmp_path_factory.mktemp("zoo")) as opened:
-        yield opened
+from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build
 
 
 def test_no_crash(zoo: Zoo) -> None:

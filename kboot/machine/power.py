@@ -180,15 +180,13 @@ def _attached(
     `past` is what it has printed already, of which `forgiven` bytes are of boots that are over.
     """
     with contextlib.ExitStack() as stack:
-        console = stack.enter_context(
-            Console(
-                vm.stream,
-                record=evidence_directory,
-                scanner=Scanner(),
-                check=lambda: machine.check_host(),
-                past=past,
-                forgiven=forgiven,
-            )
+        console = Console(
+            vm.stream,
+            record=evidence_directory,
+            scanner=Scanner(),
+            check=lambda: machine.check_host(),
+            past=past,
+            forgiven=forgiven,
         )
         machine = Machine(
             kernel=kernel,
@@ -201,6 +199,8 @@ def _attached(
             start=start,
             on_phase=on_phase,
         )
+        # It reads from here on: whoever follows the boot is told of the first line as well.
+        stack.enter_context(console)
         stack.callback(machine.channels.disconnect)
         try:
             yield machine
