@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         KernelCrash,
         WrongKernel,
     )
-    from kboot.guest import CommandResult, Guest
+    from kboot.guest import CommandRecord, CommandResult, Guest
     from kboot.kernel import Kernel, read_kernel
     from kboot.machine import Machine, MachineSettings, Phase, open_backend, power_on, settings_for
     from kboot.session import Session, open_session
@@ -33,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CommandFailed",
+    "CommandRecord",
     "CommandResult",
     "Config",
     "ConfigError",

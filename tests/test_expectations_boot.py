@@ -81,6 +81,10 @@ def test_a_command_that_ends_in_a_death_ends_the_block(zoo: Zoo) -> None:
         went_on.append(True)
     machine.wait_for_reboot()
     assert went_on == []
+    machine.guest.run("echo back; exit 5")
+    *_, fatal, last = machine.commands
+    assert ("zoo" in fatal.command, fatal.exit_status) == (True, None)
+    assert (last.command, last.exit_status, last.output_tail) == ("echo back; exit 5", 5, "back\n")
 
 
 def test_a_crash_and_no_reboot(zoo: Zoo) -> None:

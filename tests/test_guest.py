@@ -4,6 +4,7 @@ import contextlib
 import random
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError, GuestTimeout
-from kboot.guest import Guest, log_in
+from kboot.guest import CommandHistory, Guest, log_in
 from kboot.guest.login import LOADER, wake_terminal
 from tests.serial_lines import (
     PRINTK,
@@ -182,6 +183,43 @@ def test_waiting_until_a_command_succeeds(guest: Guest, tmp_path: Path) -> None:
     assert background.wait(Deadline(10)).exit_status == 0
     with pytest.raises(GuestTimeout, match="exited with 1: never"):
         guest.wait_until_succeeds("echo never; false", Deadline(0.6))
+
+
+def test_the_history_tells_what_was_run_and_how_it_ended(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    with shell(["dash"]) as (_, guest):
+        before = datetime.now(UTC)
+        guest.run("echo out; echo err >&2; exit 3")
+        background = guest.spawn(f"sleep 0.7; echo there | tee {flag}")
+        guest.wait_until_succeeds(f"cat {flag}", Deadline(20))
+        background.wait(Deadline(20))
+        with pytest.raises(GuestTimeout):
+            guest.run("echo partial; sleep 30", timeout_s=0.5)
+        guest.spawn("sleep 30")
+        guest.unrecorded().run("true")
+        told = [
+            (record.command, record.exit_status, record.output_tail) for record in guest.history
+        ]
+        assert told == [
+            ("echo out; echo err >&2; exit 3", 3, "out\nerr\n"),
+            (f"sleep 0.7; echo there | tee {flag}", 0, "there\n"),
+            (f"cat {flag}", 0, "there\n"),
+            ("echo partial; sleep 30", None, "partial\n"),
+            ("sleep 30", None, ""),
+        ]
+        assert before <= guest.history[0].time <= guest.history[1].time <= datetime.now(UTC)
+        assert guest.history[2].duration_s > 0.3
+
+
+def test_the_history_forgets_the_oldest_and_the_beginning_of_long_outputs() -> None:
+    history = CommandHistory()
+    for number in range(1000):
+        history.begin(f"command {number}").end(0, "x" * 100_000 + "end")
+    assert [record.command for record in history.records] == [
+        f"command {number}" for number in range(900, 1000)
+    ]
+    assert len(history.records[0].output_tail) == 2000
+    assert history.records[0].output_tail.endswith("xend")
 
 
 def test_a_background_command_runs_beside_others_and_can_be_killed(guest: Guest) -> None:

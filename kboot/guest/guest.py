@@ -10,6 +10,7 @@ from typing import Protocol
 
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError, GuestTimeout, InfraError, KernelCrash
+from kboot.guest.history import CommandHistory, CommandRecord, Entry
 from kboot.log import logger
 
 #: Told of a file on its way: bytes done, bytes in all.
@@ -120,17 +121,20 @@ class CommandResult:
 class BackgroundCommand:
     """A command that was started with `Guest.spawn`."""
 
-    def __init__(self, job: Job, command: str) -> None:
+    def __init__(self, job: Job, entry: Entry) -> None:
         self._job = job
+        self._entry = entry
         self._start = time.monotonic()
-        self.command = command
+        self.command = entry.record.command
 
     def wait(self, deadline: Deadline) -> CommandResult:
         """Wait for its end. `GuestTimeout` leaves it running: wait again, or `kill`."""
         if not self._job.wait(deadline):
             raise GuestTimeout(f"{self.command!r} still runs after {deadline.seconds:g} s")
         ended = self._job.fetch(deadline)
-        return _result(self.command, ended, self._start)
+        result = _result(self.command, ended, self._start)
+        self._entry.end(result.exit_status, _printed(result))
+        return result
 
     def kill(self, deadline: Deadline, signal: str = "TERM") -> None:
         """Send a signal to the command and all it started."""
@@ -145,14 +149,31 @@ class Guest:
     job, SIGINT and SIGQUIT are ignored.
     """
 
-    def __init__(self, runner: Runner, *, command_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        command_timeout_s: float = 60.0,
+        history: CommandHistory | None = None,
+    ) -> None:
+        """What it runs goes into `history`; without one, into a history of its own."""
         self._runner = runner
         self._command_timeout_s = command_timeout_s
+        self._history = history or CommandHistory()
 
     @property
     def runner(self) -> Runner:
         """What carries the commands."""
         return self._runner
+
+    @property
+    def history(self) -> tuple[CommandRecord, ...]:
+        """The last commands that were run, oldest first, also those before a reboot."""
+        return self._history.records
+
+    def unrecorded(self) -> Guest:
+        """The same guest, for commands that kboot runs for itself and nobody wants to read of."""
+        return Guest(self._runner, command_timeout_s=self._command_timeout_s)
 
     def run(
         self,
@@ -170,17 +191,11 @@ class Guest:
         is raised as itself.
         """
         raw = command.encode() if isinstance(command, str) else command
-        shown = raw.decode(errors="replace")
-        start = time.monotonic()
-        budget = self._budget(timeout_s, deadline)
-        # A request that is on its way is not dropped: nobody could tell whether it was carried out.
-        grace = Deadline(budget.remaining + _INTERRUPT_S)
-        job = self._runner.start(raw, grace, loud=True)
-        if not job.wait(budget):
-            raise self._interrupt(job, shown, budget)
-        result = _result(shown, job.fetch(Deadline(budget.remaining + _INTERRUPT_S)), start)
-        job.forget()
-        logger.debug("guest: %s: status %d", _brief(shown), result.exit_status)
+        entry = self._history.begin(raw.decode(errors="replace"))
+        try:
+            result = self._run(raw, self._budget(timeout_s, deadline), entry)
+        finally:
+            entry.end(None)
         if check and result.exit_status != 0:
             raise CommandFailed(_failure(result), result)
         return result
@@ -196,19 +211,28 @@ class Guest:
         return self.run(command, timeout_s=timeout_s, deadline=deadline, check=True).stdout
 
     def wait_until_succeeds(self, command: str, deadline: Deadline) -> str:
-        """Run a command again and again until it exits with 0; its standard output then."""
+        """Run a command again and again until it exits with 0; its standard output then.
+
+        It stands in the history once.
+        """
         result: CommandResult | None = None
-        for _ in deadline.poll(_RETRY_S):
-            result = self.run(command, timeout_s=deadline.remaining, deadline=deadline)
-            if result.exit_status == 0:
-                return result.stdout
+        entry = self._history.begin(command)
+        try:
+            for _ in deadline.poll(_RETRY_S):
+                result = self._run(command.encode(), self._budget(None, deadline), Entry(command))
+                if result.exit_status == 0:
+                    return result.stdout
+        finally:
+            status, output = (result.exit_status, _printed(result)) if result else (None, "")
+            entry.end(status, output)
         last = f"; the last time: {_failure(result)}" if result else ""
         raise GuestTimeout(f"{command!r} did not succeed in {deadline.seconds:g} s{last}")
 
     def spawn(self, command: str, *, timeout_s: float = 30.0) -> BackgroundCommand:
         """Start a command in the background. `timeout_s` is for the start alone."""
+        entry = self._history.begin(command)
         job = self._runner.start(command.encode(), Deadline(timeout_s), loud=False)
-        return BackgroundCommand(job, command)
+        return BackgroundCommand(job, entry)
 
     def put(
         self,
@@ -239,9 +263,24 @@ class Guest:
         seconds = self._command_timeout_s if timeout_s is None else timeout_s
         return Deadline(seconds) if deadline is None else deadline.within(seconds)
 
-    def _interrupt(self, job: Job, command: str, budget: Deadline) -> GuestError:
+    def _run(self, raw: bytes, budget: Deadline, entry: Entry) -> CommandResult:
+        """Run a command to its end, whatever its exit status; complete its `entry`."""
+        command = entry.record.command
+        start = time.monotonic()
+        # A request that is on its way is not dropped: nobody could tell whether it was carried out.
+        grace = Deadline(budget.remaining + _INTERRUPT_S)
+        job = self._runner.start(raw, grace, loud=True)
+        if not job.wait(budget):
+            raise self._interrupt(job, entry, budget)
+        result = _result(command, job.fetch(Deadline(budget.remaining + _INTERRUPT_S)), start)
+        entry.end(result.exit_status, _printed(result))
+        job.forget()
+        logger.debug("guest: %s: status %d", _brief(command), result.exit_status)
+        return result
+
+    def _interrupt(self, job: Job, entry: Entry, budget: Deadline) -> GuestError:
         """Kill a command that ran out of time; the error that says so."""
-        message = f"{_brief(command)!r} did not end in {budget.seconds:.3g} s"
+        message = f"{_brief(entry.record.command)!r} did not end in {budget.seconds:.3g} s"
         deadline = Deadline(_INTERRUPT_S)
         try:
             job.kill("TERM", deadline)
@@ -256,6 +295,7 @@ class Guest:
         except GuestError as error:
             return GuestTimeout(f"{message}; then: {error}")
         printed = (ended.stdout + ended.stderr).decode(errors="replace")[-_SHOWN:]
+        entry.end(None, printed)
         return GuestTimeout(f"{message}; it printed: {printed!r}")
 
 
@@ -267,6 +307,10 @@ def _result(command: str, ended: Ended, start: float) -> CommandResult:
         stderr_bytes=ended.stderr,
         duration_s=time.monotonic() - start,
     )
+
+
+def _printed(result: CommandResult) -> str:
+    return result.stdout + result.stderr
 
 
 def _quote(path: str) -> bytes:

@@ -12,7 +12,7 @@ from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError, KernelCrash, NoCrash, NoReboot
-from kboot.guest import Guest
+from kboot.guest import CommandRecord, Guest
 from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
 from kboot.kernel import Kernel
@@ -95,6 +95,11 @@ class Machine:
         return self.channels.on_console
 
     @property
+    def commands(self) -> Sequence[CommandRecord]:
+        """The last 100 commands that were run in its guest, in all its boots, oldest first."""
+        return self.channels.history.records
+
+    @property
     def boots(self) -> Sequence[Boot]:
         """The milestones of each boot of this machine; the last one may be under way."""
         return self.follower.boots
@@ -143,7 +148,9 @@ class Machine:
         if not self.boot.ready:
             raise self.boot.late(time.monotonic() - self.boot.since)
         guest = self._log_in(deadline)
-        self.boot_ids.append(identity.prove(guest, self._expected, known=self.boot_ids))
+        self.boot_ids.append(
+            identity.prove(guest.unrecorded(), self._expected, known=self.boot_ids)
+        )
         self.channels.reach(self.settings, deadline)
         self._reports_when_ready = len(self.console.reports)
 
@@ -162,7 +169,7 @@ class Machine:
         heard = Phase.LINUX in self.boot.reached
         if heard or faults.is_quiet(self._expected.command_line):
             return
-        if not identity.prints_on(guest, self._expected.console):
+        if not identity.prints_on(guest.unrecorded(), self._expected.console):
             raise faults.unheard(self._expected)
 
     def meet(self, lines: Sequence[Line]) -> None:
@@ -188,7 +195,12 @@ class Machine:
         self.restored_from = saved.key
         self._fetched_before = saved.fetches
         with step("wake the guest"):
-            guest, boot_id = resume(self.console, saved.agent, Deadline(WAKE_LIMIT_S))
+            guest, boot_id = resume(
+                self.console,
+                saved.agent,
+                Deadline(WAKE_LIMIT_S),
+                history=self.channels.history,
+            )
         if boot_id != saved.boot_id:
             raise InfraError(f"another machine was restored: its boot_id is {boot_id}")
         self.boot_ids.append(boot_id)

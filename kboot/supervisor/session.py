@@ -370,7 +370,9 @@ class MachineSession:
             if size := self._keyboard.size:
                 # Without stty, or without the right to, they do it themselves.
                 with contextlib.suppress(GuestError, InfraError):
-                    self.machine.console_guest.run(set_size(size), timeout_s=_SIZE_LIMIT_S)
+                    self.machine.console_guest.unrecorded().run(
+                        set_size(size), timeout_s=_SIZE_LIMIT_S
+                    )
             self.machine.channels.lend_console()
 
     def resize(self) -> None:
