@@ -46,7 +46,9 @@ Exit codes: 0 all passed, 1 the kernel failed, 2 bad input, 3 the host failed.
 )
 @click.argument("kernel", type=click.Path(path_type=str))
 @click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)
-@config_options(*(setting.name for setting in SETTINGS if setting.name != "kernel"))
+@config_options(  # pytest's own -n is the number of workers
+    *(setting.name for setting in SETTINGS if setting.name != "kernel"), short=False
+)
 @click.option("--git-bisect", is_flag=True, help="Exit with 125 (skip) where it would be 2 or 3.")
 @click.pass_context
 def test(
@@ -60,7 +62,7 @@ def test(
 ) -> None:
     """Run the acceptance tests on KERNEL: an image, a .deb, or a build tree.
 
-    What follows -- goes to pytest as it is.
+    Arguments after -- are passed to pytest.
     """
     code = _run({**options, "kernel": kernel}, pytest_arguments)
     context.exit(125 if git_bisect and code in {2, 3} else code)
