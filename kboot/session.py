@@ -61,6 +61,8 @@ class Session:
         self.config = config
         self._lender = lender
         self._evidence = evidence
+        #: Called with the evidence directory of each machine that was powered off.
+        self.on_evidence: Callable[[Path], None] = lambda _directory: None
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
         self._running: _Running | None = None
@@ -181,15 +183,16 @@ class Session:
         self, wish: _Wish, *, saved: SavedMachine | None = None, savable: bool = False
     ) -> Machine:
         self._count += 1
+        directory = self._evidence / f"{self._count:03d}-{_file_name(wish.name)}"
         with contextlib.ExitStack() as power:
+            power.callback(lambda: self.on_evidence(directory))
             machine = power.enter_context(
                 power_on(
                     self.backend,
                     self.server,
                     self.kernel,
                     replace(wish.settings, machine_name=f"{self._prefix}{self._count}"),
-                    evidence_directory=self._evidence
-                    / f"{self._count:03d}-{_file_name(wish.name)}",
+                    evidence_directory=directory,
                     saved=saved,
                     savable=savable,
                 )
