@@ -80,7 +80,7 @@ demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on i
 test: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(parallel) $(PYTEST_ARGS)
 
-# Settings for your cluster (namespace, patches, ipxe_disk...) are taken from kboot.toml and KBOOT_*.
+# Settings for your cluster (namespace, cluster_patch, cluster_ipxe_disk...) are taken from kboot.toml and KBOOT_*.
 test-kubevirt: $(ready) $(KERNEL) ## run what must hold on every cluster, on that of your kubeconfig
 	$(bin)/kboot doctor --backend kubevirt
 	$(bin)/kboot test --backend kubevirt $(KERNEL)

@@ -110,7 +110,13 @@ class BootServer(Protocol):
         """The URL of `path` as the guest sees it, whether anything is there or not."""
 
     def fetches(self) -> Sequence[Fetch]:
-        """Every request so far, in order; the last ones may be a little late."""
+        """The newest requests, in order, as far back as they are kept; some may be late."""
+
+    def fetches_since(self, position: int) -> tuple[Sequence[Fetch], int]:
+        """Those of `fetches` from the running number `position` on, and that of the next one.
+
+        The first request ever has the number 0.
+        """
 
     def catch_up(self, deadline: Deadline) -> None:
         """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""

@@ -31,10 +31,10 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
     "ipxe_efi",
     "context",
     "namespace",
-    "nginx_image",
-    "pull_secret",
-    "ipxe_disk",
-    "patch",
+    "cluster_nginx_image",
+    "cluster_pull_secret",
+    "cluster_ipxe_disk",
+    "cluster_patch",
 )
 @json_option
 @click.option(

@@ -173,11 +173,16 @@ _REPORTERS: dict[str, Callable[[Config], Iterator[_Report]]] = {
     epilog="For kubectl apply -f -. No run owns objects that are applied by hand: delete them by "
     "their label, kboot.dev/run."
 )
-@config_options("namespace", "nginx_image", "pull_secret", "claim", "patch")
+@config_options(
+    "namespace",
+    "cluster_nginx_image",
+    "cluster_pull_secret",
+    "cluster_claim",
+    "cluster_patch",
+)
 def manifests(**options: Any) -> None:
     """Print the boot server's objects as YAML, as a run creates them."""
     from kboot.kubevirt import manifests as objects  # noqa: PLC0415  where they are used
-    from kboot.kubevirt import settings_from  # noqa: PLC0415
     from kboot.kubevirt.manifests import new_run  # noqa: PLC0415
 
     config = load_config(options)
@@ -185,7 +190,7 @@ def manifests(**options: Any) -> None:
     now = datetime.datetime.now(datetime.UTC)
     wanted = [
         objects.owner(run, user="kubectl", now=now),
-        *objects.boot_server(run, settings_from(config), token=secrets.token_hex(32)),
+        *objects.boot_server(run, config, token=secrets.token_hex(32)),
     ]
     click.echo(objects.to_yaml(wanted), nl=False)
 

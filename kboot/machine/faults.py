@@ -101,7 +101,8 @@ def nothing_to_boot(last_words: str) -> InfraError:
         # EDK II's own PXE client: it takes a URL for the name of a file on a TFTP server.
         remedy = (
             "; this UEFI firmware boots from the network by itself instead of by iPXE, and by TFTP "
-            "only: give the machine a disk with iPXE (--ipxe-disk), or boot with --firmware bios"
+            "only: give the machine a disk with iPXE (--cluster-ipxe-disk), or boot with "
+            "--firmware bios"
         )
     return InfraError(f"the firmware found nothing to boot: {last_words}{remedy}")
 

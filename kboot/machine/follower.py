@@ -61,7 +61,7 @@ class Follower:
         self._on_phase = on_phase
         self._announced = 0
         self._lines: deque[Line] = deque(maxlen=_KEPT_LINES)
-        self._fetch_count = 0
+        self._fetch_position = 0
         self._scripts_seen = 0
         #: Of the boot scripts that the machine may run.
         self._nonces = [expected.nonce]
@@ -159,9 +159,7 @@ class Follower:
         self._announce()
 
     def _new_fetches(self) -> Sequence[Fetch]:
-        fetches = self._server.fetches()
-        new = fetches[self._fetch_count :]
-        self._fetch_count = len(fetches)
+        new, self._fetch_position = self._server.fetches_since(self._fetch_position)
         return new
 
     def _announce(self) -> None:
@@ -192,7 +190,7 @@ class Follower:
     def go_on_from(self, boot: Boot) -> None:
         """The machine was restored: this is how it had come up, and what was printed is known."""
         self.boots = [boot]
-        self._fetch_count = len(self._server.fetches())
+        _, self._fetch_position = self._server.fetches_since(self._fetch_position)
         self._scripts_seen = 1
 
     def see_past(self, lines: Iterable[Line]) -> None:
