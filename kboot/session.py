@@ -70,6 +70,8 @@ class Session:
         self._lender = lender
         self._given_backend = backend
         self._evidence = evidence
+        #: Called with the evidence directory of each machine that was powered off.
+        self.on_evidence: Callable[[Path], None] = lambda _directory: None
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
         self._running: _Running | None = None
@@ -194,15 +196,16 @@ class Session:
         self, request: _Request, *, saved: SavedMachine | None = None, savable: bool = False
     ) -> Machine:
         self._count += 1
+        directory = self._evidence / f"{self._count:03d}-{_file_name(request.name)}"
         with contextlib.ExitStack() as power:
+            power.callback(lambda: self.on_evidence(directory))
             machine = power.enter_context(
                 power_on(
                     self.backend,
                     self.server,
                     self.kernel,
                     request.settings.named(f"{self._prefix}{self._count}"),
-                    evidence_directory=self._evidence
-                    / f"{self._count:03d}-{_file_name(request.name)}",
+                    evidence_directory=directory,
                     saved=saved,
                     savable=savable,
                 )

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from kboot.config import Config
-from kboot.deadline import Deadline
 from kboot.errors import (
     ConfigError,
     GuestTimeout,
@@ -115,15 +114,15 @@ def test_outputs_and_commands_may_be_long(tmp_path: Path) -> None:
         assert machine.guest.succeed("seq") == lines
         assert machine.guest.succeed(long_command) == "long\n"
         background = machine.guest.spawn("seq")
-        assert background.wait(Deadline(10)).stdout == lines
+        assert background.wait(timeout=10).stdout == lines
 
 
 def test_files_come_back_as_they_were_put(tmp_path: Path) -> None:
     content = b"".join(hashlib.sha256(bytes([n % 256, n // 256])).digest() for n in range(2000))
     (tmp_path / "there").write_bytes(content)
     with machine_on(tmp_path) as machine:
-        machine.guest.put(tmp_path / "there", "/root/a file", Deadline(10))
-        machine.guest.get("/root/a file", tmp_path / "back", Deadline(10))
+        machine.guest.put(tmp_path / "there", "/root/a file", timeout=10)
+        machine.guest.get("/root/a file", tmp_path / "back", timeout=10)
     assert (tmp_path / "back").read_bytes() == content
 
 
@@ -168,13 +167,13 @@ def test_with_panic_0_it_stays_dead(tmp_path: Path) -> None:
         with machine.expect_crash("panic"):
             machine.panic()
         with pytest.raises(HungAfterPanic, match="panic=0"):
-            machine.wait_for_reboot(timeout_s=0.2)
+            machine.wait_for_reboot(timeout=0.2)
 
 
 def test_a_command_can_hang_and_is_killed(tmp_path: Path) -> None:
     with machine_on(tmp_path, commands={"dd": GuestAction.HANG}) as machine:
         with pytest.raises(GuestTimeout, match=r"'dd' did not end in 0\.1 s"):
-            machine.guest.run("dd", timeout_s=0.1)
+            machine.guest.run("dd", timeout=0.1)
         assert machine.guest.succeed("true") == ""
 
 

@@ -43,12 +43,12 @@ class FakeBackend:
         return None if firmware == "bios" else "a replayed boot is the one of a BIOS machine"
 
     @contextlib.contextmanager
-    def serve(self, _deadline: Deadline) -> Iterator[FakeServer]:
+    def serve(self, deadline: Deadline) -> Iterator[FakeServer]:
         """The boot server, which is a dictionary."""
         yield self._server
 
     @contextlib.contextmanager
-    def power_on(self, spec: MachineSpec, _deadline: Deadline) -> Iterator[FakeVirtualMachine]:
+    def power_on(self, spec: MachineSpec, deadline: Deadline) -> Iterator[FakeVirtualMachine]:
         """Replay a boot from its beginning."""
         vm = FakeVirtualMachine(spec, self._recording, self._server, self._commands)
         try:
@@ -95,7 +95,12 @@ class FakeServer:
         """Every request so far."""
         return tuple(self._fetches)
 
-    def catch_up(self, _deadline: Deadline) -> None:
+    def fetches_since(self, position: int) -> tuple[Sequence[Fetch], int]:
+        """Those of `fetches` from the running number `position` on, and that of the next one."""
+        fetches = self.fetches()
+        return fetches[position:], len(fetches)
+
+    def catch_up(self, deadline: Deadline) -> None:
         """It is never late."""
 
     def check(self) -> None:

@@ -130,7 +130,7 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
         assert run.stdout.readline() == b"up\n"
         assert main(["runs", "--backend", "kubevirt"]) == 0
         shown = capsys.readouterr().out
-        assert " old, lives\n  kboot-r" in shown
+        assert " old, live\n  kboot-r" in shown
         assert shown.rstrip().endswith("-m  Running")
         assert main(["runs", "--backend", "kubevirt", "--json"]) == 0
         (told,) = json.loads(capsys.readouterr().out)
@@ -147,7 +147,7 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
     assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
     assert everything(cluster) == set()
     assert main(["runs", "--backend", "kubevirt"]) == 0
-    assert capsys.readouterr().out.endswith("no run is there\n")
+    assert capsys.readouterr().out.endswith("no runs\n")
 
 
 def test_a_run_that_was_killed_on_this_host_is_known_to_be_dead_at_once(
