@@ -8,7 +8,7 @@ documentation are all made from `SETTINGS`.
 
 from kboot.config.parse import working_directory
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
-from kboot.config.values import BACKENDS, Accelerator, Channel, Config, Isolation, Warnings
+from kboot.config.values import BACKENDS, Accelerator, Channel, Config, Isolation, Network, Warnings
 
 __all__ = [
     "BACKENDS",
@@ -18,6 +18,7 @@ __all__ = [
     "Channel",
     "Config",
     "Isolation",
+    "Network",
     "Setting",
     "Warnings",
     "load",

@@ -65,18 +65,21 @@ class QemuVirtualMachine:
         firmware: SavedFirmware | None = None,
         tftp: Path | None = None,
         ipxe: Path | None = None,
+        forwarder: str | None = None,
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
         A machine that is `savable` costs a copy of that state. With `firmware`, every start from
         empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
-        `ipxe` is a UEFI program that boots from the network in place of the card's ROM.
+        `ipxe` is a UEFI program that boots from the network in place of the card's ROM. A
+        `forwarder` isolates the guest, see `argv`.
         """
         self.spec = spec
         self._saved = saved
         self._firmware = firmware
         self._tftp = tftp
         self._ipxe = ipxe
+        self._forwarder = forwarder
         self._savable = savable
         self._program = program
         self._accelerator: Accelerator = accelerator
@@ -272,6 +275,7 @@ class QemuVirtualMachine:
             incoming=incoming,
             tftp=self._tftp,
             ipxe=self._ipxe,
+            forwarder=self._forwarder,
         )
 
     def _prepare_flash(self) -> Flash | None:
