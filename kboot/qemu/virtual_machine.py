@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kboot import process, state
 from kboot.backend import MachineSpec, Stream
+from kboot.capacity import host_cpus
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError
 from kboot.log import logger, step
@@ -45,6 +46,9 @@ class SocketStream:
 
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
 _CONTROL_LIMIT_S = 20.0
+
+#: 32 on 2 busy ones did not come to init in 90 s (Linux 6.1, QEMU 7.2).
+_EMULATED_PER_CPU = 4
 
 #: A line of ``info usernet``: protocol, descriptor, source address and port.
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\] +\d+ +([\d.]+) +(\d+) ")
@@ -156,6 +160,16 @@ class QemuVirtualMachine:
         if match is None:
             raise InfraError(f"QEMU forwards no port to the guest; it says: {text.strip()!r}")
         return match[1], int(match[2])
+
+    def speed_fault(self) -> str | None:
+        """None if it is fast enough to tell a slow guest from a hung one, or else why not."""
+        cpus, ours = self.spec.cpus, host_cpus()
+        if self._accelerator != "tcg" or cpus <= _EMULATED_PER_CPU * ours:
+            return None
+        return (
+            f"its {cpus} processors are emulated by {ours} of this host, which may be too slow: "
+            f"choose cpus = {_EMULATED_PER_CPU * ours} or less"
+        )
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
