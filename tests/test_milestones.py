@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from kboot.backend import Fetch
-from kboot.errors import GuestError, GuestTimeout, InfraError, WrongKernel
+from kboot.backend import Fetch, MachineSpec
+from kboot.errors import GuestError, GuestTimeout, InfraError, NoReboot, WrongKernel
+from kboot.machine import faults
 from kboot.machine.boot import Boot
 from kboot.machine.phases import BUDGETS_S, Expected, Phase
+from kboot.qemu.argv import Accelerator
+from kboot.qemu.virtual_machine import QemuVirtualMachine
 
 EXPECTED = Expected(
     nonce="abcd1234",
@@ -44,6 +48,7 @@ def follow(machine: Boot) -> None:
     machine.see_line("net0: 10.0.2.15/255.255.255.0 gw 10.0.2.2", 103)
     machine.see_fetch(fetch("scripts/m0/boot.ipxe", query=""), 104)
     machine.see_line("kboot: script abcd1234", 104)
+    machine.see_fetch(fetch("beacon/script"), 104)
     machine.see_fetch(fetch("artifacts/k1"), 105)
     machine.see_fetch(fetch("artifacts/i1"), 106)
     machine.see_fetch(fetch("artifacts/i2"), 106)
@@ -107,6 +112,15 @@ def test_the_beacon_tells_of_a_failure_that_the_console_did_not_show() -> None:
         boot().see_fetch(fetch("beacon/failed/kernel/0x4c0a6092"), 105)
 
 
+def test_a_script_that_was_fetched_in_another_boot_is_no_witness_of_this_one() -> None:
+    machine = boot()
+    machine.see_fetch(fetch("scripts/m0/boot.ipxe", query=""), 104)
+    machine.see_fetch(fetch("beacon/script", query="m=m0&b=00000000"), 104)
+    assert Phase.SCRIPT not in machine.reached
+    machine.see_fetch(fetch("beacon/script"), 105)
+    assert machine.reached[Phase.SCRIPT].witness == "server"
+
+
 @pytest.mark.parametrize("path", ["beacon/failed/a/b/c", "beacon/failed/a", "beacon/failed/"])
 def test_a_guest_may_ask_for_any_address_below_the_beacon(path: str) -> None:
     machine = boot()
@@ -120,6 +134,23 @@ def test_a_kernel_that_runs_cannot_say_that_its_loader_failed() -> None:
     follow(machine)
     machine.see_fetch(fetch("beacon/failed/kernel/0x4c0a6092"), 111)
     assert machine.ready
+
+
+@pytest.mark.parametrize(
+    ("cpus", "accelerator", "fast"), [(1, "tcg", True), (10_000, "tcg", False), (255, "kvm", True)]
+)
+def test_a_machine_that_is_too_slow_makes_no_guest_hang(
+    cpus: int, accelerator: Accelerator, fast: bool, tmp_path: Path
+) -> None:
+    vm = QemuVirtualMachine(
+        MachineSpec(cpus=cpus), program="qemu", accelerator=accelerator, directory=tmp_path
+    )
+    hung = GuestTimeout("the kernel hung before it ran init: nothing more after linux for 90 s")
+    told = faults.unless_slow(hung, vm.speed_fault())
+    assert isinstance(told, GuestTimeout if fast else InfraError)
+    assert fast or "its 10000 processors are emulated by" in str(told)
+    still = NoReboot("the machine did not reboot in 30 s")
+    assert faults.unless_slow(still, vm.speed_fault()) is still
 
 
 def test_a_time_limit_of_the_users_own_is_told_as_what_has_run_out() -> None:
@@ -352,7 +383,7 @@ def test_a_quiet_kernel_may_be_silent() -> None:
         command_line="console=ttyS0 quiet",
     )
     machine = boot(expected=wanted)
-    for path in ("s", "k"):
+    for path in ("beacon/script", "k"):
         machine.see_fetch(fetch(path, query="q"), 105)
     machine.see_prompt(110)
     assert machine.contradiction() is None
@@ -468,6 +499,6 @@ def test_a_machine_that_does_not_come_back_is_the_guests_fault() -> None:
 def test_no_milestone_is_before_the_start() -> None:
     machine = boot(again=True)
     machine.see_line("SeaBIOS (version 1.16.2-debian-1.16.2-1)", 99.96)
-    machine.see_fetch(fetch("scripts/m0/boot.ipxe"), 99.9)
+    machine.see_fetch(fetch("beacon/script"), 99.9)
     seconds = {phase: each.time - machine.start for phase, each in machine.reached.items()}
     assert seconds == {Phase.FIRMWARE: 0.0, Phase.SCRIPT: 0.0}

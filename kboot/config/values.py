@@ -130,6 +130,7 @@ class ClusterConfig:
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
+Network = Literal["open", "isolated"]
 Warnings = Literal["fail", "report"]
 Channel = Literal["auto", "console", "ssh"]
 
@@ -198,6 +199,15 @@ class Config(ClusterConfig):
     firmware: Firmware = field(
         default="bios",
         metadata=about("the machine's firmware", "NAME", choices=get_args(Firmware)),
+    )
+    network: Network = field(
+        default="open",
+        metadata=about(
+            "what a guest of a local QEMU reaches beside its boot server: this host's loopback "
+            "services and its network (open), or nothing (isolated)",
+            "NAME",
+            choices=get_args(Network),
+        ),
     )
     accel: Accelerator = field(
         default="auto",

@@ -18,7 +18,7 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.guest import Guest
-from kboot.machine.phases import Expected, Phase
+from kboot.machine.phases import SCRIPT_BEACON, Expected, Phase
 
 #: A loading that iPXE cannot make anything of: "Exec format error", in BIOS and UEFI builds.
 _NOT_EXECUTABLE = re.compile(r"0x2e[0-9a-f]{6}")
@@ -79,12 +79,20 @@ def unless_doubted(error: KbootError, doubt: str | None) -> KbootError:
     )
 
 
+def unless_slow(error: GuestTimeout, speed_fault: str | None) -> KbootError:
+    """`error`; or, if its machine is too slow to blame the guest, that this is unknown."""
+    # Its subclasses tell of a guest that did something, which took no time.
+    if speed_fault is None or type(error) is not GuestTimeout:
+        return error
+    return InfraError(f"could not tell whether the guest hangs: {error}; {speed_fault}")
+
+
 def contradiction(expected: Expected, *, fetched: Collection[str]) -> KbootError | None:
     """What the witnesses of a guest that is up do not agree on, or None.
 
     `fetched` are the paths that the machine has asked for.
     """
-    for path in (expected.script_path, expected.kernel_path, *expected.initrd_paths):
+    for path in (SCRIPT_BEACON, expected.kernel_path, *expected.initrd_paths):
         if path not in fetched:
             return GuestError(
                 "the guest is up, but this machine never fetched "
