@@ -46,7 +46,8 @@ def shell(command: Sequence[str]) -> Iterator[tuple[Console, Guest]]:
     with terminal(command) as stream, console_on(stream) as console:
         guest = log_in(console, "root", None, Deadline(30))
         yield console, guest
-        guest.close()
+        with contextlib.suppress(GuestError):  # a test may have closed it
+            guest.close()
 
 
 @pytest.fixture(params=list(SHELLS))
@@ -72,6 +73,14 @@ def test_every_shell_runs_commands_and_is_left_as_it_was(any_shell: list[str]) -
         assert not Path(directory).exists()
         console.sendline("echo back $((1 + 1))")
         assert console.expect("back 2$", timeout=10).after == "back 2"
+
+
+def test_a_guest_that_was_closed_says_so_at_once() -> None:
+    with shell(["dash"]) as (_, guest):
+        guest.close()
+        for use in (guest.run, guest.succeed, guest.wait_until_succeeds, guest.spawn):
+            with pytest.raises(GuestError, match="cannot be used any more: it was closed"):
+                use("true")
 
 
 def test_a_terminal_is_woken_whatever_another_process_has_left_there(any_shell: list[str]) -> None:
