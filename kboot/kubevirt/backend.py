@@ -81,8 +81,8 @@ class KubevirtBackend:
             self.client,
             self.run,
             self.watches.pods,
+            self.settings,
             token=token,
-            domain=self.settings.cluster_domain,
             conf=conf,
         )
 

@@ -135,8 +135,8 @@ class PersistentCluster(KubevirtBackend):
             self.client,
             self.run,
             self.watches.pods,
+            self.settings,
             token=token,
-            domain=self.settings.cluster_domain,
             conf=conf,
             pod=lambda: self._pod,
         )
