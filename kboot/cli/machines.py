@@ -19,7 +19,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 DEFAULT = "default"
 
 #: The settings that say where machines stay.
-_PLACE = ("backend", "context", "namespace", "cluster_owner")
+_PLACE = ("backend", "kubeconfig", "context", "namespace", "cluster_owner")
 
 _COLOURS = {"ready": "green", "crashed": "red", "failed": "red", "off": "yellow"}
 

@@ -76,7 +76,7 @@ def _line(entry: Entry) -> str:
 
 
 @click.command(epilog="A run that still lives is never touched. The next run cleans up as well.")
-@config_options("backend", "context", "namespace")
+@config_options("backend", "kubeconfig", "context", "namespace")
 @click.option("--yes", is_flag=True, help="Do it; without, only show what would go.")
 def gc(*, yes: bool, **options: Any) -> None:
     """Remove what killed runs have left: on this host, or with --backend on a cluster."""
@@ -115,7 +115,7 @@ def _collect_cluster(config: Config, yes: bool) -> Iterator[str]:
     from kboot.kubevirt import ownership  # noqa: PLC0415
     from kboot.kubevirt.api import connect  # noqa: PLC0415  half a second
 
-    client = connect(config.context, config.namespace)
+    client = connect(config.context, config.namespace, kubeconfig=config.kubeconfig)
     for run in ownership.find_runs(client):
         if not run.dead or (yes and not ownership.remove(client, run)):
             continue
@@ -132,7 +132,7 @@ _COLLECTORS: dict[str, Callable[[Config, bool], Iterator[str]]] = {
 
 
 @click.command(epilog="What is dead, kboot gc removes.")
-@config_options("backend", "context", "namespace")
+@config_options("backend", "kubeconfig", "context", "namespace")
 @json_option
 def runs(*, as_json: bool, **options: Any) -> None:
     """Show the runs that are there: on this host, or with --backend on a cluster."""
@@ -163,7 +163,9 @@ def _report_cluster(config: Config) -> Iterator[_Report]:
     from kboot.kubevirt import ownership  # noqa: PLC0415
     from kboot.kubevirt.api import connect  # noqa: PLC0415  half a second
 
-    for run in ownership.find_runs(connect(config.context, config.namespace)):
+    for run in ownership.find_runs(
+        connect(config.context, config.namespace, kubeconfig=config.kubeconfig)
+    ):
         condition = f"dead, {why_dead(run)}" if run.dead else "lives"
         stays = f", {ownership.about_machine(run)}" if run.machine else ""
         lines = [f"{run.name}  {run.user}  {age(run.age_s)} old, {condition}{stays}"]
