@@ -10,7 +10,7 @@ RESTORES ?= 500
 COMMANDS ?= 10000
 BENCH ?=
 PYTEST_ARGS ?=
-WORKERS ?= 1
+WORKERS ?= $(shell nproc)
 
 venv := .venv
 bin := $(venv)/bin
@@ -18,8 +18,8 @@ ready := $(venv)/.ready
 headers := build/kernel/headers/build
 second := build/kernel/cloud.deb
 ipxe_disk := build/ipxe/ipxe-disk.tar
-# Tests of one file share machines: they stay together.
-parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile)
+# What shares a machine stays together, in the order of tests/schedule.py.
+parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadgroup --no-loadscope-reorder)
 sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
@@ -80,7 +80,7 @@ demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on i
 test: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(parallel) $(PYTEST_ARGS)
 
-# Settings for your cluster (namespace, patches, ipxe_disk...) are taken from kboot.toml and KBOOT_*.
+# Settings for your cluster (namespace, cluster_patch, cluster_ipxe_disk...) are taken from kboot.toml and KBOOT_*.
 test-kubevirt: $(ready) $(KERNEL) ## run what must hold on every cluster, on that of your kubeconfig
 	$(bin)/kboot doctor --backend kubevirt
 	$(bin)/kboot test --backend kubevirt $(KERNEL)

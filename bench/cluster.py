@@ -15,11 +15,12 @@ from pathlib import Path
 
 from bench.figure import Figure, interleaved, median_ratio
 from kboot.backend import MachineSpec
+from kboot.config import ClusterConfig
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
 from kboot.kernel import sha256_of
-from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt import KubevirtBackend, open_kubevirt
 from kboot.kubevirt.api import SECRETS, SERVICES
 from kboot.kubevirt.manifests import token_of
 
@@ -58,7 +59,7 @@ def run(*, quick: bool) -> dict[str, Figure]:
 
 
 def _measure(directory: Path, machines: int) -> tuple[float, float]:
-    with open_kubevirt(ClusterSettings()) as backend, ExitStack() as stack:
+    with open_kubevirt(ClusterConfig()) as backend, ExitStack() as stack:
         # The libraries are loaded by now: what is measured is what the machines add.
         before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         cpu, start = time.process_time(), time.monotonic()
@@ -86,7 +87,7 @@ def _measure(directory: Path, machines: int) -> tuple[float, float]:
 
 
 def _measure_push(directory: Path, *, rounds: int) -> Figure:
-    with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(60)) as server:
+    with open_kubevirt(ClusterConfig()) as backend, backend.serve(Deadline(60)) as server:
         artifact = directory / "artifact"
 
         def timed(put: Callable[[Path], object]) -> float:

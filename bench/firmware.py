@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.figure import Figure, interleaved, median_ratio
 from kboot import process
+from kboot.backend import MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.kernel import Kernel, read_kernel
@@ -33,7 +34,7 @@ def run(*, quick: bool) -> dict[str, Figure]:
             backend,
             server,
             kernel,
-            MachineSettings(initrds=(initramfs,), firmware_start="saved"),
+            MachineSettings(initrds=(initramfs,), spec=MachineSpec(firmware_start="saved")),
             evidence_directory=Path(folder),
         ) as machine,
     ):

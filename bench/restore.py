@@ -8,12 +8,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.debian import debian_initramfs
 from bench.figure import Figure, interleaved, median_ratio, proportional_mib
-from kboot.backend import Backend, BootServer
+from kboot.backend import Backend, BootServer, MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.isolation import Snapshots
@@ -38,7 +38,9 @@ def run(*, quick: bool) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     systems = {
         "tiny": MachineSettings(initrds=(tiny_initramfs(),)),
-        "debian": MachineSettings(initrds=(debian_initramfs(),), memory_mib=1536, timeout_s=400),
+        "debian": MachineSettings(
+            initrds=(debian_initramfs(),), spec=MachineSpec(memory_mib=1536), timeout_s=400
+        ),
     }
     for name, settings in systems.items():
         with _open(kernel, settings) as bench:
@@ -93,7 +95,7 @@ class _Bench:
             self.backend,
             self.server,
             self.kernel,
-            replace(self.settings, machine_name=name),
+            self.settings.named(name),
             evidence_directory=self.directory / name,
             saved=saved,
         )

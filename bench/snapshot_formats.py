@@ -28,7 +28,7 @@ from kboot.crash import Scanner
 from kboot.deadline import Deadline
 from kboot.guest.saved import prepare, resume
 from kboot.kernel import read_kernel
-from kboot.machine import MachineSettings, machine_spec, open_backend, power_on
+from kboot.machine import MachineSettings, open_backend, power_on
 from kboot.qemu import snapshot
 from kboot.qemu.argv import Memory, Wiring, argv
 from kboot.qemu.qmp import Qmp
@@ -238,7 +238,7 @@ def _booted(directory: Path) -> _Bench:
     ):
         machine.wait_until_ready()
         agent = prepare(machine.console_guest, Deadline(_LIMIT_S))
-        bench = _Bench(directory=directory, spec=machine_spec(settings), agent=agent)
+        bench = _Bench(directory=directory, spec=settings.spec, agent=agent)
         bench.file.mkdir()
         if not isinstance(machine.vm, SnapshotVirtualMachine):
             raise TypeError("local machines can be saved")

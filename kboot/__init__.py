@@ -1,7 +1,19 @@
-"""kboot boots a kernel the way servers boot, watches its serial console, and judges it.
+"""kboot boots kernels through DHCP, iPXE and HTTP in virtual machines, and tests them.
 
-The names in `__all__` are the public face. They are imported when they are first used: the pytest
-plugin is loaded in every pytest run, and must not bring in everything.
+The names in `__all__` are the public interface; everything else may change at any time. They are
+imported when they are first used: the pytest plugin is loaded in every pytest run, and must not
+bring in everything.
+
+The errors, by who has to act::
+
+    KbootError
+    |-- ConfigError   the user: an option, a file, a kernel image
+    |-- InfraError    the host or the cluster: counts as error
+    |   `-- ProcessError (ProcessTimeout), ClusterError, ConsoleClosed
+    `-- GuestError    the kernel or its user space: counts as failure
+        |-- GuestTimeout: NoCrash, NoReboot (HungAfterPanic)
+        |-- KernelCrash: WrongCrash, SecondCrash
+        `-- CommandFailed, RebootLoop, WrongKernel
 """
 
 from __future__ import annotations
@@ -10,76 +22,178 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kboot.backend import Backend, BootServer, Fetch, MachineSpec, VirtualMachine
+    from kboot.checks import Check, Finding
     from kboot.config import Config
-    from kboot.console import Console
-    from kboot.crash import CrashKind, CrashReport, Scanner
+    from kboot.console import Console, Line, Match
+    from kboot.crash import CrashKind, CrashReport, Frame, Opened, Scanner
     from kboot.deadline import Deadline
     from kboot.errors import (
+        ClusterError,
         CommandFailed,
         ConfigError,
+        ConsoleClosed,
         GuestError,
         GuestTimeout,
+        HungAfterPanic,
         InfraError,
         KbootError,
         KernelCrash,
+        NoCrash,
+        NoReboot,
+        ProcessError,
+        ProcessTimeout,
+        RebootLoop,
+        SecondCrash,
+        WrongCrash,
         WrongKernel,
     )
-    from kboot.guest import CommandResult, Guest
-    from kboot.kernel import Kernel, read_kernel
-    from kboot.machine import Machine, MachineSettings, Phase, open_backend, power_on, settings_for
+    from kboot.guest import BackgroundCommand, CommandRecord, CommandResult, Guest
+    from kboot.kernel import Kernel, read_kernel, require_architecture
+    from kboot.machine import (
+        ExpectedCrash,
+        Machine,
+        MachineSettings,
+        Milestone,
+        Phase,
+        open_backend,
+        power_on,
+        settings_for,
+    )
+    from kboot.machine.boot import Boot
+    from kboot.rootfs import module_initramfs, overlay_initramfs, resolve_rootfs, tiny_initramfs
     from kboot.session import Session, open_session
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backend",
+    "BackgroundCommand",
+    "Boot",
+    "BootServer",
+    "Check",
+    "ClusterError",
     "CommandFailed",
+    "CommandRecord",
     "CommandResult",
     "Config",
     "ConfigError",
     "Console",
+    "ConsoleClosed",
     "CrashKind",
     "CrashReport",
     "Deadline",
+    "ExpectedCrash",
+    "Fetch",
+    "Finding",
+    "Frame",
     "Guest",
     "GuestError",
     "GuestTimeout",
+    "HungAfterPanic",
     "InfraError",
     "KbootError",
     "Kernel",
     "KernelCrash",
+    "Line",
     "Machine",
     "MachineSettings",
+    "MachineSpec",
+    "Match",
+    "Milestone",
+    "NoCrash",
+    "NoReboot",
+    "Opened",
     "Phase",
+    "ProcessError",
+    "ProcessTimeout",
+    "RebootLoop",
     "Scanner",
+    "SecondCrash",
     "Session",
+    "VirtualMachine",
+    "WrongCrash",
     "WrongKernel",
+    "module_initramfs",
     "open_backend",
     "open_session",
+    "overlay_initramfs",
     "power_on",
     "read_kernel",
+    "require_architecture",
+    "resolve_rootfs",
     "settings_for",
+    "tiny_initramfs",
 ]
 
-#: The modules to look for a name in, the light ones first.
-_HOMES = (
-    "errors",
-    "deadline",
-    "config",
-    "crash",
-    "kernel",
-    "console",
-    "guest",
-    "machine",
-    "session",
-)
+#: The module of each name.
+_HOMES = {
+    "Backend": "kboot.backend",
+    "BackgroundCommand": "kboot.guest",
+    "Boot": "kboot.machine.boot",
+    "BootServer": "kboot.backend",
+    "Check": "kboot.checks",
+    "ClusterError": "kboot.errors",
+    "CommandFailed": "kboot.errors",
+    "CommandRecord": "kboot.guest",
+    "CommandResult": "kboot.guest",
+    "Config": "kboot.config",
+    "ConfigError": "kboot.errors",
+    "Console": "kboot.console",
+    "ConsoleClosed": "kboot.errors",
+    "CrashKind": "kboot.crash",
+    "CrashReport": "kboot.crash",
+    "Deadline": "kboot.deadline",
+    "ExpectedCrash": "kboot.machine",
+    "Fetch": "kboot.backend",
+    "Finding": "kboot.checks",
+    "Frame": "kboot.crash",
+    "Guest": "kboot.guest",
+    "GuestError": "kboot.errors",
+    "GuestTimeout": "kboot.errors",
+    "HungAfterPanic": "kboot.errors",
+    "InfraError": "kboot.errors",
+    "KbootError": "kboot.errors",
+    "Kernel": "kboot.kernel",
+    "KernelCrash": "kboot.errors",
+    "Line": "kboot.console",
+    "Machine": "kboot.machine",
+    "MachineSettings": "kboot.machine",
+    "MachineSpec": "kboot.backend",
+    "Match": "kboot.console",
+    "Milestone": "kboot.machine",
+    "NoCrash": "kboot.errors",
+    "NoReboot": "kboot.errors",
+    "Opened": "kboot.crash",
+    "Phase": "kboot.machine",
+    "ProcessError": "kboot.errors",
+    "ProcessTimeout": "kboot.errors",
+    "RebootLoop": "kboot.errors",
+    "Scanner": "kboot.crash",
+    "SecondCrash": "kboot.errors",
+    "Session": "kboot.session",
+    "VirtualMachine": "kboot.backend",
+    "WrongCrash": "kboot.errors",
+    "WrongKernel": "kboot.errors",
+    "module_initramfs": "kboot.rootfs",
+    "open_backend": "kboot.machine",
+    "open_session": "kboot.session",
+    "overlay_initramfs": "kboot.rootfs",
+    "power_on": "kboot.machine",
+    "read_kernel": "kboot.kernel",
+    "require_architecture": "kboot.kernel",
+    "resolve_rootfs": "kboot.rootfs",
+    "settings_for": "kboot.machine",
+    "tiny_initramfs": "kboot.rootfs",
+}
 
 
 if not TYPE_CHECKING:  # a type checker would take every name for one of ours
 
     def __getattr__(name: str) -> object:
-        if name in __all__:
-            for home in _HOMES:
-                module = importlib.import_module(f"kboot.{home}")
-                if name in vars(module):
-                    return vars(module)[name]
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
         raise AttributeError(f"module 'kboot' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -21,9 +21,9 @@ class MachineSpec:
     """Everything about a virtual machine that a test may choose, the same on every backend."""
 
     #: Unique among the machines of one run; a DNS label: ``[a-z0-9-]``, at most 40 characters.
-    name: str
-    #: The URL in DHCP option 67; the firmware's iPXE fetches it and runs it.
-    boot_file: str
+    name: str = "m0"
+    #: The URL in DHCP option 67; the firmware's iPXE fetches it and runs it. Known at power-on.
+    boot_file: str = ""
     memory_mib: int = 512
     cpus: int = 1
     firmware: Firmware = "bios"
@@ -110,7 +110,13 @@ class BootServer(Protocol):
         """The URL of `path` as the guest sees it, whether anything is there or not."""
 
     def fetches(self) -> Sequence[Fetch]:
-        """Every request so far, in order; the last ones may be a little late."""
+        """The newest requests, in order, as far back as they are kept; some may be late."""
+
+    def fetches_since(self, position: int) -> tuple[Sequence[Fetch], int]:
+        """Those of `fetches` from the running number `position` on, and that of the next one.
+
+        The first request ever has the number 0.
+        """
 
     def catch_up(self, deadline: Deadline) -> None:
         """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""
@@ -140,7 +146,7 @@ class VirtualMachine(Protocol):
         """Push the reset button: same machine, memory lost, the serial line stays."""
 
     def restart(self) -> None:
-        """Cut the power and switch it on again."""
+        """Cut the power and power on again."""
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
@@ -168,7 +174,7 @@ class Backend(Protocol):
     def power_on(
         self, spec: MachineSpec, deadline: Deadline
     ) -> AbstractContextManager[VirtualMachine]:
-        """Switch a machine on; it is gone at the end of the ``with``."""
+        """Power a machine on; it is gone at the end of the ``with``."""
 
 
 @runtime_checkable
@@ -269,9 +275,6 @@ class SnapshotVirtualMachine(VirtualMachine, Protocol):
 
     def snapshot(self, directory: Path) -> None:
         """Write memory and devices to `directory`, an empty one; the guest then runs on."""
-
-    def restore(self, directory: Path) -> None:
-        """Cut the power and go on from what `snapshot` wrote; `stream` is a new one."""
 
 
 @runtime_checkable

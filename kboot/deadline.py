@@ -41,3 +41,13 @@ class Deadline:
         while not self.expired:
             yield self.remaining
             time.sleep(min(interval_s, self.remaining))
+
+
+def time_limit(timeout: float | None, deadline: Deadline | None, default_s: float) -> Deadline:
+    """The deadline of a public call: its `timeout` in seconds, within a `deadline` from inside.
+
+    With neither, it has `default_s`.
+    """
+    if deadline is None:
+        return Deadline(default_s if timeout is None else timeout)
+    return deadline if timeout is None else deadline.within(timeout)

@@ -20,7 +20,7 @@ from kboot.deadline import Deadline
 from kboot.errors import KbootError
 from kboot.kernel import Kernel, sha256_of
 from kboot.log import logger
-from kboot.machine import Machine, MachineSettings, machine_spec
+from kboot.machine import Machine, MachineSettings
 from kboot.machine.saved import SavedMachine, parts, save
 from kboot.snapshots import SnapshotStore
 
@@ -62,11 +62,11 @@ def condition(machine: Machine) -> str:
     if machine.pristine:
         try:
             machine.check()
-            return machine.guest.succeed(
+            return machine.guest.unrecorded().succeed(
                 "cat /proc/sys/kernel/tainted", deadline=Deadline(_LOOK_LIMIT_S)
             )
         except KbootError as error:
-            logger.info("%s cannot be used any more: %s", machine.settings.machine_name, error)
+            logger.info("%s cannot be used any more: %s", machine.name, error)
     return secrets.token_hex()
 
 
@@ -86,7 +86,7 @@ class Snapshots:
         return (
             isinstance(self._backend, SnapshotBackend)
             and settings not in self._failed
-            and self._backend.snapshot_fault(machine_spec(settings)) is None
+            and self._backend.snapshot_fault(settings.spec) is None
         )
 
     def find(self, settings: MachineSettings) -> SavedMachine | None:
@@ -125,7 +125,7 @@ class Snapshots:
                 kernel_sha256=self._kernel.sha256,
                 initrd_sha256s=tuple(self._digest(path) for path in settings.initrds),
             ),
-            **self._backend.snapshot_identity(machine_spec(settings)),
+            **self._backend.snapshot_identity(settings.spec),
         }
 
     def _digest(self, path: Path) -> str:

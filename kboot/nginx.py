@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import secrets
 import shutil
 import socket
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +27,9 @@ from kboot.log import logger, step
 _NOBODY = 65534
 
 _PIECE_BYTES = 1 << 20
+
+#: How many requests are remembered: those of 2,000 boots and more.
+FETCHES_KEPT = 20_000
 
 #: How often another port is tried when somebody takes ours between choosing and listening.
 _PORT_ATTEMPTS = 5
@@ -55,6 +61,37 @@ def parse_fetch(line: str, *, token: str) -> Fetch | None:
     )
 
 
+class FetchLog:
+    """The newest fetches, each with a running number; older ones are dropped.
+
+    Several threads may use it at once.
+    """
+
+    def __init__(self, limit: int = FETCHES_KEPT) -> None:
+        self._lock = threading.Lock()
+        self._kept: deque[Fetch] = deque(maxlen=limit)
+        self._count = 0
+
+    def append(self, fetch: Fetch) -> None:
+        """Take one more."""
+        with self._lock:
+            self._kept.append(fetch)
+            self._count += 1
+
+    def all(self) -> Sequence[Fetch]:
+        """All that are kept, in their order."""
+        with self._lock:
+            return tuple(self._kept)
+
+    def since(self, position: int) -> tuple[Sequence[Fetch], int]:
+        """See `kboot.backend.BootServer.fetches_since`."""
+        with self._lock:
+            wanted = max(min(self._count - position, len(self._kept)), 0)
+            # From the new end: the old one is far away, and a deque counts every step.
+            newest = list(itertools.islice(reversed(self._kept), wanted))
+            return tuple(reversed(newest)), self._count
+
+
 class Nginx:
     """A boot server on this host (see `kboot.backend.BootServer`). Made by `serve`."""
 
@@ -65,7 +102,9 @@ class Nginx:
         self._guest_host = guest_host
         self._process: process.Process
         self._put: dict[FileStamp, str] = {}
-        self._fetches: list[Fetch] = []
+        self._fetches = FetchLog()
+        #: For who reads on in the access log.
+        self._reading = threading.Lock()
         self._log_offset = 0
         self._user = _NOBODY if os.geteuid() == 0 else None
         self._files = prefix / "files"
@@ -115,19 +154,14 @@ class Nginx:
         return self.url(f"scripts/{name}")
 
     def fetches(self) -> Sequence[Fetch]:
-        """Every request so far, in the order in which they ended."""
-        try:
-            with (self.prefix / "access.jsonl").open("rb") as log:
-                log.seek(self._log_offset)
-                lines = log.read()
-        except FileNotFoundError:
-            return ()
-        whole, newline, _unfinished = lines.rpartition(b"\n")
-        self._log_offset += len(whole) + len(newline)
-        for line in whole.decode("utf-8", errors="replace").splitlines():
-            if fetch := parse_fetch(line, token=self.token):
-                self._fetches.append(fetch)
-        return tuple(self._fetches)
+        """The newest requests, in the order in which they ended."""
+        self._read_on()
+        return self._fetches.all()
+
+    def fetches_since(self, position: int) -> tuple[Sequence[Fetch], int]:
+        """See `kboot.backend.BootServer`."""
+        self._read_on()
+        return self._fetches.since(position)
 
     def catch_up(self, _deadline: Deadline) -> None:
         """Nothing to do: `fetches` reads nginx's own file."""
@@ -169,6 +203,21 @@ class Nginx:
                     yield
                     return
         raise InfraError(f"nginx found no free port in {_PORT_ATTEMPTS} attempts")
+
+    def _read_on(self) -> None:
+        """Take what nginx has logged since the last time."""
+        with self._reading:
+            try:
+                with (self.prefix / "access.jsonl").open("rb") as log:
+                    log.seek(self._log_offset)
+                    lines = log.read()
+            except FileNotFoundError:
+                return
+            whole, newline, _unfinished = lines.rpartition(b"\n")
+            self._log_offset += len(whole) + len(newline)
+            for line in whole.decode("utf-8", errors="replace").splitlines():
+                if fetch := parse_fetch(line, token=self.token):
+                    self._fetches.append(fetch)
 
     @contextlib.contextmanager
     def _spawn(self, program: str, env: dict[str, str]) -> Iterator[process.Process]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ _SERVER_START_LIMIT_S = 120.0
 
 @dataclass(slots=True, kw_only=True)
 class _Running:
-    """A machine that is on, and how to switch it off."""
+    """A machine that is on, and how to power it off."""
 
     settings: MachineSettings
     machine: Machine
@@ -38,8 +38,8 @@ class _Running:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
-    """What somebody asks for; see `Session.booted`."""
+class _Request:
+    """What somebody asks for; see `Session.machine`."""
 
     settings: MachineSettings
     name: str
@@ -53,20 +53,31 @@ class Session:
     """Starts what is asked for when it is asked for first; `open_session` ends it all.
 
     One machine is on at a time. It is handed out again when the settings are the same, and
-    `kboot.isolation` allows it; otherwise it is switched off. Another one then goes on from where
+    `kboot.isolation` allows it; otherwise it is powered off. Another one then goes on from where
     one like it was saved, or boots.
     """
 
-    def __init__(self, config: Config, *, evidence: Path, prefix: str, lender: Path | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        evidence: Path,
+        prefix: str,
+        lender: Path | None,
+        backend: Backend | None,
+    ) -> None:
         self.config = config
         self._lender = lender
+        self._given_backend = backend
         self._evidence = evidence
+        #: Called with the evidence directory of each machine that was powered off.
+        self.on_evidence: Callable[[Path], None] = lambda _directory: None
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
         self._running: _Running | None = None
         self._count = 0
-        #: Saved machines whose first reports were judged already.
-        self._judged: set[str] = set()
+        #: Saved machines whose first reports were sorted already.
+        self._sorted: set[str] = set()
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -76,6 +87,8 @@ class Session:
     @cached_property
     def backend(self) -> Backend:
         """The place to serve from and boot in."""
+        if self._given_backend:
+            return self._given_backend
         run = self._borrowed.run if self._borrowed else ""
         return self._stack.enter_context(open_backend(self.config, run=run))
 
@@ -114,7 +127,7 @@ class Session:
         fresh: bool = False,
         user: User | None = None,
         isolation: Isolation | None = None,
-        on_machine: Callable[[Machine], None] = lambda _attempt: None,
+        on_machine: Callable[[Machine], None] = lambda _machine: None,
     ) -> Machine:
         """A machine with these settings that is ready: the one that is on, or another one.
 
@@ -122,7 +135,7 @@ class Session:
         asks for it; `isolation` is for this user instead of the run's. `on_machine` is told the
         machine before it is waited for.
         """
-        wish = _Wish(
+        request = _Request(
             settings=settings,
             name=name,
             user=user or User(test=name),
@@ -130,90 +143,93 @@ class Session:
             on_machine=on_machine,
         )
         running = self._running
-        if running and not fresh and self._may_stay(running, wish):
-            running.user = wish.user
+        if running and not fresh and self._can_reuse(running, request):
+            running.user = request.user
             on_machine(running.machine)
             return running.machine
-        self.switch_off()
-        if wish.isolation in {"test", "module"} and self.snapshots.can_have(settings):
-            return self._pristine(wish, fresh=fresh)
-        return self._switch_on(wish)
+        self.power_off()
+        if request.isolation in {"test", "module"} and self.snapshots.can_have(settings):
+            return self._restore_or_boot(request, fresh=fresh)
+        return self._power_on(request)
 
-    def _may_stay(self, running: _Running, wish: _Wish) -> bool:
-        """Whether the machine that is on will do."""
-        policy = wish.isolation
-        if running.settings != wish.settings or not may_share(policy, running.user, wish.user):
+    def _can_reuse(self, running: _Running, request: _Request) -> bool:
+        """Whether the machine that is on can be handed out again."""
+        policy = request.isolation
+        if running.settings != request.settings or not may_share(
+            policy, running.user, request.user
+        ):
             return False
         if policy == "none":
             return running.machine.boot.ready and running.machine.console.fatal is None
         return condition(running.machine) == running.condition
 
-    def _pristine(self, wish: _Wish, *, fresh: bool) -> Machine:
+    def _restore_or_boot(self, request: _Request, *, fresh: bool) -> Machine:
         """A machine that goes on from a saved one, or else one that boots, and is saved."""
-        if not fresh and (machine := self._restore(wish)):
+        if not fresh and (machine := self._restore(request)):
             return machine
-        with self.snapshots.making(wish.settings, Deadline(wish.settings.timeout_s)):
+        with self.snapshots.making(request.settings, Deadline(request.settings.timeout_s)):
             # Another worker may have made it in the meantime.
-            if not fresh and (machine := self._restore(wish)):
+            if not fresh and (machine := self._restore(request)):
                 return machine
-            machine = self._switch_on(wish, savable=True)
-            if self.snapshots.find(wish.settings) is None:
-                self.snapshots.save(machine, wish.settings)
-            if self._running and not self.snapshots.can_have(wish.settings):
+            machine = self._power_on(request, savable=True)
+            if self.snapshots.find(request.settings) is None:
+                self.snapshots.save(machine, request.settings)
+            if self._running and not self.snapshots.can_have(request.settings):
                 # It may have to be shared after all.
                 self._running.condition = condition(machine)
             return machine
 
-    def _restore(self, wish: _Wish) -> Machine | None:
+    def _restore(self, request: _Request) -> Machine | None:
         """A machine that goes on from a saved one; None if there is none that works."""
-        saved = self.snapshots.find(wish.settings)
+        saved = self.snapshots.find(request.settings)
         if saved is None:
             return None
         try:
-            return self._switch_on(wish, saved=saved)
+            return self._power_on(request, saved=saved)
         except (GuestError, InfraError) as error:
             self.server.check()
             logger.warning("the saved machine %s does not run and is removed: %s", saved.key, error)
             self.snapshots.refuse(saved)
             return None
 
-    def _switch_on(
-        self, wish: _Wish, *, saved: SavedMachine | None = None, savable: bool = False
+    def _power_on(
+        self, request: _Request, *, saved: SavedMachine | None = None, savable: bool = False
     ) -> Machine:
         self._count += 1
+        directory = self._evidence / f"{self._count:03d}-{_file_name(request.name)}"
         with contextlib.ExitStack() as power:
+            power.callback(lambda: self.on_evidence(directory))
             machine = power.enter_context(
                 power_on(
                     self.backend,
                     self.server,
                     self.kernel,
-                    replace(wish.settings, machine_name=f"{self._prefix}{self._count}"),
-                    evidence_directory=self._evidence
-                    / f"{self._count:03d}-{_file_name(wish.name)}",
+                    request.settings.named(f"{self._prefix}{self._count}"),
+                    evidence_directory=directory,
                     saved=saved,
                     savable=savable,
                 )
             )
-            if saved and saved.key in self._judged:
+            if saved and saved.key in self._sorted:
                 # What the kernel said when it booted counts once, as on a machine that is shared.
                 machine.report_filter.sort(machine.console.reports)
-            wish.on_machine(machine)
+            request.on_machine(machine)
             if saved is None:
                 machine.wait_until_ready()
-            shared = wish.isolation in {"module", "session"}
+            shared = request.isolation in {"module", "session"}
             self._running = _Running(
-                settings=wish.settings,
+                settings=request.settings,
                 machine=machine,
-                user=wish.user,
+                user=request.user,
                 condition=condition(machine) if shared else None,
                 power=power.pop_all(),
             )
         if saved:
-            self._judged.add(saved.key)
+            self._sorted.add(saved.key)
         return machine
 
-    def switch_off(self) -> None:
-        """Switch the machine off that is on, if one is, and write its evidence."""
+    def power_off(self) -> None:
+        """Power off the machine that is on, if one is, and write its evidence."""
         if self._running:
             running, self._running = self._running, None
             for report in running.machine.report_filter.sort(running.machine.console.reports):
@@ -225,21 +241,27 @@ class Session:
             running.power.close()
 
     def close(self) -> None:
-        """Switch everything off."""
+        """Power everything off."""
         with self._stack:
-            self.switch_off()
+            self.power_off()
 
 
 @contextlib.contextmanager
 def open_session(
-    config: Config, *, evidence: Path, prefix: str = "m", lender: Path | None = None
+    config: Config,
+    *,
+    evidence: Path,
+    prefix: str = "m",
+    lender: Path | None = None,
+    backend: Backend | None = None,
 ) -> Iterator[Session]:
     """A session for the length of the ``with``; its boots leave their evidence below `evidence`.
 
     `prefix` begins the names of its machines: a DNS label's beginning, unique in a parallel run.
-    With `lender`, it has the boot server of another process, see `kboot.shared_server`.
+    With `lender`, it has the boot server of another process, see `kboot.shared_server`. With
+    `backend`, it boots there, and not where the configuration says: see `kboot.testing`.
     """
-    session = Session(config, evidence=evidence, prefix=prefix, lender=lender)
+    session = Session(config, evidence=evidence, prefix=prefix, lender=lender, backend=backend)
     try:
         yield session
     finally:

@@ -17,6 +17,7 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.machine import open_backend
+from kboot.nginx import FetchLog
 
 __all__ = ["Borrowed", "borrow", "lend"]
 
@@ -94,7 +95,8 @@ class _Lender:
 
 
 def _fetches(server: BootServer, arguments: Arguments) -> object:
-    return [dataclasses.asdict(fetch) for fetch in server.fetches()[arguments["since"] :]]
+    fetches, position = server.fetches_since(arguments["position"])
+    return {"fetches": [dataclasses.asdict(fetch) for fetch in fetches], "position": position}
 
 
 #: What a borrower may ask for.
@@ -143,7 +145,9 @@ class _Server:
     def __init__(self, client: rpc.Client, base: str) -> None:
         self._client = client
         self._base = base
-        self._fetches: list[Fetch] = []
+        self._fetches = FetchLog()
+        #: How far the lender's are read.
+        self._position = 0
         self._reading = threading.Lock()
 
     def url(self, path: str) -> str:
@@ -166,11 +170,21 @@ class _Server:
         return url
 
     def fetches(self) -> Sequence[Fetch]:
-        """Every request so far, in order, whosever machine it came from."""
+        """The newest requests, in order, from all machines of the run."""
+        self._read_on()
+        return self._fetches.all()
+
+    def fetches_since(self, position: int) -> tuple[Sequence[Fetch], int]:
+        """See `kboot.backend.BootServer`."""
+        self._read_on()
+        return self._fetches.since(position)
+
+    def _read_on(self) -> None:
         with self._reading:
-            new = self._client.ask("fetches", since=len(self._fetches))
-            self._fetches.extend(Fetch(**fetch) for fetch in new)
-            return tuple(self._fetches)
+            answer = self._client.ask("fetches", position=self._position)
+            for fetch in answer["fetches"]:
+                self._fetches.append(Fetch(**fetch))
+            self._position = answer["position"]
 
     def catch_up(self, deadline: Deadline) -> None:
         """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""

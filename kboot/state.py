@@ -198,20 +198,27 @@ def state_directory() -> Path:
 def evidence_directory(what: str) -> Path:
     """A fresh directory to keep what a boot of `what` leaves; the oldest ones make room for it.
 
-    ``$XDG_STATE_HOME/kboot/boots/<time>-<what>``, of which the newest 50 are kept. `InfraError` if
-    it cannot be made.
+    ``$XDG_STATE_HOME/kboot/boots/<time>-<what>``, of which the newest 50 are kept, and those of
+    processes that run. `InfraError` if it cannot be made.
     """
     boots = state_directory() / "boots"
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     try:
         boots.mkdir(exist_ok=True)
-        for old in sorted(boots.iterdir())[: -(_KEPT_BOOTS - 1)]:
-            shutil.rmtree(old, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=f"{stamp}-{what}-", dir=boots))
+        # Whoever makes room waits here, and never sees a directory that is not locked yet.
+        with lock_directory(boots):
+            for old in sorted(boots.iterdir())[: -(_KEPT_BOOTS - 1)]:
+                if (lock := try_lock(old)) is not None:
+                    shutil.rmtree(old, ignore_errors=True)
+                    os.close(lock)
+            made = Path(tempfile.mkdtemp(prefix=f"{stamp}-{what}-", dir=boots))
+            # Not closed: the lock is held for as long as this process runs.
+            try_lock(made)
     except OSError as error:
         raise InfraError(
             f"cannot keep evidence in {boots}: {error.strerror}; set XDG_STATE_HOME"
         ) from error
+    return made
 
 
 def _home_directory(variable: str, default: str, name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from kboot.backend import BootServer
@@ -44,7 +44,7 @@ class Place:
         """A machine that goes on from the saved one."""
         saved = self.snapshots.find(settings)
         assert saved
-        return self._on(replace(settings, machine_name=name), saved=saved)
+        return self._on(settings.named(name), saved=saved)
 
     def _on(
         self, settings: MachineSettings, *, saved: SavedMachine | None = None, savable: bool = False
@@ -54,7 +54,7 @@ class Place:
             self.server,
             self.kernel,
             settings,
-            evidence_directory=self.directory / settings.machine_name,
+            evidence_directory=self.directory / settings.spec.name,
             saved=saved,
             savable=savable,
         )

@@ -30,8 +30,9 @@ _RUN = """
 import pathlib, sys
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_kubevirt
-with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(60)) as server:
+from kboot.config import ClusterConfig
+from kboot.kubevirt import open_kubevirt
+with open_kubevirt(ClusterConfig()) as backend, backend.serve(Deadline(60)) as server:
     server.put(pathlib.Path(sys.argv[1]))
     while True:
         spec = MachineSpec(name="m", boot_file=server.write("m/boot.ipxe", "#!ipxe"))

@@ -88,7 +88,7 @@ def soak(guest: Guest, commands: int, *, seed: int) -> Counter[str]:
     for number in range(commands):
         command, stdout, stderr, status = one_command(rng)
         try:
-            result = guest.run(command, timeout_s=60)
+            result = guest.run(command, timeout=60)
         except GuestError as error:
             tally["refused"] += 1
             print(f"{number}: {error}", flush=True)

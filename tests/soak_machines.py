@@ -149,7 +149,7 @@ def _runs_of(processes: list[int]) -> set[Path]:
 
 def restart_many_times(user: User, machine: str, boots: int) -> dict[str, Any]:
     """A loop with failures that are known; nothing of the supervisor grows."""
-    user.type("push", "-n", machine, str(dying_image(user)))
+    user.type("push", machine, str(dying_image(user)))
     user.try_("restart", machine, "--count", str(_WARM_UP), limit_s=3600)
     before = held(user, machine)
     user.try_("restart", machine, "--count", str(boots), "--json", "boots.json", limit_s=36000)
@@ -246,7 +246,7 @@ def kill_a_push(user: User, machine: str, file: Path, after_s: float) -> None:
     """Push a file that has to be sent, and kill who asked for it."""
     change(file)
     child = subprocess.Popen(
-        user.command("push", "-n", machine, str(file)),
+        user.command("push", machine, str(file)),
         env=user.environ,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -261,7 +261,7 @@ def kill_a_supervisor_that_reads(user: User, machine: str, file: Path, after_s: 
     pid = user.ask("status", machine)["pid"]
     change(file)
     with subprocess.Popen(
-        user.command("push", "-n", machine, str(file)),
+        user.command("push", machine, str(file)),
         env=user.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -280,7 +280,7 @@ def kill_pushes(user: User, kernel: Path, machine: str, rounds: int) -> None:
     for number in range(rounds):
         kill_a_push(user, machine, large, rng.uniform(0.1, 1))
         assert user.ask("restart", machine)["error"] is None
-        user.type("push", "-n", machine, "--gc", "--keep", "0")
+        user.type("pushes", "gc", machine, "--keep", "0")
         said = kill_a_supervisor_that_reads(user, machine, large, rng.uniform(0.1, 1))
         assert "push" in said or f"machine {machine} has ended" in said, said
         user.type("up", machine, "--kernel", str(kernel))

@@ -15,6 +15,7 @@ import pytest
 
 from kboot import __version__
 from kboot.cli import LazyGroup, cli, main
+from kboot.cli.output import say_phase
 from kboot.errors import ConfigError, GuestTimeout, InfraError
 from kboot.process import find_program
 
@@ -338,3 +339,35 @@ def test_push_takes_no_url() -> None:
     done = shell("kboot push https://host/vmlinuz")
     assert done.returncode == 2
     assert "kboot push takes files; download it, and push the file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "console", "logs", "exec -- true", "down", "pushes", "push --cmdline x"]
+)
+def test_without_any_machine_that_is_what_is_told(command: str, tmp_path: Path) -> None:
+    done = shell(f"kboot {command}", XDG_STATE_HOME=str(tmp_path), KUBECONFIG="/nonexistent")
+    words = "there is no machine; start one: kboot up --kernel FILE"
+    assert (done.returncode, done.stderr) == (2, f"kboot: error: {words}\n")
+
+
+def test_a_word_to_push_is_a_machine_or_a_file(tmp_path: Path) -> None:
+    def push(words: str) -> str:
+        return shell(f"cd {tmp_path}; kboot push {words}", XDG_STATE_HOME=str(tmp_path)).stderr
+
+    (tmp_path / "vmlinuz").touch()
+    assert "there is no machine; start one" in push("vmlinuz --cmdline debug")
+    assert "there is no machine called lab" in push("lab vmlinuz")
+    assert "there is no machine called lab" in push("lab --cmdline debug")
+    assert "nothing to push" in push("")
+
+
+def test_the_namespace_has_kubectls_letter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manifests", "-n", "mine"]) == 0
+    assert "namespace: mine" in capsys.readouterr().out
+    # pytest-xdist has another use for it.
+    assert main(["test", "--help"]) == 0
+    assert " -n," not in capsys.readouterr().out
+
+
+def test_no_phase_is_shown_at_a_negative_time() -> None:
+    assert say_phase("dhcp", -0.04, "console") == "  dhcp          0.0 s   seen by the console"

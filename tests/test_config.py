@@ -293,7 +293,9 @@ def test_a_programs_mistake_is_named(field: str, value: object, words: str) -> N
 
 
 def test_a_configuration_is_the_same_when_it_is_made_again() -> None:
-    config = Config(timeout_s=1e-5, memory_mib=1024, module=("dummy",), pull_secrets=("a", "b c"))
+    config = Config(
+        timeout_s=1e-5, memory_mib=1024, module=("dummy",), cluster_pull_secrets=("a", "b c")
+    )
     assert dataclasses.replace(config) == config
 
 

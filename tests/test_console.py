@@ -61,14 +61,14 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
 
 def test_expect_finds_a_line_that_is_there_or_comes(wire: Wire) -> None:
     wire.say(b"one\r\ntwo\r\n")
-    assert wire.console.expect("tw.", Deadline(5)).text == "two"
+    assert wire.console.expect("tw.", timeout=5).text == "two"
     wire.say_later(b"three\r\n")
-    assert wire.console.expect("thr", Deadline(5)).text == "three"
+    assert wire.console.expect("thr", timeout=5).text == "three"
 
 
 def test_expect_shows_what_pexpect_shows(wire: Wire) -> None:
     wire.say(b"noise\r\nLinux version 6.1.0 (x) #1\r\n")
-    found = wire.console.expect(["nothing", re.compile(r"version (\S+)")], Deadline(5))
+    found = wire.console.expect(["nothing", re.compile(r"version (\S+)")], timeout=5)
     assert (found.index, found.match.group(1)) == (1, "6.1.0")
     assert (found.before, found.after) == ("noise\nLinux ", "version 6.1.0")
 
@@ -76,46 +76,46 @@ def test_expect_shows_what_pexpect_shows(wire: Wire) -> None:
 def test_expect_never_matches_half_a_line(wire: Wire) -> None:
     wire.say(b"Linux version 6.1")
     with pytest.raises(GuestTimeout, match="Linux version"):
-        wire.console.expect("Linux version (.*)", Deadline(0.3))
+        wire.console.expect("Linux version (.*)", timeout=0.3)
     wire.say(b".0-rc1\r\n")
-    assert wire.console.expect("version (.*)", Deadline(5)).match.group(1) == "6.1.0-rc1"
+    assert wire.console.expect("version (.*)", timeout=5).match.group(1) == "6.1.0-rc1"
 
 
 def test_expect_goes_on_after_its_last_match_or_from_a_mark(wire: Wire) -> None:
     wire.say(b"a 1\r\na 2\r\n")
-    assert wire.console.expect("a", Deadline(5)).text == "a 1"
-    assert wire.console.expect("a", Deadline(5)).text == "a 2"
-    assert wire.console.expect("a", Deadline(5), since=0).text == "a 1"
+    assert wire.console.expect("a", timeout=5).text == "a 1"
+    assert wire.console.expect("a", timeout=5).text == "a 2"
+    assert wire.console.expect("a", timeout=5, since=0).text == "a 1"
     mark = wire.console.mark()
     wire.say_later(b"a 3\r\n")
-    assert wire.console.expect("a", Deadline(5), since=mark).text == "a 3"
+    assert wire.console.expect("a", timeout=5, since=mark).text == "a 3"
 
 
 def test_text_before_a_mark_in_the_same_line_is_not_matched(wire: Wire) -> None:
     wire.say(b"old login: ")
-    wire.console.expect_prompt("login:", Deadline(5))
+    wire.console.expect_prompt("login:", timeout=5)
     mark = wire.console.mark()
     wire.say(b"new text\r\n")
-    assert wire.console.expect(".*", Deadline(5), since=mark).text == "new text"
+    assert wire.console.expect(".*", timeout=5, since=mark).text == "new text"
 
 
 def test_a_prompt_is_an_unfinished_line_that_has_settled(wire: Wire) -> None:
     wire.say(b"Last login:")
     wire.say_later(b" Mon Nov 23 on ttyS0\r\n# ", 0.01)
-    found = wire.console.expect_prompt(["login:", "#"], Deadline(5))
+    found = wire.console.expect_prompt(["login:", "#"], timeout=5)
     assert found.index == 1
 
 
 def test_a_prompt_is_found_before_a_kernel_message_in_the_same_line(wire: Wire) -> None:
     wire.say(b"\x1b[1mdebian login: [   12.345678] random: crng init done\r\n")
-    assert wire.console.expect_prompt("login: ", Deadline(5)).index == 0
+    assert wire.console.expect_prompt("login: ", timeout=5).index == 0
 
 
 def test_the_echo_of_what_was_typed_is_neither_matched_nor_a_crash(wire: Wire) -> None:
     wire.console.sendline("echo Kernel panic - not syncing: sysrq triggered crash")
     assert wire.guest.recv(100).endswith(b"crash\r")
     wire.say(b"# echo Kernel panic - not syncing: sysrq triggered crash\r\nanswer\r\n")
-    assert wire.console.expect("panic|answer", Deadline(5)).text == "answer"
+    assert wire.console.expect("panic|answer", timeout=5).text == "answer"
     assert wire.console.reports == ()
 
 
@@ -124,14 +124,14 @@ def test_a_timeout_tells_the_last_line_and_the_silence(wire: Wire) -> None:
     with pytest.raises(
         GuestTimeout, match=r"no 'login:' in 0.3 s; .*'Run /init as init process', s"
     ):
-        wire.console.expect_prompt("login:", Deadline(0.3))
+        wire.console.expect_prompt("login:", timeout=0.3)
 
 
 def test_a_fatal_crash_ends_a_wait_when_its_report_is_complete(wire: Wire) -> None:
     wire.say_later(PANIC)
     start = time.monotonic()
     with pytest.raises(KernelCrash, match="sysrq triggered crash") as caught:
-        wire.console.expect("never", Deadline(30))
+        wire.console.expect("never", timeout=30)
     assert time.monotonic() - start < 4
     assert caught.value.report.kind is CrashKind.PANIC
 
@@ -140,24 +140,24 @@ def test_a_report_cut_by_death_ends_a_wait_after_a_short_silence(wire: Wire) -> 
     wire.say(PANIC[: PANIC.index(b"</TASK>")])
     start = time.monotonic()
     with pytest.raises(KernelCrash):
-        wire.console.expect("never", Deadline(30))
+        wire.console.expect("never", timeout=30)
     assert time.monotonic() - start < 4
 
 
 def test_what_a_machine_prints_after_its_crash_is_no_answer(wire: Wire) -> None:
     wire.say(PANIC)
     with pytest.raises(KernelCrash):
-        wire.console.expect("never", Deadline(30))
+        wire.console.expect("never", timeout=30)
     wire.say(b"linux login: ")
     with pytest.raises(KernelCrash):
-        wire.console.expect_prompt("login:", Deadline(5))
+        wire.console.expect_prompt("login:", timeout=5)
     wire.console.expect_reset()
-    assert wire.console.expect_prompt("login:", Deadline(5)).index == 0
+    assert wire.console.expect_prompt("login:", timeout=5).index == 0
 
 
 def test_a_warning_is_collected_and_ends_nothing(wire: Wire) -> None:
     wire.say(WARNING + b"booted\r\n")
-    assert wire.console.expect("^booted", Deadline(5)).text == "booted"
+    assert wire.console.expect("^booted", timeout=5).text == "booted"
     wire.say(b"quiet\r\n")
     for _ in Deadline(5).poll(0.1):
         if wire.console.reports:
@@ -168,10 +168,10 @@ def test_a_warning_is_collected_and_ends_nothing(wire: Wire) -> None:
 def test_an_expected_crash_goes_into_the_box(wire: Wire) -> None:
     with wire.console.expecting(lambda report: report.kind is CrashKind.PANIC) as box:
         wire.say_later(PANIC)
-        report = wire.console.wait_for_crash(box, Deadline(10))
+        report = wire.console.wait_for_crash(box, timeout=10)
         assert report is box.report
         wire.say(b"after\r\n")
-        assert wire.console.expect("after", Deadline(5)).text == "after"
+        assert wire.console.expect("after", timeout=5).text == "after"
     assert wire.console.reports == (report,)
 
 
@@ -179,17 +179,17 @@ def test_a_crash_that_was_not_the_expected_one_is_raised(wire: Wire) -> None:
     with wire.console.expecting(lambda report: report.kind is CrashKind.KASAN) as box:
         wire.say(PANIC)
         with pytest.raises(KernelCrash):
-            wire.console.wait_for_crash(box, Deadline(10))
+            wire.console.wait_for_crash(box, timeout=10)
     assert box.report is None
 
 
 def test_a_closed_line_is_told_after_what_it_said_was_matched(wire: Wire) -> None:
     wire.say(b"last words\r\nunfinished")
     wire.guest.close()
-    assert wire.console.expect("last", Deadline(5)).text == "last words"
-    assert wire.console.expect("unfin", Deadline(5)).text == "unfinished"
+    assert wire.console.expect("last", timeout=5).text == "last words"
+    assert wire.console.expect("unfin", timeout=5).text == "unfinished"
     with pytest.raises(ConsoleClosed, match="last line: 'unfinished'"):
-        wire.console.expect("more", Deadline(5))
+        wire.console.expect("more", timeout=5)
 
 
 def test_the_host_says_why_the_line_closed() -> None:
@@ -200,7 +200,7 @@ def test_the_host_says_why_the_line_closed() -> None:
     with Console(SocketStream(host), record=None, scanner=Scanner(), check=check) as console:
         guest.close()
         with pytest.raises(InfraError, match="killed by signal 9"):
-            console.expect("more", Deadline(10))
+            console.expect("more", timeout=10)
 
 
 def test_a_crash_is_told_even_if_the_host_fails_right_after_it() -> None:
@@ -212,7 +212,7 @@ def test_a_crash_is_told_even_if_the_host_fails_right_after_it() -> None:
         guest.sendall(PANIC)
         guest.close()
         with pytest.raises(KernelCrash):
-            console.expect("more", Deadline(10))
+            console.expect("more", timeout=10)
 
 
 def test_typing_into_a_dead_line_is_the_hosts_fault(wire: Wire) -> None:
@@ -223,23 +223,23 @@ def test_typing_into_a_dead_line_is_the_hosts_fault(wire: Wire) -> None:
 
 def test_a_new_stream_continues_the_record(wire: Wire, tmp_path: Path) -> None:
     wire.say(b"first\r\nunfinished")
-    wire.console.expect("first", Deadline(5))
+    wire.console.expect("first", timeout=5)
     host, guest = socket.socketpair()
     with guest:
         wire.guest.shutdown(socket.SHUT_RDWR)
         wire.console.attach(SocketStream(host))
         guest.sendall(b"second\r\n")
-        assert wire.console.expect("sec", Deadline(5)).text == "second"
+        assert wire.console.expect("sec", timeout=5).text == "second"
         wire.console.close()
     assert (tmp_path / "record/serial.log").read_bytes() == b"first\r\nunfinishedsecond\r\n"
 
 
 def test_the_record_holds_every_byte_and_its_time(wire: Wire, tmp_path: Path) -> None:
     wire.say(b"\xff\x00one\r\n")
-    wire.console.expect("one", Deadline(5))
+    wire.console.expect("one", timeout=5)
     time.sleep(0.2)
     wire.say(b"two")
-    wire.console.expect_prompt("two", Deadline(5))
+    wire.console.expect_prompt("two", timeout=5)
     assert wire.console.raw(0) == b"\xff\x00one\r\ntwo"
     wire.console.close()
     assert (tmp_path / "record/serial.log").read_bytes() == b"\xff\x00one\r\ntwo"
@@ -260,13 +260,13 @@ def test_a_subscriber_gets_whole_lines_and_may_fail(
     unsubscribe = wire.console.subscribe(seen.append)
     wire.say(b"one\r\ntw")
     wire.say(b"o\r\n")
-    wire.console.expect("two", Deadline(5))
+    wire.console.expect("two", timeout=5)
     for _ in Deadline(5).poll(0.01):
         if len(seen) == 2:
             break
     unsubscribe()
     wire.say(b"three\r\n")
-    wire.console.expect("three", Deadline(5))
+    wire.console.expect("three", timeout=5)
     assert [line.text for line in seen] == ["one", "two"]
     assert "subscriber failed" in caplog.text
 
@@ -279,7 +279,7 @@ def test_a_full_disk_is_told_once_with_its_place(
     with guest, Console(SocketStream(host), record=tmp_path, scanner=Scanner()) as console:
         guest.sendall(b"x\r\n")
         with pytest.raises(InfraError, match=r"serial.log: No space left on .*; make room"):
-            console.expect("y", Deadline(5))
+            console.expect("y", timeout=5)
     assert caplog.text == ""
 
 
@@ -298,5 +298,5 @@ def test_megabytes_of_log_are_matched_in_time_linear_in_their_size(wire: Wire) -
     thread = threading.Thread(target=spill)
     thread.start()
     # 25 MB. Copying a growing buffer for each read takes minutes.
-    assert wire.console.expect(["^the end$", "panic"], Deadline(60)).index == 0
+    assert wire.console.expect(["^the end$", "panic"], timeout=60).index == 0
     thread.join()

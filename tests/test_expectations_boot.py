@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,20 +19,14 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.rootfs import overlay_initramfs
-from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build, vm
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    with vm(tmp_path_factory.mktemp("zoo")) as opened:
-        yield opened
+from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build
 
 
 def test_no_crash(zoo: Zoo) -> None:
     machine = zoo.open()
     with (
         pytest.raises(NoCrash, match="expected a crash of kind panic; none came in 1 s"),
-        machine.expect_crash("panic", timeout_s=1),
+        machine.expect_crash("panic", timeout=1),
     ):
         pass
 
@@ -42,7 +35,7 @@ def test_a_wrong_crash(zoo: Zoo) -> None:
     machine = zoo.open()
     with (
         pytest.raises(WrongCrash, match="of kind divide-error; what came is kernel BUG") as caught,
-        machine.expect_crash("divide-error", timeout_s=2),
+        machine.expect_crash("divide-error", timeout=2),
     ):
         zoo.meet("bug")
     assert caught.value.report.function == "zoo_bug"
@@ -52,7 +45,7 @@ def test_a_crash_of_the_right_kind_in_the_wrong_place(zoo: Zoo) -> None:
     machine = zoo.open()
     with (
         pytest.raises(WrongCrash, match="that matches 'elsewhere'; what came is kernel BUG"),
-        machine.expect_crash("bug", match="elsewhere", timeout_s=2),
+        machine.expect_crash("bug", match="elsewhere", timeout=2),
     ):
         zoo.meet("bug")
 
@@ -81,6 +74,10 @@ def test_a_command_that_ends_in_a_death_ends_the_block(zoo: Zoo) -> None:
         went_on.append(True)
     machine.wait_for_reboot()
     assert went_on == []
+    machine.guest.run("echo back; exit 5")
+    *_, fatal, last = machine.commands
+    assert ("zoo" in fatal.command, fatal.exit_status) == (True, None)
+    assert (last.command, last.exit_status, last.output_tail) == ("echo back; exit 5", 5, "back\n")
 
 
 def test_a_crash_and_no_reboot(zoo: Zoo) -> None:

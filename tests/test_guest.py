@@ -4,6 +4,7 @@ import contextlib
 import random
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError, GuestTimeout
-from kboot.guest import Guest, log_in
+from kboot.guest import CommandHistory, Guest, log_in
 from kboot.guest.login import LOADER, wake_terminal
 from tests.serial_lines import (
     PRINTK,
@@ -70,7 +71,7 @@ def test_every_shell_runs_commands_and_is_left_as_it_was(any_shell: list[str]) -
         guest.close()
         assert not Path(directory).exists()
         console.sendline("echo back $((1 + 1))")
-        assert console.expect("back 2$", Deadline(10)).after == "back 2"
+        assert console.expect("back 2$", timeout=10).after == "back 2"
 
 
 def test_a_terminal_is_woken_whatever_another_process_has_left_there(any_shell: list[str]) -> None:
@@ -166,7 +167,7 @@ def test_succeed_raises_with_the_command_and_what_it_said(guest: Guest) -> None:
 @pytest.mark.parametrize("stubborn", ["", "trap '' TERM; "])
 def test_a_command_out_of_time_is_killed_and_its_output_told(guest: Guest, stubborn: str) -> None:
     with pytest.raises(GuestTimeout, match=r"in 0\.5 s; it printed: 'partial"):
-        guest.run(f"{stubborn}echo partial; while :; do sleep 0.2; done", timeout_s=0.5)
+        guest.run(f"{stubborn}echo partial; while :; do sleep 0.2; done", timeout=0.5)
     assert guest.succeed("echo on") == "on\n"
 
 
@@ -178,19 +179,56 @@ def test_a_deadline_bounds_a_command(guest: Guest) -> None:
 def test_waiting_until_a_command_succeeds(guest: Guest, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     background = guest.spawn(f"sleep 0.7; echo there > {flag}")
-    assert guest.wait_until_succeeds(f"cat {flag}", Deadline(20)) == "there\n"
-    assert background.wait(Deadline(10)).exit_status == 0
+    assert guest.wait_until_succeeds(f"cat {flag}", timeout=20) == "there\n"
+    assert background.wait(timeout=10).exit_status == 0
     with pytest.raises(GuestTimeout, match="exited with 1: never"):
-        guest.wait_until_succeeds("echo never; false", Deadline(0.6))
+        guest.wait_until_succeeds("echo never; false", timeout=0.6)
+
+
+def test_the_history_tells_what_was_run_and_how_it_ended(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    with shell(["dash"]) as (_, guest):
+        before = datetime.now(UTC)
+        guest.run("echo out; echo err >&2; exit 3")
+        background = guest.spawn(f"sleep 0.7; echo there | tee {flag}")
+        guest.wait_until_succeeds(f"cat {flag}", timeout=20)
+        background.wait(timeout=20)
+        with pytest.raises(GuestTimeout):
+            guest.run("echo partial; sleep 30", timeout=0.5)
+        guest.spawn("sleep 30")
+        guest.unrecorded().run("true")
+        told = [
+            (record.command, record.exit_status, record.output_tail) for record in guest.history
+        ]
+        assert told == [
+            ("echo out; echo err >&2; exit 3", 3, "out\nerr\n"),
+            (f"sleep 0.7; echo there | tee {flag}", 0, "there\n"),
+            (f"cat {flag}", 0, "there\n"),
+            ("echo partial; sleep 30", None, "partial\n"),
+            ("sleep 30", None, ""),
+        ]
+        assert before <= guest.history[0].time <= guest.history[1].time <= datetime.now(UTC)
+        assert guest.history[2].duration_s > 0.3
+
+
+def test_the_history_forgets_the_oldest_and_the_beginning_of_long_outputs() -> None:
+    history = CommandHistory()
+    for number in range(1000):
+        history.begin(f"command {number}").end(0, "x" * 100_000 + "end")
+    assert [record.command for record in history.records] == [
+        f"command {number}" for number in range(900, 1000)
+    ]
+    assert len(history.records[0].output_tail) == 2000
+    assert history.records[0].output_tail.endswith("xend")
 
 
 def test_a_background_command_runs_beside_others_and_can_be_killed(guest: Guest) -> None:
     background = guest.spawn("echo started; sleep 60")
     assert guest.succeed("echo beside") == "beside\n"
     with pytest.raises(GuestTimeout):
-        background.wait(Deadline(0.3))
-    background.kill(Deadline(5))
-    result = background.wait(Deadline(10))
+        background.wait(timeout=0.3)
+    background.kill(timeout=5)
+    result = background.wait(timeout=10)
     assert (result.stdout, result.exit_status) == ("started\n", 143)
 
 
@@ -198,17 +236,17 @@ def test_files_travel_both_ways_unchanged(guest: Guest, tmp_path: Path) -> None:
     local, remote, back = tmp_path / "local", tmp_path / "it's remote", tmp_path / "back"
     local.write_bytes(random.Random(2).randbytes(20_000))
     local.chmod(0o750)
-    guest.put(local, str(remote), Deadline(30))
+    guest.put(local, str(remote), timeout=30)
     assert remote.stat().st_mode & 0o777 == 0o750
-    guest.get(str(remote), back, Deadline(30))
+    guest.get(str(remote), back, timeout=30)
     assert back.read_bytes() == local.read_bytes()
     large = tmp_path / "large"
     large.write_bytes(bytes(100_000_000))
     # Told before it has been sent.
     with pytest.raises(GuestError, match="cannot write /no/such/place: there is no such dir"):
-        guest.put(large, "/no/such/place", Deadline(30))
+        guest.put(large, "/no/such/place", timeout=30)
     with pytest.raises(GuestError, match="cannot write /no/such/place"):
-        guest.put(local, "/no/such/place", Deadline(30))
+        guest.put(local, "/no/such/place", timeout=30)
 
 
 def test_a_file_does_not_wait_for_a_round_trip_with_each_line(
@@ -224,9 +262,7 @@ def test_a_file_does_not_wait_for_a_round_trip_with_each_line(
             guest = log_in(console, "root", None, Deadline(60))
             distant.delay_s = 0.06
             start = time.monotonic()
-            guest.put(
-                local, str(remote), Deadline(90), on_progress=lambda *step: steps.append(step)
-            )
+            guest.put(local, str(remote), timeout=90, on_progress=lambda *step: steps.append(step))
             assert time.monotonic() - start < 15
             distant.delay_s = 0
     assert remote.read_bytes() == local.read_bytes()
@@ -246,7 +282,7 @@ def test_a_file_on_a_line_that_loses_input_arrives_whole(
         with console_on(lossy) as console:
             guest = log_in(console, "root", None, Deadline(60))
             lossy.loss_chance = loss_chance
-            guest.put(local, str(remote), Deadline(120))
+            guest.put(local, str(remote), timeout=120)
             lossy.loss_chance = 0
             assert guest.succeed("echo on") == "on\n"
     assert remote.read_bytes() == local.read_bytes()
@@ -262,7 +298,7 @@ def test_a_file_among_kernel_messages_arrives_whole_and_compressed(
         with console_on(noisy) as console:
             guest = log_in(console, "root", None, Deadline(60))
             start = time.monotonic()
-            guest.put(local, str(remote), Deadline(60))
+            guest.put(local, str(remote), timeout=60)
             assert time.monotonic() - start < 10
     assert remote.read_bytes() == local.read_bytes()
 
@@ -304,7 +340,7 @@ def test_a_shell_that_died_is_told_not_guessed() -> None:
         guest = log_in(console, "root", None, Deadline(30))
         agent = guest.succeed("cut -d ' ' -f 4 /proc/$PPID/stat").strip()
         with pytest.raises(GuestError):
-            guest.run(f"kill -9 {agent}; sleep 30", timeout_s=3)
+            guest.run(f"kill -9 {agent}; sleep 30", timeout=3)
 
 
 def test_login_types_name_and_password_between_kernel_messages(any_shell: list[str]) -> None:
@@ -369,14 +405,14 @@ def test_a_guest_without_base64_and_cksum_makes_do(tmp_path: Path) -> None:
         assert guest.succeed("echo hello") == "hello\n"
         local, remote = tmp_path / "local", tmp_path / "remote"
         local.write_bytes(bytes(range(256)))
-        guest.put(local, str(remote), Deadline(10))
+        guest.put(local, str(remote), timeout=10)
         assert remote.read_bytes() == bytes(range(256))
         guest.close()
 
 
 def test_a_settled_guest_answers_at_once_after_a_timeout(guest: Guest) -> None:
     with pytest.raises(GuestTimeout):
-        guest.run("sleep 9", timeout_s=0.2)
+        guest.run("sleep 9", timeout=0.2)
     start = time.monotonic()
     guest.succeed("true")
     assert time.monotonic() - start < 1

@@ -15,6 +15,7 @@ from kboot.guest.frames import (
     Checksum,
     Extent,
     Frame,
+    FrameFilter,
     FrameReader,
     Output,
     Tag,
@@ -125,6 +126,22 @@ def test_frames_are_taken_out_of_what_people_read() -> None:
     assert without_frames(f"~424242:109:{message}") == message
     for line in (message, "~ # ls", "~42: no frame"):
         assert without_frames(line) == line
+
+
+def test_a_serial_log_is_shown_without_frames_however_it_is_cut() -> None:
+    said = b"[    1.234567] random: crng init done\r\n"
+    done = frame(Tag.DONE, 1, b"2.0.7.3.0.0,2.0.7.3.0.0")
+    lines = (said, done, frame(Tag.STDOUT, 1, b"b25lCg=="), b"~ # " + done, said)
+    raw = b"".join(lines) + b"~424242:7:1:1:64:TG9n" + said + b"\r\nlogin: ~4242"
+    shown = said + b"~ # \r\n" + said * 2 + b"\r\nlogin: ~4242"
+    for size in (1, 2, 3, 7, 50, len(raw)):
+        frames = FrameFilter()
+        pieces = [frames.feed(raw[at : at + size]) for at in range(0, len(raw), size)]
+        assert b"".join(pieces) + frames.flush() == shown
+
+
+def test_a_prompt_is_shown_at_once() -> None:
+    assert FrameFilter().feed(b"root@host:~# ") == b"root@host:~# "
 
 
 def test_a_control_frame_whose_halves_differ_is_dropped() -> None:

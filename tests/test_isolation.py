@@ -165,7 +165,7 @@ def test_own_machine(machine, number, record_property):
     guest.succeed(f"echo {number} >/root/mark; sleep 0.3")
     assert guest.succeed("cat /root/mark").strip() == str(number)
     record_property("worker", os.environ["PYTEST_XDIST_WORKER"])
-    record_property("machine", machine.settings.machine_name)
+    record_property("machine", machine.name)
     record_property("server", machine.server.url(""))
     record_property("boot_id", machine.boot_id)
 
@@ -232,7 +232,7 @@ def test_does_not_get_what_was_for_another_alone(machine):
 @pytest.mark.kboot(fresh=True, firmware_start="saved")
 def test_was_booted_for_itself(machine):
     assert machine.restored_from is None
-    assert machine.vm_description.endswith("saved firmware")
+    assert machine.machine_description.endswith("saved firmware")
 """
 
 

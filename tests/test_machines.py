@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,11 +33,11 @@ def machine(user: User, debian_kernel: Path) -> Iterator[str]:
 def test_a_machine_outlives_the_command_that_started_it(user: User, machine: str) -> None:
     (found,) = user.ask("list")
     assert (found["name"], found["state"], found["boots"]) == (machine, "ready", 1)
-    assert user.type("run", "-n", machine, "--", "uname", "-r").strip() == found["release"]
+    assert user.type("exec", machine, "--", "uname", "-r").strip() == found["release"]
 
 
 def test_a_command_ends_as_it_did_in_the_guest(user: User, machine: str) -> None:
-    done = user.try_("run", "-n", machine, "echo out; echo err >&2; exit 7")
+    done = user.try_("exec", machine, "--", "echo out; echo err >&2; exit 7")
     assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 7)
 
 
@@ -51,17 +52,37 @@ def test_a_name_is_taken_once(user: User, machine: str, debian_kernel: Path) -> 
     assert f"there is a machine called {machine} already" in done.stderr
 
 
-def test_nobody_of_that_name(user: User) -> None:
-    done = user.try_("status", "nobody")
+@pytest.mark.parametrize("command", ["status", "console", "logs", "restart", "ssh"])
+def test_a_machine_that_does_not_exist_is_told_first(user: User, command: str) -> None:
+    done = user.try_(command, "nobody")
     assert done.returncode == 2
-    assert "there is no machine called nobody" in done.stderr
+    assert done.stderr.startswith("kboot: error: there is no machine called nobody")
 
 
-def test_a_name_may_stand_before_or_behind(user: User, machine: str) -> None:
-    assert user.ask("status", "-n", machine)["name"] == machine
-    assert user.type("logs", "--name", machine) == user.type("logs", machine)
-    done = user.try_("status", machine, "-n", "other")
-    assert (done.returncode, "two machines" in done.stderr) == (2, True)
+def test_the_only_machine_needs_no_name(user: User, machine: str) -> None:
+    assert user.ask("status")["name"] == machine
+    assert user.type("exec", "--", "echo here") == "here\n"
+    (user.home / "file").write_text("text")
+    user.type("put", "file", "/root/file")
+    user.type("get", "/root/file", "back")
+    assert (user.home / "back").read_text() == "text"
+    (only,) = user.ask("pushes")
+    assert user.ask("pushes", "list", machine) == [only]
+
+
+def test_a_command_without_dashes_is_told_where_it_goes(user: User, machine: str) -> None:
+    done = user.try_("exec", machine, "uname", "-a")
+    assert done.returncode == 2
+    assert "kboot exec NAME -- uname -a" in done.stderr
+
+
+def test_the_log_shows_no_frames_of_commands(user: User, machine: str) -> None:
+    user.type("exec", machine, "--", "echo once")
+    frame = re.compile(r"~\d+:\d+:\d")
+    assert frame.search(user.type("logs", machine, "--raw"))
+    assert frame.search(user.type("console", machine, "--log", "--raw"))
+    for words in (("logs", machine), ("console", machine, "--log")):
+        assert not frame.search(user.type(*words))
 
 
 def test_a_mistake_is_told_before_anything_is_started(user: User) -> None:
@@ -77,13 +98,18 @@ def test_a_supervisor_that_cannot_start_tells_why(user: User, debian_kernel: Pat
     assert "broken" not in user.type("list")
 
 
-def test_a_killed_supervisor_takes_its_machine_with_it(user: User, debian_kernel: Path) -> None:
+def test_a_killed_supervisor_takes_its_machine_with_it(
+    user: User, machine: str, debian_kernel: Path
+) -> None:
     user.type("up", "doomed", "--kernel", str(debian_kernel))
+    several = user.try_("status")
+    assert several.returncode == 2
+    assert "more than one machine: doomed, mine; name one: kboot status doomed" in several.stderr
     pid = user.ask("status", "doomed")["pid"]
     # In the middle of a push, which is where it hurts most.
     said = kill_a_supervisor_that_reads(user, "doomed", large_image(user), 0.5)
     assert "doomed" in said
-    done = user.try_("run", "-n", "doomed", "--", "true")
+    done = user.try_("exec", "doomed", "--", "true")
     assert (done.returncode, done.stderr.count("\n")) in {(2, 1), (3, 1)}
     assert "kboot up" in done.stderr
     assert "doomed" not in user.type("list")
@@ -91,4 +117,4 @@ def test_a_killed_supervisor_takes_its_machine_with_it(user: User, debian_kernel
     left = [run for run in state.stale_runs() if str(pid) in map(str, run.pids)]
     assert left == []
     user.type("up", "doomed", "--kernel", str(debian_kernel))
-    assert user.type("run", "-n", "doomed", "echo back") == "back\n"
+    assert user.type("exec", "doomed", "--", "echo back") == "back\n"

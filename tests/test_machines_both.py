@@ -29,7 +29,7 @@ class MachineSession:
         self.cluster = cluster
 
     def kernel(self) -> str:
-        return self.user.type("run", "--", "uname", "-r").strip()
+        return self.user.type("exec", "--", "uname", "-r").strip()
 
     def lose_supervisor(self, how: int = signal.SIGKILL) -> None:
         """It is killed; and another host from now on: nothing of this one's notes is there."""
@@ -101,7 +101,7 @@ def test_the_whole_loop_is_the_same_everywhere(
         assert (found["state"], found["what"]) == ("ready", "")
         assert found["boot_id"] == crashed["boot_id"]
         assert "sysrq triggered crash" in user.type("logs")
-    back = user.ask("push", "--rollback")
+    back = user.ask("pushes", "rollback")
     assert back["release"] == first
     assert user.ask("restart")["release"] == first == session.kernel()
     user.type("down")
@@ -132,7 +132,7 @@ def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, debian_kern
                 if victim == "supervisor":
                     session.lose_supervisor()
                 push.kill()
-        (only,) = user.ask("push", "--list")
+        (only,) = user.ask("pushes")
         assert only["current"]
         # The boot server is evicted, and with it all that was on it is lost.
         cluster.delete("pods", f"kboot-{before['identifier']}")
@@ -145,7 +145,7 @@ def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, debian_kern
         # From another host it can be taken; who had it before ends.
         first = session.place()
         user.environ["XDG_STATE_HOME"] = str(tmp_path / "elsewhere")
-        refused = user.try_("run", "--", "true")
+        refused = user.try_("exec", "--", "true")
         assert refused.returncode == 2
         assert "kboot take default" in refused.stderr
         assert first.is_alive

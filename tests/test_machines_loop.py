@@ -41,28 +41,28 @@ def lab(user: User, debian_kernel: Path) -> Iterator[str]:
 @pytest.fixture
 def machine(user: User, lab: str) -> str:
     """That machine, up, with its first push and no other, whatever the test before has left."""
-    user.type("push", "-n", lab, "--rollback", "--to", "1")
-    user.type("push", "-n", lab, "--gc", "--keep", "0")
+    user.type("pushes", "rollback", lab, "--to", "1")
+    user.type("pushes", "gc", lab, "--keep", "0")
     if user.ask("status", lab)["state"] != "ready":
         user.type("restart", lab)
     return lab
 
 
 def uname(user: User, machine: str) -> str:
-    return user.type("run", "-n", machine, "--", "uname", "-r").strip()
+    return user.type("exec", machine, "--", "uname", "-r").strip()
 
 
 def test_a_file_goes_in_and_comes_out_as_it_was(user: User, machine: str) -> None:
     (user.home / "in").write_bytes(bytes(range(256)) * 40)
-    user.type("put", "-n", machine, "in", "/root/there")
-    user.type("get", "-n", machine, "/root/there", "out")
+    user.type("put", machine, "in", "/root/there")
+    user.type("get", machine, "/root/there", "out")
     assert (user.home / "out").read_bytes() == (user.home / "in").read_bytes()
     for words in (
         ("get", "/root/there", "nowhere/out"),
         ("get", "/root/nothing", "out"),
         ("put", "in", "/nowhere/there"),
     ):
-        done = user.try_(words[0], "-n", machine, *words[1:])
+        done = user.try_(words[0], machine, *words[1:])
         assert done.returncode in {1, 2}, done
         assert (done.stderr.count("\n"), "nowhere" in done.stderr or "nothing" in done.stderr) == (
             1,
@@ -78,36 +78,36 @@ def large(user: User) -> Path:
 def test_what_is_there_is_not_sent_again(
     user: User, machine: str, large: Path, second_kernel: Path
 ) -> None:
-    assert user.ask("push", "-n", machine, str(large))["sent"] == large.stat().st_size
+    assert user.ask("push", machine, str(large))["sent"] == large.stat().st_size
     seconds = []
     for _ in range(3):
-        told = user.type("push", "-n", machine, str(large))
-        assert "all of it was there" in told
+        told = user.type("push", machine, str(large))
+        assert "all of it was there already" in told
         seconds.append(float(told.partition(", in ")[2].split()[0]))
     # This host may be busy.
     assert min(seconds) < 0.3
     image = read_kernel(second_kernel).image
-    assert user.ask("push", "-n", machine, str(second_kernel))["sent"] == image.stat().st_size
+    assert user.ask("push", machine, str(second_kernel))["sent"] == image.stat().st_size
     # Read, for it may be another one, and found to be the same.
     large.touch()
-    assert user.ask("push", "-n", machine, str(large))["sent"] == 0
+    assert user.ask("push", machine, str(large))["sent"] == 0
 
 
 def test_what_no_push_needs_is_dropped(user: User, machine: str, large: Path) -> None:
-    user.type("push", "-n", machine, str(large))
-    number = max(push["number"] for push in user.ask("push", "-n", machine, "--list"))
-    freed = user.ask("push", "-n", machine, "--gc", "--keep", "9")
+    user.type("push", machine, str(large))
+    number = max(push["number"] for push in user.ask("pushes", "list", machine))
+    freed = user.ask("pushes", "gc", machine, "--keep", "9")
     assert freed == {"pushes": [], "files": 0, "bytes": 0}
-    user.type("push", "-n", machine, "--rollback", "--to", "1")
-    freed = user.ask("push", "-n", machine, "--gc", "--keep", "0")
+    user.type("pushes", "rollback", machine, "--to", "1")
+    freed = user.ask("pushes", "gc", machine, "--keep", "0")
     assert freed["bytes"] > 300_000_000
-    (left,) = user.ask("push", "-n", machine, "--list")
+    (left,) = user.ask("pushes", "list", machine)
     assert (left["number"], left["current"]) == (1, True)
-    gone = user.try_("push", "-n", machine, "--rollback", "--to", str(number))
+    gone = user.try_("pushes", "rollback", machine, "--to", str(number))
     assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
     assert f"there is no push {number}" in gone.stderr
     # It is no memory of a file that is gone.
-    assert user.ask("push", "-n", machine, str(large))["sent"] == large.stat().st_size
+    assert user.ask("push", machine, str(large))["sent"] == large.stat().st_size
 
 
 def test_pushes_that_are_killed_leave_a_machine_that_boots(
@@ -120,24 +120,24 @@ def test_pushes_that_are_killed_leave_a_machine_that_boots(
     assert modules
     # Debian compresses them since 13.
     mine = next(modules.rglob("dummy.ko*"))
-    user.type("push", "-n", machine, str(debian_kernel), str(mine), "--module", "nlmon")
+    user.type("push", machine, str(debian_kernel), str(mine), "--module", "nlmon")
     assert user.ask("restart", machine)["error"] is None
-    loaded = user.type("run", "-n", machine, "cut -d' ' -f1 /proc/modules").split()
+    loaded = user.type("exec", machine, "--", "cut -d' ' -f1 /proc/modules").split()
     assert {"dummy", "nlmon"} <= set(loaded)
-    other = user.try_("push", "-n", machine, str(second_kernel))
+    other = user.try_("push", machine, str(second_kernel))
     assert other.returncode == 2
     assert f"{mine.name}: a module for Linux" in other.stderr
 
 
 def test_a_terminal_sees_a_bar_and_a_file_sees_lines(user: User, machine: str, large: Path) -> None:
-    command = user.command("push", "-n", machine, str(large))
+    command = user.command("push", machine, str(large))
     with on_terminal(command, user.environ) as terminal:
         shown = terminal.read_all()
     assert re.search(rb"send large.cpio.*MB/s", shown)
     assert b"300.0 MB sent" in shown
-    user.type("push", "-n", machine, "--rollback", "--to", "1")
-    user.type("push", "-n", machine, "--gc", "--keep", "0")
-    done = user.try_("push", "-n", machine, str(large))
+    user.type("pushes", "rollback", machine, "--to", "1")
+    user.type("pushes", "gc", machine, "--keep", "0")
+    done = user.try_("push", machine, str(large))
     assert "\x1b" not in done.stdout + done.stderr
     assert "  send large.cpio: 300.0 MB in " in done.stderr
 
@@ -148,7 +148,7 @@ def test_every_reader_has_every_byte_from_where_it_asked(
     monkeypatch.setenv("XDG_STATE_HOME", user.environ["XDG_STATE_HOME"])
     with (user.home / "followed").open("wb") as output:
         follower = subprocess.Popen(
-            user.command("logs", "-f", "--since", "500", machine),
+            user.command("logs", machine, "-f", "--raw", "--since", "500"),
             env=user.environ,
             stdout=output,
             stderr=subprocess.DEVNULL,
@@ -179,17 +179,17 @@ def test_one_types_and_detaches_with_a_key(user: User, machine: str) -> None:
         terminal.read_until(b"stty rows 44 cols 99")
         terminal.type(b"stty size\r")
         terminal.read_until(b"44 99\r\n")
-        second = user.try_("run", "-n", machine, "true")
+        second = user.try_("exec", machine, "--", "true")
         assert second.returncode == 2
         assert "the console is in use" in second.stderr
         terminal.type(b"\x1d")
         terminal.read_until(b"detached")
         assert terminal.child.wait(10) == 0
-    assert user.type("run", "-n", machine, "echo back") == "back\n"
+    assert user.type("exec", machine, "--", "echo back") == "back\n"
 
 
 def test_the_loop_counts_what_happened(user: User, machine: str) -> None:
-    user.type("push", "-n", machine, str(dying_image(user)))
+    user.type("push", machine, str(dying_image(user)))
     status = user.ask("status", machine)
     done = user.try_("restart", machine, "--count", "4", "--json", "boots.json")
     report = user.report("boots.json")

@@ -45,7 +45,7 @@ def test_the_console_may_be_in_use_where_commands_go_by_ssh(user: User, machine:
     command = user.command("console", machine, "--since", "now")
     with on_terminal(command, user.environ) as terminal:
         terminal.read_until(b"ctrl-]")
-        assert user.type("run", "-n", machine, "--", "id", "-un") == "root\n"
+        assert user.type("exec", machine, "--", "id", "-un") == "root\n"
         terminal.type(b"\x1d")
         terminal.read_until(b"detached")
 

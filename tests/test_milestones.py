@@ -107,6 +107,29 @@ def test_the_beacon_tells_of_a_failure_that_the_console_did_not_show() -> None:
         boot().see_fetch(fetch("beacon/failed/kernel/0x4c0a6092"), 105)
 
 
+@pytest.mark.parametrize("path", ["beacon/failed/a/b/c", "beacon/failed/a", "beacon/failed/"])
+def test_a_guest_may_ask_for_any_address_below_the_beacon(path: str) -> None:
+    machine = boot()
+    follow(machine)
+    machine.see_fetch(fetch(path), 111)
+    assert machine.contradiction() is None
+
+
+def test_a_kernel_that_runs_cannot_say_that_its_loader_failed() -> None:
+    machine = boot()
+    follow(machine)
+    machine.see_fetch(fetch("beacon/failed/kernel/0x4c0a6092"), 111)
+    assert machine.ready
+
+
+def test_a_time_limit_of_the_users_own_is_told_as_what_has_run_out() -> None:
+    machine = boot()
+    machine.see_line("SeaBIOS (version 1.16.2)", 102)
+    late = machine.late(1.0, limit_s=1.0)
+    assert str(late).startswith("the boot reached its time limit (timeout 1 s): iPXE got no DHCP")
+    assert "limit" not in str(machine.late(45.0))
+
+
 def test_a_kernel_that_ipxe_cannot_start_is_the_kernels_fault() -> None:
     with pytest.raises(GuestError, match="could not start it"):
         boot().see_line("kboot: stopped boot 0x2e008081", 105)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import signal
@@ -13,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from kboot import state
-from kboot.backend import Progress
+from kboot.backend import Fetch, Progress
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError, ProcessError
-from kboot.nginx import Nginx, parse_fetch, serve
+from kboot.nginx import FetchLog, Nginx, parse_fetch, serve
 
 
 @pytest.fixture
@@ -169,6 +170,18 @@ def test_requests_of_strangers_are_not_ours(server: Nginx) -> None:
     base = server.url("").replace(f"/{server.token}/", "")
     status_of(f"{base}/favicon.ico")
     assert [each for each in server.fetches() if each.path != "beacon/up"] == []
+
+
+def test_requests_are_counted_on_when_old_ones_are_dropped() -> None:
+    log = FetchLog(limit=3)
+    fetch = Fetch(time=0.0, path="", query="", status=200, size=0, complete=True, user_agent="iPXE")
+    assert log.since(0) == ((), 0)
+    for number in range(5):
+        log.append(dataclasses.replace(fetch, size=number))
+    assert [fetch.size for fetch in log.all()] == [2, 3, 4]
+    for position, sizes in {0: [2, 3, 4], 3: [3, 4], 4: [4], 5: [], 9: []}.items():
+        new, following = log.since(position)
+        assert ([fetch.size for fetch in new], following) == (sizes, 5)
 
 
 def test_it_listens_on_loopback_only(server: Nginx) -> None:

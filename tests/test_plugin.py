@@ -134,6 +134,7 @@ def test_shares_the_machine(machine, guest):
 
 
 def test_a_command_fails(guest):
+    guest.run("seq 100")
     guest.succeed("ls /nowhere")
 
 
@@ -201,6 +202,23 @@ def test_the_kernels_fault_is_a_failure_and_the_hosts_an_error(suite: Suite) -> 
     assert "failure" in verdicts["test_does_not_look"]
     assert "failure" in verdicts["test_never_begins"]
     assert "error" in verdicts["test_the_host_is_at_fault"]
+    assert "ERROR at call of test_the_host_is_at_fault" in output
+    assert "ERROR test_suite.py::test_the_host_is_at_fault" in output
+    assert "FAILED test_suite.py::test_never_begins" in output
+
+
+def test_a_failed_test_shows_what_it_did(suite: Suite) -> None:
+    output, _ = suite
+    section = output.partition("_ test_a_command_fails _")[2].partition("\n____")[0]
+    transcript = section.partition("kboot commands, last 10")[2].partition("kboot console")[0]
+    assert re.search(
+        r"^\$ seq 100\n\.\.\.\n91\n(9\d\n)+100\n\[exit status 0, \d+\.\d\d s\]\n"
+        r"\$ ls /nowhere\nls: /nowhere: .*\n\[exit status 1, \d+\.\d\d s\]\n",
+        transcript,
+        re.MULTILINE,
+    )
+    # What earlier tests did on the same machine is theirs.
+    assert "$ echo one" not in transcript
 
 
 def test_a_failure_shows_the_tests_own_line_and_not_kboots(suite: Suite) -> None:
@@ -242,11 +260,26 @@ def test_fails_by_itself(machine):
 """
 
 
-def test_a_failure_does_not_show_what_an_earlier_test_expected(
-    pytester: pytest.Pytester, debian_kernel: Path
-) -> None:
+#: How the plugin's reports are made does not depend on what the machine is.
+REPLAYED = """
+import pytest
+from kboot import Config, open_session
+from kboot.testing import FakeBackend, write_kernel
+
+
+@pytest.fixture(scope="session")
+def kboot_session(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kboot")
+    config = Config(kernel=str(write_kernel(folder / "vmlinuz")), isolation="none")
+    with open_session(config, evidence=folder, backend=FakeBackend()) as session:
+        yield session
+"""
+
+
+def test_a_failure_does_not_show_what_an_earlier_test_expected(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(REPLAYED)
     path = pytester.makepyfile(FORMER_CRASH)
-    result = run(pytester, path, f"--kernel={debian_kernel}", "--kboot-isolation=none")
+    result = run(pytester, path, "--kboot-isolation=none")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*kboot console, last 40 lines*"])
     result.stdout.no_fnmatch_line("*kboot crash:*")
@@ -271,3 +304,100 @@ def test_junit_has_the_kernel_and_the_time_of_its_boot(suite: Suite) -> None:
     assert float(properties["kboot.boot_s"]) > 1
     assert float(properties["kboot.phase.linux_s"]) > 0
     assert Path(properties["kboot.evidence"]).is_dir()
+
+
+HOOKS = """
+import pytest
+
+
+def told(config, line):
+    with (config.rootpath / "told").open("a") as file:
+        print(line, file=file)
+
+
+def pytest_kboot_machine_ready(item, machine):
+    told(item.config, f"ready {item.name} {machine.guest.succeed('echo there').strip()}")
+
+
+def pytest_kboot_crash_seen(item, report):
+    told(item.config, f"seen {item.name} {report.kind}")
+    if item.name == "test_objected":
+        raise AssertionError("the hook objects")
+
+
+def pytest_kboot_evidence_written(config, directory):
+    told(config, f"written {directory.name} {(directory / 'result.json').is_file()}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed:
+        told(item.config, f"failed {item.name} in {report.when}")
+    return report
+"""
+
+HOOKED = """
+import pytest
+
+from kboot import InfraError
+
+
+def test_expected(machine):
+    with machine.expect_crash("panic"):
+        machine.panic()
+    machine.wait_for_reboot()
+
+
+def test_the_host(machine):
+    raise InfraError("on fire")
+
+
+def test_objected(machine):
+    with machine.expect_crash("panic"):
+        machine.panic()
+
+
+@pytest.mark.kboot(cmdline="console=tty0", fresh=True)
+def test_never_begins(machine):
+    pass
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_hooks_are_told_and_verdicts_are_kept_also_by_workers(
+    pytester: pytest.Pytester, debian_kernel: Path, workers: tuple[str, ...]
+) -> None:
+    pytester.makeconftest(HOOKS)
+    path = pytester.makepyfile(HOOKED)
+    result = run(pytester, path, f"--kernel={debian_kernel}", "--junitxml=junit.xml", *workers)
+    result.assert_outcomes(passed=1, failed=2, errors=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    told = (pytester.path / "told").read_text().splitlines()
+    assert [line for line in told if not line.startswith("written")] == [
+        "ready test_expected there",
+        "seen test_expected panic",
+        "ready test_the_host there",
+        # When it happened is told as it was.
+        "failed test_the_host in call",
+        "ready test_objected there",
+        "seen test_objected panic",
+        "failed test_objected in call",
+        "failed test_never_begins in setup",
+    ]
+    written = [line.split() for line in told if line.startswith("written")]
+    assert written[0][1].endswith("-test_expected")
+    assert {there for _, _, there in written} == {"True"}
+    root = ET.parse(pytester.path / "junit.xml").getroot()  # noqa: S314  our own run wrote it
+    (suite,) = root.iter("testsuite")
+    assert (suite.attrib["failures"], suite.attrib["errors"]) == ("2", "1")
+    verdicts = {
+        case.attrib["name"]: {child.tag for child in case} & {"failure", "error"}
+        for case in root.iter("testcase")
+    }
+    assert verdicts == {
+        "test_expected": set(),
+        "test_the_host": {"error"},
+        "test_objected": {"failure"},
+        "test_never_begins": {"failure"},
+    }

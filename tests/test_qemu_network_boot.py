@@ -104,6 +104,15 @@ def test_what_the_rom_does_is_found_out_once(qemu_with_edk2: Path) -> None:
     assert machines(qemu_with_edk2) == ["kboot-probe"]
 
 
+@pytest.mark.usefixtures("own_cache")
+def test_a_rom_that_says_nothing_in_time_is_the_hosts_fault_and_not_remembered(
+    qemu_with_edk2: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InfraError, match="UEFI machines do not come to boot from the network"):
+        network_boot.rom_has_ipxe(str(qemu_with_edk2), "tcg", limit_s=0.5)
+    assert [*tmp_path.rglob("rom-has-ipxe.json")] == []
+
+
 def test_a_firmware_that_boots_without_ipxe_is_not_waited_for(
     qemu_with_edk2: Path, tmp_path: Path
 ) -> None:
@@ -139,7 +148,9 @@ def test_a_machine_without_a_rom_boots_from_the_network_again_and_again(
 ) -> None:
     config = Config(accel="tcg", qemu=str(qemu_without_rom), ipxe_efi=IPXE)
     settings = MachineSettings(
-        machine_name="without-rom", firmware="uefi", initrds=(tiny_initramfs(),), timeout_s=120
+        spec=MachineSpec(name="without-rom", firmware="uefi"),
+        initrds=(tiny_initramfs(),),
+        timeout_s=120,
     )
     evidence = tmp_path / "evidence"
     evidence.mkdir()
@@ -148,13 +159,13 @@ def test_a_machine_without_a_rom_boots_from_the_network_again_and_again(
         backend.serve(Deadline(60)) as server,
         power_on(
             backend, server, read_kernel(debian_kernel), settings, evidence_directory=evidence
-        ) as boot,
+        ) as machine,
     ):
-        boot.wait_until_ready()
-        first = boot.guest.run("cat /proc/sys/kernel/random/boot_id").stdout
-        boot.reset()
-        assert boot.guest.run("cat /proc/sys/kernel/random/boot_id").stdout != first
-        assert boot.guest.run("ls /sys/block").stdout.split() == []
+        machine.wait_until_ready()
+        first = machine.guest.run("cat /proc/sys/kernel/random/boot_id").stdout
+        machine.reset()
+        assert machine.guest.run("cat /proc/sys/kernel/random/boot_id").stdout != first
+        assert machine.guest.run("ls /sys/block").stdout.split() == []
     assert f"-kernel {IPXE}" in (evidence / "qemu.argv").read_text()
     # The program was given: nothing had to be found out.
     assert machines(qemu_without_rom) == ["kboot-without-rom"]

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.qemu.qmp import Qmp, QmpClosed
+from kboot.qemu.snapshot import save_devices
 
 GREETING: dict[str, object] = {
     "QMP": {"version": {"qemu": {"major": 9, "minor": 1, "micro": 2}}, "capabilities": []}
@@ -23,6 +27,7 @@ class Peer:
         self.ours, self.theirs = socket.socketpair()
         self.answers: dict[str, list[dict[str, object]]] = {"qmp_capabilities": [{"return": {}}]}
         self.seen: list[dict[str, object]] = []
+        self.handed_over: list[int] = []
         self.thread = threading.Thread(target=self._serve, daemon=True)
 
     def say(self, *messages: dict[str, object]) -> None:
@@ -30,7 +35,13 @@ class Peer:
 
     def _serve(self) -> None:
         self.say(GREETING)
-        with self.theirs.makefile("rb") as lines:
+        text = b""
+        while True:
+            data, descriptors, *_ = socket.recv_fds(self.theirs, 65536, 4)
+            if not data:
+                return
+            self.handed_over.extend(descriptors)
+            *lines, text = (text + data).split(b"\n")
             for line in lines:
                 request = json.loads(line)
                 self.seen.append(request)
@@ -51,6 +62,8 @@ def peer() -> Iterator[Peer]:
     each.hang_up()
     each.thread.join(5)
     each.theirs.close()
+    for descriptor in each.handed_over:
+        os.close(descriptor)
 
 
 def event(name: str, **data: object) -> dict[str, object]:
@@ -105,3 +118,15 @@ def test_a_closed_socket_is_told_at_the_next_command(peer: Peer) -> None:
     peer.hang_up()
     with pytest.raises(QmpClosed):
         qmp.execute("stop", Deadline(5))
+
+
+def test_a_snapshot_whose_time_is_up_is_the_hosts_fault(peer: Peer, tmp_path: Path) -> None:
+    qmp = Qmp(peer.ours, Deadline(5))
+    for command in ("migrate-set-capabilities", "getfd", "migrate"):
+        peer.answers[command] = [{"return": {}}]
+    # Time stands still until QEMU has taken all three commands, and is over then.
+    moments = itertools.chain(itertools.repeat(0.0, 7), itertools.repeat(100.0))
+    deadline = Deadline(5, clock=lambda: next(moments))
+    with pytest.raises(InfraError, match="does not come to an end with saving"):
+        save_devices(qmp, tmp_path / "devices", deadline)
+    assert peer.seen[-1]["execute"] == "migrate"

@@ -35,7 +35,7 @@ def settings(place: Place) -> MachineSettings:
 def original(place: Place, settings: MachineSettings) -> dict[str, str]:
     """What a machine said about itself before it was saved; its network was up."""
     with place.machine(settings) as machine:
-        machine.guest.wait_until_succeeds("ip addr show dev eth0 | grep 10.0.2.15", Deadline(30))
+        machine.guest.wait_until_succeeds("ip addr show dev eth0 | grep 10.0.2.15", timeout=30)
         place.snapshots.save(machine, settings)
         # It runs on.
         assert machine.guest.succeed("echo on").strip() == "on"
@@ -80,7 +80,7 @@ def test_the_console_remembers_what_was_said_before(twin: Machine) -> None:
     texts = [line.text for line in twin.console.lines()]
     assert any("Linux version" in text for text in texts)
     twin.guest.succeed("echo after the restore >/dev/ttyS0")
-    twin.console.expect("after the restore", Deadline(10), since=0)
+    twin.console.expect("after the restore", timeout=10, since=0)
     log = (twin.evidence_directory / "serial.log").read_text(errors="replace")
     assert "Linux version" in log
     assert "after the restore" in log
@@ -105,7 +105,7 @@ def test_its_network_works_and_has_the_same_address(
     assert twin.guest.succeed("cat /sys/class/net/eth0/address") == original["address"]
     assert "10.0.2.15" in twin.guest.succeed("ip addr show dev eth0")
     url = twin.server.url("beacon/up")
-    assert twin.guest.succeed(f"wget -q -O - {url}", timeout_s=20).strip() == "ok"
+    assert twin.guest.succeed(f"wget -q -O - {url}", timeout=20).strip() == "ok"
 
 
 def test_twins_draw_different_random_numbers_from_the_first_one_on(
@@ -171,13 +171,15 @@ def test_qemu_does_not_take_another_machines_state(
 def test_a_machine_that_was_not_meant_to_be_saved_says_so(place: Place, tmp_path: Path) -> None:
     with (
         place.backend.power_on(replace(SPEC, name="plain"), Deadline(20)) as vm,
-        pytest.raises(InfraError, match="was not switched on to be saved"),
+        pytest.raises(InfraError, match="was not started to be saved"),
     ):
         vm.snapshot(tmp_path)
 
 
 def test_under_uefi_as_well(place: Place) -> None:
-    settings = MachineSettings(machine_name="uefi", firmware="uefi", initrds=(tiny_initramfs(),))
+    settings = MachineSettings(
+        spec=MachineSpec(name="uefi", firmware="uefi"), initrds=(tiny_initramfs(),)
+    )
     with place.machine(settings) as machine:
         place.snapshots.save(machine, settings)
         boot_id = machine.boot_id

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Firmware
+from kboot.backend import Firmware, MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.kernel import read_kernel
@@ -25,9 +25,7 @@ def machine(
     """A machine that came up from a saved firmware."""
     firmware: Firmware = request.param
     settings = MachineSettings(
-        machine_name=f"short-{firmware}",
-        firmware=firmware,
-        firmware_start="saved",
+        spec=MachineSpec(name=f"short-{firmware}", firmware=firmware, firmware_start="saved"),
         initrds=(tiny_initramfs(),),
     )
     with (

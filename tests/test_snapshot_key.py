@@ -89,8 +89,8 @@ KEYED = {"kernel_sha256": "ab", "initrd_sha256s": ("cd", "ef")}
         {"initrd_sha256s": ("ef", "cd")},
         {"command_line": "quiet"},
         {"user": "nobody"},
-        {"architecture": "aarch64"},
-        {"firmware_start": "saved"},
+        {"spec": MachineSpec(architecture="aarch64")},
+        {"spec": MachineSpec(firmware_start="saved")},
     ],
     ids=str,
 )
@@ -103,7 +103,9 @@ def test_another_boot_is_another_saved_machine(change: dict[str, Any]) -> None:
 
 
 def test_names_times_and_passwords_make_no_other_machine() -> None:
-    other = MachineSettings(machine_name="m9", timeout_s=1, password="another", warnings="report")
+    other = MachineSettings(
+        spec=MachineSpec(name="m9"), timeout_s=1, password="another", warnings="report"
+    )
     assert saved.parts(other, **KEYED) == saved.parts(MachineSettings(), **KEYED)  # type: ignore[arg-type]
 
 

@@ -310,7 +310,7 @@ def test_the_cache_is_listed_and_cleared_but_for_what_is_in_use(
         assert [each["removed"] for each in json.loads(capsys.readouterr().out)] == [False] * 2
         assert main(["cache", "--clear"]) == 0
         cleared = capsys.readouterr().out.splitlines()
-        assert cleared[0].endswith("in use, stays")
+        assert cleared[0].endswith("in use, kept")
         assert cleared[1].endswith("removed")
         assert cleared[-1].startswith("1 saved machines")
         assert user.entries() == [kept]

@@ -100,19 +100,19 @@ def test_a_lot_of_output_and_a_long_command_arrive_whole(guest: Guest) -> None:
 
 def test_a_command_with_no_end_is_killed_with_all_it_started(guest: Guest) -> None:
     with pytest.raises(GuestTimeout, match="'begun\\\\n'"):
-        guest.run("echo begun; sleep 1234 & sleep 1234", timeout_s=1)
+        guest.run("echo begun; sleep 1234 & sleep 1234", timeout=1)
     assert "1234" not in guest.succeed("ps -o args | grep '^sleep' || true")
 
 
 def test_what_a_command_leaves_in_the_background_does_not_hold_it_up(guest: Guest) -> None:
-    assert guest.run("sleep 4321 & echo done", timeout_s=10).stdout == "done\n"
+    assert guest.run("sleep 4321 & echo done", timeout=10).stdout == "done\n"
     guest.run("killall sleep")
 
 
 def test_commands_run_in_the_background(guest: Guest) -> None:
     job = guest.spawn("sleep 1; echo late; exit 7")
     assert guest.succeed("echo meanwhile") == "meanwhile\n"
-    result = job.wait(Deadline(20))
+    result = job.wait(timeout=20)
     assert (result.stdout, result.exit_status) == ("late\n", 7)
 
 
@@ -120,20 +120,20 @@ def test_files_go_both_ways(guest: Guest, tmp_path: Path) -> None:
     sent = tmp_path / "sent file"
     sent.write_bytes(random.Random(1).randbytes(2_000_000))
     sent.chmod(0o750)
-    guest.put(sent, "/tmp/its name", Deadline(60))
+    guest.put(sent, "/tmp/its name", timeout=60)
     assert guest.succeed("stat -c %a '/tmp/its name'") == "750\n"
-    guest.get("/tmp/its name", tmp_path / "back", Deadline(60))
+    guest.get("/tmp/its name", tmp_path / "back", timeout=60)
     assert (tmp_path / "back").read_bytes() == sent.read_bytes()
     with pytest.raises(GuestError, match=r"cannot write /nowhere/file: .*nonexistent directory"):
-        guest.put(sent, "/nowhere/file", Deadline(10))
+        guest.put(sent, "/nowhere/file", timeout=10)
     with pytest.raises(CommandFailed):
-        guest.get("/nowhere/file", tmp_path / "back", Deadline(10))
+        guest.get("/nowhere/file", tmp_path / "back", timeout=10)
 
 
 def test_the_serial_line_is_left_to_the_kernel(machine: Machine) -> None:
     start = machine.console.mark()
     machine.guest.succeed("echo by ssh; echo by printk >/dev/kmsg")
-    machine.console.expect("by printk", Deadline(10), since=start)
+    machine.console.expect("by printk", timeout=10, since=start)
     assert b"by ssh" not in machine.console.raw(start)
 
 
@@ -155,7 +155,7 @@ def test_our_key_stays_the_same() -> None:
 
 def test_a_panic_ends_a_command_and_ssh_is_back_after_the_reboot(machine: Machine) -> None:
     with machine.expect_crash("panic", match="sysrq triggered"):
-        machine.guest.run("sleep 1; echo c >/proc/sysrq-trigger; sleep 100", timeout_s=90)
+        machine.guest.run("sleep 1; echo c >/proc/sysrq-trigger; sleep 100", timeout=90)
     machine.wait_for_reboot()
     assert isinstance(machine.guest.runner, SshRunner)
     assert machine.guest.succeed("echo back") == "back\n"

@@ -252,3 +252,33 @@ def test_no_place_for_temporary_files_is_told_with_its_remedy(tmp_path: Path) ->
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
     assert "or set TMPDIR to another" in done.stdout
+
+
+def test_a_running_process_keeps_its_evidence_however_many_boots_come_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    boots = tmp_path / "kboot" / "boots"
+    ended = boots / "20200101-000000-ended"
+    ended.mkdir(parents=True)
+    keeper = (
+        "import sys; from kboot.state import evidence_directory as e; print(e('m'), flush=True)"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", f"{keeper}; sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with running:
+        assert running.stdout is not None
+        theirs = Path(running.stdout.readline().strip())
+        for number in range(60):
+            (boots / f"99990101-{number:06}-later").mkdir()
+        ours = state.evidence_directory("next")
+        assert theirs.is_dir()
+        assert not ended.exists()
+        running.communicate("")
+    state.evidence_directory("last")
+    assert not theirs.exists()
+    assert ours.is_dir()

@@ -33,13 +33,13 @@ def test_twin(machine, number, record_property):
     assert guest.run("test -e /root/mark").exit_status == 1
     guest.succeed("touch /root/mark")
     record_property("server", machine.server.url(""))
-    record_property("worker", machine.settings.machine_name.partition("-")[0])
+    record_property("worker", machine.name.partition("-")[0])
 
 
 def test_reboots(machine):
     machine.reset()
     scripts = [fetch.path for fetch in machine.fetches if fetch.path.startswith("scripts/")]
-    assert scripts[-1] == f"scripts/{{machine.settings.machine_name}}/boot.ipxe"
+    assert scripts[-1] == f"scripts/{{machine.name}}/boot.ipxe"
     assert "twin={twin}" in machine.guest.succeed("cat /proc/cmdline").split()
 """
 

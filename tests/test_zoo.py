@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,8 @@ from kboot.errors import RebootLoop
 from kboot.kernel import read_kernel
 from kboot.machine import ExpectedCrash, Machine, MachineSettings, open_backend, power_on
 from kboot.rootfs import tiny_initramfs
-from tests.zoo.keeper import KERNEL, Zoo, vm
+from tests.zoo.keeper import KERNEL, Zoo
 from tests.zoo.records import EXPECTED, LOGS
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    with vm(tmp_path_factory.mktemp("zoo")) as opened:
-        yield opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +187,7 @@ def test_a_corrupt_initramfs(tmp_path: Path) -> None:
             machine.wait_until_ready()
         record(machine, "corrupt_initramfs", crash, 0)
         assert (crash.report.kind, crash.report.fatal) == ("no-root", True)
-        machine.wait_for_line("Initramfs unpacking failed", timeout_s=1)
+        machine.wait_for_line("Initramfs unpacking failed", timeout=1)
         # It will not do better the next time, however often it tries.
         with pytest.raises(RebootLoop, match="unable to mount root fs"):
             machine.wait_for_reboot()

@@ -5,8 +5,8 @@ exit  means
 ====  =====================================================================
 0     done; the kernel is fine
 1     the kernel, or its user space, is at fault
-2     the user has to act: an option, a file, a kernel image
-3     the host has to be mended, or kboot has a bug: nothing was learnt
+2     bad input: an option, a file, a kernel image
+3     the host failed, or kboot has a bug: nothing is known about the kernel
 ====  =====================================================================
 
 And 130, 143 and 129 after Ctrl-C, SIGTERM and SIGHUP, 141 if nobody reads the output any more.
@@ -33,52 +33,55 @@ from kboot.state import disk_fault
 _EPILOG = """\
 \b
 Examples:
-  kboot doctor                     is everything here that kboot needs?
-  kboot boot vmlinuz               boot a kernel as a server would; does it come up?
-  kboot boot linux-image.deb       the same, with its modules
+  kboot doctor                     check this host
+  kboot boot vmlinuz               boot a kernel through DHCP, iPXE and HTTP
   kboot test vmlinuz               run the acceptance tests on it
-  kboot crash serial.log           what killed it, from any console log
-  pytest --kernel=vmlinuz          your own tests, on that kernel
+  pytest --kernel=vmlinuz          run your own tests on it, too
+  kboot up --kernel vmlinuz        start a persistent machine
+  kboot push bzImage --restart     boot another kernel on it
+  kboot exec -- uname -a           run a command in its guest
+  kboot crash serial.log           find kernel crashes in any console log
 
 \b
-Exit codes: 0 fine, 1 the kernel is at fault, 2 you are, 3 the host is.
+Exit codes: 0 success, 1 the kernel failed, 2 bad input, 3 the host failed.
 KBOOT_DEBUG=1 shows where in kboot an error comes from.
 """
 
 
 class LazyGroup(click.Group):
-    """Commands whose modules are imported when they are used: ``kboot --help`` stays quick."""
+    """Commands whose modules are imported when they are used: ``kboot --help`` stays fast."""
 
     #: Command: where it is, and one line about it.
     commands_by_name = {  # noqa: RUF012 - click.Group has an attribute of every better name
-        "boot": ("kboot.cli.boot:boot", "Boot a kernel; does it come up?"),
+        "boot": ("kboot.cli.boot:boot", "Boot a kernel once, and follow its boot."),
         "test": ("kboot.cli.test:test", "Run the acceptance tests on a kernel."),
-        "crash": ("kboot.cli.crash:crash", "Say what killed a kernel, from its console log."),
-        "up": ("kboot.cli.lifecycle:up", "Start a machine that stays."),
-        "down": ("kboot.cli.lifecycle:down", "Switch such a machine off."),
-        "take": ("kboot.cli.lifecycle:take", "Look after a machine on a cluster from here."),
-        "list": ("kboot.cli.lifecycle:list_machines", "List the machines that stay."),
-        "manifests": ("kboot.cli.maintenance:manifests", "Print what a run puts on a cluster."),
-        "status": ("kboot.cli.lifecycle:status", "Tell what a machine is doing."),
-        "run": ("kboot.cli.guest:run", "Run a command in a machine's guest."),
-        "push": ("kboot.cli.push:push", "Have a machine boot another kernel from now on."),
+        "crash": ("kboot.cli.crash:crash", "Find kernel crashes in a console log."),
+        "up": ("kboot.cli.machines:up", "Start a persistent machine."),
+        "down": ("kboot.cli.machines:down", "Stop and remove it."),
+        "list": ("kboot.cli.machines:list_machines", "List persistent machines."),
+        "status": ("kboot.cli.machines:status", "Show a machine's state."),
+        "exec": ("kboot.cli.guest:exec_command", "Run a command in the guest."),
+        "push": ("kboot.cli.push:push", "Push a kernel, initramfs or module."),
+        "pushes": ("kboot.cli.push:pushes", "List pushes, roll back, or free their space."),
         "restart": ("kboot.cli.restart:restart", "Restart a machine, once or in a loop."),
-        "console": ("kboot.cli.console:console", "Talk to a machine over its serial line."),
-        "ssh": ("kboot.cli.guest:ssh", "Log in to a machine's guest by ssh."),
-        "put": ("kboot.cli.guest:put", "Copy a file into a machine's guest."),
-        "get": ("kboot.cli.guest:get", "Copy a file out of a machine's guest."),
-        "panic": ("kboot.cli.restart:panic", "Crash a machine's kernel on purpose."),
-        "reset": ("kboot.cli.restart:reset", "Push a machine's reset button."),
-        "logs": ("kboot.cli.console:logs", "Print what a machine's console has said."),
-        "doctor": ("kboot.cli.doctor:doctor", "Look for what kboot needs."),
-        "cache": ("kboot.cli.maintenance:cache", "List the saved machines on this host."),
-        "runs": ("kboot.cli.maintenance:runs", "List the runs that are there."),
-        "gc": ("kboot.cli.maintenance:gc", "Remove what killed runs have left."),
-        "completion": ("kboot.cli.maintenance:completion", "Print a shell's completion script."),
+        "reset": ("kboot.cli.restart:reset", "Press a machine's reset button."),
+        "panic": ("kboot.cli.restart:panic", "Panic the kernel, and wait for the reboot."),
+        "console": ("kboot.cli.console:console", "Attach to the serial console."),
+        "logs": ("kboot.cli.console:logs", "Print the console log."),
+        "ssh": ("kboot.cli.guest:ssh", "Log in to the guest over ssh."),
+        "put": ("kboot.cli.guest:put", "Copy a file into the guest."),
+        "get": ("kboot.cli.guest:get", "Copy a file out of the guest."),
+        "take": ("kboot.cli.machines:take", "Take over a machine on a cluster."),
+        "doctor": ("kboot.cli.doctor:doctor", "Check this host or cluster."),
+        "cache": ("kboot.cli.maintenance:cache", "List or clear saved machines."),
+        "runs": ("kboot.cli.maintenance:runs", "List runs."),
+        "gc": ("kboot.cli.maintenance:gc", "Remove dead runs."),
+        "manifests": ("kboot.cli.maintenance:manifests", "Print the cluster objects of a run."),
+        "completion": ("kboot.cli.maintenance:completion", "Print a shell completion script."),
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands, in the order in which a user meets them."""
+        """The commands, in the order of the table."""
         return list(self.commands_by_name)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -87,8 +90,10 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = self.commands_by_name[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        if all(parameter.name != "verbose" for parameter in command.params):
-            command.params.append(_verbose_option())
+        group = command.commands.values() if isinstance(command, click.Group) else ()
+        for each in (command, *group):
+            if all(parameter.name != "verbose" for parameter in each.params):
+                each.params.append(_verbose_option())
         return command
 
     def invoke(self, ctx: click.Context) -> object:
@@ -143,7 +148,7 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic
 )
 @click.version_option(__version__, prog_name="kboot", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Boot a kernel through DHCP, iPXE and nginx, watch its console, and judge it."""
+    """Boot kernels through DHCP, iPXE and HTTP in virtual machines, and test them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kboot.cli.options import config_options, load_config
+from kboot.cli.output import say_phase
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, KbootError
 
@@ -38,7 +39,7 @@ Exit codes: 0 it came up, 1 the kernel failed, 2 bad input, 3 the host failed.
 @click.option(
     "--expect",
     metavar="PATTERN",
-    help="Succeed when a console line matches this regular expression, instead of at a login.",
+    help="Succeed at a console line that matches this regular expression, not at a login.",
 )
 @click.option("--console", "show_console", is_flag=True, help="Show the console's lines.")
 @click.option("--git-bisect", is_flag=True, help="Exit with 125 (skip) where it would be 2 or 3.")
@@ -115,12 +116,12 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
 
 
 def _print_machine(machine: Machine) -> None:
-    settings = machine.settings
+    spec = machine.settings.spec
     click.echo(
-        f"{machine.machine_description}; {settings.firmware}, {settings.memory_mib} MiB, "
-        f"{settings.cpus} cpu; {machine.command_line}"
+        f"{machine.machine_description}; {spec.firmware}, {spec.memory_mib} MiB, "
+        f"{spec.cpus} CPU; {machine.command_line}"
     )
 
 
 def _print_phase(milestone: Milestone, seconds: float) -> None:
-    click.echo(f"  {milestone.phase:<10} {seconds:6.1f} s   seen by the {milestone.witness}")
+    click.echo(say_phase(milestone.phase, seconds, milestone.witness))

@@ -11,46 +11,81 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kboot.cli.machines import machine_argument
+from kboot.cli.options import machine_argument
 from kboot.errors import ConfigError, KbootError
 
 if TYPE_CHECKING:
     from kboot.supervisor.client import Attachment
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+_raw_option = click.option(
+    "--raw", is_flag=True, help="Every byte as it came, with the frames of kboot's own commands."
+)
+
+
+def _since_option(default: str) -> Callable[[_Function], _Function]:
+    return click.option(
+        "--since",
+        default=default,
+        metavar="WHERE",
+        help=f"start (power-on), boot (the current one), now, or an offset.  [default: {default}]",
+    )
+
 
 @click.command()
 @machine_argument
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option(
-    "--since",
-    default="start",
-    metavar="WHERE",
-    help="start (of the machine), boot (the present one), now, or a byte.  [default: start]",
-)
-def logs(*, name: str, follow: bool, since: str) -> None:
-    """Print the console of the machine NAME, byte by byte as it came, from its power-on."""
-    print_log(name, since, follow=follow)
+@click.option("-f", "--follow", is_flag=True, help="Keep printing what comes.")
+@_since_option("start")
+@_raw_option
+def logs(*, name: str, follow: bool, since: str, raw: bool) -> None:
+    """Print the console log of the machine NAME, from its power-on."""
+    print_log(name, since, follow=follow, raw=raw)
 
 
-def print_log(name: str, since: str, *, follow: bool) -> None:
+def print_log(name: str, since: str, *, follow: bool, raw: bool) -> None:
     """Print the record of a console, and maybe go on with what comes."""
     from kboot.supervisor.client import attach, console_of  # noqa: PLC0415  --help does not need it
 
     position = int(since) if since.isdecimal() else since
-    if not follow:
-        _print(console_of(name, position))
-        return
-    with attach(name, since=position) as line:
-        _print(line.pieces())
+    screen = _Screen(raw=raw)
+    if follow:
+        with attach(name, since=position) as line:
+            for data in line.pieces():
+                screen.show(data)
+    else:
+        for data in console_of(name, position):
+            screen.show(data)
+    screen.flush()
 
 
-def _print(pieces: Iterable[bytes]) -> None:
-    for data in pieces:
+class _Screen:
+    """Standard output. Without `raw`, it does not show the frames of commands."""
+
+    def __init__(self, *, raw: bool) -> None:
+        from kboot.guest.frames import FrameFilter  # noqa: PLC0415  --help does not need it
+
+        self._frames = None if raw else FrameFilter()
+        #: How long to wait for more before `flush`; None for ever.
+        self.limit_s: float | None = None
+
+    def show(self, data: bytes) -> None:
+        """Show the next bytes. What may become a frame is held back."""
+        self._write(self._frames.feed(data) if self._frames else data)
+        self.limit_s = _PAUSE_S
+
+    def flush(self) -> None:
+        """Show what was held back: a tilde that somebody typed is no frame."""
+        self._write(self._frames.flush() if self._frames else b"")
+        self.limit_s = None
+
+    def _write(self, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
@@ -58,44 +93,47 @@ def _print(pieces: Iterable[bytes]) -> None:
 #: ctrl-]
 _DETACH = b"\x1d"
 _PIECE = 1 << 16
-#: How often it is looked whether what is waited for has come.
+#: How often it is checked whether what is waited for has come.
 _LOOK_S = 0.2
+#: A frame comes in one piece; this much silence means that none is under way.
+_PAUSE_S = 0.3
 
 
 @click.command(
     epilog="""\
 \b
 Examples:
-  kboot console                     type, and detach with ctrl-]
-  kboot console --read-only         watch; any number can
-  kboot console --log >console.log  what it has said so far
+  kboot console                     attach; ctrl-] detaches
+  kboot console m1 --read-only      watch; any number of users can
+  kboot console --log >console.log  print what was logged so far
 
-One can type at a time. While kboot itself types, when a machine boots or runs a command, your keys
-wait. The guest is told the size of your terminal when you attach, and when it changes while a shell
-waits for a command; at other times, say stty rows R cols C yourself.
+One user can type at a time. While kboot itself types, when a machine boots or runs a command, your
+keys wait. The guest is told the size of your terminal when you attach, and when it changes while a
+shell waits for a command; at other times, run stty rows R cols C yourself.
 """,
 )
 @machine_argument
-@click.option("--log", is_flag=True, help="Print what it has said so far, and end.")
+@click.option("--log", is_flag=True, help="Print what was logged so far, and exit.")
 @click.option("--read-only", is_flag=True, help="Watch; type nothing.")
-@click.option(
-    "--since",
-    default="boot",
-    metavar="WHERE",
-    help="start (of the machine), boot (the present one), now, or a byte.  [default: boot]",
-)
-def console(*, name: str, log: bool, read_only: bool, since: str) -> None:
-    """Attach to the console of the machine NAME; ctrl-] detaches."""
+@_since_option("boot")
+@_raw_option
+def console(*, name: str, log: bool, read_only: bool, since: str, raw: bool) -> None:
+    """Attach to the serial console of the machine NAME; ctrl-] detaches."""
     if log:
-        print_log(name, since, follow=False)
+        print_log(name, since, follow=False, raw=raw)
         return
     if not read_only and not _has_terminal():
         raise ConfigError("there is no terminal to type at: say --read-only, or --log")
-    attach_to(name, since, write=not read_only)
+    attach_to(name, since, write=not read_only, raw=raw)
 
 
 def attach_to(
-    name: str, since: str, *, write: bool | None, until: threading.Event | None = None
+    name: str,
+    since: str,
+    *,
+    write: bool | None,
+    raw: bool = False,
+    until: threading.Event | None = None,
 ) -> None:
     """Show a machine's console, and pass on what is typed, until the user detaches.
 
@@ -108,26 +146,30 @@ def attach_to(
     writes = terminal if write is None else write
     position = int(since) if since.isdecimal() else since
     size = _size() if writes and terminal else None
+    screen = _Screen(raw=raw)
     with attach(name, since=position, write=writes, size=size) as line:
         if terminal:
             click.echo(f"{name}: attached; ctrl-] detaches", err=True)
             with _raw_terminal(), _told_of_resizing() as resized:
-                _talk(name, line, resized)
+                _talk(name, line, screen, resized)
             click.echo(f"\n{name}: detached", err=True)
         else:
-            _watch(line, until)
+            _watch(line, screen, until)
+    screen.flush()
 
 
-def _talk(name: str, line: Attachment, resized: socket.socket) -> None:
+def _talk(name: str, line: Attachment, screen: _Screen, resized: socket.socket) -> None:
     """Pass bytes both ways, until the user detaches or the machine is switched off."""
-    _show(line.wire.take_rest())
+    screen.show(line.wire.take_rest())
     while True:
-        ready, _, _ = select.select([line.wire.socket, 0, resized], [], [])
+        ready, _, _ = select.select([line.wire.socket, 0, resized], [], [], screen.limit_s)
+        if not ready:
+            screen.flush()
         if line.wire.socket in ready:
             data = line.wire.socket.recv(_PIECE)
             if not data:
                 return
-            _show(data)
+            screen.show(data)
         if resized in ready:
             resized.recv(_PIECE)
             if line.writes:
@@ -141,8 +183,8 @@ def _talk(name: str, line: Attachment, resized: socket.socket) -> None:
                 return
 
 
-def _watch(line: Attachment, until: threading.Event | None) -> None:
-    _show(line.wire.take_rest())
+def _watch(line: Attachment, screen: _Screen, until: threading.Event | None) -> None:
+    screen.show(line.wire.take_rest())
     while True:
         ended = until is not None and until.is_set()
         # Once more after the end: what was said before it may still be on its way.
@@ -151,14 +193,9 @@ def _watch(line: Attachment, until: threading.Event | None) -> None:
             data = line.wire.socket.recv(_PIECE)
             if not data:
                 return
-            _show(data)
+            screen.show(data)
         elif ended:
             return
-
-
-def _show(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
 
 
 def _size() -> list[int] | None:

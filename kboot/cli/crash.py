@@ -1,4 +1,4 @@
-"""``kboot crash``: what killed a kernel, from any console log."""
+"""``kboot crash``: find kernel crashes in a console log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from kboot import process
-from kboot.cli.machines import DEFAULT, complete_file_or_name, find_machine
+from kboot.cli.options import complete_name_or_file, find_machine
 from kboot.crash import CrashKind, CrashReport, Event, Frame, Scanner
 from kboot.errors import ConfigError
 from kboot.kernel.elf import Symbol, Vmlinux
@@ -36,13 +36,13 @@ _HUMAN_FRAMES = 24
 _RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([0-9a-f]{40})\b)?")
 
 
-@click.command(epilog="Exit code 1: a crash was found. 0: none. 2: the input cannot be used.")
+@click.command(epilog="Exit codes: 0 no crash, 1 a crash was found, 2 bad input.")
 @click.argument(
     "log",
     type=click.Path(path_type=Path, allow_dash=True),
-    default=DEFAULT,
-    metavar="[LOG|NAME]",
-    shell_complete=complete_file_or_name,
+    required=False,
+    metavar="[NAME|LOG]",
+    shell_complete=complete_name_or_file,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per report and line.")
 @click.option(
@@ -51,10 +51,12 @@ _RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([
     help="The kernel image with debug information: adds file and line to every frame.",
 )
 @click.pass_context
-def crash(context: click.Context, /, *, log: Path, as_json: bool, vmlinux: Path | None) -> None:
-    """Print the kernel crashes in LOG, a console log, or on the console of the machine NAME.
+def crash(
+    context: click.Context, /, *, log: Path | None, as_json: bool, vmlinux: Path | None
+) -> None:
+    """Find kernel crashes on the console of the machine NAME, or in the console log LOG.
 
-    - follows standard input live.
+    With - as LOG, standard input is followed live.
     """
     found = False
     with ExitStack() as stack:
@@ -68,13 +70,13 @@ def crash(context: click.Context, /, *, log: Path, as_json: bool, vmlinux: Path 
         context.exit(1)
 
 
-def _events(log: Path) -> Iterator[Event]:
+def _events(log: Path | None) -> Iterator[Event]:
     scanner = Scanner()
+    if log is None or _is_machine(log):
+        yield from _of_machine(None if log is None else str(log), scanner)
+        return
     if str(log) == "-":
         yield from _follow(scanner)
-    elif _is_machine(log):
-        yield from _of_machine(str(log), scanner)
-        return
     else:
         try:
             with log.open("rb") as file:
@@ -91,19 +93,19 @@ def _events(log: Path) -> Iterator[Event]:
 
 
 def _is_machine(log: Path) -> bool:
-    """Whether there is no such file, but a machine of that name, or none was named at all."""
+    """Whether there is no such file, but a machine of that name."""
     from kboot.supervisor.registry import known_names  # noqa: PLC0415  --help does not need it
 
-    if "/" in str(log) or os.path.lexists(log):
+    if "/" in str(log) or str(log) == "-" or os.path.lexists(log):
         return False
-    return str(log) == DEFAULT or str(log) in known_names()
+    return str(log) in known_names()
 
 
-def _of_machine(name: str, scanner: Scanner) -> Iterator[Event]:
+def _of_machine(name: str | None, scanner: Scanner) -> Iterator[Event]:
     """The events on a machine's console, less the resets that somebody has asked for."""
     from kboot.supervisor.client import ask, console_of  # noqa: PLC0415  files do without
 
-    find_machine(name, {})
+    name = find_machine(name, {})
     told = set(ask(name, "status")["reports"])
 
     def counts(event: Event) -> bool:

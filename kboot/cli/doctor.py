@@ -1,14 +1,14 @@
-"""``kboot doctor``: is everything here that kboot needs?"""
+"""``kboot doctor``: check this host or cluster."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kboot.cli.options import config_options, load_config
+from kboot.cli.options import config_options, json_option, load_config
+from kboot.cli.output import print_json
 from kboot.errors import ConfigError, InfraError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 @click.command(
-    epilog="Exit code 0: all fine, or warnings only. 3: something has to be mended before a boot."
+    epilog="Exit codes: 0 no errors, 3 something must be fixed before a machine can boot."
 )
 @config_options(
     "backend",
@@ -31,16 +31,18 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
     "ipxe_efi",
     "context",
     "namespace",
-    "nginx_image",
-    "pull_secret",
-    "ipxe_disk",
-    "patch",
+    "cluster_nginx_image",
+    "cluster_pull_secret",
+    "cluster_ipxe_disk",
+    "cluster_patch",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON list.")
-@click.option("--rbac", is_flag=True, help="Print the Role that a cluster's account needs.")
+@json_option
+@click.option(
+    "--rbac", is_flag=True, help="Print the RBAC Role that an account on the cluster needs."
+)
 @click.pass_context
 def doctor(context: click.Context, /, *, as_json: bool, rbac: bool, **options: Any) -> None:
-    """Look for what kboot needs, on this host or a cluster, and say what to do about the rest."""
+    """Check this host or cluster for what kboot needs; say how to fix what is missing."""
     from kboot.checks import examine  # noqa: PLC0415  --help does not need it
     from kboot.machine.backends import checks_for  # noqa: PLC0415
 
@@ -50,7 +52,7 @@ def doctor(context: click.Context, /, *, as_json: bool, rbac: bool, **options: A
         return
     findings = examine(config, checks_for(config))
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         for finding in findings:
             level = click.style(f"{finding.level:<7}", fg=_COLOURS[finding.level])

@@ -9,35 +9,68 @@ from pathlib import Path
 
 import click
 
-from kboot.cli.machines import json_option, machine_argument, machine_option, print_json
-from kboot.cli.terminal import transfers
+from kboot.cli.options import json_option, machine_argument, machine_arguments
+from kboot.cli.output import print_json, transfers
+from kboot.errors import ConfigError
 from kboot.log import logger
+
+_COMMAND = "kboot.command"
+
+
+class _BehindDashes(click.Command):
+    """A command whose arguments after ``--`` are another program's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Separate the two."""
+        ours, theirs = args, []
+        if "--" in args:
+            at = args.index("--")
+            ours, theirs = args[:at], args[at + 1 :]
+        ctx.meta[_COMMAND] = theirs
+        return super().parse_args(ctx, ours)
+
+
+class _NeedsCommand(_BehindDashes):
+    """One that does nothing without them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say so before anything else: words without ``--`` would be refused as too many names."""
+        asks_for_help = {"-h", "--help"}.intersection(args)
+        if args[-1:] == ["--"] or not (
+            {"--"} & set(args) or asks_for_help or ctx.resilient_parsing
+        ):
+            raise click.UsageError("the command goes after --: kboot exec NAME -- uname -a", ctx)
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """For --help."""
+        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
 
 
 @click.command(
-    context_settings={"ignore_unknown_options": True},
+    "exec",
+    cls=_NeedsCommand,
     epilog="""\
 \b
 Examples:
-  kboot run -- uname -a
-  kboot run 'dmesg | tail'
+  kboot exec -- uname -a
+  kboot exec m1 -- uname -a
+  kboot exec m1 -- 'dmesg | tail'
 
-Exits as the command did, or with 3 if the host failed.
+Exits with the command's exit status, or with 3 if the host failed.
 """,
 )
-@machine_option
+@machine_argument
 @click.option("--timeout", "timeout_s", default=60.0, metavar="SECONDS", help="[default: 60]")
 @json_option
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
-def run(
-    context: click.Context, /, *, name: str, timeout_s: float, as_json: bool, command: tuple[str]
-) -> None:
-    """Run COMMAND in the guest; one word is given to its shell as it is."""
+def exec_command(context: click.Context, /, *, name: str, timeout_s: float, as_json: bool) -> None:
+    """Run COMMAND in the guest of the machine NAME. A single word is a shell command line."""
     from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
-    words = command[0] if len(command) == 1 else shlex.join(command)
-    result = ask(name, "run", command=words, timeout_s=timeout_s)
+    words = context.meta[_COMMAND]
+    command = words[0] if len(words) == 1 else shlex.join(words)
+    result = ask(name, "run", command=command, timeout_s=timeout_s)
     if as_json:
         print_json(result)
     else:
@@ -52,50 +85,34 @@ _TIMEOUT_S = 600.0
 _WORTH_TELLING = 100_000
 
 
-@click.command()
-@click.argument("local", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-@click.argument("remote")
-@machine_option
-def put(*, local: Path, remote: str, name: str) -> None:
-    """Copy the file LOCAL into the guest, as REMOTE."""
+@click.command(epilog="Example: kboot put m1 tool /usr/bin/tool")
+@machine_arguments("FILE", "PATH")
+def put(*, name: str, file: str, path: str) -> None:
+    """Copy FILE into the guest of the machine NAME, to PATH."""
     from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
+    if not Path(file).is_file():
+        raise ConfigError(f"{file}: there is no such file")
     with transfers(quiet=False, least_size=_WORTH_TELLING) as show:
         ask(
             name,
             "put",
             on_event=show,
-            local=str(local.absolute()),
-            remote=remote,
+            local=str(Path(file).absolute()),
+            remote=path,
             timeout_s=_TIMEOUT_S,
         )
 
 
-@click.command()
-@click.argument("remote")
-@click.argument("local", type=click.Path(path_type=Path, dir_okay=False))
-@machine_option
-def get(*, remote: str, local: Path, name: str) -> None:
-    """Copy the file REMOTE out of the guest, to LOCAL."""
+@click.command(epilog="Example: kboot get m1 /var/log/messages messages")
+@machine_arguments("PATH", "FILE")
+def get(*, name: str, path: str, file: str) -> None:
+    """Copy PATH out of the guest of the machine NAME, to FILE."""
     from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
-    ask(name, "get", local=str(local.absolute()), remote=remote, timeout_s=_TIMEOUT_S)
-
-
-_COMMAND = "kboot.command"
-
-
-class _BehindDashes(click.Command):
-    """A command whose arguments behind ``--`` are another program's, whatever stands before."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Part the two."""
-        ours, theirs = args, []
-        if "--" in args:
-            at = args.index("--")
-            ours, theirs = args[:at], args[at + 1 :]
-        ctx.meta[_COMMAND] = theirs
-        return super().parse_args(ctx, ours)
+    if Path(file).is_dir():
+        raise ConfigError(f"{file} is a directory; give the name of a file")
+    ask(name, "get", local=str(Path(file).absolute()), remote=path, timeout_s=_TIMEOUT_S)
 
 
 @click.command(
@@ -108,21 +125,24 @@ Examples:
   kboot ssh lab -- journalctl -f
   kboot ssh lab -- -L 8080:localhost:80
 
-The guest needs an ssh server, and the machine to be started for it: kboot up --channel ssh. It
-knows kboot's key. Exits as ssh does.
+The guest needs an ssh server, and the machine has to be started for it: kboot up --channel ssh.
+kboot's key is authorized there. Exits with the exit status of ssh.
 """,
 )
 @machine_argument
 @click.pass_context
 def ssh(context: click.Context, /, *, name: str) -> None:
-    """Log in to the guest of the machine NAME by ssh; what follows -- is a command, or options."""
+    """Log in to the guest of the machine NAME over ssh.
+
+    Arguments after -- are passed to ssh: a command, or options.
+    """
     from kboot.process import find_program  # noqa: PLC0415
     from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
     door = ask(name, "ssh")
     argv = [
         find_program("ssh"),
-        # Neither the user's settings nor their list of hosts: this one is new at every boot.
+        # Neither the user's settings nor their known hosts: this host key is new at every boot.
         *("-F", "none"),
         *("-o", "StrictHostKeyChecking=no"),
         *("-o", "UserKnownHostsFile=/dev/null"),

@@ -1,131 +1,176 @@
-"""Machines' names on the command line, and what is said about a machine."""
+"""``kboot up``, ``down``, ``list``, ``status``, ``take``: persistent machines."""
 
 from __future__ import annotations
 
-import functools
-import json
-import sys
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from kboot.cli.options import config_options
+from kboot.backend import PersistentMachine
+from kboot.cli.options import (
+    config_options,
+    json_option,
+    load_config,
+    location_options,
+    machine_argument,
+    name_argument,
+    resolve_name,
+)
+from kboot.cli.output import age, print_json, print_table, say_state, show_event
+from kboot.config import SETTINGS
+from kboot.errors import ConfigError
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+#: What `kboot up` calls a machine that is given no name.
+_DEFAULT_NAME = "default"
 
-#: As `kboot.supervisor.registry.DEFAULT_NAME`, which --help does not load.
-DEFAULT = "default"
-
-#: The settings that say where machines stay.
-_PLACE = ("backend", "context", "namespace", "owner")
-
-_COLOURS = {"ready": "green", "crashed": "red", "failed": "red", "off": "yellow"}
-
-
-def _names(
-    _context: click.Context, _parameter: click.Parameter, begun: str
-) -> list[CompletionItem]:
-    from kboot.supervisor.registry import known_names  # noqa: PLC0415  --help does not need it
-
-    return [CompletionItem(name) for name in known_names() if name.startswith(begun)]
-
-
-def complete_file_or_name(
-    context: click.Context, parameter: click.Parameter, begun: str
-) -> list[CompletionItem]:
-    """For an argument that is a file, or else a machine."""
-    return [CompletionItem(begun, type="file"), *_names(context, parameter, begun)]
+#: The settings of tests.
+_OTHERS = {"warnings", "isolation", "snapshot_cache"}
 
 
-def name_argument(function: _Function) -> _Function:
-    """The command's last argument is a machine's name, whether there is one or not.
+@click.command(
+    epilog="""\
+\b
+Examples:
+  kboot up --kernel arch/x86/boot/bzImage
+  kboot up fast --kernel linux-image.deb --firmware-start saved
+  kboot up --kernel bzImage && kboot exec -- uname -a && kboot down
 
-    ``--name``, as other commands have it, is understood and not shown.
-    """
+Exit codes: 0 it is up, 1 the kernel failed (the machine is kept for inspection), 2 bad input,
+3 the host failed.
+""",
+)
+@name_argument
+@config_options(*(setting.name for setting in SETTINGS if setting.name not in _OTHERS))
+@json_option
+@click.pass_context
+def up(context: click.Context, /, *, name: str | None, as_json: bool, **options: Any) -> None:
+    """Start a persistent machine called NAME (or "default"); it runs until kboot down."""
+    from kboot.machine import settings_for  # noqa: PLC0415  --help does not need it
+    from kboot.session import kernel_of  # noqa: PLC0415
+    from kboot.supervisor.client import ask, launch  # noqa: PLC0415
+    from kboot.supervisor.locate import require_unused  # noqa: PLC0415
 
-    @functools.wraps(function)
-    def choose_and_call(*arguments: Any, named: str | None, **options: Any) -> Any:
-        if named is not None:
-            if options["name"] not in {DEFAULT, named}:
-                raise click.UsageError(f"two machines: {options['name']} and {named}")
-            options["name"] = named
-        return function(*arguments, **options)
-
-    other = click.option(
-        "-n", "--name", "named", metavar="NAME", shell_complete=_names, hidden=True
-    )
-    argument = click.argument("name", default=DEFAULT, metavar="[NAME]", shell_complete=_names)
-    return argument(other(cast("_Function", choose_and_call)))
-
-
-def machine_argument(function: _Function) -> _Function:
-    """The command's last argument is the name of a machine, which is found wherever it stays."""
-    return name_argument(cast("_Function", _found(function)))
-
-
-def machine_option(function: _Function) -> _Function:
-    """For commands with other arguments: ``--name``."""
-    return click.option(
-        "-n",
-        "--name",
-        default=DEFAULT,
-        metavar="NAME",
-        shell_complete=_names,
-        help=f"The machine.  [default: {DEFAULT}]",
-    )(cast("_Function", _found(function)))
-
-
-def place_options(function: _Function) -> _Function:
-    """Where a machine is looked for that has no process of ours on this host."""
-    return config_options(*_PLACE)(function)
-
-
-def _found(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Before the command comes `find_machine`."""
-
-    @functools.wraps(function)
-    def find_and_call(*arguments: Any, **options: Any) -> Any:
-        place = {key: options.pop(key) for key in _PLACE}
-        find_machine(options["name"], place)
-        return function(*arguments, **options)
-
-    return place_options(find_and_call)
+    name = name or _DEFAULT_NAME
+    config = load_config(options)
+    if config.kernel is None:
+        raise ConfigError("no kernel was named; say which: kboot up --kernel FILE")
+    # Mistakes are told here, before anything has been started.
+    kernel = kernel_of(config)
+    settings_for(kernel, config, machine_name=name)
+    require_unused(name)
+    launch(name, {key: value for key, value in options.items() if value not in (None, ())})
+    if not as_json:
+        click.echo(f"Linux {kernel.release} ({kernel.architecture}) from {kernel.source}")
+    status = ask(name, "wait", on_event=(lambda _: None) if as_json else show_event)
+    if as_json:
+        print_json(status)
+    else:
+        click.echo(f"{name}: {say_state(status['state'], status['what'])}; {status['machine']}")
+    context.exit(status["exit_code"])
 
 
-def find_machine(name: str, place: Mapping[str, Any]) -> None:
-    """A machine that stays somewhere without us gets a supervisor here."""
-    from kboot.supervisor.registry import directory_of  # noqa: PLC0415  --help does not need it
+@click.command()
+@name_argument
+@click.option("--all", "everything", is_flag=True, help="All machines that this host knows of.")
+@location_options
+def down(*, name: str | None, everything: bool, **location: Any) -> None:
+    """Stop and remove the machine NAME. Its console log and evidence are kept."""
+    from kboot.supervisor.locate import remove  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.registry import known_names  # noqa: PLC0415
 
-    if not directory_of(name).is_alive:
-        from kboot.supervisor.locate import summon  # noqa: PLC0415  most have one
-
-        summon(name, place)
-
-
-def json_option(function: _Function) -> _Function:
-    """``--json``: for programs."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
-
-
-def print_json(value: object) -> None:
-    """Print a value for programs."""
-    click.echo(json.dumps(value, indent=2))
+    names = known_names() if everything else [resolve_name(name, location)]
+    for each in names:
+        click.echo(f"{each}: stopped; {remove(each, location)}")
+    if not names:
+        click.echo("no machines")
 
 
-def say_state(state: str, what: str = "") -> str:
-    """A machine's state, coloured."""
-    text = click.style(state, fg=_COLOURS.get(state, "cyan"), bold=True)
-    return f"{text}: {what}" if what else text
+@click.command("list")
+@location_options
+@json_option
+def list_machines(*, as_json: bool, **location: Any) -> None:
+    """List persistent machines, on this host and on clusters."""
+    from kboot.supervisor.client import ask, live_places  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.locate import elsewhere  # noqa: PLC0415
+
+    found: list[dict[str, Any]] = [ask(here.name, "status") for here in live_places()]
+    ours = {each["identifier"] for each in found}
+    found += [_describe(each) for each in elsewhere(location) if each.identifier not in ours]
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo("no machines; start one: kboot up --kernel FILE")
+    else:
+        rows = [["NAME", "STATE", "KERNEL", "BOOTS", "UP", "MACHINE"]]
+        rows += [
+            [
+                each["name"],
+                say_state(each["state"], each["what"]),
+                each["release"],
+                str(each["boots"] or ""),
+                age(each["up_s"]),
+                each["machine"],
+            ]
+            for each in found
+        ]
+        print_table(rows)
 
 
-def show_event(event: dict[str, Any]) -> None:
-    """A line for a milestone."""
-    if event["event"] == "notice":
-        click.echo(f"  {event['text']}", err=True)
-    if event["event"] == "phase":
-        click.echo(
-            f"  {event['phase']:<10} {event['seconds']:6.1f} s   seen by the {event['witness']}"
-        )
-        sys.stdout.flush()
+def _describe(machine: PersistentMachine) -> dict[str, Any]:
+    """A machine without a supervisor on this host, with the keys of ``kboot status``."""
+    return {
+        "name": machine.name,
+        "state": "elsewhere" if machine.holder else "unattended",
+        "what": machine.holder,
+        "release": "",
+        "boots": None,
+        "up_s": round(machine.age_s, 1),
+        "machine": f"{machine.condition}, of {machine.owner}, started by {machine.user}",
+        "owner": machine.owner,
+        "identifier": machine.identifier,
+        "silent_s": round(machine.silent_s, 1),
+        "ttl_s": machine.ttl_s,
+    }
+
+
+@click.command(epilog="Exit codes: 0 ready or booting, 1 the kernel failed, 3 the host failed.")
+@machine_argument
+@json_option
+@click.pass_context
+def status(context: click.Context, /, *, name: str, as_json: bool) -> None:
+    """Show the state of the machine NAME: what it runs, and what it boots next."""
+    from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
+
+    # A supervisor that has just found its machine does not know its state yet.
+    found = ask(name, "wait" if ask(name, "status")["meets"] else "status")
+    if as_json:
+        print_json(found)
+    else:
+        upcoming = found["next"]
+        lines = [
+            f"{name}: {say_state(found['state'], found['what'])}",
+            f"  kernel    {found['release']}, boot {found['boots']} of this machine",
+            f"  next      {upcoming['release']} (push {upcoming['number']}) {upcoming['kernel']}",
+            f"  machine   {found['machine']}, process {found['pid']}, up {age(found['up_s'])}",
+            f"  evidence  {found['evidence']}",
+        ]
+        lines += [f"  reported  {title}" for title in found["reports"]]
+        lines += [f"  repaired  {text}" for text in found["notices"]]
+        if found["writer"]:
+            lines.append(f"  console   process {found['writer']} types")
+        click.echo("\n".join(lines))
+    context.exit(found["exit_code"])
+
+
+@click.command(epilog="The supervisor it has had until now exits; the machine runs on.")
+@name_argument
+@location_options
+def take(*, name: str | None, **location: Any) -> None:
+    """Take over the machine NAME on a cluster: this host supervises it from now on."""
+    from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.locate import summon  # noqa: PLC0415
+
+    name = resolve_name(name, location)
+    summon(name, location, by_force=True)
+    status = ask(name, "wait")
+    click.echo(f"{name}: {say_state(status['state'], status['what'])}; {status['machine']}")

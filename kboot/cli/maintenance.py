@@ -13,8 +13,8 @@ import click
 from click.shell_completion import get_completion_class
 
 from kboot import state
-from kboot.cli.machines import json_option, print_json
-from kboot.cli.options import config_options, load_config
+from kboot.cli.options import config_options, json_option, load_config
+from kboot.cli.output import age, print_json
 from kboot.config import Config
 from kboot.errors import ConfigError
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 @click.command(
     epilog="""\
 \b
-A machine that has booted for a test is saved, and the next test's goes on from there. It is used
-only where kernel, root file system, command line, QEMU, firmware and processor are the same; the
-least recently used ones make room for others (--snapshot-cache).
+A machine that has booted for a test is saved, and the next test restores it. It is restored only
+where kernel, root file system, command line, QEMU, firmware and processor are the same; the least
+recently used are removed when the cache is full (--snapshot-cache).
 """
 )
 @config_options("snapshot_cache")
-@click.option("--clear", is_flag=True, help="Remove all that nobody uses at the moment.")
+@click.option("--clear", is_flag=True, help="Remove all that are not in use.")
 @json_option
 def cache(*, clear: bool, as_json: bool, **options: Any) -> None:
-    """List the saved machines, the most recently used ones last."""
+    """List saved machines, the most recently used last."""
     from kboot.snapshots import SnapshotStore  # noqa: PLC0415  --help does not need it
     from kboot.state import cache_directory  # noqa: PLC0415
 
@@ -47,7 +47,7 @@ def cache(*, clear: bool, as_json: bool, **options: Any) -> None:
         print_json([_value(entry, removed=removed) for entry, removed in found])
         return
     for entry, removed in found:
-        note = "  removed" if removed else "  in use, stays" if clear else ""
+        note = "  removed" if removed else "  in use, kept" if clear else ""
         click.echo(f"{_line(entry)}{note}")
     left = [entry for entry, removed in found if not removed]
     total_mib = sum(entry.size for entry in left) / (1 << 20)
@@ -75,11 +75,11 @@ def _line(entry: Entry) -> str:
     return f"{entry.key[:12]}  {entry.size / (1 << 20):6.0f} MiB  used {used}  {what}"
 
 
-@click.command(epilog="A run that still lives is never touched. The next run cleans up as well.")
+@click.command(epilog="Live runs are never touched. Every run removes dead runs at its start, too.")
 @config_options("backend", "context", "namespace")
-@click.option("--yes", is_flag=True, help="Do it; without, only show what would go.")
+@click.option("--yes", is_flag=True, help="Remove them; without it, only list them.")
 def gc(*, yes: bool, **options: Any) -> None:
-    """Remove what killed runs have left: on this host, or with --backend on a cluster."""
+    """Remove dead runs and what they left: on this host, or with --backend on a cluster."""
     config = load_config(options)
     verb = "removed" if yes else "would remove"
     nothing = True
@@ -89,15 +89,7 @@ def gc(*, yes: bool, **options: Any) -> None:
     if nothing:
         click.echo("nothing to remove")
     elif not yes:
-        click.echo("nothing was removed: say --yes to do it")
-
-
-def age(seconds: float) -> str:
-    """A length of time for people, in its largest unit."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+        click.echo("nothing was removed; --yes removes it")
 
 
 def why_dead(run: ClusterRun) -> str:
@@ -131,11 +123,11 @@ _COLLECTORS: dict[str, Callable[[Config, bool], Iterator[str]]] = {
 }
 
 
-@click.command(epilog="What is dead, kboot gc removes.")
+@click.command(epilog="`kboot gc` removes dead runs.")
 @config_options("backend", "context", "namespace")
 @json_option
 def runs(*, as_json: bool, **options: Any) -> None:
-    """Show the runs that are there: on this host, or with --backend on a cluster."""
+    """List runs: on this host, or with --backend on a cluster."""
     config = load_config(options)
     found = list(_REPORTERS[config.backend](config))
     if as_json:
@@ -144,7 +136,7 @@ def runs(*, as_json: bool, **options: Any) -> None:
     for _, lines in found:
         click.echo("\n".join(lines))
     if not found:
-        click.echo("no run is there")
+        click.echo("no runs")
 
 
 #: A run for programs, and the lines about it for people.
@@ -155,7 +147,7 @@ def _report_local(_: Config) -> Iterator[_Report]:
     stale = {run.directory for run in state.stale_runs()}
     for directory in sorted(state.runs_directory().glob("run-*")):
         dead = directory in stale
-        line = f"{directory}  {'dead' if dead else 'lives'}"
+        line = f"{directory}  {'dead' if dead else 'live'}"
         yield {"directory": str(directory), "dead": dead}, [line]
 
 
@@ -164,7 +156,7 @@ def _report_cluster(config: Config) -> Iterator[_Report]:
     from kboot.kubevirt.api import connect  # noqa: PLC0415  half a second
 
     for run in ownership.find_runs(connect(config.context, config.namespace)):
-        condition = f"dead, {why_dead(run)}" if run.dead else "lives"
+        condition = f"dead, {why_dead(run)}" if run.dead else "live"
         stays = f", {ownership.about_machine(run)}" if run.machine else ""
         lines = [f"{run.name}  {run.user}  {age(run.age_s)} old, {condition}{stays}"]
         lines += [f"  {name}  {how}" for name, how in run.machines]
@@ -178,14 +170,19 @@ _REPORTERS: dict[str, Callable[[Config], Iterator[_Report]]] = {
 
 
 @click.command(
-    epilog="For kubectl apply -f -. What is applied by hand belongs to nobody: delete it by hand, "
-    "by its label kboot.dev/run."
+    epilog="For kubectl apply -f -. No run owns objects that are applied by hand: delete them by "
+    "their label, kboot.dev/run."
 )
-@config_options("namespace", "nginx_image", "pull_secret", "claim", "patch")
+@config_options(
+    "namespace",
+    "cluster_nginx_image",
+    "cluster_pull_secret",
+    "cluster_claim",
+    "cluster_patch",
+)
 def manifests(**options: Any) -> None:
-    """Print the boot server's objects as YAML, as a run would create them."""
+    """Print the boot server's objects as YAML, as a run creates them."""
     from kboot.kubevirt import manifests as objects  # noqa: PLC0415  where they are used
-    from kboot.kubevirt import settings_from  # noqa: PLC0415
     from kboot.kubevirt.manifests import new_run  # noqa: PLC0415
 
     config = load_config(options)
@@ -193,14 +190,14 @@ def manifests(**options: Any) -> None:
     now = datetime.datetime.now(datetime.UTC)
     wanted = [
         objects.owner(run, user="kubectl", now=now),
-        *objects.boot_server(run, settings_from(config), token=secrets.token_hex(32)),
+        *objects.boot_server(run, config, token=secrets.token_hex(32)),
     ]
     click.echo(objects.to_yaml(wanted), nl=False)
 
 
 _EPILOG = """\
 \b
-To have it from now on:
+To install it:
   bash  kboot completion bash >~/.local/share/bash-completion/completions/kboot
   zsh   kboot completion zsh >~/.zfunc/_kboot     (a directory in $fpath)
   fish  kboot completion fish >~/.config/fish/completions/kboot.fish

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from kboot.cli import terminal
-from kboot.cli.machines import json_option, machine_argument, print_json, say_state, show_event
-from kboot.cli.terminal import print_table
+from kboot.cli import output
+from kboot.cli.options import json_option, machine_argument
+from kboot.cli.output import print_json, print_table, say_state, show_event
 from kboot.errors import ConfigError, KbootError
 from kboot.statistics import Outcome, Summary, summarise
 from kboot.supervisor.client import ask
@@ -44,12 +44,12 @@ def open_screen(*, quiet: bool) -> Iterator[Screen]:
     """A table that changes on a terminal, a line for each boot elsewhere; nothing if `quiet`."""
     if quiet:
         yield _Nobody()
-    elif not terminal.is_terminal():
+    elif not output.is_terminal():
         yield _Lines()
     else:
         from rich.live import Live  # noqa: PLC0415  --help and pipes do without
 
-        with Live(console=terminal.console(), transient=True, auto_refresh=False) as live:
+        with Live(console=output.console(), transient=True, auto_refresh=False) as live:
             yield _Table(live)
 
 
@@ -82,7 +82,7 @@ class _Table:
     def see(self, event: dict[str, Any]) -> None:
         """Name the phase."""
         if event["event"] == "phase":
-            self._draw(f"{event['phase']} after {event['seconds']:.1f} s")
+            self._draw(f"{event['phase']} after {event['seconds']:z.1f} s")
 
     def end(self, outcomes: Sequence[Outcome], kept: Path | None) -> None:
         """Add a line, and count."""
@@ -107,7 +107,7 @@ class _Table:
                 [str(len(each.boots)), each.failure, str(each.boots[-1])]
                 for each in found.clusters[:_CLUSTERS]
             ]
-            parts.append(terminal.rich_table(rows))
+            parts.append(output.rich_table(rows))
         parts.append(Text(f"boot {len(self._outcomes) + 1}: {phase}", style="cyan"))
         return Group(*parts)
 
@@ -116,7 +116,7 @@ def say_boot(outcome: Outcome, kept: Path | None) -> str:
     """One line about one boot."""
     what = say_state("failed", outcome.failure) if outcome.failure else say_state("ready")
     where = f"  ({kept})" if kept else ""
-    return f"{outcome.number:5}  {outcome.duration_s:6.1f} s  {what}{where}"
+    return f"{outcome.number:5}  {outcome.duration_s:z6.1f} s  {what}{where}"
 
 
 def say_rate(found: Summary) -> str:
@@ -229,7 +229,7 @@ def _print_summary(found: Summary) -> None:
         for each in found.spreads:
             times_s = (each.median_s, each.p95_s, each.minimum_s, each.maximum_s)
             outliers = ", ".join(map(str, each.outliers))
-            rows.append([each.phase, *(f"{time_s:.2f} s" for time_s in times_s), outliers])
+            rows.append([each.phase, *(f"{time_s:z.2f} s" for time_s in times_s), outliers])
         click.echo("")
         print_table(rows)
 
@@ -251,19 +251,19 @@ Exit codes: 0 every boot came up, 1 one failed, 3 the host failed.
 """,
 )
 @machine_argument
-@click.option("--hard", "how", flag_value="hard", default=True, help="Cut the power.  [default]")
-@click.option("--reset", "how", flag_value="reset", help="Push the reset button.")
-@click.option("--soft", "how", flag_value="soft", help="Have the guest reboot itself.")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="So many times.")
-@click.option("--until-fail", is_flag=True, help="Until a boot fails.")
-@click.option("--until-panic", is_flag=True, help="Until a kernel crashes.")
+@click.option("--hard", "how", flag_value="hard", default=True, help="Power cycle.  [default]")
+@click.option("--reset", "how", flag_value="reset", help="Press the reset button.")
+@click.option("--soft", "how", flag_value="soft", help="Reboot from within the guest.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Restart N times.")
+@click.option("--until-fail", is_flag=True, help="Stop at the first boot that fails.")
+@click.option("--until-panic", is_flag=True, help="Stop at the first kernel crash.")
 @click.option(
     "--interval",
     "interval_s",
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Between boots.",
+    help="Pause between boots.",
 )
 @click.option(
     "--json",
@@ -271,7 +271,7 @@ Exit codes: 0 every boot came up, 1 one failed, 3 the host failed.
     is_flag=False,
     flag_value=_STDOUT,
     metavar="[FILE]",
-    help="Write all boots and their statistics as JSON, to FILE or instead of the tables.",
+    help="Write boots and statistics as JSON, to FILE, or to standard output instead of tables.",
 )
 def restart(
     *,
@@ -283,7 +283,7 @@ def restart(
     interval_s: float,
     report: str | None,
 ) -> None:
-    """Restart the machine NAME and prove that it boots what it is to boot."""
+    """Restart the machine NAME, and prove that the kernel it boots is the one that was pushed."""
     file = _file(report)
     if count is None and not (until_fail or until_panic):
         restart_once(name, how, as_json=report == _STDOUT, file=file)
@@ -386,7 +386,7 @@ def _file(report: str | None) -> Path | None:
 @machine_argument
 @json_option
 def reset(*, name: str, as_json: bool) -> None:
-    """Push the reset button of the machine NAME: kboot restart --reset."""
+    """Press the reset button of the machine NAME: kboot restart --reset."""
     restart_once(name, "reset", as_json=as_json)
 
 
@@ -394,7 +394,7 @@ def reset(*, name: str, as_json: bool) -> None:
 @machine_argument
 @json_option
 def panic(*, name: str, as_json: bool) -> None:
-    """Have the kernel of the machine NAME panic (sysrq), and wait until it is back."""
+    """Panic the kernel of the machine NAME (sysrq c), and wait until it has rebooted."""
     from kboot.rpc import to_error  # noqa: PLC0415
     from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 

@@ -16,19 +16,18 @@ from kboot.errors import ConfigError, GuestError, InfraError
 
 
 class _Verdict:
-    """A pytest plugin that keeps apart what pytest's exit code mixes."""
+    """A pytest plugin that tells failures of the kernel, which pytest's exit code does not."""
 
     def __init__(self) -> None:
         self.failed = 0
-        self.errors = 0
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Count: what fails in its call is the kernel's fault, anything else the host's."""
+        """Count, as the plugin does."""
+        from kboot.plugin.reporting import verdict_of  # noqa: PLC0415  pytest is loaded by now
+
         if report.failed:
-            if report.when == "call":
-                self.failed += 1
-            else:
-                self.errors += 1
+            by_time = "failed" if report.when == "call" else "error"
+            self.failed += (verdict_of(report) or by_time) == "failed"
 
 
 @click.command(
@@ -46,7 +45,9 @@ Exit codes: 0 all passed, 1 the kernel failed, 2 bad input, 3 the host failed.
 )
 @click.argument("kernel", type=click.Path(path_type=str))
 @click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)
-@config_options(*(setting.name for setting in SETTINGS if setting.name != "kernel"))
+@config_options(  # pytest's own -n is the number of workers
+    *(setting.name for setting in SETTINGS if setting.name != "kernel"), short=False
+)
 @click.option("--git-bisect", is_flag=True, help="Exit with 125 (skip) where it would be 2 or 3.")
 @click.pass_context
 def test(
@@ -60,7 +61,7 @@ def test(
 ) -> None:
     """Run the acceptance tests on KERNEL: an image, a .deb, or a build tree.
 
-    What follows -- goes to pytest as it is.
+    Arguments after -- are passed to pytest.
     """
     code = _run({**options, "kernel": kernel}, pytest_arguments)
     context.exit(125 if git_bisect and code in {2, 3} else code)

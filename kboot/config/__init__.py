@@ -8,7 +8,15 @@ documentation are all made from `SETTINGS`.
 
 from kboot.config.parse import working_directory
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
-from kboot.config.values import BACKENDS, Accelerator, Channel, Config, Isolation, Warnings
+from kboot.config.values import (
+    BACKENDS,
+    Accelerator,
+    Channel,
+    ClusterConfig,
+    Config,
+    Isolation,
+    Warnings,
+)
 
 __all__ = [
     "BACKENDS",
@@ -16,6 +24,7 @@ __all__ = [
     "SETTINGS",
     "Accelerator",
     "Channel",
+    "ClusterConfig",
     "Config",
     "Isolation",
     "Setting",

@@ -30,47 +30,46 @@ class ClusterConfig:
         default=None,
         metadata=about("the cluster's namespace; else the context's", "NAME", parse.word),
     )
-    nginx_image: str = field(
+    cluster_nginx_image: str = field(
         default="docker.io/library/nginx:1.28-alpine",
         metadata=about("the boot server's image: nginx with its DAV module", "IMAGE", parse.word),
     )
-    pull_secrets: tuple[str, ...] = field(
+    cluster_pull_secrets: tuple[str, ...] = field(
         default=(),
         metadata=about(
             "a secret of the namespace to pull images with; may be repeated",
             "NAME",
             parse.words,
-            name="pull_secret",
+            name="cluster_pull_secret",
             repeated=True,
         ),
     )
     cluster_domain: str = field(
         default="cluster.local",
-        metadata=about("how the cluster's DNS names end", "DOMAIN", parse.word),
+        metadata=about("the cluster's DNS domain", "DOMAIN", parse.word),
     )
-    claim: str = field(
+    cluster_claim: str = field(
         default="",
         metadata=about(
-            "a volume claim that keeps artifacts on the cluster when the run is over; made if it "
-            "is not there",
+            "a volume claim that keeps artifacts on the cluster after the run; created if missing",
             "NAME",
             parse.text,
         ),
     )
-    storage_class: str = field(
+    cluster_storage_class: str = field(
         default="",
-        metadata=about("the storage class of a claim that is made", "NAME", parse.text),
+        metadata=about("the storage class of a new claim", "NAME", parse.text),
     )
-    storage_gib: int = field(
+    cluster_storage_gib: int = field(
         default=10,
         metadata=about(
-            "the size of a claim that is made, in GiB",
+            "the size of a new claim, in GiB",
             "N",
             parse.number(1, 100_000),
-            name="storage_size",
+            name="cluster_storage_size",
         ),
     )
-    ipxe_disk: str = field(
+    cluster_ipxe_disk: str = field(
         default="",
         metadata=about(
             "a disk with iPXE for UEFI machines on a cluster: an image, or pvc:NAME",
@@ -78,24 +77,24 @@ class ClusterConfig:
             parse.text,
         ),
     )
-    owner: str = field(
+    cluster_owner: str = field(
         default="",
         metadata=about(
-            "whose the machines are that stay on a cluster; else the login name",
+            "owner of persistent machines on a cluster; else the login name",
             "NAME",
             parse.text,
         ),
     )
-    keep_s: float = field(
+    cluster_keep_s: float = field(
         default=86400.0,
         metadata=about(
-            "how long a machine stays on a cluster when nothing looks after it: 90m, 24h",
+            "how long a persistent machine stays on a cluster without a supervisor: 90m, 24h",
             "TIME",
             parse.seconds,
-            name="keep",
+            name="cluster_keep",
         ),
     )
-    attach: Attach = field(
+    cluster_attach: Attach = field(
         default="running",
         metadata=about(
             "when a cluster's console is attached: once the machine runs, or, paused, before its "
@@ -104,7 +103,7 @@ class ClusterConfig:
             choices=get_args(Attach),
         ),
     )
-    patch: Path | None = field(
+    cluster_patch: Path | None = field(
         default=None,
         metadata=about(
             "a YAML file with strategic merge patches for what is made on a cluster",
@@ -112,6 +111,21 @@ class ClusterConfig:
             parse.path,
         ),
     )
+
+    def __post_init__(self) -> None:
+        """Make every value what its field's type says."""
+        here = parse.working_directory()
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value == each.default:
+                continue
+            try:
+                parsed = each.metadata["parse"](value, here)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{type(self).__name__}({each.name}=...): {value!r} is not {error}"
+                ) from None
+            object.__setattr__(self, each.name, parsed)
 
 
 Accelerator = Literal["auto", "kvm", "tcg"]
@@ -276,16 +290,3 @@ class Config(ClusterConfig):
         ),
     )
     nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))
-
-    def __post_init__(self) -> None:
-        """Make every value what its field's type says."""
-        here = parse.working_directory()
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if value == each.default:
-                continue
-            try:
-                parsed = each.metadata["parse"](value, here)
-            except ValueError as error:
-                raise ConfigError(f"Config({each.name}=...): {value!r} is not {error}") from None
-            object.__setattr__(self, each.name, parsed)

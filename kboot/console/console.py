@@ -9,18 +9,32 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from kboot.backend import Stream
 from kboot.boot_messages import ends_with_prompt
 from kboot.console.crashes import CrashScanner, ExpectedCrash
-from kboot.console.expect import LineSource, Match, Pattern, PromptSource, Wait, describe
+from kboot.console.expect import (
+    LineSource,
+    Match,
+    Pattern,
+    PromptSource,
+    Wait,
+    describe,
+    search,
+)
 from kboot.console.record import ConsoleLog
 from kboot.console.text import Line
 from kboot.crash import CrashReport
-from kboot.deadline import Deadline
+from kboot.deadline import Deadline, time_limit
 from kboot.errors import ConsoleClosed, InfraError
 from kboot.log import logger
+
+if TYPE_CHECKING:
+    from kboot.console.spawn import ConsoleSpawn
+
+#: How long a wait may take for which no other limit was given.
+TIMEOUT_S = 60.0
 
 #: How long a stream that was closed may take to say so.
 _CLOSE_S = 5.0
@@ -226,23 +240,32 @@ class Console:
     # Waiting --------------------------------------------------------------------------------
 
     def expect(
-        self, pattern: Pattern | Sequence[Pattern], deadline: Deadline, *, since: int | None = None
+        self,
+        pattern: Pattern | Sequence[Pattern],
+        *,
+        timeout: float | None = None,
+        since: int | None = None,
+        deadline: Deadline | None = None,
     ) -> Match:
-        """Wait for a whole line in which a pattern is found.
+        """Wait for a whole line in which a pattern is found, for `timeout` seconds (60).
 
         It looks at the lines from position `since` on, or else at those after the last match. Our
         own typing, echoed, is left out. Of several patterns in one line, the leftmost match wins.
         """
         patterns = [pattern] if isinstance(pattern, str | re.Pattern) else list(pattern)
         start = self._cursor if since is None else since
-        from kboot.console.engine import search  # noqa: PLC0415  pexpect, where it is used
-
-        source = LineSource(self._tape, self._wait(deadline, describe(patterns)), start)
+        limit = time_limit(timeout, deadline, TIMEOUT_S)
+        source = LineSource(self._tape, self._wait(limit, describe(patterns)), start)
         index, match = search(patterns, source.next_line)
         return self._found(source.line, index, match, start)
 
     def expect_prompt(
-        self, literals: str | Sequence[str], deadline: Deadline, *, since: int | None = None
+        self,
+        literals: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        since: int | None = None,
+        deadline: Deadline | None = None,
     ) -> Match:
         """Wait for a line that ends, for now or because a kernel message follows, with a literal.
 
@@ -252,15 +275,24 @@ class Console:
         texts = [literals] if isinstance(literals, str) else list(literals)
         tails = [ends_with_prompt(text) for text in texts]
         start = self._cursor if since is None else since
-        from kboot.console.engine import search  # noqa: PLC0415  pexpect, where it is used
-
-        source = PromptSource(self._tape, self._wait(deadline, describe(texts)), start)
+        limit = time_limit(timeout, deadline, TIMEOUT_S)
+        source = PromptSource(self._tape, self._wait(limit, describe(texts)), start)
         index, match = search(tails, source.next_text)
         return self._found(source.line, index, match, start)
 
-    def read(self, position: int, deadline: Deadline, *, what: str = "answer") -> bytes:
-        """Wait for bytes after `position` and return all there are, as they came."""
-        wait = self._wait(deadline, what)
+    def read(
+        self,
+        position: int,
+        *,
+        timeout: float | None = None,
+        what: str = "output",
+        deadline: Deadline | None = None,
+    ) -> bytes:
+        """Wait for bytes after `position` and return all there are, as they came.
+
+        The error says that no `what` came.
+        """
+        wait = self._wait(time_limit(timeout, deadline, TIMEOUT_S), what)
         with self._tape.changed:
             while self._tape.record.size <= position:
                 wait.pause()
@@ -305,9 +337,17 @@ class Console:
         if self._check is not None:
             self._check()
 
-    def wait_for_crash(self, box: ExpectedCrash, deadline: Deadline) -> CrashReport:
+    def wait_for_crash(
+        self,
+        box: ExpectedCrash,
+        *,
+        timeout: float | None = None,
+        deadline: Deadline | None = None,
+    ) -> CrashReport:
         """Wait until `box` has a report."""
-        wait = self._wait(deadline, "crash report that was expected")
+        wait = self._wait(
+            time_limit(timeout, deadline, TIMEOUT_S), "crash report that was expected"
+        )
         with self._tape.changed:
             while (report := box.report) is None:
                 wait.pause()
@@ -336,6 +376,33 @@ class Console:
         """Type a line and press return."""
         raw = line.encode() if isinstance(line, str) else line
         self.send(raw + b"\r", echoed=echoed)
+
+    def spawn(
+        self,
+        *,
+        timeout: float | None = 30,
+        encoding: str | None = "utf-8",
+        codec_errors: str = "replace",
+        searchwindowsize: int | None = None,
+        logfile: IO[Any] | None = None,
+    ) -> ConsoleSpawn:
+        """pexpect on this line, from the present position on; the arguments are pexpect's.
+
+        ``expect`` takes what pexpect takes, and reads raw text: half lines, escape sequences, our
+        own typing. `pexpect.EOF` when the machine is gone; a crash raises `KernelCrash`.
+        """
+        from kboot.console.spawn import ConsoleSpawn  # noqa: PLC0415  pexpect, where it is used
+
+        return ConsoleSpawn(
+            self._tape,
+            self.send,
+            self._wait,
+            timeout=timeout,
+            encoding=encoding,
+            codec_errors=codec_errors,
+            searchwindowsize=searchwindowsize,
+            logfile=logfile,
+        )
 
     # Inside ---------------------------------------------------------------------------------
 

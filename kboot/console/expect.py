@@ -137,6 +137,22 @@ class Wait:
         )
 
 
+def search(patterns: Sequence[Pattern], next_text: Callable[[], str]) -> tuple[int, re.Match[str]]:
+    """The index of the pattern that is found in one of the texts that come, and its match.
+
+    The leftmost match in a text wins, of several there the first pattern. Strings are regular
+    expressions in which ``.`` matches anything (``re.DOTALL``), as pexpect compiles them.
+    """
+    compiled = [re.compile(each, re.DOTALL) if isinstance(each, str) else each for each in patterns]
+    while True:
+        text = next_text()
+        found = [
+            (index, match) for index, each in enumerate(compiled) if (match := each.search(text))
+        ]
+        if found:
+            return min(found, key=lambda each: each[1].start())
+
+
 class LineSource:
     """Hands out the lines after a position, one at a time, as they come."""
 

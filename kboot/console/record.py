@@ -43,6 +43,11 @@ class Record:
         """Bytes recorded so far."""
         return self._dropped + len(self._memory)
 
+    @property
+    def start(self) -> int:
+        """The position of the oldest byte in memory."""
+        return self._dropped
+
     def append(self, data: bytes, now: float) -> None:
         """Add bytes that came at `now`, monotonic seconds. `InfraError` when the disk is full."""
         self._memory += data

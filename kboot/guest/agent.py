@@ -341,7 +341,9 @@ class ShellAgent:
     def pump(self, deadline: Deadline) -> None:
         """Take in what the guest sends, until `deadline` at most."""
         try:
-            data = self._channel.read(self._position, deadline, what="answer from the shell")
+            data = self._channel.read(
+                self._position, what="answer from the shell", deadline=deadline
+            )
         except GuestTimeout:
             return
         self._position += len(data)
@@ -416,7 +418,7 @@ class ShellAgent:
         quiet = deadline.within(patience_s)
         while self._answer is None and not self._corrupted:
             if deadline.expired:
-                self._channel.read(self._position, deadline, what="answer from the shell")
+                self._channel.read(self._position, what="answer from the shell", deadline=deadline)
                 raise GuestTimeout(f"no answer from the shell in {deadline.seconds:g} s")
             if quiet.expired:
                 return None

@@ -82,7 +82,11 @@ _ALPHABET = {
     Tag.STDERR_HEX: _HEX,
 }
 #: A frame, or its beginning, where something came in its midst.
-_BEGUN = re.compile(r"~\d+:\d{1,9}:[\w:+/=!@%.,-]*;?")
+_BEGUN = re.compile(rb"(?P<frame>~\d+:\d{1,9}:[\w:+/=!@%.,-]*;?)(?:\r*\n)?")
+#: At the end of what has come so far: it may become a frame, or more of one.
+_UNDECIDED = re.compile(rb"~(?:\d+(?::(?:\d{1,9}(?::[\w:+/=!@%.,-]*;?\r*)?)?)?)?\Z")
+#: More than a frame has.
+_HELD_BYTES = 256
 _FROM_SIGNS = bytes.maketrans(b"!@%+=_", b"abcdef")
 
 #: A frame whose end has not come in so many bytes is given up.
@@ -101,12 +105,50 @@ class Frame:
     repaired: bool = False
 
 
-def without_frames(line: str) -> str:
-    """What people can read of a line of the console; a frame leaves nothing.
+class FrameFilter:
+    """A serial log on its way to people: takes the frames out, however the bytes are cut.
 
-    What follows behind a message that came into the midst of a frame cannot be told from text.
+    A line of frames alone leaves nothing. What follows behind a message that came into the midst of
+    a frame cannot be told from text.
     """
-    return _BEGUN.sub("", line)
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._at_line_start = True
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes of the log; return what is to be shown of them now."""
+        data = self._held + data
+        held = _UNDECIDED.search(data, max(0, len(data) - _HELD_BYTES))
+        end = held.start() if held else len(data)
+        self._held = data[end:]
+        return self._filter(data[:end])
+
+    def flush(self) -> bytes:
+        """The log has ended, or pauses: what is to be shown of the bytes held back so far."""
+        held, self._held = self._held, b""
+        return self._filter(held)
+
+    def _filter(self, data: bytes) -> bytes:
+        shown = bytearray()
+        position = 0
+        for frame in _BEGUN.finditer(data):
+            self._show(shown, data[position : frame.start()])
+            # The end of the line goes with the frame, unless something else is on the line.
+            position = frame.end() if self._at_line_start else frame.end("frame")
+        self._show(shown, data[position:])
+        return bytes(shown)
+
+    def _show(self, shown: bytearray, text: bytes) -> None:
+        if text:
+            shown += text
+            self._at_line_start = text.endswith(b"\n")
+
+
+def without_frames(text: str) -> str:
+    """What people can read of lines of the console, as `FrameFilter`."""
+    frames = FrameFilter()
+    return (frames.feed(text.encode()) + frames.flush()).decode()
 
 
 def plain_hex(payload: bytes) -> bytes:

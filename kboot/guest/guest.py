@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kboot.deadline import Deadline
+from kboot.deadline import Deadline, time_limit
 from kboot.errors import CommandFailed, GuestError, GuestTimeout, InfraError, KernelCrash
+from kboot.guest.history import CommandHistory, CommandRecord, Entry
 from kboot.log import logger
 
 #: Told of a file on its way: bytes done, bytes in all.
@@ -29,7 +30,7 @@ class Channel(Protocol):
     def mark(self) -> int:
         """The present position: bytes received so far."""
 
-    def read(self, position: int, deadline: Deadline, /, *, what: str) -> bytes:
+    def read(self, position: int, /, *, what: str, deadline: Deadline) -> bytes:
         """Wait for bytes behind `position` and return all there are.
 
         Raises `GuestTimeout` at the deadline, saying that `what` did not come, and a better reason
@@ -86,6 +87,11 @@ class Runner(Protocol):
         """Leave the guest as it was."""
 
 
+#: How long a command may take for which no other limit was given, ...
+COMMAND_TIMEOUT_S = 60.0
+#: ... and a file: a serial line carries 10 kB/s where it is slow.
+_FILE_TIMEOUT_S = 600.0
+
 #: How long a command that ran out of time is given to end, and its output to come.
 _INTERRUPT_S = 10.0
 _TERM_GRACE_S = 2.0
@@ -120,21 +126,27 @@ class CommandResult:
 class BackgroundCommand:
     """A command that was started with `Guest.spawn`."""
 
-    def __init__(self, job: Job, command: str) -> None:
+    def __init__(self, job: Job, entry: Entry) -> None:
         self._job = job
+        self._entry = entry
         self._start = time.monotonic()
-        self.command = command
+        self.command = entry.record.command
 
-    def wait(self, deadline: Deadline) -> CommandResult:
+    def wait(
+        self, *, timeout: float | None = None, deadline: Deadline | None = None
+    ) -> CommandResult:
         """Wait for its end. `GuestTimeout` leaves it running: wait again, or `kill`."""
-        if not self._job.wait(deadline):
-            raise GuestTimeout(f"{self.command!r} still runs after {deadline.seconds:g} s")
-        ended = self._job.fetch(deadline)
-        return _result(self.command, ended, self._start)
+        limit = time_limit(timeout, deadline, COMMAND_TIMEOUT_S)
+        if not self._job.wait(limit):
+            raise GuestTimeout(f"{self.command!r} still runs after {limit.seconds:g} s")
+        ended = self._job.fetch(limit)
+        result = _result(self.command, ended, self._start)
+        self._entry.end(result.exit_status, _printed(result))
+        return result
 
-    def kill(self, deadline: Deadline, signal: str = "TERM") -> None:
+    def kill(self, signal: str = "TERM", *, timeout: float | None = None) -> None:
         """Send a signal to the command and all it started."""
-        self._job.kill(signal, deadline)
+        self._job.kill(signal, time_limit(timeout, None, COMMAND_TIMEOUT_S))
 
 
 class Guest:
@@ -145,42 +157,52 @@ class Guest:
     job, SIGINT and SIGQUIT are ignored.
     """
 
-    def __init__(self, runner: Runner, *, command_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        command_timeout_s: float = COMMAND_TIMEOUT_S,
+        history: CommandHistory | None = None,
+    ) -> None:
+        """What it runs goes into `history`; without one, into a history of its own."""
         self._runner = runner
         self._command_timeout_s = command_timeout_s
+        self._history = history or CommandHistory()
 
     @property
     def runner(self) -> Runner:
         """What carries the commands."""
         return self._runner
 
+    @property
+    def history(self) -> tuple[CommandRecord, ...]:
+        """The last commands that were run, oldest first, also those before a reboot."""
+        return self._history.records
+
+    def unrecorded(self) -> Guest:
+        """The same guest, for commands that kboot runs for itself and nobody wants to read of."""
+        return Guest(self._runner, command_timeout_s=self._command_timeout_s)
+
     def run(
         self,
         command: str | bytes,
         *,
-        timeout_s: float | None = None,
+        timeout: float | None = None,
         deadline: Deadline | None = None,
         check: bool = False,
     ) -> CommandResult:
         """Run a command to its end; the output and the exit status are exact.
 
-        It has until `deadline` and at most `timeout_s` (unless given: the guest's own). Then it is
-        killed and `GuestTimeout` says what it printed. `CommandFailed` if it fails and `check` is
-        set. `GuestError` if the outcome cannot be told. A crash or a reset of the guest meanwhile
-        is raised as itself.
+        It has `timeout` seconds, 60 unless given. Then it is killed and `GuestTimeout` says what it
+        printed. `CommandFailed` if it fails and `check` is set. `GuestError` if the result is
+        unknown. A crash or a reset of the guest meanwhile is raised as itself.
         """
         raw = command.encode() if isinstance(command, str) else command
-        shown = raw.decode(errors="replace")
-        start = time.monotonic()
-        budget = self._budget(timeout_s, deadline)
-        # A request that is on its way is not dropped: nobody could tell whether it was carried out.
-        grace = Deadline(budget.remaining + _INTERRUPT_S)
-        job = self._runner.start(raw, grace, loud=True)
-        if not job.wait(budget):
-            raise self._interrupt(job, shown, budget)
-        result = _result(shown, job.fetch(Deadline(budget.remaining + _INTERRUPT_S)), start)
-        job.forget()
-        logger.debug("guest: %s: status %d", _brief(shown), result.exit_status)
+        entry = self._history.begin(raw.decode(errors="replace"))
+        try:
+            result = self._run(raw, self._budget(timeout, deadline), entry)
+        finally:
+            entry.end(None)
         if check and result.exit_status != 0:
             raise CommandFailed(_failure(result), result)
         return result
@@ -189,59 +211,96 @@ class Guest:
         self,
         command: str,
         *,
-        timeout_s: float | None = None,
+        timeout: float | None = None,
         deadline: Deadline | None = None,
     ) -> str:
         """Run a command that has to exit with 0; its standard output. Raises as `run`."""
-        return self.run(command, timeout_s=timeout_s, deadline=deadline, check=True).stdout
+        return self.run(command, timeout=timeout, deadline=deadline, check=True).stdout
 
-    def wait_until_succeeds(self, command: str, deadline: Deadline) -> str:
-        """Run a command again and again until it exits with 0; its standard output then."""
+    def wait_until_succeeds(
+        self, command: str, *, timeout: float | None = None, deadline: Deadline | None = None
+    ) -> str:
+        """Run a command again and again until it exits with 0; its standard output then.
+
+        It has `timeout` seconds in all, 60 unless given, and stands in the history once.
+        """
+        limit = time_limit(timeout, deadline, self._command_timeout_s)
         result: CommandResult | None = None
-        for _ in deadline.poll(_RETRY_S):
-            result = self.run(command, timeout_s=deadline.remaining, deadline=deadline)
-            if result.exit_status == 0:
-                return result.stdout
+        entry = self._history.begin(command)
+        try:
+            for _ in limit.poll(_RETRY_S):
+                result = self._run(command.encode(), limit.within(limit.remaining), Entry(command))
+                if result.exit_status == 0:
+                    return result.stdout
+        finally:
+            status, output = (result.exit_status, _printed(result)) if result else (None, "")
+            entry.end(status, output)
         last = f"; the last time: {_failure(result)}" if result else ""
-        raise GuestTimeout(f"{command!r} did not succeed in {deadline.seconds:g} s{last}")
+        raise GuestTimeout(f"{command!r} did not succeed in {limit.seconds:g} s{last}")
 
-    def spawn(self, command: str, *, timeout_s: float = 30.0) -> BackgroundCommand:
-        """Start a command in the background. `timeout_s` is for the start alone."""
-        job = self._runner.start(command.encode(), Deadline(timeout_s), loud=False)
-        return BackgroundCommand(job, command)
+    def spawn(self, command: str, *, timeout: float = 30.0) -> BackgroundCommand:
+        """Start a command in the background. `timeout` is for the start alone."""
+        entry = self._history.begin(command)
+        job = self._runner.start(command.encode(), Deadline(timeout), loud=False)
+        return BackgroundCommand(job, entry)
 
     def put(
         self,
-        local: Path,
+        local: str | Path,
         remote: str,
-        deadline: Deadline,
         *,
+        timeout: float | None = None,
+        deadline: Deadline | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> None:
         """Copy a file into the guest, permissions included; checked by a checksum there.
 
         `on_progress` is told the bytes that have arrived, and those in all; what it raises ends it.
         """
-        mode = local.stat().st_mode & 0o777
-        self._runner.put(local.read_bytes(), remote, mode, deadline, on_progress=on_progress)
+        limit = time_limit(timeout, deadline, _FILE_TIMEOUT_S)
+        file = Path(local)
+        mode = file.stat().st_mode & 0o777
+        self._runner.put(file.read_bytes(), remote, mode, limit, on_progress=on_progress)
 
-    def get(self, remote: str, local: Path, deadline: Deadline) -> None:
+    def get(
+        self,
+        remote: str,
+        local: str | Path,
+        *,
+        timeout: float | None = None,
+        deadline: Deadline | None = None,
+    ) -> None:
         """Copy a file out of the guest; checked by a checksum."""
-        command = b"cat <" + _quote(remote)
-        result = self.run(command, timeout_s=deadline.remaining, deadline=deadline, check=True)
-        local.write_bytes(result.stdout_bytes)
+        limit = time_limit(timeout, deadline, _FILE_TIMEOUT_S)
+        result = self.run(b"cat <" + _quote(remote), timeout=limit.remaining, check=True)
+        Path(local).write_bytes(result.stdout_bytes)
 
     def close(self) -> None:
         """Give the guest's terminal back to the shell that was there."""
         self._runner.close()
 
-    def _budget(self, timeout_s: float | None, deadline: Deadline | None) -> Deadline:
-        seconds = self._command_timeout_s if timeout_s is None else timeout_s
+    def _budget(self, timeout: float | None, deadline: Deadline | None) -> Deadline:
+        seconds = self._command_timeout_s if timeout is None else timeout
         return Deadline(seconds) if deadline is None else deadline.within(seconds)
 
-    def _interrupt(self, job: Job, command: str, budget: Deadline) -> GuestError:
+    def _run(self, raw: bytes, budget: Deadline, entry: Entry) -> CommandResult:
+        """Run a command to its end, whatever its exit status; complete its `entry`."""
+        command = entry.record.command
+        start = time.monotonic()
+        # A request that is on its way is not dropped: nobody could tell whether it was carried out.
+        grace = Deadline(budget.remaining + _INTERRUPT_S)
+        job = self._runner.start(raw, grace, loud=True)
+        if not job.wait(budget):
+            raise self._interrupt(job, entry, budget)
+        result = _result(command, job.fetch(Deadline(budget.remaining + _INTERRUPT_S)), start)
+        entry.end(result.exit_status, _printed(result))
+        job.forget()
+        logger.debug("guest: %s: status %d", _brief(command), result.exit_status)
+        return result
+
+    def _interrupt(self, job: Job, entry: Entry, budget: Deadline) -> GuestError:
         """Kill a command that ran out of time; the error that says so."""
-        message = f"{_brief(command)!r} did not end in {budget.seconds:.3g} s"
+        message = f"{_brief(entry.record.command)!r} did not end in {budget.seconds:.3g} s"
         deadline = Deadline(_INTERRUPT_S)
         try:
             job.kill("TERM", deadline)
@@ -256,6 +315,7 @@ class Guest:
         except GuestError as error:
             return GuestTimeout(f"{message}; then: {error}")
         printed = (ended.stdout + ended.stderr).decode(errors="replace")[-_SHOWN:]
+        entry.end(None, printed)
         return GuestTimeout(f"{message}; it printed: {printed!r}")
 
 
@@ -267,6 +327,10 @@ def _result(command: str, ended: Ended, start: float) -> CommandResult:
         stderr_bytes=ended.stderr,
         duration_s=time.monotonic() - start,
     )
+
+
+def _printed(result: CommandResult) -> str:
+    return result.stdout + result.stderr
 
 
 def _quote(path: str) -> bytes:

@@ -12,6 +12,7 @@ from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout
 from kboot.guest.agent import NOBODY, NoAnswer, ShellAgent, escape, pieces, twice
 from kboot.guest.guest import Guest
+from kboot.guest.history import CommandHistory
 from kboot.log import logger
 
 #: For an answer; a loaded TCG guest takes its time.
@@ -34,7 +35,7 @@ def wake_terminal(console: Console, deadline: Deadline) -> None:
         since = console.mark()
         console.send(keys, echoed=False)
         with contextlib.suppress(GuestTimeout):
-            console.expect_prompt(LOGIN_PROMPTS, deadline.within(_PATIENCE_S), since=since)
+            console.expect_prompt(LOGIN_PROMPTS, deadline=deadline.within(_PATIENCE_S), since=since)
             return
 
 
@@ -66,6 +67,7 @@ def log_in(
     deadline: Deadline,
     *,
     command_timeout_s: float = 60.0,
+    history: CommandHistory | None = None,
 ) -> Guest:
     """Log in on the serial line and return the guest.
 
@@ -73,7 +75,7 @@ def log_in(
     the login is refused; `GuestTimeout` when no prompt comes.
     """
     agent = _Login(console, user, password).run(deadline)
-    return Guest(agent, command_timeout_s=command_timeout_s)
+    return Guest(agent, command_timeout_s=command_timeout_s, history=history)
 
 
 class _Login:
@@ -91,7 +93,7 @@ class _Login:
         while True:
             try:
                 prompt = self._console.expect_prompt(
-                    LOGIN_PROMPTS, deadline.within(_NUDGE_S), since=since
+                    LOGIN_PROMPTS, deadline=deadline.within(_NUDGE_S), since=since
                 )
             except GuestTimeout:
                 if deadline.expired:

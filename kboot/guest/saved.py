@@ -16,6 +16,7 @@ from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError
 from kboot.guest.agent import AgentState, ShellAgent
 from kboot.guest.guest import Guest
+from kboot.guest.history import CommandHistory
 from kboot.guest.login import agent_text
 
 #: At least 32 bytes of standard input become 256 bits of the kernel's entropy (random(4)), and its
@@ -107,17 +108,25 @@ def prepare(guest: Guest, deadline: Deadline) -> Mapping[str, Any]:
     if not isinstance(guest.runner, ShellAgent):
         raise GuestError("the guest is not reached by its serial line")
     octal = "".join(f"\\{byte:03o}" for byte in reseed_program())
-    guest.succeed(f"printf '{octal}' >{_PROGRAM} && chmod 700 {_PROGRAM}", deadline=deadline)
+    guest.unrecorded().succeed(
+        f"printf '{octal}' >{_PROGRAM} && chmod 700 {_PROGRAM}", deadline=deadline
+    )
     wake(guest, deadline)
     return dataclasses.asdict(guest.runner.state)
 
 
-def resume(console: Console, state: Mapping[str, Any], deadline: Deadline) -> tuple[Guest, str]:
+def resume(
+    console: Console,
+    state: Mapping[str, Any],
+    deadline: Deadline,
+    *,
+    history: CommandHistory | None = None,
+) -> tuple[Guest, str]:
     """The guest that `prepare` was called for, on the console of a machine that goes on from there.
 
     And its boot_id. `GuestError` if it does not answer.
     """
-    guest = Guest(ShellAgent.resumed(console, AgentState(**state)))
+    guest = Guest(ShellAgent.resumed(console, AgentState(**state)), history=history)
     return guest, wake(guest, deadline)
 
 
@@ -133,6 +142,6 @@ def wake(guest: Guest, deadline: Deadline) -> str:
         "read id </proc/sys/kernel/random/boot_id && echo $id"
     )
     try:
-        return guest.succeed(command, deadline=deadline).strip()
+        return guest.unrecorded().succeed(command, deadline=deadline).strip()
     except CommandFailed as error:
         raise GuestError(f"the guest cannot set clock and random numbers: {error}") from error

@@ -8,10 +8,8 @@ from kboot.kubevirt.persistent import (
     remove_persistent,
     take_over_persistent,
 )
-from kboot.kubevirt.settings import ClusterSettings, settings_from
 
 __all__ = [
-    "ClusterSettings",
     "KubevirtBackend",
     "PersistentCluster",
     "find_persistent",
@@ -19,6 +17,5 @@ __all__ = [
     "open_kubevirt",
     "open_persistent",
     "remove_persistent",
-    "settings_from",
     "take_over_persistent",
 ]

@@ -7,13 +7,13 @@ import secrets
 from collections.abc import Iterator
 
 from kboot.backend import BootServer, Firmware, MachineSpec, VirtualMachine
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.kubevirt import manifests, ownership, vm_manifest, waiting
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.ownership import Holder
 from kboot.kubevirt.server import ClusterServer
-from kboot.kubevirt.settings import ClusterSettings
 from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
 from kboot.kubevirt.watches import Watches
 from kboot.log import logger
@@ -26,9 +26,7 @@ class KubevirtBackend:
 
     name = "kubevirt"
 
-    def __init__(
-        self, client: Client, run: Run, settings: ClusterSettings, watches: Watches
-    ) -> None:
+    def __init__(self, client: Client, run: Run, settings: ClusterConfig, watches: Watches) -> None:
         self.client = client
         self.run = run
         self.settings = settings
@@ -47,7 +45,7 @@ class KubevirtBackend:
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
         """Start an nginx Pod of the run."""
         token = secrets.token_hex(32)
-        if self.settings.claim:
+        if self.settings.cluster_claim:
             self._claim_storage(deadline)
         objects = manifests.boot_server(self.run, self.settings, token=token)
         for manifest in objects:
@@ -84,7 +82,7 @@ class KubevirtBackend:
             self.run,
             self.watches.pods,
             token=token,
-            domain=self.settings.domain,
+            domain=self.settings.cluster_domain,
             conf=conf,
         )
 
@@ -95,7 +93,7 @@ class KubevirtBackend:
             self.watches,
             spec,
             vm_manifest.manifest(spec, self.run, self.settings),
-            paused=self.settings.attach == "paused",
+            paused=self.settings.cluster_attach == "paused",
             ours=self.is_ours,
         )
 
@@ -119,11 +117,11 @@ class KubevirtBackend:
         except ApiError as error:
             if error.reason != "AlreadyExists" and error.status != _FORBIDDEN:
                 raise
-            logger.debug("using the claim %s as it is: %s", self.settings.claim, error.text)
+            logger.debug("using the claim %s as it is: %s", self.settings.cluster_claim, error.text)
 
 
 @contextlib.contextmanager
-def open_kubevirt(settings: ClusterSettings) -> Iterator[KubevirtBackend]:
+def open_kubevirt(settings: ClusterConfig) -> Iterator[KubevirtBackend]:
     """The backend, for the length of a run: all that it makes belongs to one object.
 
     Raises `ConfigError` if no cluster is configured, `ClusterError` if it cannot be used.
@@ -150,7 +148,7 @@ def _process() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def join_kubevirt(settings: ClusterSettings, identifier: str) -> Iterator[KubevirtBackend]:
+def join_kubevirt(settings: ClusterConfig, identifier: str) -> Iterator[KubevirtBackend]:
     """The backend for a run that another process has begun, and will end.
 
     `ClusterError` if there is no such run.

@@ -10,7 +10,7 @@ from kboot.backend import MachineSpec
 from kboot.checks import Check, Finding
 from kboot.config import Config
 from kboot.deadline import Deadline
-from kboot.kubevirt import manifests, ownership, settings_from, vm_manifest
+from kboot.kubevirt import manifests, ownership, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, ApiError, Client, connect, resource_for
 from kboot.kubevirt.api.client import VM_ACTIONS
 from kboot.kubevirt.api.errors import RULES, SECCOMP_SETTING
@@ -133,7 +133,7 @@ def lacking_rights(rules: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _objects(config: Config) -> Finding:
     """Have the cluster judge all that a run would make, without making it."""
-    client, settings = _client(config), settings_from(config)
+    client = _client(config)
     run = manifests.Run(identifier=new_run(), namespace=client.namespace)
     spec = MachineSpec(
         name="doctor",
@@ -145,8 +145,8 @@ def _objects(config: Config) -> Finding:
     now = datetime.datetime.now(datetime.UTC)
     wanted = [
         manifests.owner(run, user="doctor", now=now),
-        *manifests.boot_server(run, settings, token="doctor"),  # noqa: S106  made for nothing
-        vm_manifest.manifest(spec, run, settings),
+        *manifests.boot_server(run, config, token="doctor"),  # noqa: S106  made for nothing
+        vm_manifest.manifest(spec, run, config),
     ]
     for manifest in wanted:
         if manifest["kind"] == "NetworkPolicy":
@@ -178,7 +178,7 @@ def _actions(config: Config) -> Finding:
 
 
 def _firmware(config: Config) -> Finding:
-    fault = vm_manifest.firmware_fault(config.firmware, settings_from(config))
+    fault = vm_manifest.firmware_fault(config.firmware, config)
     if fault is None:
         return Finding(level="ok", subject="firmware", text=config.firmware)
     return Finding(level="warning", subject="firmware", text=fault)

@@ -159,7 +159,8 @@ def pod_fault(pod: Object) -> str | None:
         if reason in _IMAGE_FAULTS:
             return (
                 f"pod {name}: the image {container['image']} cannot be pulled ({reason}): "
-                f"{message}; mend its name, or name a pull secret that may read it: --pull-secret"
+                f"{message}; correct its name, or name a pull secret that "
+                "may read it: --cluster-pull-secret"
             )
         if reason in _CONTAINER_FAULTS:
             return f"pod {name}: container {container['name']} does not start ({reason}): {message}"
@@ -314,7 +315,7 @@ def _no_claim(message: str) -> str:
         return ""
     return (
         f"there is no volume claim {found[1] or found[2]}; create it, or name another one: "
-        "--claim for the boot server's files, --ipxe-disk for the machine's disk"
+        "--cluster-claim for the boot server's files, --cluster-ipxe-disk for the machine's disk"
     )
 
 
@@ -325,7 +326,7 @@ def _unschedulable(what: str, message: str, claims: tuple[str, ...]) -> str:
         return (
             f"{what} waits for a volume claim that is not bound: {message.rstrip('.')}; see: "
             f"kubectl describe pvc {' '.join(claims)}".rstrip()
-            + "; it needs a storage class that is there and has room (--storage-class)"
+            + "; it needs a storage class that is there and has room (--cluster-storage-class)"
         )
     return (
         f"{what} finds no node: {message.rstrip('.')}; lower memory or cpus, or change where it "

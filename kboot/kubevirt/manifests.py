@@ -8,13 +8,13 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kboot import templates
+from kboot.config import ClusterConfig
 from kboot.errors import ClusterError
 from kboot.kubevirt import patch
-from kboot.kubevirt.settings import ClusterSettings
 
 #: Which run an object belongs to.
 RUN_LABEL = "kboot.dev/run"
@@ -77,6 +77,9 @@ def selector(run: str | None = None) -> str:
 
 Manifest = dict[str, Any]
 
+#: The component that nginx is, see `labels`.
+SERVER = "boot-server"
+
 HTTP_PORT = 8080
 UPLOAD_PORT = 8081
 
@@ -126,63 +129,183 @@ def timestamp(moment: datetime.datetime) -> str:
     return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def now() -> str:
-    """The present time as Kubernetes writes it."""
-    return timestamp(datetime.datetime.now(datetime.UTC))
-
-
 def owner(run: Run, *, user: str, now: datetime.datetime) -> Manifest:
-    """The object that owns all others of the run, and says that the run lives."""
-    (manifest,) = _parse(
-        "nginx/kubernetes/run.yaml",
-        object_name=run.name,
-        namespace=run.namespace,
-        run=run.identifier,
-        user=user,
-        heartbeat=timestamp(now),
-        ttl_s=TTL_S,
-    )
-    return manifest
+    """The object that owns all others of the run: deleting it deletes them.
+
+    The run renews the heartbeat; when that is older than the time to live, the run is dead.
+    """
+    metadata = _metadata(replace(run, owner_uid=""), "run")
+    metadata["annotations"] = {HEARTBEAT: timestamp(now), TTL: str(TTL_S), USER: user}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
 
 
 def note(run: Run, texts: Mapping[str, str]) -> Manifest:
-    """What is kept beside a machine that stays. It has the password of its guest in it."""
-    (manifest,) = _parse(
-        "nginx/kubernetes/note.yaml",
-        object_name=run.name,
-        namespace=run.namespace,
-        run=run.identifier,
-        owner_uid=run.owner_uid,
-    )
-    return {**manifest, "stringData": dict(texts)}
+    """The Secret beside a persistent machine; the password of its guest is in it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(run, "note", name=run.note_name),
+        "type": "Opaque",
+        "stringData": dict(texts),
+    }
 
 
-def boot_server(run: Run, settings: ClusterSettings, *, token: str) -> list[Manifest]:
+def boot_server(run: Run, settings: ClusterConfig, *, token: str) -> list[Manifest]:
     """Secret, ConfigMap, Service, Pod and NetworkPolicy of the boot server, in that order.
 
-    `token` is what opens the port for uploads.
+    Whoever has the `token` may store files on it; machines only read.
     """
-    nginx_conf = templates.render(
+    made = [
+        _token_secret(run, token),
+        _nginx_configuration(run),
+        _service(run),
+        _pod(run, settings),
+        _network_policy(run),
+    ]
+    return [patch.apply(settings.cluster_patch, manifest) for manifest in made]
+
+
+def _metadata(run: Run, component: str, *, name: str = "") -> dict[str, Any]:
+    """Every object carries the run's labels, and belongs to its ConfigMap."""
+    metadata: dict[str, Any] = {
+        "name": name or run.name,
+        "namespace": run.namespace,
+        "labels": labels(run.identifier, component=component),
+    }
+    if run.owner_uid:
+        metadata["ownerReferences"] = [
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": run.name, "uid": run.owner_uid}
+        ]
+    return metadata
+
+
+def _token_secret(run: Run, token: str) -> Manifest:
+    conf = f"""map $http_x_kboot_token $kboot_may_write {{
+    default 0;
+    "{token}" 1;
+}}
+"""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(run, SERVER),
+        "type": "Opaque",
+        "stringData": {_TOKEN_FILE: conf},
+    }
+
+
+def _nginx_configuration(run: Run) -> Manifest:
+    conf = templates.render(
         "nginx/kubernetes/nginx.conf",
         run=run.identifier,
         http_port=HTTP_PORT,
         upload_port=UPLOAD_PORT,
     )
-    manifests = _parse(
-        "nginx/kubernetes/server.yaml",
-        object_name=run.name,
-        namespace=run.namespace,
-        run=run.identifier,
-        owner_uid=run.owner_uid,
-        token=token,
-        nginx_conf=nginx_conf,
-        image=settings.nginx_image,
-        pull_secrets=settings.pull_secrets,
-        claim=settings.claim,
-        http_port=HTTP_PORT,
-        upload_port=UPLOAD_PORT,
-    )
-    return [patch.apply(settings.patches, manifest) for manifest in manifests]
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(run, SERVER, name=run.nginx_name),
+        "data": {"nginx.conf": conf},
+    }
+
+
+def _service(run: Run) -> Manifest:
+    # The port for uploads is reached by the API server's service proxy only.
+    ports = [
+        {"name": "http", "port": 80, "targetPort": "http"},
+        {"name": "upload", "port": UPLOAD_PORT, "targetPort": "upload"},
+    ]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(run, SERVER),
+        "spec": {"selector": _server_labels(run), "ports": ports},
+    }
+
+
+def _pod(run: Run, settings: ClusterConfig) -> Manifest:
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 0,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 101,
+            "runAsGroup": 101,
+            "fsGroup": 101,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_nginx_container(run, settings)],
+        "volumes": _volumes(run, settings),
+    }
+    if settings.cluster_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.cluster_pull_secrets]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(run, SERVER), "spec": spec}
+
+
+def _nginx_container(run: Run, settings: ClusterConfig) -> dict[str, Any]:
+    return {
+        "name": "nginx",
+        "image": settings.cluster_nginx_image,
+        "command": ["nginx", "-e", "stderr", "-c", "/etc/kboot/nginx/nginx.conf"],
+        "ports": [
+            {"name": "http", "containerPort": HTTP_PORT},
+            {"name": "upload", "containerPort": UPLOAD_PORT},
+        ],
+        "readinessProbe": {
+            "httpGet": {"path": f"/{run.identifier}/beacon/up", "port": "http"},
+            "periodSeconds": 1,
+        },
+        "resources": {
+            "requests": {"cpu": "50m", "memory": "64Mi"},
+            "limits": {"memory": "256Mi"},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "files", "mountPath": "/srv"},
+            {"name": "nginx", "mountPath": "/etc/kboot/nginx", "readOnly": True},
+            {"name": "token", "mountPath": "/etc/kboot/token", "readOnly": True},
+        ],
+    }
+
+
+def _volumes(run: Run, settings: ClusterConfig) -> list[dict[str, Any]]:
+    files: dict[str, Any] = {"emptyDir": {}}
+    if settings.cluster_claim:
+        files = {"persistentVolumeClaim": {"claimName": settings.cluster_claim}}
+    return [
+        {"name": "files", **files},
+        {"name": "nginx", "configMap": {"name": run.nginx_name}},
+        {"name": "token", "secret": {"secretName": run.name}},
+    ]
+
+
+def _network_policy(run: Run) -> Manifest:
+    # Machines of this run may read. The port for uploads is open to all, as the API server's
+    # addresses cannot be selected; it asks for the token.
+    machines = {"podSelector": {"matchLabels": {RUN_LABEL: run.identifier}}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(run, SERVER),
+        "spec": {
+            "podSelector": {"matchLabels": _server_labels(run)},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"from": [machines], "ports": [{"port": "http"}]},
+                {"ports": [{"port": "upload"}]},
+            ],
+        },
+    }
+
+
+def _server_labels(run: Run) -> dict[str, str]:
+    return {"app.kubernetes.io/component": SERVER, RUN_LABEL: run.identifier}
 
 
 def token_of(secret: Manifest) -> str:
@@ -196,23 +319,34 @@ def token_of(secret: Manifest) -> str:
     raise ClusterError(f"the Secret {secret['metadata']['name']} has no token for uploads")
 
 
-def storage(namespace: str, settings: ClusterSettings) -> Manifest:
-    """The claim for artifacts that outlive runs. It belongs to none, and stays."""
-    (manifest,) = _parse(
-        "nginx/kubernetes/storage.yaml",
-        claim=settings.claim,
-        namespace=namespace,
-        storage_class=settings.storage_class,
-        size_gib=settings.storage_gib,
-    )
-    return patch.apply(settings.patches, manifest)
+def storage(namespace: str, settings: ClusterConfig) -> Manifest:
+    """The claim for artifacts that outlive runs: shared by all that name it, owned by none."""
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": f"{settings.cluster_storage_gib}Gi"}},
+    }
+    if settings.cluster_storage_class:
+        spec["storageClassName"] = settings.cluster_storage_class
+    own = {
+        "app.kubernetes.io/name": "kboot",
+        "app.kubernetes.io/component": "artifacts",
+        "app.kubernetes.io/part-of": "kboot",
+        MANAGED_BY: "kboot",
+    }
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": settings.cluster_claim, "namespace": namespace, "labels": own},
+        "spec": spec,
+    }
+    return patch.apply(settings.cluster_patch, claim)
 
 
 def to_yaml(manifests: list[Manifest]) -> str:
     """Manifests as text for ``kubectl apply -f -``."""
     import yaml  # noqa: PLC0415
 
-    text: str = yaml.safe_dump_all(manifests, sort_keys=False)
+    text: str = yaml.dump_all(manifests, Dumper=_dumper(), sort_keys=False)
     return text
 
 
@@ -224,7 +358,15 @@ def from_yaml(text: str) -> Manifest:
     return manifest
 
 
-def _parse(template: str, **values: object) -> list[Manifest]:
+def _dumper() -> Any:
+    """A dumper that writes texts of several lines as lines, and everything in full."""
     import yaml  # noqa: PLC0415
 
-    return list(yaml.safe_load_all(templates.render(template, **values)))
+    def text(dumper: Any, value: str) -> Any:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    in_full = {"ignore_aliases": lambda _self, _data: True}
+    dumper: Any = type("Dumper", (yaml.SafeDumper,), in_full)
+    dumper.add_representer(str, text)
+    return dumper

@@ -165,7 +165,7 @@ class ClusterRun:
 def find_runs(
     client: Client, *, now: datetime.datetime | None = None, limit_s: float = _LIMIT_S
 ) -> list[ClusterRun]:
-    """The runs in the client's namespace, the oldest first.
+    """The runs in the client's namespace, the oldest first; times are by the cluster's clock.
 
     Only what carries kboot's labels and its annotations is looked at. `ClusterError` if there is no
     such namespace.
@@ -175,7 +175,7 @@ def find_runs(
         CONFIG_MAPS, deadline, labelSelector=f"{selector()},app.kubernetes.io/component=run"
     )
     machines, _ = client.find(VIRTUAL_MACHINES, deadline, labelSelector=selector())
-    moment = now or datetime.datetime.now(datetime.UTC)
+    moment = now or client.now(deadline)
     if not owners:
         _require_namespace(client, deadline)
     runs = [_read(owner, machines, moment) for owner in owners]
@@ -263,11 +263,11 @@ def begin(
 ) -> Run:
     """A new run, which lives from now on; with more labels and annotations on its owner object."""
     run = Run(identifier=new_run(), namespace=client.namespace)
-    now = datetime.datetime.now(datetime.UTC)
-    manifest = manifests.owner(run, user=user_and_host(), now=now)
+    deadline = Deadline(START_LIMIT_S)
+    manifest = manifests.owner(run, user=user_and_host(), now=client.now(deadline))
     manifest["metadata"]["labels"] |= labels or {}
     manifest["metadata"]["annotations"] |= annotations or {}
-    made = client.create(manifest, Deadline(START_LIMIT_S))
+    made = client.create(manifest, deadline)
     return replace(run, owner_uid=made["metadata"]["uid"])
 
 
@@ -308,7 +308,7 @@ def heartbeat(
     interval_s: float | None = None,
     heard: Callable[[Mapping[str, Any]], None] = lambda _owner: None,
 ) -> Iterator[None]:
-    """Say from time to time that the run lives, for the length of the ``with``.
+    """Say from time to time, by the cluster's clock, that the run lives; as long as the ``with``.
 
     `heard` is called with the owner object as it is after each beat.
     """
@@ -316,11 +316,14 @@ def heartbeat(
 
     def beat() -> None:
         while not ended.wait(interval_s or HEARTBEAT_S):
-            change = {"metadata": {"annotations": {manifests.HEARTBEAT: manifests.now()}}}
+            deadline = Deadline(HEARTBEAT_S)
             try:
-                heard(client.patch(CONFIG_MAPS, run.name, change, Deadline(HEARTBEAT_S)))
-            except ClusterError as error:
-                logger.debug("the run's heartbeat was not taken: %s", error)
+                now = manifests.timestamp(client.now(deadline))
+                change = {"metadata": {"annotations": {HEARTBEAT: now}}}
+                heard(client.patch(CONFIG_MAPS, run.name, change, deadline))
+            except Exception as error:
+                # Whatever it is: without a heartbeat, the run would be removed as dead.
+                logger.debug("the run's heartbeat was not taken: %s", error, exc_info=True)
 
     thread = threading.Thread(target=beat, name="kboot-heartbeat", daemon=True)
     thread.start()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,13 @@ def merge(base: Any, patch: Any) -> Any:
     return _without_directives(patch)
 
 
-def apply(patches: Sequence[Mapping[str, Any]], manifest: dict[str, Any]) -> dict[str, Any]:
-    """`manifest` with every patch for its kind merged into it, in their order."""
+def apply(path: Path | None, manifest: dict[str, Any]) -> dict[str, Any]:
+    """`manifest` with every patch for its kind in the file `path` merged into it, in their order.
+
+    `ConfigError` as from `read`.
+    """
     patched: dict[str, Any] = manifest
-    for patch in patches:
+    for patch in read(path) if path else ():
         if patch["kind"] == manifest["kind"]:
             changes = {key: value for key, value in patch.items() if key not in _IDENTITY}
             patched = merge(patched, changes)
@@ -41,8 +45,11 @@ def apply(patches: Sequence[Mapping[str, Any]], manifest: dict[str, Any]) -> dic
 _IDENTITY = {"apiVersion", "kind"}
 
 
+@functools.cache
 def read(path: Path) -> tuple[dict[str, Any], ...]:
     """The patches in a YAML file: documents with a ``kind`` and what is to be changed in it.
+
+    Read once, so that all objects of a run are patched alike.
 
     `ConfigError` if it cannot be read, or is for a kind that kboot does not make.
     """

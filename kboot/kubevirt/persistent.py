@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from kboot.backend import BootServer, MachineSpec, PersistentMachine, VirtualMachine
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, InfraError
 from kboot.kubevirt import manifests, ownership
@@ -17,7 +18,6 @@ from kboot.kubevirt.backend import KubevirtBackend
 from kboot.kubevirt.manifests import NAME_LABEL, OWNER_LABEL, Manifest, Run, label
 from kboot.kubevirt.ownership import ClusterRun, Holder, user_name
 from kboot.kubevirt.server import RecreatingServer
-from kboot.kubevirt.settings import ClusterSettings
 from kboot.kubevirt.watches import Watches
 from kboot.log import logger
 
@@ -35,7 +35,7 @@ class PersistentCluster(KubevirtBackend):
         self,
         client: Client,
         run: Run,
-        settings: ClusterSettings,
+        settings: ClusterConfig,
         watches: Watches,
         *,
         me: Holder,
@@ -65,7 +65,7 @@ class PersistentCluster(KubevirtBackend):
             "backend": self.name,
             "context": self.settings.context or current_context(),
             "namespace": self.run.namespace,
-            "owner": self.settings.owner,
+            "cluster_owner": self.settings.cluster_owner,
         }
 
     @property
@@ -81,7 +81,7 @@ class PersistentCluster(KubevirtBackend):
             self.client.patch(SECRETS, self.run.note_name, {"stringData": texts}, deadline)
         else:
             self.client.create(manifests.note(self.run, texts), deadline)
-            ttl = {manifests.TTL: f"{self.settings.keep_s:.0f}"}
+            ttl = {manifests.TTL: f"{self.settings.cluster_keep_s:.0f}"}
             self._annotate(ttl, deadline)
         self._note = note
 
@@ -136,7 +136,7 @@ class PersistentCluster(KubevirtBackend):
             self.run,
             self.watches.pods,
             token=token,
-            domain=self.settings.domain,
+            domain=self.settings.cluster_domain,
             conf=conf,
             pod=lambda: self._pod,
         )
@@ -172,7 +172,7 @@ _MISSING = 404
 
 
 @contextlib.contextmanager
-def open_persistent(settings: ClusterSettings, name: str) -> Iterator[PersistentCluster]:
+def open_persistent(settings: ClusterConfig, name: str) -> Iterator[PersistentCluster]:
     """The backend for a new machine called `name`, which is removed at the end unless it is left.
 
     `ConfigError` if there is one of that name already.
@@ -182,7 +182,7 @@ def open_persistent(settings: ClusterSettings, name: str) -> Iterator[Persistent
     if there := _find(client, settings, name):
         raise _taken(there)
     me = Holder.this_process()
-    labels = {NAME_LABEL: name, OWNER_LABEL: label(settings.owner)}
+    labels = {NAME_LABEL: name, OWNER_LABEL: label(settings.cluster_owner)}
     run = ownership.begin(client, labels=labels, annotations={manifests.HOLDER: me.to_text()})
     left = False
     try:
@@ -204,7 +204,7 @@ def open_persistent(settings: ClusterSettings, name: str) -> Iterator[Persistent
 
 @contextlib.contextmanager
 def take_over_persistent(
-    settings: ClusterSettings, name: str, *, by_force: bool = False
+    settings: ClusterConfig, name: str, *, by_force: bool = False
 ) -> Iterator[PersistentCluster]:
     """The backend for the machine called `name` that is there: taken up, if nobody has it.
 
@@ -230,10 +230,10 @@ def take_over_persistent(
         _finish(client, run, me, left=left)
 
 
-def find_persistent(settings: ClusterSettings) -> list[PersistentMachine]:
+def find_persistent(settings: ClusterConfig) -> list[PersistentMachine]:
     """The machines that stay in the namespace, whoever they belong to."""
     client = connect(settings.context, settings.namespace)
-    owner = label(_with_owner(settings).owner)
+    owner = label(_with_owner(settings).cluster_owner)
     return [
         PersistentMachine(
             identifier=run.identifier,
@@ -252,7 +252,7 @@ def find_persistent(settings: ClusterSettings) -> list[PersistentMachine]:
     ]
 
 
-def remove_persistent(settings: ClusterSettings, name: str) -> bool:
+def remove_persistent(settings: ClusterConfig, name: str) -> bool:
     """Remove a machine that nobody looks after, with all that belongs to it; whether it was there.
 
     `ConfigError` if a process that lives looks after it.
@@ -268,12 +268,12 @@ def remove_persistent(settings: ClusterSettings, name: str) -> bool:
 # ------------------------------------------------------------------------------------------ inside
 
 
-def _with_owner(settings: ClusterSettings) -> ClusterSettings:
-    return replace(settings, owner=settings.owner or user_name())
+def _with_owner(settings: ClusterConfig) -> ClusterConfig:
+    return replace(settings, cluster_owner=settings.cluster_owner or user_name())
 
 
-def _find(client: Client, settings: ClusterSettings, name: str) -> ClusterRun | None:
-    owner = label(settings.owner)
+def _find(client: Client, settings: ClusterConfig, name: str) -> ClusterRun | None:
+    owner = label(settings.cluster_owner)
     found = (
         run for run in ownership.find_runs(client) if (run.machine, run.owner) == (name, owner)
     )
@@ -297,7 +297,7 @@ def _require_free(run: ClusterRun) -> None:
 
 
 def _take(
-    client: Client, settings: ClusterSettings, name: str, me: Holder, *, by_force: bool
+    client: Client, settings: ClusterConfig, name: str, me: Holder, *, by_force: bool
 ) -> ClusterRun:
     """Become the one who looks after the machine."""
     deadline = Deadline(_REQUEST_LIMIT_S)
@@ -305,12 +305,13 @@ def _take(
         there = _find(client, settings, name)
         if there is None:
             raise ConfigError(
-                f"there is no machine called {name} of {settings.owner} in namespace "
+                f"there is no machine called {name} of {settings.cluster_owner} in namespace "
                 f"{client.namespace}; start it: kboot up"
             )
         if not by_force:
             _require_free(there)
-        notes = {manifests.HOLDER: me.to_text(), manifests.HEARTBEAT: manifests.now()}
+        now = manifests.timestamp(client.now(deadline))
+        notes = {manifests.HOLDER: me.to_text(), manifests.HEARTBEAT: now}
         # Only if it is as we have seen it: another one may be doing the same.
         change = {"metadata": {"annotations": notes, "resourceVersion": there.version}}
         try:

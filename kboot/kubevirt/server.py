@@ -60,8 +60,12 @@ class ClusterServer:
         return self.url(f"scripts/{name}")
 
     def fetches(self) -> Sequence[Fetch]:
-        """Every request so far, in the order in which they ended."""
+        """The newest requests, in the order in which they ended."""
         return self._log.fetches()
+
+    def fetches_since(self, position: int) -> tuple[Sequence[Fetch], int]:
+        """See `kboot.backend.BootServer`."""
+        return self._log.fetches_since(position)
 
     def catch_up(self, deadline: Deadline) -> None:
         """Read the pod's log once more: what is followed may lag, or stand still unnoticed."""
@@ -70,6 +74,7 @@ class ClusterServer:
     def check(self) -> None:
         """Raise `ClusterError` if the server's pod is gone or has failed."""
         self._pods.check()
+        self._log.check()
         pod = self._pods.get(self._run.name)
         if pod is None or "deletionTimestamp" in pod["metadata"]:
             raise ClusterError(
@@ -143,6 +148,7 @@ class RecreatingServer(ClusterServer):
             manifest = manifests.from_yaml(self._manifest())
             waiting.create(self._client, manifest, f"boot server {self._run.name}", deadline)
             self._put.clear()
+            self._log.forget()
             self.wait_until_ready(deadline)
 
     def has(self, url: str) -> bool:

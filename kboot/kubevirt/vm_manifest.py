@@ -6,10 +6,10 @@ import hashlib
 from typing import Any
 
 from kboot.backend import Firmware, MachineSpec
+from kboot.config import ClusterConfig
 from kboot.errors import ConfigError
 from kboot.kubevirt import patch
 from kboot.kubevirt.manifests import MACHINE_LABEL, Manifest, Run, labels, object_name
-from kboot.kubevirt.settings import ClusterSettings
 
 #: Architectures as KubeVirt names them.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -25,17 +25,17 @@ INTERFACE = "default"
 _IPXE_VOLUME = "ipxe"
 
 
-def firmware_fault(firmware: Firmware, settings: ClusterSettings) -> str | None:
+def firmware_fault(firmware: Firmware, settings: ClusterConfig) -> str | None:
     """None if machines are sure to boot from the network with this firmware, or else why not."""
-    if firmware == "bios" or settings.ipxe_disk:
+    if firmware == "bios" or settings.cluster_ipxe_disk:
         return None
     return (
         "whether UEFI boots over HTTP depends on the cluster's firmware; give its machines a "
-        "disk with iPXE: --ipxe-disk"
+        "disk with iPXE: --cluster-ipxe-disk"
     )
 
 
-def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest:
+def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
     """The VirtualMachine for `spec`: stopped, owned by the run, to be started by hand.
 
     `ConfigError` for what a cluster's machine cannot have.
@@ -77,10 +77,10 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterSettings) -> Manifest
         # A machine that powers itself off stays off, for the test to see.
         "spec": {"runStrategy": "Manual", "template": template},
     }
-    return patch.apply(settings.patches, whole)
+    return patch.apply(settings.cluster_patch, whole)
 
 
-def _instance(name: str, spec: MachineSpec, settings: ClusterSettings) -> dict[str, Any]:
+def _instance(name: str, spec: MachineSpec, settings: ClusterConfig) -> dict[str, Any]:
     instance: dict[str, Any] = {
         "architecture": ARCHITECTURES[spec.architecture],
         # A machine under test has nothing to save: stopping one means cutting its power.
@@ -93,9 +93,9 @@ def _instance(name: str, spec: MachineSpec, settings: ClusterSettings) -> dict[s
         },
         "networks": [{"name": INTERFACE, "pod": {}}],
     }
-    if settings.attach == "paused":
+    if settings.cluster_attach == "paused":
         instance["startStrategy"] = "Paused"
-    if settings.ipxe_disk and spec.firmware == "uefi":
+    if settings.cluster_ipxe_disk and spec.firmware == "uefi":
         _add_ipxe_disk(instance, settings)
     return instance
 
@@ -157,18 +157,18 @@ def _cpu(cpus: int) -> dict[str, int]:
     raise AssertionError(f"{cpus} processors")
 
 
-def _add_ipxe_disk(instance: dict[str, Any], settings: ClusterSettings) -> None:
+def _add_ipxe_disk(instance: dict[str, Any], settings: ClusterConfig) -> None:
     """A disk that UEFI boots iPXE from, for firmware whose own network boot is not iPXE."""
-    kind, _, claim = settings.ipxe_disk.partition(":")
+    kind, _, claim = settings.cluster_ipxe_disk.partition(":")
     target: dict[str, Any] = {"bus": "virtio"}
     if kind == "pvc":
         # Not to be written, so that QEMU does not keep it from the other machines.
         target["readonly"] = True
         source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim}}
     else:
-        source = {"containerDisk": {"image": settings.ipxe_disk}}
-        if settings.pull_secrets:
-            source["containerDisk"]["imagePullSecret"] = settings.pull_secrets[0]
+        source = {"containerDisk": {"image": settings.cluster_ipxe_disk}}
+        if settings.cluster_pull_secrets:
+            source["containerDisk"]["imagePullSecret"] = settings.cluster_pull_secrets[0]
     devices = instance["domain"]["devices"]
     devices["interfaces"][0]["bootOrder"] = 2
     devices["disks"] = [{"name": _IPXE_VOLUME, "disk": target, "bootOrder": 1}]

@@ -1,4 +1,4 @@
-"""The backend that a configuration names, and the machines that stay there: knows their names."""
+"""The backend that a configuration names, and its persistent machines: knows backends' names."""
 
 from __future__ import annotations
 
@@ -36,14 +36,13 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
         case "kubevirt":
             from kboot import kubevirt  # noqa: PLC0415
 
-            settings = kubevirt.settings_from(config)
             opened: contextlib.AbstractContextManager[Backend]
             if machine:
-                opened = kubevirt.open_persistent(settings, machine)
+                opened = kubevirt.open_persistent(config, machine)
             elif run:
-                opened = kubevirt.join_kubevirt(settings, run)
+                opened = kubevirt.join_kubevirt(config, run)
             else:
-                opened = kubevirt.open_kubevirt(settings)
+                opened = kubevirt.open_kubevirt(config)
             with opened as cluster:
                 yield cluster
         case unknown:
@@ -61,9 +60,9 @@ def reopen_backend(
     """
     match config.backend:
         case "kubevirt":
-            from kboot.kubevirt import settings_from, take_over_persistent  # noqa: PLC0415
+            from kboot.kubevirt import take_over_persistent  # noqa: PLC0415
 
-            with take_over_persistent(settings_from(config), machine, by_force=by_force) as cluster:
+            with take_over_persistent(config, machine, by_force=by_force) as cluster:
                 yield cluster
         case name:
             raise ConfigError(f"machines of {name} end with the process that looks after them")
@@ -78,9 +77,9 @@ def persistent_machines(config: Config) -> list[PersistentMachine]:
     """The machines that stay on the backend without us, whoever they belong to."""
     match config.backend:
         case "kubevirt":
-            from kboot.kubevirt import find_persistent, settings_from  # noqa: PLC0415
+            from kboot.kubevirt import find_persistent  # noqa: PLC0415
 
-            return find_persistent(settings_from(config))
+            return find_persistent(config)
         case _:
             return []
 
@@ -92,9 +91,9 @@ def remove_machine(config: Config, machine: str) -> bool:
     """
     match config.backend:
         case "kubevirt":
-            from kboot.kubevirt import remove_persistent, settings_from  # noqa: PLC0415
+            from kboot.kubevirt import remove_persistent  # noqa: PLC0415
 
-            return remove_persistent(settings_from(config), machine)
+            return remove_persistent(config, machine)
         case _:
             return False
 

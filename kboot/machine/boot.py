@@ -6,12 +6,17 @@ times, milestones and faults come out.
 
 from __future__ import annotations
 
+import re
+
 from kboot import boot_messages
 from kboot.backend import Fetch
 from kboot.boot_messages import KernelMessage, Reading, read_word
 from kboot.errors import InfraError, KbootError, WrongKernel
 from kboot.machine import faults
 from kboot.machine.phases import ORDER, Expected, Milestone, Phase, Witness, budget_s
+
+#: What the boot script asks for when it gives up. A guest that is up may ask for anything.
+_FAILED = re.compile(r"beacon/failed/(?P<step>\w+)/(?P<error>\w+)")
 
 
 class Boot:
@@ -61,7 +66,7 @@ class Boot:
 
     def see_prompt(self, time: float) -> None:
         """The login prompt, or a shell's, is there."""
-        # Until a machine that runs has come to its next kernel, a prompt is one of its old life.
+        # Until a machine that runs has come to its next kernel, a prompt is one of its last boot.
         old = self.again and not {Phase.SCRIPT, Phase.HANDOFF, Phase.LINUX} & self.reached.keys()
         if not self.waits_for_reset and not old:
             self.reach(Phase.READY, time, "console")
@@ -82,9 +87,8 @@ class Boot:
             self.reach(Phase.KERNEL, time, "server")
         elif fetch.path == "beacon/handoff":
             self.reach(Phase.HANDOFF, time, "server")
-        elif fetch.path.startswith("beacon/failed/"):
-            _, _, step, error = fetch.path.split("/")
-            raise faults.script_failed(wanted, step, error)
+        elif Phase.LINUX not in self.reached and (failed := _FAILED.fullmatch(fetch.path)):
+            raise faults.script_failed(wanted, failed["step"], failed["error"])
         if wanted.initrd_paths and self._fetched >= set(wanted.initrd_paths):
             self.reach(Phase.INITRD, time, "server")
 
@@ -134,14 +138,18 @@ class Boot:
         """What the console told of another kernel, and does not prove; None if nothing did."""
         return None if self._nonce_seen else self._doubt
 
-    def late(self, waited_s: float) -> KbootError:
-        """The error for a boot that came no further in its time."""
+    def late(self, waited_s: float, *, limit_s: float | None = None) -> KbootError:
+        """The error for a boot that came no further in its time.
+
+        `limit_s` is the time for the whole boot, if that is what has run out.
+        """
         error = faults.late(
             self.expected,
             self.current,
             waited_s,
             last=max(self.reached, key=ORDER.index, default=None),
             again=self.again,
+            limit_s=limit_s,
         )
         return faults.unless_doubted(error, self.doubt)
 
@@ -185,7 +193,7 @@ class Boot:
             self.reach(Phase.INIT, time, "console")
 
     # ------------------------------------------------------------------------------ the proofs
-    # A line that is not whole, or not surely the kernel's, proves nothing: `identity.prove` then
+    # A line that is not whole, or not surely the kernel's, proves nothing: `faults.prove` then
     # does, from inside the guest.
 
     def _require_nonce(self, nonce: str | None) -> None:

@@ -6,7 +6,7 @@ from kboot.backend import SshVirtualMachine, VirtualMachine
 from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError
-from kboot.guest import Guest, log_in
+from kboot.guest import CommandHistory, Guest, log_in
 from kboot.guest.ssh import SshRunner
 from kboot.log import logger, step
 from kboot.machine.settings import MachineSettings
@@ -26,10 +26,12 @@ class Channels:
     """
 
     def __init__(self, vm: VirtualMachine, console: Console) -> None:
-        self._machine = vm
+        self._vm = vm
         self._console = console
         self._on_console: Guest | None = None
         self._by_ssh: Guest | None = None
+        #: What was run by either way, in all boots.
+        self.history = CommandHistory()
 
     @property
     def guest(self) -> Guest:
@@ -55,42 +57,45 @@ class Channels:
 
     def log_in(self, settings: MachineSettings, deadline: Deadline) -> Guest:
         """On the console."""
-        self._on_console = log_in(self._console, settings.user, settings.password, deadline)
+        self._on_console = log_in(
+            self._console, settings.user, settings.password, deadline, history=self.history
+        )
         return self._on_console
 
-    def take_up(self, guest: Guest) -> None:
-        """Somebody is logged in on the console already."""
+    def use_console(self, guest: Guest) -> None:
+        """Run commands by `guest`, which is logged in on the console already."""
         self._on_console = guest
 
-    def reach(self, settings: MachineSettings, deadline: Deadline) -> None:
-        """By ssh, where the settings want that."""
-        self._by_ssh = _reach_by_ssh(
-            self._machine, self._console, settings, self.on_console, deadline
+    def connect(self, settings: MachineSettings, deadline: Deadline) -> None:
+        """Connect by ssh, where the settings want that."""
+        self._by_ssh = _connect_by_ssh(
+            self._vm, self._console, settings, self.on_console, self.history, deadline
         )
 
-    def lend_console(self) -> None:
-        """Leave the console to somebody else."""
+    def release_console(self) -> None:
+        """Log off the console, for somebody else to use it."""
         if self._on_console is not None:
             self._on_console.close()
             self._on_console = None
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """End the ssh connection, if there is one."""
         by_ssh, self._by_ssh = self._by_ssh, None
         if by_ssh:
             by_ssh.close()
 
-    def forget(self) -> None:
-        """This boot of the guest is over."""
+    def close(self) -> None:
+        """This boot of the guest is over: no way leads into it any more."""
         self._on_console = None
-        self.hang_up()
+        self.disconnect()
 
 
-def _reach_by_ssh(
+def _connect_by_ssh(
     vm: VirtualMachine,
     console: Console,
     settings: MachineSettings,
     on_console: Guest,
+    history: CommandHistory,
     deadline: Deadline,
 ) -> Guest | None:
     """The guest by ssh, if the settings want that; None if it is to be reached by its console.
@@ -105,7 +110,7 @@ def _reach_by_ssh(
         if demanded:
             raise ConfigError(f"{vm.description}: cannot be reached by ssh; choose channel=console")
         return None
-    if not demanded and on_console.run(_LISTENS).exit_status != 0:
+    if not demanded and on_console.unrecorded().run(_LISTENS).exit_status != 0:
         return None
     host, port = vm.ssh_address()
     limit = deadline if demanded else deadline.within(_AUTO_LIMIT_S)
@@ -117,4 +122,4 @@ def _reach_by_ssh(
                 raise
             logger.debug("commands go over the serial line: %s", error)
             return None
-    return Guest(SshRunner(connection, console.watch("answer by ssh")))
+    return Guest(SshRunner(connection, console.watch("answer by ssh")), history=history)

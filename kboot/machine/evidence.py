@@ -32,7 +32,11 @@ def prepare(directory: Path) -> None:
 
 
 def verdict(error: BaseException | None) -> str:
-    """``passed``, ``failed`` (the guest), ``error`` (the host, the user) or ``interrupted``."""
+    """How the machine ended, by who was at fault.
+
+    ``passed``; ``failed``: the guest; ``error``: the host or the user; ``interrupted``; ``test
+    failed``: an exception of the caller's own, such as a test's AssertionError.
+    """
     match error:
         case None:
             return "passed"
@@ -43,13 +47,11 @@ def verdict(error: BaseException | None) -> str:
         case KeyboardInterrupt() | SystemExit():
             return "interrupted"
         case _:
-            return "failed"
+            return "test failed"
 
 
 def result(machine: Machine, error: BaseException | None, *, duration_s: float) -> dict[str, Any]:
     """The content of result.json."""
-    settings = dataclasses.asdict(machine.settings)
-    del settings["password"]
     return {
         "verdict": verdict(error),
         "error": None if error is None else {"class": type(error).__name__, "message": str(error)},
@@ -61,7 +63,7 @@ def result(machine: Machine, error: BaseException | None, *, duration_s: float) 
             "sha256": machine.kernel.sha256,
         },
         "command_line": machine.command_line,
-        "settings": settings,
+        "settings": machine.settings.as_dict(),
         "machine": machine.machine_description,
         "duration_s": round(duration_s, 3),
         "boots": [boot.durations_s() for boot in machine.boots],

@@ -261,7 +261,7 @@ class Allowed:
 
 
 class ReportFilter:
-    """Sorts what the kernel reported in passing: expected, allowed, or to be answered for.
+    """Sorts what the kernel survived and reported: expected, allowed, or unexpected.
 
     Pure: `sort` takes all reports so far, and looks at each once.
     """
@@ -273,7 +273,7 @@ class ReportFilter:
         self.allowed: list[Allowed] = []
         self._told = 0
         self._expected: list[ExpectedCrash] = []
-        self._lives: list[int] = []
+        self._boot_starts: list[int] = []
         self._seen = 0
 
     def expect(self, crash: ExpectedCrash) -> None:
@@ -281,13 +281,13 @@ class ReportFilter:
         self._expected.append(crash)
 
     def begin_boot(self, offset: int) -> None:
-        """The machine began anew at this byte of the console's record."""
-        self._lives.append(offset)
+        """A boot began at this byte of the console's record."""
+        self._boot_starts.append(offset)
 
     @property
     def boot_start(self) -> int:
-        """The byte of the console's record at which the present life began, as far as is known."""
-        return self._lives[-1] if self._lives else 0
+        """The byte of the console's record at which the present boot began, as far as is known."""
+        return self._boot_starts[-1] if self._boot_starts else 0
 
     @property
     def seen(self) -> int:
@@ -326,8 +326,8 @@ class ReportFilter:
         """Whether a kernel said it that was dying of `crash`."""
         if not crash.fatal:
             return False
-        rebirth = next((life for life in self._lives if life > crash.died_at), float("inf"))
-        return crash.died_at < report.start_offset < rebirth
+        later = (start for start in self._boot_starts if start > crash.died_at)
+        return crash.died_at < report.start_offset < next(later, float("inf"))
 
 
 def crash_of(reports: Sequence[CrashReport]) -> KernelCrash | None:

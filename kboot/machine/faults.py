@@ -1,6 +1,7 @@
-"""What a boot dies of before it is up, in words: who has to act, and the remedy where one is known.
+"""What is wrong with a boot, in words: who has to act, and the remedy where one is known.
 
-Pure: what was expected and seen goes in, an error to raise comes out.
+Pure but for the last part, which asks a guest that is up: what was expected and seen goes in, an
+error to raise comes out.
 """
 
 from __future__ import annotations
@@ -8,7 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, NoReboot
+from kboot.errors import (
+    GuestError,
+    GuestTimeout,
+    InfraError,
+    KbootError,
+    NoReboot,
+    WrongKernel,
+)
+from kboot.guest import Guest
 from kboot.machine.phases import Expected, Phase
 
 #: A loading that iPXE cannot make anything of: "Exec format error", in BIOS and UEFI builds.
@@ -31,23 +40,33 @@ _LATE: Mapping[Phase, str] = {
 
 
 def late(
-    expected: Expected, phase: Phase, waited_s: float, *, last: Phase | None, again: bool
+    expected: Expected,
+    phase: Phase,
+    waited_s: float,
+    *,
+    last: Phase | None,
+    again: bool,
+    limit_s: float | None = None,
 ) -> KbootError:
     """A boot has come no further than into `phase`; `again` if the machine should have rebooted.
 
-    `last` is the last milestone that it reached.
+    `last` is the last milestone that it reached. `limit_s` is the time for the whole boot, if that
+    is what has run out.
     """
     waited = f"{waited_s:.0f} s"
+    limit = "" if limit_s is None else f"the boot reached its time limit (timeout {limit_s:g} s): "
     if phase is Phase.LINUX:
         advice = _console_advice(expected)
-        return GuestTimeout(f"the kernel was started and printed nothing in {waited}; {advice}")
+        return GuestTimeout(
+            f"{limit}the kernel was started and printed nothing in {waited}; {advice}"
+        )
     if again and phase in {Phase.SCHEDULED, Phase.FIRMWARE}:
-        return NoReboot(f"the machine did not reboot in {waited}")
+        return NoReboot(f"{limit}the machine did not reboot in {waited}")
     after = f" after {last}" if last else ""
     # Until the kernel runs, nothing can be its fault.
     error = GuestTimeout if phase in {Phase.INIT, Phase.READY} else InfraError
     advice = _prompt_advice(expected) if phase is Phase.READY else ""
-    return error(f"{_LATE[phase]}: nothing more{after} for {waited}{advice}")
+    return error(f"{limit}{_LATE[phase]}: nothing more{after} for {waited}{advice}")
 
 
 def unless_doubted(error: KbootError, doubt: str | None) -> KbootError:
@@ -74,7 +93,7 @@ def contradiction(expected: Expected, *, fetched: Collection[str]) -> KbootError
     return None
 
 
-def unheard(expected: Expected) -> GuestError:
+def silent_kernel(expected: Expected) -> GuestError:
     """The guest is up, and none of its kernel's consoles is the line that is read."""
     return GuestError(
         "the guest is up, but its kernel printed nothing on the serial line; "
@@ -101,7 +120,8 @@ def nothing_to_boot(last_words: str) -> InfraError:
         # EDK II's own PXE client: it takes a URL for the name of a file on a TFTP server.
         remedy = (
             "; this UEFI firmware boots from the network by itself instead of by iPXE, and by TFTP "
-            "only: give the machine a disk with iPXE (--ipxe-disk), or boot with --firmware bios"
+            "only: give the machine a disk with iPXE (--cluster-ipxe-disk), or boot with "
+            "--firmware bios"
         )
     return InfraError(f"the firmware found nothing to boot: {last_words}{remedy}")
 
@@ -158,3 +178,47 @@ def _prompt_advice(expected: Expected) -> str:
         f"; /dev/console is {consoles[-1]}, the last console= of its command line: what init "
         f"prints there is not on {expected.console}, the line that kboot reads"
     )
+
+
+# -------------------------------------------------------------- what a guest says of itself
+
+#: A shell that is the first program has nothing mounted.
+_ASK = (
+    "[ -e /proc/cmdline ] || { mkdir -p /proc; mount -t proc proc /proc; }; "
+    "cat /proc/sys/kernel/random/boot_id && uname -r && cat /proc/cmdline"
+)
+
+
+def prove(guest: Guest, expected: Expected, *, known: Collection[str]) -> str:
+    """The guest's boot_id: another one than those `known` of its boots before.
+
+    `InfraError` if it cannot tell; `WrongKernel` if it is not the kernel that was `expected`, or
+    was not started by its script.
+    """
+    asked = guest.run(_ASK)
+    answer = asked.stdout.splitlines()
+    if asked.exit_status != 0 or len(answer) < 3:
+        raise InfraError(
+            "could not tell which kernel came up: the guest's /proc cannot be read: "
+            + asked.stderr.strip()[-200:]
+        )
+    boot_id, running, command_line = answer[0], answer[1], answer[2]
+    if f"kboot.nonce={expected.nonce}" not in command_line.split():
+        raise WrongKernel(
+            f"the kernel was not started by this boot: /proc/cmdline is {command_line}"
+        )
+    if running != expected.release:
+        raise WrongKernel(f"uname -r says {running}, not {expected.release}")
+    if boot_id in known:
+        raise GuestError(f"the guest has not rebooted: its boot_id is still {boot_id}")
+    return boot_id
+
+
+def prints_on(guest: Guest, console: str) -> bool:
+    """Whether the kernel's messages go to this line, by /proc/consoles; True if that is not known.
+
+    What it prints may be nothing all the same, or have been garbled.
+    """
+    answer = guest.run("cat /proc/consoles")
+    lines = answer.stdout.splitlines()
+    return answer.exit_status != 0 or any(line.split()[:1] == [console] for line in lines)

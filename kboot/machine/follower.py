@@ -38,9 +38,9 @@ class BootCancelled(InfraError):
 
 
 class Follower:
-    """Takes lines and fetches to the milestones of the boot under way, and counts the boots.
+    """Feeds lines and fetches to the boot under way, and counts the boots.
 
-    What is printed while nobody waits is kept, and looked at by who waits next.
+    What is printed while nobody waits is kept for the next one who does.
     """
 
     def __init__(
@@ -53,26 +53,26 @@ class Follower:
         report_filter: ReportFilter,
         on_phase: OnPhase,
     ) -> None:
-        #: The milestones of each boot of the machine; the last one may be under way.
+        #: Each boot of the machine; the last one may be under way.
         self.boots = [Boot(expected, start=start)]
         self._server = server
         self._console = console
-        self._judge = report_filter
+        self._report_filter = report_filter
         self._on_phase = on_phase
         self._announced = 0
         self._lines: deque[Line] = deque(maxlen=_KEPT_LINES)
-        self._fetch_count = 0
+        self._fetch_position = 0
         self._scripts_seen = 0
         #: Of the boot scripts that the machine may run.
         self._nonces = [expected.nonce]
         self._expecting = 0
-        self._given_up = threading.Event()
+        self._cancelled = threading.Event()
         self.boot.reach(Phase.SCHEDULED, time.monotonic(), "backend")
         console.subscribe(self._see_line)
 
     @property
     def boot(self) -> Boot:
-        """Of the boot under way, or of the last one."""
+        """The boot under way, or the last one."""
         return self.boots[-1]
 
     # ----------------------------------------------------------------------------- one boot
@@ -80,11 +80,11 @@ class Follower:
     def follow(self, deadline: Deadline, done: Callable[[], bool]) -> None:
         """Watch both witnesses until `done`, or until the deadline; raise what goes wrong."""
         pause = self._console.watch("next milestone of the boot")
-        self._given_up.clear()
+        self._cancelled.clear()
         while not deadline.expired:
-            if self._given_up.is_set():
+            if self._cancelled.is_set():
                 raise BootCancelled(f"the boot was left in its phase {self.boot.current}")
-            self._observe()
+            self._look()
             if done():
                 return
             now = time.monotonic()
@@ -103,7 +103,7 @@ class Follower:
                 break
             with contextlib.suppress(InfraError):
                 self._server.catch_up(deadline)
-            self._observe()
+            self._look()
             fault = self.boot.contradiction()
         return fault
 
@@ -128,9 +128,9 @@ class Follower:
             )
         return found[0]
 
-    def give_up(self) -> None:
-        """From another thread: who is in `follow` gets `BootCancelled`."""
-        self._given_up.set()
+    def cancel(self) -> None:
+        """From another thread: have `follow` raise `BootCancelled`."""
+        self._cancelled.set()
 
     def _see_line(self, line: Line) -> None:
         """Take a whole line, on the console's reader thread."""
@@ -139,29 +139,29 @@ class Follower:
         if nonce and any(read_word(nonce, ours) is not Reading.OTHER for ours in self._nonces):
             self._scripts_seen += 1
 
-    def _observe(self) -> None:
+    def _look(self) -> None:
         """Look at both witnesses now; raise what they prove to be wrong."""
         offset = time.time() - time.monotonic()
+        # Before the lines: those above the prompt are there then, and are looked at first.
+        prompt = boot_messages.is_prompt(self._console.unfinished)
         for fetch in self._new_fetches():
             self.boot.see_fetch(fetch, fetch.time - offset)
             self._announce()
         while self._lines:
             line = self._lines.popleft()
-            old_life = self.boot.waits_for_reset
+            was_waiting = self.boot.waits_for_reset
             self.boot.see_line(line.text, line.time_s)
-            if old_life and not self.boot.waits_for_reset:
-                self._judge.begin_boot(line.start)
+            if was_waiting and not self.boot.waits_for_reset:
+                self._report_filter.begin_boot(line.start)
             if boot_messages.is_prompt_and_message(line.text):
                 self.boot.see_prompt(line.time_s)
             self._announce()
-        if boot_messages.is_prompt(self._console.unfinished):
+        if prompt:
             self.boot.see_prompt(time.monotonic())
         self._announce()
 
     def _new_fetches(self) -> Sequence[Fetch]:
-        fetches = self._server.fetches()
-        new = fetches[self._fetch_count :]
-        self._fetch_count = len(fetches)
+        new, self._fetch_position = self._server.fetches_since(self._fetch_position)
         return new
 
     def _announce(self) -> None:
@@ -176,7 +176,7 @@ class Follower:
     def begin_boot(self, expected: Expected, *, offset: int = 0) -> None:
         """The machine is going through a reset, or has been: its next boot is another one.
 
-        What was printed before the byte `offset` is of the old life.
+        What was printed before the byte `offset` is of the last boot.
         """
         while self._lines and self._lines[0].start < offset:
             self._lines.popleft()
@@ -185,24 +185,24 @@ class Follower:
         self.boots.append(Boot(expected, start=now, again=True))
         self.boot.reach(Phase.SCHEDULED, now, "backend")
 
-    def knows(self, nonce: str) -> None:
+    def accept_nonce(self, nonce: str) -> None:
         """The machine may run this boot script the next time."""
         self._nonces.append(nonce)
 
-    def go_on_from(self, boot: Boot) -> None:
+    def resume(self, boot: Boot) -> None:
         """The machine was restored: this is how it had come up, and what was printed is known."""
         self.boots = [boot]
-        self._fetch_count = len(self._server.fetches())
+        _, self._fetch_position = self._server.fetches_since(self._fetch_position)
         self._scripts_seen = 1
 
-    def see_past(self, lines: Iterable[Line]) -> None:
-        """What was printed in the boot under way before we came."""
+    def replay(self, lines: Iterable[Line]) -> None:
+        """Look at what was printed in the boot under way before the console was attached."""
         for line in lines:
             self._see_line(line)
-        self._observe()
+        self._look()
 
-    def forgive_resets(self) -> None:
-        """It may have gone through more boots than were waited for."""
+    def accept_resets(self) -> None:
+        """It may have gone through more boots than were waited for: that is no fault."""
         self._scripts_seen = len(self.boots)
 
     @property

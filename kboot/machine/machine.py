@@ -1,4 +1,4 @@
-"""One attempt to boot a kernel: the machine, its console, how far it is, and how it ended."""
+"""A machine under test, through all its boots: its console, its guest, and how it ended."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError, KernelCrash, NoCrash, NoReboot
-from kboot.guest import Guest
+from kboot.guest import CommandRecord, Guest
 from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
 from kboot.kernel import Kernel
 from kboot.log import logger, step
-from kboot.machine import expectations, faults, identity
+from kboot.machine import expectations, faults
 from kboot.machine.boot import Boot
 from kboot.machine.channels import Channels
 from kboot.machine.expectations import ExpectedCrash, ReportFilter, crash_of
@@ -27,14 +27,14 @@ from kboot.machine.publishing import Load, publish_script
 from kboot.machine.saved import WAKE_LIMIT_S, SavedMachine
 from kboot.machine.settings import MachineSettings
 
-#: Seconds in which the guest can still answer that it has begun.
+#: Seconds in which the guest can still answer that the command was started.
 _LEAD_S = 1
-#: In which a guest that was asked to panic says the first line of it.
+#: Seconds from `panic` to the first line of the kernel's report.
 _PANIC_LIMIT_S = 30.0
 
 
 class Machine:
-    """A machine from power-on to its end. Made by `kboot.machine.boot`."""
+    """A machine from power-on to its end. Made by `power_on` and `take_over`."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Machine:
         self._next: tuple[Load, Expected] | None = None
         self._fetched_before: tuple[Fetch, ...] = ()
         self._reports_when_ready = 0
-        #: How many reports there were when a panic was asked for that has not come.
-        self._provoked: int | None = None
+        #: How many reports there were when `panic` was called; None once the panic has come.
+        self._reports_before_panic: int | None = None
         #: What the machine is to come back from.
         self._crash: ExpectedCrash | None = None
         #: The ways into the guest, while it is up.
@@ -95,13 +95,23 @@ class Machine:
         return self.channels.on_console
 
     @property
+    def name(self) -> str:
+        """Its name, unique among the machines of a run."""
+        return self.settings.spec.name
+
+    @property
+    def commands(self) -> Sequence[CommandRecord]:
+        """The last 100 commands that were run in its guest, in all its boots, oldest first."""
+        return self.channels.history.records
+
+    @property
     def boots(self) -> Sequence[Boot]:
-        """The milestones of each boot of this machine; the last one may be under way."""
+        """Each boot of this machine, in order; the last one may be under way."""
         return self.follower.boots
 
     @property
     def boot(self) -> Boot:
-        """Of the boot under way, or of the last one."""
+        """The boot under way, or the last one."""
         return self.follower.boot
 
     @property
@@ -125,26 +135,28 @@ class Machine:
         ours = filter(self._expected.concerns, self.server.fetches())
         return [*self._fetched_before, *ours]
 
-    def wait_until_ready(self, timeout_s: float | None = None) -> None:
+    def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait for the login prompt, prove that it is the right kernel, and log in.
 
-        Raises `InfraError` if the host is at fault, `GuestError` if the guest is, as soon as that
-        can be known.
+        It may take `timeout` seconds; unless given, as long as the settings say. Raises
+        `InfraError` if the host is at fault, `GuestError` if the guest is, as soon as that can be
+        known.
         """
-        deadline = self._deadline(timeout_s)
+        deadline = self._deadline(timeout)
         self.follower.follow(deadline, lambda: self.boot.ready)
         if self.boot.ready and (fault := self.follower.contradiction(deadline)):
             raise fault
-        self._enter(deadline)
-        self._hear(self.channels.on_console)
+        self._log_in_and_verify(deadline)
+        self._require_output(self.channels.on_console)
 
-    def _enter(self, deadline: Deadline) -> None:
-        """Log in where it is ready, and have it prove what it is."""
+    def _log_in_and_verify(self, deadline: Deadline) -> None:
+        """Log in where it is ready, and verify that it runs the right kernel."""
         if not self.boot.ready:
-            raise self.boot.late(time.monotonic() - self.boot.since)
+            waited_s = time.monotonic() - self.boot.since
+            raise self.boot.late(waited_s, limit_s=deadline.seconds)
         guest = self._log_in(deadline)
-        self.boot_ids.append(identity.prove(guest, self._expected, known=self.boot_ids))
-        self.channels.reach(self.settings, deadline)
+        self.boot_ids.append(faults.prove(guest.unrecorded(), self._expected, known=self.boot_ids))
+        self.channels.connect(self.settings, deadline)
         self._reports_when_ready = len(self.console.reports)
 
     def _log_in(self, deadline: Deadline) -> Guest:
@@ -157,65 +169,70 @@ class Machine:
         except GuestError as error:
             raise faults.unless_doubted(error, self.boot.doubt) from error
 
-    def _hear(self, guest: Guest) -> None:
+    def _require_output(self, guest: Guest) -> None:
         """`GuestError` if the kernel prints nothing on the serial line, and could."""
-        heard = Phase.LINUX in self.boot.reached
-        if heard or faults.is_quiet(self._expected.command_line):
+        printed = Phase.LINUX in self.boot.reached
+        if printed or faults.is_quiet(self._expected.command_line):
             return
-        if not identity.prints_on(guest, self._expected.console):
-            raise faults.unheard(self._expected)
+        if not faults.prints_on(guest.unrecorded(), self._expected.console):
+            raise faults.silent_kernel(self._expected)
 
-    def meet(self, lines: Sequence[Line]) -> None:
-        """Take up a machine that somebody else has booted: wait until it is ready, and prove it.
+    def take_over(self, lines: Sequence[Line]) -> None:
+        """Go on with a machine that somebody else has booted: wait until it is ready, verify it.
 
         `lines` are what it has printed in this boot. As `wait_until_ready`; but what it has fetched
         long ago is not asked of the boot server, which may be another one.
         """
-        self.follower.see_past(lines)
+        self.follower.replay(lines)
         if not lines or Phase.LINUX in self.boot.reached:
-            self.follower.forgive_resets()
+            self.follower.accept_resets()
             wake_terminal(self.console, Deadline(WAKE_LIMIT_S))
         deadline = self._deadline(None)
         self.follower.follow(deadline, lambda: self.boot.ready)
-        self._enter(deadline)
+        self._log_in_and_verify(deadline)
 
-    def adopt(self, saved: SavedMachine) -> None:
-        """Take up a machine that goes on from where it was saved: it is ready, as it was then.
+    def resume(self, saved: SavedMachine) -> None:
+        """Go on with a machine that was restored: it is ready, as it was when it was saved.
 
         `GuestError` if the guest does not answer, `InfraError` if it is another one.
         """
-        self.follower.go_on_from(saved.boots())
+        self.follower.resume(saved.first_boot())
         self.restored_from = saved.key
         self._fetched_before = saved.fetches
         with step("wake the guest"):
-            guest, boot_id = resume(self.console, saved.agent, Deadline(WAKE_LIMIT_S))
+            guest, boot_id = resume(
+                self.console,
+                saved.agent,
+                Deadline(WAKE_LIMIT_S),
+                history=self.channels.history,
+            )
         if boot_id != saved.boot_id:
             raise InfraError(f"another machine was restored: its boot_id is {boot_id}")
         self.boot_ids.append(boot_id)
-        self.channels.take_up(guest)
-        self.channels.reach(self.settings, Deadline(WAKE_LIMIT_S))
+        self.channels.use_console(guest)
+        self.channels.connect(self.settings, Deadline(WAKE_LIMIT_S))
         self._reports_when_ready = len(self.console.reports)
 
-    def wait_for_line(self, pattern: str, timeout_s: float | None = None) -> str:
+    def wait_for_line(self, pattern: str, timeout: float | None = None) -> str:
         """Wait for a line on the console, since power-on, in which `pattern` is found; the line.
 
         The last line counts as it stands: a prompt never ends. The boot is followed meanwhile, and
         what goes wrong with it raised, as by `wait_until_ready`.
         """
-        return self.follower.wait_for_line(pattern, self._deadline(timeout_s))
+        return self.follower.wait_for_line(pattern, self._deadline(timeout))
 
-    def wait_for_reboot(self, timeout_s: float | None = None) -> None:
+    def wait_for_reboot(self, timeout: float | None = None) -> None:
         """Wait until the machine is back: another script fetch, another kernel, another boot_id.
 
-        Without `timeout_s`, it may take as long as the first boot. `NoReboot` if it runs on,
-        `HungAfterPanic` if it stands still after an expected crash, `SecondCrash` or `RebootLoop`
-        if it goes down once more, `WrongKernel` if another kernel comes up.
+        It may take `timeout` seconds; unless given, as long as the first boot. `NoReboot` if
+        it runs on, `HungAfterPanic` if it stands still after an expected crash, `SecondCrash` or
+        `RebootLoop` if it goes down once more, `WrongKernel` if another kernel comes up.
         """
         if self.boot.ready:
-            self._begin_life()
+            self._begin_boot()
         try:
             with step("wait for the reboot"):
-                self.wait_until_ready(timeout_s)
+                self.wait_until_ready(timeout)
         except (KernelCrash, NoReboot) as error:
             if self._crash is None:
                 raise
@@ -227,28 +244,28 @@ class Machine:
             ) from error
         self._crash = None
 
-    def reboot(self) -> None:
-        """Have the guest reboot itself in good order, and wait until it is back."""
+    def reboot(self, timeout: float | None = None) -> None:
+        """Have the guest reboot itself cleanly, and wait until it is back."""
         guest = self.console_guest
         self._expect_reset()
         guest.spawn(f"sleep {_LEAD_S}; reboot")
-        self.wait_for_reboot()
+        self.wait_for_reboot(timeout)
 
-    def reset(self) -> None:
+    def reset(self, timeout: float | None = None) -> None:
         """Push the reset button and wait until the machine is back."""
         self._expect_reset()
         self.vm.reset()
-        self.wait_for_reboot()
+        self.wait_for_reboot(timeout)
 
-    def restart(self) -> None:
-        """Cut the power, switch it on again, and wait until the machine is back."""
+    def restart(self, timeout: float | None = None) -> None:
+        """Cut the power, power on again, and wait until the machine is back."""
         self._expect_reset()
         self.vm.restart()
         self.console.attach(self.vm.stream)
-        self.wait_for_reboot()
+        self.wait_for_reboot(timeout)
 
     def load_next(self, load: Load, nonce: str | None = None) -> str:
-        """Switch the boot script, in one step: what the machine loads from its next reset on.
+        """Replace the boot script, in one step: what the machine loads from its next reset on.
 
         Returns the nonce by which that is told from all that ran before.
         """
@@ -256,49 +273,49 @@ class Machine:
             self.server, load, evidence_directory=self.evidence_directory, nonce=nonce
         )
         self._next = (load, expected)
-        self.follower.knows(expected.nonce)
+        self.follower.accept_nonce(expected.nonce)
         return expected.nonce
 
     def follow_reset(self) -> None:
         """The machine has gone through a reset by itself: wait until it is back.
 
-        What it died of is forgiven.
+        What it died of is no fault any more.
         """
         self.console.expect_reset()
         self._crash = None
-        self._begin_life()
-        self.follower.forgive_resets()
+        self._begin_boot()
+        self.follower.accept_resets()
         self.wait_until_ready()
 
     def panic(self) -> None:
-        """Have the guest's kernel panic, by sysrq; say so first, with `expect_crash`.
+        """Make the guest's kernel panic, by sysrq; call it inside `expect_crash`.
 
-        A test that does not say so fails, also if it ends before the kernel does.
+        Outside, the test fails, also if it ends before the kernel does.
         """
-        self._provoked = len(self.console.reports)
+        self._reports_before_panic = len(self.console.reports)
         self.guest.spawn(f"sleep {_LEAD_S}; echo c > /proc/sysrq-trigger")
 
     @contextlib.contextmanager
     def expect_crash(
-        self, kind: str | None = None, *, match: str | None = None, timeout_s: float = 60.0
+        self, kind: str | None = None, *, match: str | None = None, timeout: float = 60.0
     ) -> Iterator[ExpectedCrash]:
         """The block provokes a crash of this kind or family, see `expectations.Wanted`.
 
         `match` is found in its title or its first line. When the kernel dies of it, the block ends
         there. `WrongCrash` for another crash, `SecondCrash` for one that does not follow from the
-        first, `NoCrash` if none has come `timeout_s` after the block's end. A reboot after it is
-        expected as well: see `wait_for_reboot`.
+        first, `NoCrash` if none has come `timeout` seconds after the block's end. A reboot after it
+        is expected as well: see `wait_for_reboot`.
         """
         description = expectations.wanted(kind, match)
         with self.follower.expecting_reset():
             with expectations.expecting(
-                self.console, description, tolerates=self._tolerates, timeout_s=timeout_s
+                self.console, description, tolerates=self._tolerates, timeout_s=timeout
             ) as crash:
                 yield crash
             self.report_filter.expect(crash)
             self._crash = crash
             if crash.fatal:
-                self._begin_life(crash.died_at)
+                self._begin_boot(crash.died_at)
 
     def _tolerates(self, report: CrashReport) -> bool:
         """Whether the kernel may say this in passing."""
@@ -312,53 +329,54 @@ class Machine:
         """Return if all is well now; raise what is wrong with the host or the guest."""
         self.console.check()
 
-    def check_reports(self) -> None:
+    def check_reports(self, timeout: float = _PANIC_LIMIT_S) -> None:
         """`check`, and raise `KernelCrash` for a report that nobody expected or allowed.
 
-        A panic that was asked for is waited for; `NoCrash` if it does not come.
+        A panic that was asked for is waited for; `NoCrash` if it does not come in `timeout`
+        seconds.
         Each report counts once. The setting ``warnings`` may have it logged instead.
         """
-        self._wait_for_panic()
+        self._wait_for_panic(timeout)
         self.check()
         unexpected = self.report_filter.sort(self.console.reports)
         for report in unexpected:
-            logger.warning("%s: the kernel reported: %s", self.settings.machine_name, report.title)
+            logger.warning("%s: the kernel reported: %s", self.name, report.title)
         if self.settings.warnings == "fail" and (crash := crash_of(unexpected)):
             raise crash
 
-    def _wait_for_panic(self) -> None:
-        before, self._provoked = self._provoked, None
+    def _wait_for_panic(self, timeout: float) -> None:
+        before, self._reports_before_panic = self._reports_before_panic, None
         if before is None:
             return
         pause = self.console.watch("panic that was asked for")
-        for remaining_s in Deadline(_PANIC_LIMIT_S).poll(0):
+        for remaining_s in Deadline(timeout).poll(0):
             if len(self.console.reports) > before:
                 return
             pause(remaining_s)
         raise NoCrash(
-            f"panic() was called, and no panic came in {_PANIC_LIMIT_S:g} s, last console line: "
+            f"panic() was called, and no panic came in {timeout:g} s, last console line: "
             f"{self.console.last_line!r}"
         )
 
     def check_host(self) -> None:
-        """What every wait on the console asks from time to time."""
+        """What every wait on the console checks from time to time."""
         self.vm.check()
         self.server.check()
         self.follower.check()
 
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self.settings.timeout_s if timeout_s is None else timeout_s)
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(self.settings.timeout_s if timeout is None else timeout)
 
     def _expect_reset(self) -> None:
         self.console.expect_reset()
         self._crash = None
-        self.follower.forgive_resets()
-        self._begin_life(self.console.mark())
+        self.follower.accept_resets()
+        self._begin_boot(self.console.mark())
 
-    def _begin_life(self, offset: int = 0) -> None:
-        """Its next boot is another one; what was printed before `offset` is of the old life."""
-        self.channels.forget()
-        self._provoked = None
+    def _begin_boot(self, offset: int = 0) -> None:
+        """Its next boot is another one; what was printed before `offset` is of the last boot."""
+        self.channels.close()
+        self._reports_before_panic = None
         if self._next is not None:
             (load, self._expected), self._next = self._next, None
             self.kernel, self.settings = load.kernel, load.settings

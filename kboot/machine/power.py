@@ -5,11 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kboot import boot_messages
-from kboot.backend import BootServer, ExistingVirtualMachine, PersistentBackend, VirtualMachine
+from kboot.backend import (
+    Backend,
+    BootServer,
+    ExistingVirtualMachine,
+    MachineSpec,
+    PersistentBackend,
+    SnapshotBackend,
+    VirtualMachine,
+)
 from kboot.console import Console
 from kboot.console.text import normalise
 from kboot.crash import Scanner
@@ -20,60 +28,79 @@ from kboot.machine import evidence
 from kboot.machine.follower import OnPhase
 from kboot.machine.machine import Machine
 from kboot.machine.phases import Expected
-from kboot.machine.publishing import Load, script_for
-from kboot.machine.settings import MachineSettings, machine_spec
+from kboot.machine.publishing import Load, publish_script, script_for, upload
+from kboot.machine.saved import SavedMachine
+from kboot.machine.settings import MachineSettings
+from kboot.state import disk_faults_named
 
 
 @contextlib.contextmanager
-def attended(
-    vm: VirtualMachine,
+def power_on(
+    backend: Backend,
     server: BootServer,
-    *,
     kernel: Kernel,
     settings: MachineSettings,
-    expected: Expected,
+    *,
     evidence_directory: Path,
-    on_phase: OnPhase,
-    start: float,
-    past: bytes = b"",
-    forgiven: int = 0,
+    on_phase: OnPhase = lambda _milestone, _seconds: None,
+    saved: SavedMachine | None = None,
+    savable: bool = False,
+    nonce: str | None = None,
 ) -> Iterator[Machine]:
-    """The boot of a machine for the length of the ``with``, however that ends.
+    """Power a machine on that boots `kernel` from `server`; it is gone after the ``with``.
 
-    `past` is what it has printed already, of which `forgiven` bytes are of boots that are over.
+    Inside, `Machine.wait_until_ready` follows the boot. `on_phase` is called with each milestone
+    and the seconds since power-on. However the block ends, `evidence_directory` then tells of it.
+
+    With `saved`, the machine does not boot but goes on from there, and is ready. With `savable`, it
+    can be saved. Both need a `SnapshotBackend`. The boot's `nonce` is a new one unless it is given.
     """
-    with contextlib.ExitStack() as stack:
-        console = stack.enter_context(
-            Console(
-                vm.stream,
-                record=evidence_directory,
-                scanner=Scanner(),
-                check=lambda: machine.check_host(),
-                past=past,
-                forgiven=forgiven,
-            )
+    start = time.monotonic()
+    with disk_faults_named(evidence_directory):
+        evidence.prepare(evidence_directory)
+        expected = publish_script(
+            server,
+            upload(server, kernel, settings),
+            evidence_directory=evidence_directory,
+            nonce=saved.expected.nonce if saved else nonce,
         )
-        machine = Machine(
+    spec = replace(settings.spec, boot_file=server.url(expected.script_path))
+    with (
+        disk_faults_named(evidence_directory),
+        _start(backend, spec, settings, saved, savable=savable) as vm,
+        _attached(
+            vm,
+            server,
             kernel=kernel,
             settings=settings,
             expected=expected,
-            vm=vm,
-            server=server,
-            console=console,
             evidence_directory=evidence_directory,
-            start=start,
             on_phase=on_phase,
-        )
-        stack.callback(machine.channels.hang_up)
-        try:
-            yield machine
-        except BaseException as error:
-            evidence.write(evidence_directory, machine, error, duration_s=time.monotonic() - start)
-            raise
-        # Nobody may have looked at the machine after it died.
-        fatal = console.fatal
-        crash = KernelCrash(fatal.title, fatal) if fatal else None
-        evidence.write(evidence_directory, machine, crash, duration_s=time.monotonic() - start)
+            start=start,
+            past=saved.past() if saved else b"",
+        ) as machine,
+    ):
+        if saved:
+            machine.resume(saved)
+        yield machine
+
+
+def _start(
+    backend: Backend,
+    spec: MachineSpec,
+    settings: MachineSettings,
+    saved: SavedMachine | None,
+    *,
+    savable: bool,
+) -> contextlib.AbstractContextManager[VirtualMachine]:
+    deadline = Deadline(settings.timeout_s)
+    if saved is None and not savable:
+        return backend.power_on(spec, deadline)
+    if not isinstance(backend, SnapshotBackend):
+        raise TypeError(f"the backend {backend.name} has no machines that can be saved")
+    return backend.power_on(
+        spec, deadline, saved=saved.directory if saved else None, savable=savable
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +112,12 @@ class TakenOver:
     begin: int
 
     def wait_until_ready(self) -> None:
-        """Wait until it is ready, and have it prove that it is what it should be."""
-        self.machine.meet(self.machine.console.lines(since=self.begin))
+        """Wait until it is ready, and verify that it runs the right kernel."""
+        self.machine.take_over(self.machine.console.lines(since=self.begin))
 
 
 @contextlib.contextmanager
-def meet(
+def take_over(
     backend: PersistentBackend,
     server: BootServer,
     loads: Mapping[str, Load],
@@ -98,7 +125,7 @@ def meet(
     evidence_directory: Path,
     on_phase: OnPhase,
 ) -> Iterator[TakenOver]:
-    """A machine that may be in any of the boots in `loads`, by their nonces, the likeliest last.
+    """Take over a machine in any of the boots in `loads`, by their nonces, the likeliest last.
 
     `InfraError` if what it says last is that it booted by another script.
     """
@@ -106,7 +133,7 @@ def meet(
     start = time.monotonic()
     nonce, load = list(loads.items())[-1]
     expected, text = script_for(server, load, nonce)
-    spec = machine_spec(load.settings, server.url(expected.script_path))
+    spec = replace(load.settings.spec, boot_file=server.url(expected.script_path))
     with backend.power_on(spec, Deadline(load.settings.timeout_s)) as vm:
         past = vm.past() if isinstance(vm, ExistingVirtualMachine) else b""
         begin = present_boot(past)
@@ -117,7 +144,7 @@ def meet(
             load = loads[nonce]
             expected, text = script_for(server, load, nonce)
         (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
-        with attended(
+        with _attached(
             vm,
             server,
             kernel=load.kernel,
@@ -130,8 +157,60 @@ def meet(
             forgiven=begin,
         ) as machine:
             for other in loads:
-                machine.follower.knows(other)
+                machine.follower.accept_nonce(other)
             yield TakenOver(machine=machine, begin=begin)
+
+
+@contextlib.contextmanager
+def _attached(
+    vm: VirtualMachine,
+    server: BootServer,
+    *,
+    kernel: Kernel,
+    settings: MachineSettings,
+    expected: Expected,
+    evidence_directory: Path,
+    on_phase: OnPhase,
+    start: float,
+    past: bytes = b"",
+    forgiven: int = 0,
+) -> Iterator[Machine]:
+    """The machine with its console; at the end of the ``with``, its evidence is written.
+
+    `past` is what it has printed already, of which `forgiven` bytes are of boots that are over.
+    """
+    with contextlib.ExitStack() as stack:
+        console = Console(
+            vm.stream,
+            record=evidence_directory,
+            scanner=Scanner(),
+            check=lambda: machine.check_host(),
+            past=past,
+            forgiven=forgiven,
+        )
+        machine = Machine(
+            kernel=kernel,
+            settings=settings,
+            expected=expected,
+            vm=vm,
+            server=server,
+            console=console,
+            evidence_directory=evidence_directory,
+            start=start,
+            on_phase=on_phase,
+        )
+        # It reads from here on: whoever follows the boot is told of the first line as well.
+        stack.enter_context(console)
+        stack.callback(machine.channels.disconnect)
+        try:
+            yield machine
+        except BaseException as error:
+            evidence.write(evidence_directory, machine, error, duration_s=time.monotonic() - start)
+            raise
+        # Nobody may have looked at the machine after it died.
+        fatal = console.fatal
+        crash = KernelCrash(fatal.title, fatal) if fatal else None
+        evidence.write(evidence_directory, machine, crash, duration_s=time.monotonic() - start)
 
 
 def present_boot(said: bytes) -> int:
@@ -151,14 +230,14 @@ def present_boot(said: bytes) -> int:
             candidate = position
         if candidate is not None and (started or loads):
             begin, candidate, kernel = candidate, None, False
-        elif candidate is not None and _runs_on(line):
+        elif candidate is not None and _is_system(line):
             candidate = None
         kernel = kernel or started
         position += len(raw) + 1
     return begin if candidate is None else candidate
 
 
-def _runs_on(line: str) -> bool:
+def _is_system(line: str) -> bool:
     """Whether this is of a system that runs."""
     return bool(boot_messages.kernel_message(line) or boot_messages.begins_with_prompt(line))
 

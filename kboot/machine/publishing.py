@@ -35,7 +35,7 @@ class ArtifactStore(Protocol):
 
 
 def upload(
-    shelf: ArtifactStore,
+    store: ArtifactStore,
     kernel: Kernel,
     settings: MachineSettings,
     on_progress: OnProgress = ignore_progress,
@@ -51,7 +51,7 @@ def upload(
     """
     wanted = [kernel.image] if kernel_url is None else []
     wanted += settings.initrds if initrd_urls is None else ()
-    urls = _put_all(shelf, list(dict.fromkeys(wanted)), on_progress)
+    urls = _put_all(store, list(dict.fromkeys(wanted)), on_progress)
     return Load(
         kernel=kernel,
         settings=settings,
@@ -63,10 +63,10 @@ def upload(
 
 
 def _put_all(
-    shelf: ArtifactStore, files: Sequence[Path], on_progress: OnProgress
+    store: ArtifactStore, files: Sequence[Path], on_progress: OnProgress
 ) -> dict[Path, str]:
     if len(files) < 2:
-        return {file: shelf.put(file, on_progress) for file in files}
+        return {file: store.put(file, on_progress) for file in files}
     lock, ended = threading.Lock(), threading.Event()
 
     def tell(progress: Progress) -> None:
@@ -77,7 +77,7 @@ def _put_all(
 
     pool = ThreadPoolExecutor(len(files), thread_name_prefix="kboot-put")
     try:
-        puts = [pool.submit(shelf.put, file, tell) for file in files]
+        puts = [pool.submit(store.put, file, tell) for file in files]
         # As soon as one has failed, the others need not go on.
         for put in as_completed(puts):
             put.result()
@@ -109,11 +109,11 @@ def publish_script(
 def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, str]:
     """What is to be seen of a boot of `load`, and the text of its boot script."""
     settings = load.settings
-    query = f"m={settings.machine_name}&b={nonce}"
+    query = f"m={settings.spec.name}&b={nonce}"
     command_line = ipxe.command_line(
         nonce=nonce,
-        architecture=settings.architecture,
-        firmware=settings.firmware,
+        architecture=settings.spec.architecture,
+        firmware=settings.spec.firmware,
         initrd_count=len(load.initrd_urls),
         extra=settings.command_line,
     )
@@ -137,11 +137,11 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
         },
         release=load.kernel.release,
         command_line=command_line,
-        console=ipxe.CONSOLES[settings.architecture],
+        console=ipxe.CONSOLES[settings.spec.architecture],
     )
     return expected, text
 
 
 def _script_name(settings: MachineSettings) -> str:
     """The name under which the server has a machine's boot script."""
-    return f"{settings.machine_name}/boot.ipxe"
+    return f"{settings.spec.name}/boot.ipxe"

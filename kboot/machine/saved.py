@@ -70,7 +70,7 @@ class SavedMachine:
         """What the guest had printed before it was saved."""
         return (self.directory / CONSOLE).read_bytes()
 
-    def boots(self) -> Boot:
+    def first_boot(self) -> Boot:
         """How it came up, as if it had become ready just now."""
         start = time.monotonic() - max(after for _, after, _ in self.boot)
         boot = Boot(self.expected, start=start)
@@ -97,10 +97,10 @@ def parts(
         "initrds": " ".join(initrd_sha256s),
         "command line": settings.command_line,
         # Whoever demands real firmware does not want a machine that has never seen any.
-        "firmware start": settings.firmware_start,
+        "firmware start": settings.spec.firmware_start,
         # Who is logged in; the password only got him in.
         "user": settings.user,
-        "architecture": settings.architecture,
+        "architecture": settings.spec.architecture,
         # What runs in the guest's shell must be what this version talks to.
         "kboot": f"{__version__} {guest_digest()}",
     }
@@ -122,8 +122,8 @@ def save(machine: Machine, store: SnapshotStore, key: Mapping[str, str]) -> Save
         vm.snapshot(directory)
         first = machine.boots[0]
         return {
-            "about": f"Linux {machine.kernel.release}, {machine.settings.firmware}, "
-            f"{machine.settings.memory_mib} MiB, {machine.machine_description}",
+            "about": f"Linux {machine.kernel.release}, {machine.settings.spec.firmware}, "
+            f"{machine.settings.spec.memory_mib} MiB, {machine.machine_description}",
             "expected": dataclasses.asdict(first.expected),
             "boot_id": machine.boot_id,
             "milestones": [

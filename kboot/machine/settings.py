@@ -1,12 +1,13 @@
-"""What a boot is made of, as one value."""
+"""What a machine is, what it loads, and how to log in, as one value."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from kboot import ipxe
-from kboot.backend import Firmware, FirmwareStart, MachineSpec
+from kboot.backend import MachineSpec
 from kboot.config import Channel, Config, Warnings
 from kboot.kernel import Kernel, require_architecture
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs, resolve_rootfs
@@ -17,13 +18,8 @@ from kboot.ssh import authorized_key
 class MachineSettings:
     """The machine, what it loads beside its kernel, and how to log in."""
 
-    #: A DNS label, unique among the machines of a run.
-    machine_name: str = "m0"
-    architecture: str = "x86_64"
-    memory_mib: int = 512
-    cpus: int = 1
-    firmware: Firmware = "bios"
-    firmware_start: FirmwareStart = "real"
+    #: Its boot file is known when it is powered on.
+    spec: MachineSpec = field(default_factory=MachineSpec)
     #: Appended to kboot's own parameters; a ``console=`` or ``panic=`` here replaces ours.
     command_line: str = ""
     #: In the order in which the kernel unpacks them.
@@ -36,8 +32,21 @@ class MachineSettings:
     channel: Channel = "console"
     #: What a test makes of reports that the kernel survives, see `Machine.check_reports`.
     warnings: Warnings = "fail"
-    #: For the hypervisor, as they are.
-    extra_arguments: tuple[str, ...] = ()
+
+    def named(self, name: str) -> MachineSettings:
+        """The same for a machine of this name."""
+        return replace(self, spec=replace(self.spec, name=name))
+
+    def reached_by(self, channel: Channel) -> MachineSettings:
+        """The same for a guest that is reached by this channel."""
+        return replace(self, channel=channel, spec=replace(self.spec, ssh=channel != "console"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it by name, flat, without the password: for people and for result.json."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        spec = {each.name: getattr(self.spec, each.name) for each in fields(self.spec)}
+        del own["spec"], own["password"], spec["boot_file"]
+        return {"machine_name": spec.pop("name"), **spec, **own}
 
 
 def settings_for(
@@ -68,52 +77,41 @@ def settings_for(
     channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
     settings = MachineSettings(
-        machine_name=machine_name,
-        architecture=kernel.architecture,
-        memory_mib=config.memory_mib,
-        cpus=config.cpus,
-        firmware=config.firmware,
-        firmware_start=config.firmware_start,
+        spec=_spec(kernel, config, machine_name),
         command_line=config.cmdline,
         initrds=(*rootfs, *modules, *config.initrd, *keys),
-        channel=channel,
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
         warnings=config.warnings,
-        extra_arguments=config.qemu_arguments,
     )
-    return _fitting(settings)
+    return _fitting(settings.reached_by(channel))
+
+
+def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
+    """The machine: each of its fields that is a setting of the same name has its value."""
+    names = {each.name for each in fields(MachineSpec)} & {each.name for each in fields(config)}
+    return MachineSpec(
+        name=name,
+        architecture=kernel.architecture,
+        extra_arguments=config.qemu_arguments,
+        **{each: getattr(config, each) for each in names},
+    )
 
 
 def _fitting(settings: MachineSettings) -> MachineSettings:
     """These settings, if their command line is not too long."""
     line = ipxe.command_line(
         nonce=ipxe.new_nonce(),
-        architecture=settings.architecture,
-        firmware=settings.firmware,
+        architecture=settings.spec.architecture,
+        firmware=settings.spec.firmware,
         initrd_count=len(settings.initrds),
         extra=settings.command_line,
     )
     ipxe.check_command_line_fits(
-        line, architecture=settings.architecture, firmware=settings.firmware
+        line, architecture=settings.spec.architecture, firmware=settings.spec.firmware
     )
     return settings
-
-
-def machine_spec(settings: MachineSettings, boot_file: str = "") -> MachineSpec:
-    """The machine that these settings ask for."""
-    return MachineSpec(
-        name=settings.machine_name,
-        boot_file=boot_file,
-        memory_mib=settings.memory_mib,
-        cpus=settings.cpus,
-        firmware=settings.firmware,
-        firmware_start=settings.firmware_start,
-        architecture=settings.architecture,
-        ssh=settings.channel != "console",
-        extra_arguments=settings.extra_arguments,
-    )
 
 
 def _keys(user: str) -> Path:

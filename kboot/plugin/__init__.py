@@ -1,4 +1,4 @@
-"""The pytest plugin: options, fixtures, markers, and how results are told.
+"""The pytest plugin: options, fixtures, markers, hooks, and how results are reported.
 
 It is loaded in every pytest run of everyone who has kboot installed, so it imports next to nothing
 until a test asks for a kboot fixture.
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kboot.config import SETTINGS
-from kboot.errors import ConfigError, GuestError, InfraError, KbootError
-from kboot.plugin import signals, workers
+from kboot.errors import ConfigError, KbootError
+from kboot.plugin import hookspecs, signals, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
     MARKER,
@@ -25,7 +25,17 @@ from kboot.plugin.options import (
     option,
     read_config,
 )
-from kboot.plugin.reporting import allowed_lines, hide_our_frames, properties, sections
+from kboot.plugin.reporting import (
+    Handover,
+    allowed_lines,
+    correct_junit,
+    hide_our_frames,
+    mark_verdict,
+    new_reports,
+    properties,
+    sections,
+    verdict_of,
+)
 
 if TYPE_CHECKING:
     from kboot.backend import BootServer
@@ -34,9 +44,8 @@ if TYPE_CHECKING:
     from kboot.machine import Machine
     from kboot.session import Session
 
-_BOOT = pytest.StashKey["Machine"]()
-#: How many reports of the kernel were judged when the test got its machine.
-_KNOWN = pytest.StashKey[int]()
+#: The machine of a test, from when it got it.
+_HANDOVER = pytest.StashKey[Handover]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,6 +62,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         )
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hooks that users may implement."""
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers; with ``--kernel`` and no arguments, run the acceptance suite too."""
     config.addinivalue_line(
@@ -65,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{ALLOW_MARKER}(kind=None, match=None): a report of the kernel that does not fail this "
         "test, by its kind, or by a pattern for its title or first line, or both",
     )
+    config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
     if option(config, "kernel") is None:
         return
@@ -190,14 +205,17 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
     from kboot.isolation import User  # noqa: PLC0415
 
     config, fresh = config_for(request.node)
+    pytest_config = request.config
 
     def remember(machine: Machine) -> None:
-        # Also one that fails to come up: the report of the test tells about it.
-        request.node.stash[_BOOT] = machine
-        request.node.stash[_KNOWN] = machine.report_filter.seen
+        # Also one that fails to come up: the report of the test shows its console.
+        request.node.stash[_HANDOVER] = Handover(machine)
         machine.report_filter.allowances = allowances(request.node)
 
-    return kboot_session.machine(
+    kboot_session.on_evidence = lambda directory: pytest_config.hook.pytest_kboot_evidence_written(
+        config=pytest_config, directory=directory
+    )
+    machine = kboot_session.machine(
         kboot_session.settings(config),
         name=request.node.name,
         fresh=fresh,
@@ -205,6 +223,8 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
         user=User(test=request.node.nodeid, module=request.node.nodeid.partition("::")[0]),
         on_machine=remember,
     )
+    request.node.ihook.pytest_kboot_machine_ready(item=request.node, machine=machine)
+    return machine
 
 
 @pytest.fixture
@@ -217,40 +237,78 @@ def guest(machine: Machine) -> Guest:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Tell the hooks what the kernel reported in a boot that failed."""
+    try:
+        return (yield)
+    except BaseException:
+        _tell_of_crashes(item)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """A test whose kernel crashed or complained has failed, even if it has not looked."""
-    result = yield
-    if machine := item.stash.get(_BOOT, None):
-        machine.check_reports()
+    try:
+        result = yield
+        if handover := item.stash.get(_HANDOVER, None):
+            handover.machine.check_reports()
+    finally:
+        _tell_of_crashes(item)
     return result
+
+
+def _tell_of_crashes(item: pytest.Item) -> None:
+    if handover := item.stash.get(_HANDOVER, None):
+        for report in new_reports(handover):
+            item.ihook.pytest_kboot_crash_seen(item=item, machine=handover.machine, report=report)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the kernel said; count trouble with the host as an error, not as a failure."""
+    """Show what was done and what the kernel said; note whether the host or the kernel failed."""
     error = call.excinfo.value if call.excinfo else None
     shown = True
     if isinstance(error, KbootError) and not item.config.getoption("fulltrace"):
         shown = hide_our_frames(error)
-    machine = item.stash.get(_BOOT, None)
-    if call.when == "call" and machine:
+    handover = item.stash.get(_HANDOVER, None)
+    if call.when == "call" and handover:
+        machine = handover.machine
         # A test that failed by itself does not leave its reports to the next one.
         machine.report_filter.sort(machine.console.reports)
         item.user_properties.extend(properties(machine))
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
-    if report.failed and machine:
-        report.sections.extend(sections(machine, item.stash[_KNOWN]))
-    # For pytest, its terminal and its JUnit file, what fails in its call has failed, and what fails
-    # in its set-up is an error. For kboot it does not matter when, but who is at fault.
-    if isinstance(error, InfraError) and report.when == "call":
-        report.when = "setup"
-    if isinstance(error, GuestError) and report.when == "setup":
-        report.when = "call"
+    if report.failed and handover:
+        report.sections.extend(sections(handover))
+    mark_verdict(report, error)
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """A fault of the host is an error, and one of the kernel a failure, whenever it happened."""
+    match verdict_of(report):
+        case "error":
+            return "error", "E", "ERROR"
+        case "failed":
+            return "failed", "F", "FAILED"
+    return None
+
+
+class _JUnit:
+    """The same in JUnit's file, which has its own view of what is an error."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """After pytest has added the report."""
+        correct_junit(self._config, report)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,16 +1,21 @@
-"""How results are told: what a failure shows, what JUnit's file gets, and the summary's lines."""
+"""How results are reported: error or failure, what a failed test shows, JUnit, the summary."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kboot.errors import GuestError, InfraError
+
 if TYPE_CHECKING:
+    from kboot.crash import CrashReport
+    from kboot.guest import CommandRecord
     from kboot.machine import Machine
 
 #: The name of the property that holds a report that a test allowed.
@@ -21,8 +26,12 @@ _RUNNERS = {"_pytest", "pluggy", "pytest"}
 _LIBRARIES = {"urllib3", "kubernetes", "paramiko"}
 _STANDARD = Path(contextlib.__file__).parent
 _INSTALLED = {"site-packages", "dist-packages"}
-#: How much of the console a failure shows.
+#: How much of the console a failure shows, how many commands, and how much of their output.
 _TAIL_LINES = 40
+_COMMANDS = 10
+_OUTPUT_LINES = 10
+#: The attribute of a report that says whose fault it is.
+_VERDICT = "kboot_verdict"
 #: kboot's own code, but for the tests that it brings along.
 _PACKAGE = Path(__file__).parent.parent
 
@@ -72,19 +81,40 @@ def _is_hidden(frame: FrameType) -> bool:
     return standard or frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES
 
 
-def sections(machine: Machine, known: int = 0) -> list[tuple[str, str]]:
-    """For a failed test's report: what the kernel died of, the console's end, where more is.
+class Handover:
+    """A machine as a test got it: what was there before is not this test's."""
 
-    Of the kernel's reports, those after the first `known`, which are of earlier tests; and the one
-    that it is dead of.
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        #: How many reports of the kernel earlier tests have had.
+        self.known = machine.report_filter.seen
+        self.time = datetime.now(UTC)
+        #: How many reports the hooks were told of.
+        self.told = self.known
+
+
+def new_reports(handover: Handover) -> Sequence[CrashReport]:
+    """The kernel's reports since the last call, or since the test got its machine."""
+    reports = handover.machine.console.reports[handover.told :]
+    handover.told += len(reports)
+    return reports
+
+
+def sections(handover: Handover) -> list[tuple[str, str]]:
+    """For a failed test's report: crashes, commands, the console's end, where the evidence is.
+
+    Of the kernel's reports, those since the test got its machine, and the one that it died of.
     """
     from kboot.guest.frames import without_frames  # noqa: PLC0415  only with a machine
 
-    reports = machine.console.reports[known:]
+    machine = handover.machine
+    reports = machine.console.reports[handover.known :]
     fatal = machine.console.fatal
     if fatal is not None and fatal not in reports:
         reports = (fatal, *reports)
     found = [(f"kboot crash: {report.title}", report.text) for report in reports]
+    if commands := [each for each in machine.commands if each.time >= handover.time]:
+        found.append((f"kboot commands, last {_COMMANDS}", transcript(commands[-_COMMANDS:])))
     # What a command printed comes in frames, for programs to read.
     said = ((line.text, without_frames(line.text)) for line in machine.console.lines())
     shown = [rest for text, rest in said if rest or not text]
@@ -92,6 +122,61 @@ def sections(machine: Machine, known: int = 0) -> list[tuple[str, str]]:
     found.append((f"kboot console, last {_TAIL_LINES} lines", tail))
     found.append(("kboot evidence", str(machine.evidence_directory)))
     return found
+
+
+def transcript(commands: Iterable[CommandRecord]) -> str:
+    """Commands as a terminal would show them, each with the end of its output and how it ended."""
+    lines = []
+    for each in commands:
+        output = each.output_tail.splitlines()
+        cut = ["..."] if len(output) > _OUTPUT_LINES else []
+        status = "unknown" if each.exit_status is None else each.exit_status
+        lines += [
+            f"$ {each.command}",
+            *cut,
+            *output[-_OUTPUT_LINES:],
+            f"[exit status {status}, {each.duration_s:.2f} s]",
+        ]
+    return "\n".join(lines)
+
+
+def mark_verdict(report: pytest.TestReport, error: BaseException | None) -> None:
+    """Note whose fault a failure is, where pytest would get it from when it happened.
+
+    To pytest, what fails in its call has failed, and what fails in its set-up is an error.
+    """
+    if isinstance(error, InfraError) and report.when == "call":
+        setattr(report, _VERDICT, "error")
+    if isinstance(error, GuestError) and report.when == "setup":
+        setattr(report, _VERDICT, "failed")
+
+
+def verdict_of(report: object) -> str | None:
+    """What `mark_verdict` has noted: ``error``, ``failed``, or None for pytest's own view.
+
+    pytest-xdist carries it from the worker, as it does with all attributes of a report.
+    """
+    verdict: str | None = getattr(report, _VERDICT, None)
+    return verdict
+
+
+def correct_junit(config: pytest.Config, report: pytest.TestReport) -> None:
+    """Have JUnit's file say ``error`` or ``failure`` as `verdict_of` does.
+
+    pytest (8 and 9) decides by `report.when` alone, and has no public way to choose.
+    """
+    from _pytest.junitxml import xml_key  # noqa: PLC0415
+
+    verdict, junit = verdict_of(report), config.stash.get(xml_key, None)
+    if verdict is None or junit is None:
+        return
+    was, now = ("failure", "error") if verdict == "error" else ("error", "failure")
+    for element in reversed(junit.node_reporter(report).nodes):
+        if element.tag == was:
+            element.tag = now
+            junit.stats[was] -= 1
+            junit.stats[now] += 1
+            return
 
 
 def properties(machine: Machine) -> list[tuple[str, object]]:

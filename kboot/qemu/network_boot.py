@@ -17,7 +17,7 @@ from kboot.backend import MachineSpec
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
-from kboot.errors import ConfigError, InfraError
+from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.locks import lock_file
 from kboot.log import step
 from kboot.qemu.accel import qemu_version
@@ -90,7 +90,7 @@ def choose(program: str, accelerator: Accelerator, wanted: Path | None = None) -
     return require_program(wanted)
 
 
-def rom_has_ipxe(program: str, accelerator: Accelerator) -> bool:
+def rom_has_ipxe(program: str, accelerator: Accelerator, limit_s: float = _PROBE_LIMIT_S) -> bool:
     """Whether the ROM boots UEFI machines with iPXE: asked of a guest once, and remembered.
 
     It is asked again where QEMU, its ROM or the UEFI firmware is another one. `InfraError` if the
@@ -103,7 +103,7 @@ def rom_has_ipxe(program: str, accelerator: Accelerator) -> bool:
         known = _recall(answers)
         if key not in known:
             with step("see what the network card's ROM does under UEFI"):
-                known[key] = _probe(program, accelerator)
+                known[key] = _probe(program, accelerator, Deadline(limit_s))
             kept = dict(list(known.items())[-_KEPT_ANSWERS:])
             new = answers.with_name(f".{answers.name}")
             new.write_text(json.dumps(kept, indent=1), encoding="utf-8")
@@ -111,8 +111,7 @@ def rom_has_ipxe(program: str, accelerator: Accelerator) -> bool:
         return known[key]
 
 
-def _probe(program: str, accelerator: Accelerator) -> bool:
-    deadline = Deadline(_PROBE_LIMIT_S)
+def _probe(program: str, accelerator: Accelerator, deadline: Deadline) -> bool:
     with state.run_directory() as run:
         folder = run / "probe"
         folder.mkdir()
@@ -125,7 +124,13 @@ def _probe(program: str, accelerator: Accelerator) -> bool:
             Console(machine.stream, record=None, scanner=Scanner(), check=machine.check) as console,
         ):
             wanted = [re.compile(_MARKER), EDK2_CLIENT, _NOTHING]
-            return console.expect(wanted, deadline, since=0).index == 0
+            try:
+                return console.expect(wanted, deadline=deadline, since=0).index == 0
+            except GuestError as error:
+                # No kernel had a part in it.
+                raise InfraError(
+                    f"UEFI machines do not come to boot from the network here: {error}"
+                ) from error
 
 
 def _recall(memory: Path) -> dict[str, bool]:

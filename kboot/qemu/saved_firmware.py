@@ -59,7 +59,7 @@ def saver(machine: QemuVirtualMachine, deadline: Deadline) -> Callable[[Path], M
             machine.powered_on(deadline),
             Console(machine.stream, record=None, scanner=Scanner(), check=machine.check) as console,
         ):
-            if console.expect([_MARKER, EDK2_CLIENT], deadline, since=0).index == 1:
+            if console.expect([_MARKER, EDK2_CLIENT], deadline=deadline, since=0).index == 1:
                 raise InfraError(
                     "the firmware's state cannot be saved: EDK II's own client boots this machine "
                     "from the network instead of iPXE; see kboot doctor"

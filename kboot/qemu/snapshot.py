@@ -177,9 +177,11 @@ def save_devices(qmp: Qmp, target: Path, deadline: Deadline) -> None:
         with theirs:
             qmp.hand_over(_CHANNEL, theirs.fileno(), deadline)
         qmp.execute("migrate", deadline, uri=f"fd:{_CHANNEL}")
-        ours.settimeout(deadline.remaining)
-        while data := ours.recv(1 << 20):
-            file.write(data)
+        try:
+            while data := _receive(ours, deadline):
+                file.write(data)
+        except TimeoutError as error:
+            raise InfraError("QEMU does not come to an end with saving the machine") from error
     for _ in deadline.poll(_POLL_S):
         found = qmp.execute("query-migrate", deadline)
         if found.get("status") == "completed":
@@ -187,6 +189,12 @@ def save_devices(qmp: Qmp, target: Path, deadline: Deadline) -> None:
         if found.get("status") in {"failed", "cancelled"}:
             raise InfraError(f"QEMU cannot save the machine: {found.get('error-desc', found)}")
     raise InfraError("QEMU does not come to an end with saving the machine")
+
+
+def _receive(source: socket.socket, deadline: Deadline) -> bytes:
+    # A time-out of 0 would be another mode of the socket.
+    source.settimeout(max(deadline.remaining, 0.001))
+    return source.recv(1 << 20)
 
 
 def load_devices(qmp: Qmp, source: Path, deadline: Deadline) -> None:

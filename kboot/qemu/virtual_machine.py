@@ -118,10 +118,10 @@ class QemuVirtualMachine:
                 self._powered_off = False
 
     def restart(self) -> None:
-        """Cut the power and switch it on again: a new QEMU process with empty memory."""
+        """Cut the power and power on again: a new QEMU process with empty memory."""
         with self._lock, step("power cycle"):
             self._power.close()
-            self._switch_on(Deadline(_CONTROL_LIMIT_S), saved=None)
+            self._power_on(Deadline(_CONTROL_LIMIT_S), saved=None)
 
     def snapshot(self, directory: Path) -> None:
         """Write memory and devices to `directory`, an empty one; the guest then runs on.
@@ -130,7 +130,7 @@ class QemuVirtualMachine:
         """
         with self._lock, step("snapshot"):
             if not self._savable:
-                raise InfraError(f"the machine {self.spec.name} was not switched on to be saved")
+                raise InfraError(f"the machine {self.spec.name} was not started to be saved")
             deadline = Deadline(_CONTROL_LIMIT_S)
             try:
                 snapshot.save_devices(self._qmp, directory / snapshot.DEVICES, deadline)
@@ -140,15 +140,6 @@ class QemuVirtualMachine:
             finally:
                 with contextlib.suppress(QmpClosed):
                     self._command("cont")
-
-    def restore(self, directory: Path) -> None:
-        """Cut the power and go on from what `snapshot` has put into `directory`.
-
-        `InfraError` if QEMU does not take it; the machine is then off.
-        """
-        with self._lock, step("restore"):
-            self._power.close()
-            self._switch_on(Deadline(_CONTROL_LIMIT_S), saved=directory)
 
     def ssh_address(self) -> tuple[str, int]:
         """Host and port here that lead to the guest's port 22. `InfraError` if there are none."""
@@ -195,19 +186,19 @@ class QemuVirtualMachine:
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(self._log, directory / "qemu.log")
 
-    # ------------------------------------------------------------------------------------ its life
+    # ------------------------------------------------------------------------------------- running
 
     @contextlib.contextmanager
     def powered_on(self, deadline: Deadline) -> Iterator[None]:
         """Run QEMU for the length of the ``with``."""
         try:
             with step(f"QEMU {self.spec.name}"):
-                self._switch_on(deadline, saved=self._saved)
+                self._power_on(deadline, saved=self._saved)
             yield
         finally:
             self._power.close()
 
-    def _switch_on(self, deadline: Deadline, *, saved: Path | None) -> None:
+    def _power_on(self, deadline: Deadline, *, saved: Path | None) -> None:
         if saved is None and self._firmware:
             self._start(deadline, self._firmware.directory)
             self._stream.sendall(self._firmware.key)

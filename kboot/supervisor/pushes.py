@@ -192,7 +192,7 @@ class Pushes:
             images_of=images_of.settings if images_of else None,
         )
         self._channel = self._channel or settings.channel
-        settings = replace(settings, channel=self._channel)
+        settings = settings.reached_by(self._channel)
         load = upload(
             self._store,
             kernel,
@@ -254,7 +254,7 @@ class Pushes:
             found = next((push for push in self._all if push.number == number), None)
         if found is None:
             which = "push before the current one" if number is None else f"push {number}"
-            raise ConfigError(f"there is no {which} to go back to; see kboot push --list")
+            raise ConfigError(f"there is no {which} to go back to; see kboot pushes")
         return found
 
     def collect(self, keep: int, running: Collection[str]) -> tuple[list[Push], Freed]:

@@ -243,10 +243,10 @@ class MachineSession:
             return
         try:
             # Whoever had the console may have typed there.
-            self.machine.channels.lend_console()
+            self.machine.channels.release_console()
         except KbootError as error:
             logger.debug("the shell was not left in order: %s", error)
-            self.machine.channels.forget()
+            self.machine.channels.close()
         if self._keeper.note.proved == self.machine.boot.expected.nonce:
             self.events.enter(State(name="ready"))
             self._look_after()
@@ -354,7 +354,7 @@ class MachineSession:
     def run(self, command: str, timeout_s: float) -> dict[str, Any]:
         """Run a command in the guest."""
         with self._guest("a command runs") as guest:
-            result = guest.run(command, timeout_s=timeout_s)
+            result = guest.run(command, timeout=timeout_s)
         return {
             "exit_status": result.exit_status,
             "stdout": result.stdout_bytes.decode("latin-1"),
@@ -370,12 +370,12 @@ class MachineSession:
             on_progress(Progress(file=file, step="copy", done=done, size=size))
 
         with self._guest("a file is copied") as guest, _local_named(local):
-            guest.put(file, remote, Deadline(timeout_s), on_progress=report)
+            guest.put(file, remote, timeout=timeout_s, on_progress=report)
 
     def get(self, remote: str, local: str, timeout_s: float) -> None:
         """Copy a file of the guest to this host."""
         with self._guest("a file is copied") as guest, _local_named(local):
-            guest.get(remote, Path(local), Deadline(timeout_s))
+            guest.get(remote, Path(local), timeout=timeout_s)
 
     def lend_console(self) -> None:
         """Somebody is going to type: the guest's shell is theirs."""
@@ -385,8 +385,10 @@ class MachineSession:
             if size := self._keyboard.size:
                 # Without stty, or without the right to, they do it themselves.
                 with contextlib.suppress(GuestError, InfraError):
-                    self.machine.console_guest.run(set_size(size), timeout_s=_SIZE_LIMIT_S)
-            self.machine.channels.lend_console()
+                    self.machine.console_guest.unrecorded().run(
+                        set_size(size), timeout=_SIZE_LIMIT_S
+                    )
+            self.machine.channels.release_console()
 
     def resize(self) -> None:
         """The terminal of who types has another size: the guest's shell is told, if it waits."""
@@ -415,7 +417,7 @@ class MachineSession:
     def _need_ready(self) -> None:
         """`GuestError` if the guest is not up, `InfraError` if that is the host's fault."""
         self._look_after()
-        name, state = self.machine.settings.machine_name, self.events.state
+        name, state = self.machine.name, self.events.state
         if state.name == "ready":
             # What runs in the guest is not waited for while the host is at fault.
             self.supply.recreate()

@@ -30,7 +30,7 @@ from kboot.config import Config, load
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import logger
-from kboot.machine import Machine, Milestone, meet, open_backend, power_on, reopen_backend
+from kboot.machine import Machine, Milestone, open_backend, power_on, reopen_backend, take_over
 from kboot.rpc import Request
 from kboot.state import evidence_directory
 from kboot.supervisor import registry, verbs
@@ -106,7 +106,7 @@ class Supervisor:
             return future
         if preempt and self._boot:
             # Before the job is there to be begun: it must not hit that one.
-            self._boot.follower.give_up()
+            self._boot.follower.cancel()
         self._jobs.put((work, future))
         return future
 
@@ -114,7 +114,7 @@ class Supervisor:
         """Switch the machine off and end."""
         self._stopping.set()
         if self._boot:
-            self._boot.follower.give_up()
+            self._boot.follower.cancel()
         self._jobs.put(None)
 
     def leave(self) -> None:
@@ -172,7 +172,7 @@ class Supervisor:
             self.pushes = Pushes(server, self.config, self.place.name)
             self.pushes.restore(note.pushes, note.current)
             handover = HandoverWriter(backend, self.pushes, note)
-            with meet(
+            with take_over(
                 backend,
                 server,
                 note.loads,

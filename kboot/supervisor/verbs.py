@@ -208,7 +208,7 @@ def _ssh(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
     if machine.settings.channel == "console" or not isinstance(machine.vm, SshVirtualMachine):
         raise ConfigError(
             f"{supervisor.place.name} was started without ssh; kboot down, and kboot up with "
-            "--channel ssh and a root file system that has a server, or use kboot run"
+            "--channel ssh and a root file system that has a server, or use kboot exec"
         )
     host, port = machine.vm.ssh_address()
     user = machine.settings.user

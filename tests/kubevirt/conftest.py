@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from kboot.backend import BootServer
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt import KubevirtBackend, open_kubevirt
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.cluster.rights import Rights
 
@@ -51,7 +52,7 @@ def cluster(
 
 @pytest.fixture
 def backend(cluster: Cluster) -> Iterator[KubevirtBackend]:
-    with open_kubevirt(ClusterSettings()) as backend:
+    with open_kubevirt(ClusterConfig()) as backend:
         yield backend
     left = [*cluster.objects("virtualmachines"), *cluster.objects("configmaps")]
     if left:

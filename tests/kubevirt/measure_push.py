@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kboot.config import load
 from kboot.deadline import Deadline
-from kboot.kubevirt import KubevirtBackend, open_kubevirt, settings_from
+from kboot.kubevirt import KubevirtBackend, open_kubevirt
 
 _ROUNDS = 9
 #: The second lowest and the second highest of nine have the median between them with 96 %
@@ -36,7 +36,7 @@ def main(megabytes: int) -> None:
     config = load({"backend": "kubevirt"}, os.environ, Path.cwd())
     with (
         tempfile.TemporaryDirectory() as directory,
-        open_kubevirt(settings_from(config)) as backend,
+        open_kubevirt(config) as backend,
         backend.serve(Deadline(120)) as server,
     ):
         artifact = Path(directory, "artifact")

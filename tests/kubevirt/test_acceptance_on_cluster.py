@@ -19,7 +19,7 @@ def test_the_acceptance_suite_passes_and_leaves_nothing(
     image = images.reference(ipxe_disk)
     cluster.virt.disks.images[image] = ipxe_disk
     options = [f"--kernel={debian_kernel}", "--kboot-backend=kubevirt", "--pyargs"]
-    options.append(f"--kboot-ipxe-disk={image}")
+    options.append(f"--kboot-cluster-ipxe-disk={image}")
     evidence = tmp_path / "evidence"
     done = subprocess.run(
         [

@@ -21,16 +21,14 @@ import pytest
 
 from kboot.backend import ExistingVirtualMachine, MachineSpec
 from kboot.cli import main
-from kboot.config import Config, load
+from kboot.config import ClusterConfig, Config, load
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kubevirt import (
-    ClusterSettings,
     KubevirtBackend,
     open_kubevirt,
     open_persistent,
     ownership,
-    settings_from,
     take_over_persistent,
 )
 from kboot.kubevirt.api import (
@@ -59,7 +57,7 @@ import time
 from kboot.backend import MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
-from kboot.kubevirt import open_kubevirt, settings_from
+from kboot.kubevirt import open_kubevirt
 from tests.kubevirt.test_any_cluster import settings
 with open_kubevirt(settings(real={real})) as backend, backend.serve(Deadline(120)) as server:
     spec = MachineSpec(name="m", boot_file=server.write("m/boot.ipxe", "#!ipxe"))
@@ -69,9 +67,9 @@ with open_kubevirt(settings(real={real})) as backend, backend.serve(Deadline(120
 """
 
 
-def settings(*, real: bool) -> ClusterSettings:
+def settings(*, real: bool) -> ClusterConfig:
     """As the user has it for a cluster of his own, else kboot's defaults."""
-    return settings_from(load({}, ENVIRON, Path.cwd())) if real else ClusterSettings()
+    return load({}, ENVIRON, Path.cwd()) if real else ClusterConfig()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +124,7 @@ def client(config: Config) -> Iterator[Client]:
 
 @pytest.fixture
 def backend(config: Config) -> Iterator[KubevirtBackend]:
-    with open_kubevirt(settings_from(config)) as backend:
+    with open_kubevirt(config) as backend:
         yield backend
 
 
@@ -142,7 +140,7 @@ def objects_of(client: Client, run: str) -> list[str]:
 
 
 def test_a_machine_that_is_left_is_met_by_who_comes_next(config: Config, client: Client) -> None:
-    chosen = replace(settings_from(config), owner="kboot-test")
+    chosen = replace(config, cluster_owner="kboot-test")
     spec = MachineSpec(name="stays", boot_file="http://none/boot.ipxe")
     with open_persistent(chosen, "stays") as first, first.serve(Deadline(120)):
         first.keep("a note")
@@ -221,7 +219,7 @@ def test_a_machine_that_fits_no_node_is_told_at_once(backend: KubevirtBackend) -
 
 
 def test_an_image_that_is_nowhere_is_told_soon(config: Config, *, real: bool) -> None:
-    wanted = replace(settings(real=real), nginx_image="localhost/none:1")
+    wanted = replace(settings(real=real), cluster_nginx_image="localhost/none:1")
     with (
         open_kubevirt(wanted) as backend,
         pytest.raises(ClusterError, match="image localhost/none:1 cannot be pulled"),

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from kboot.backend import ReattachableMachine, Stream
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt import KubevirtBackend, open_kubevirt
 from kboot.kubevirt.api import connect, open_websocket
 from kboot.kubevirt.api.client import VMI_ACTIONS
 from tests.kubevirt.cluster import Cluster, running_cluster
@@ -59,7 +60,10 @@ def test_what_was_said_before_the_console_was_attached_is_filled_and_marked(
 
 
 def test_a_machine_that_is_started_paused_is_heard_from_its_first_byte(cluster: Cluster) -> None:
-    with open_kubevirt(ClusterSettings(attach="paused")) as backend, powered_on(backend) as machine:
+    with (
+        open_kubevirt(ClusterConfig(cluster_attach="paused")) as backend,
+        powered_on(backend) as machine,
+    ):
         # The firmware's boot menu is skipped: somebody has pressed a key.
         heard = read_until(machine.stream, b"line 3\r\n")
     assert heard.startswith(b"Press ESC for boot menu.\r\n")

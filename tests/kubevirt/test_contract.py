@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kboot.backend import MachineSpec
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kubevirt import manifests, vm_manifest
@@ -25,7 +26,6 @@ from kboot.kubevirt.api import (
     open_websocket,
 )
 from kboot.kubevirt.api.client import SERVICES, VM_ACTIONS, VMI_ACTIONS
-from kboot.kubevirt.settings import ClusterSettings
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.recordings import RECORDINGS, calls, needs_recordings, rows, watched
 from tests.kubevirt.talking import talking
@@ -56,7 +56,7 @@ def client(cluster: Cluster) -> Iterator[Client]:
 
 def create(client: Client) -> None:
     spec = MachineSpec(name="m", boot_file="http://none/")
-    client.create(vm_manifest.manifest(spec, RUN, ClusterSettings()), Deadline(5))
+    client.create(vm_manifest.manifest(spec, RUN, ClusterConfig()), Deadline(5))
 
 
 def ask(
@@ -123,7 +123,7 @@ def test_a_machine_that_is_stopped_answers_as_recorded(client: Client) -> None:
 def test_a_name_that_is_taken_is_refused_as_recorded(client: Client) -> None:
     create(client)
     other = MachineSpec(name="m", boot_file="http://other/")
-    manifest = vm_manifest.manifest(other, RUN, ClusterSettings())
+    manifest = vm_manifest.manifest(other, RUN, ClusterConfig())
     manifest["metadata"]["labels"] = {"made-by": "somebody else"}
     with pytest.raises(ApiError) as error:
         client.create(manifest, Deadline(5))
@@ -223,7 +223,7 @@ def test_actions_refuse_who_takes_nothing_but_json_as_recorded(client: Client) -
 
 
 def test_the_service_proxy_without_a_server_is_answered_as_recorded(client: Client) -> None:
-    service = manifests.boot_server(RUN, ClusterSettings(), token="t")[2]
+    service = manifests.boot_server(RUN, ClusterConfig(), token="t")[2]
     service["metadata"]["name"] = "empty"
     client.create(service, Deadline(5))
     for name in ("http:empty:http", "http:empty:nope", "http:none:http"):
@@ -256,7 +256,7 @@ def test_what_an_account_may_not_is_refused_as_recorded(cluster: Cluster, client
 
 def test_a_field_in_the_wrong_place_is_refused(client: Client) -> None:
     spec = MachineSpec(name="m", boot_file="http://none/")
-    manifest = vm_manifest.manifest(spec, RUN, ClusterSettings())
+    manifest = vm_manifest.manifest(spec, RUN, ClusterConfig())
     manifest["spec"]["template"]["spec"]["domain"]["bootFileName"] = "http://none/"
     with pytest.raises(ApiError, match=r"domain: unknown field bootFileName") as error:
         client.create(manifest, Deadline(5))

@@ -86,7 +86,7 @@ def test_an_image_that_cannot_be_pulled_is_named() -> None:
     fault = next(fault for pod in pods if (fault := diagnosis.pod_fault(pod)))
     assert "the image localhost/none:1 cannot be pulled (ErrImagePull)" in fault
     assert "connection refused" in fault
-    assert "--pull-secret" in fault
+    assert "--cluster-pull-secret" in fault
 
 
 def test_a_killed_launcher_pod_is_no_fault_of_the_guests() -> None:
@@ -301,7 +301,9 @@ def test_uefi_that_does_not_boot_by_ipxe_is_told_with_the_remedy() -> None:
     )
     milestones = Boot(expected, start=0)
     text = "".join(row["text"] for row in rows("uefi-pxe-e99", "console_data"))
-    with pytest.raises(InfraError, match=r"NBP filesize is 0; .* a disk with iPXE \(--ipxe-disk"):
+    with pytest.raises(
+        InfraError, match=r"NBP filesize is 0; .* a disk with iPXE \(--cluster-ipxe-disk"
+    ):
         _see_all(milestones, text)
 
 

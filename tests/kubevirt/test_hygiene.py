@@ -9,19 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kboot.cli import main
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_kubevirt, ownership
+from kboot.kubevirt import open_kubevirt, ownership
 from kboot.kubevirt.api import connect, errors
 from kboot.kubevirt.checks import allows_restricted, lacking_rights
 from kboot.kubevirt.manifests import HEARTBEAT, PROCESS
 from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.cluster.store import now
 from tests.kubevirt.talking import talking
 
 #: A run with a boot server and a machine, that says when it is up and then goes on for ever.
@@ -29,8 +31,9 @@ RUN = """
 import time
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_kubevirt
-with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
+from kboot.config import ClusterConfig
+from kboot.kubevirt import open_kubevirt
+with open_kubevirt(ClusterConfig()) as backend, backend.serve(Deadline(20)) as server:
     spec = MachineSpec(name="m", boot_file=server.write("m/boot.ipxe", "#!ipxe"))
     with backend.power_on(spec, Deadline(20)) as machine:
         while machine.stream.recv(65536):
@@ -102,7 +105,7 @@ def test_runs_that_were_killed_are_removed_and_nothing_else_is_touched(cluster: 
         run.send_signal(signal.SIGKILL)
         run.communicate()
     assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
-    with open_kubevirt(ClusterSettings()) as living:
+    with open_kubevirt(ClusterConfig()) as living:
         make_old(cluster)
         owner = cluster.call(lambda: cluster.store.get("configmaps", "team", living.run.name))
         assert owner is not None
@@ -127,7 +130,7 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
         assert run.stdout.readline() == b"up\n"
         assert main(["runs", "--backend", "kubevirt"]) == 0
         shown = capsys.readouterr().out
-        assert " old, lives\n  kboot-r" in shown
+        assert " old, live\n  kboot-r" in shown
         assert shown.rstrip().endswith("-m  Running")
         assert main(["runs", "--backend", "kubevirt", "--json"]) == 0
         (told,) = json.loads(capsys.readouterr().out)
@@ -144,7 +147,7 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
     assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
     assert everything(cluster) == set()
     assert main(["runs", "--backend", "kubevirt"]) == 0
-    assert capsys.readouterr().out.endswith("no run is there\n")
+    assert capsys.readouterr().out.endswith("no runs\n")
 
 
 def test_a_run_that_was_killed_on_this_host_is_known_to_be_dead_at_once(
@@ -167,20 +170,48 @@ def test_a_run_that_was_killed_on_this_host_is_known_to_be_dead_at_once(
     assert everything(cluster) == before
 
 
+def move_elsewhere(cluster: Cluster) -> None:
+    """Let the processes of all runs be on another host."""
+
+    def move(owner: dict[str, Any]) -> None:
+        note = json.loads(owner["metadata"]["annotations"][PROCESS])
+        elsewhere = json.dumps(note | {"host": "elsewhere", "pid": 1})
+        owner["metadata"]["annotations"][PROCESS] = elsewhere
+
+    change_runs(cluster, move)
+
+
 def test_of_a_run_on_another_host_only_the_heartbeat_tells(cluster: Cluster) -> None:
-    with open_kubevirt(ClusterSettings()):
-
-        def move(owner: dict[str, Any]) -> None:
-            note = json.loads(owner["metadata"]["annotations"][PROCESS])
-            elsewhere = json.dumps(note | {"host": "elsewhere", "pid": 1})
-            owner["metadata"]["annotations"][PROCESS] = elsewhere
-
-        change_runs(cluster, move)
+    with open_kubevirt(ClusterConfig()):
+        move_elsewhere(cluster)
         (run,) = ownership.find_runs(connect())
         assert (run.running, run.dead) == (None, False)
         make_old(cluster)
         (run,) = ownership.find_runs(connect())
         assert run.dead
+
+
+@pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
+def test_a_run_of_a_host_with_another_clock_is_not_taken_for_dead(
+    cluster: Cluster, ahead_s: float
+) -> None:
+    cluster.store.ahead_s = ahead_s
+    try:
+        with open_kubevirt(ClusterConfig()) as ours:
+            move_elsewhere(cluster)
+            (run,) = ownership.find_runs(connect())
+            assert abs(run.silent_s) < 30
+            assert abs(run.age_s) < 30
+            # As a colleague whose clock is the cluster's would say that it lives.
+            _set_heartbeats(cluster, now(ahead_s))
+            assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+            assert ("configmaps", ours.run.name) in everything(cluster)
+            # And as nobody has for long.
+            _set_heartbeats(cluster, now(ahead_s - 1000))
+            assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
+            assert ("configmaps", ours.run.name) not in everything(cluster)
+    finally:
+        cluster.store.ahead_s = 0.0
 
 
 @pytest.mark.parametrize("command", ["list", "runs", "gc"])
@@ -195,7 +226,7 @@ def test_a_namespace_that_does_not_exist_is_not_taken_for_an_empty_one(
 
 def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kboot.kubevirt.ownership.HEARTBEAT_S", 0.05)
-    with open_kubevirt(ClusterSettings()) as backend:
+    with open_kubevirt(ClusterConfig()) as backend:
         make_old(cluster)
         for _ in Deadline(5).poll(0.05):
             owner = cluster.call(lambda: cluster.store.get("configmaps", "team", backend.run.name))
@@ -203,6 +234,24 @@ def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.Monkey
             if not owner["metadata"]["annotations"][HEARTBEAT].startswith("2026-01-01"):
                 return
     pytest.fail("the heartbeat is still old")
+
+
+def test_a_heartbeat_goes_on_whatever_goes_wrong(cluster: Cluster) -> None:
+    client, heard = connect(), []
+
+    def hear(owner: Mapping[str, Any]) -> None:
+        heard.append(owner["metadata"]["name"])
+        raise KeyError("annotations")
+
+    run = ownership.begin(client)
+    try:
+        with ownership.heartbeat(client, run, interval_s=0.05, heard=hear):
+            for _ in Deadline(10).poll(0.05):
+                if len(heard) >= 3:
+                    break
+    finally:
+        ownership.end(client, run)
+    assert len(heard) >= 3
 
 
 def test_doctor_finds_a_cluster_that_is_fit(
@@ -242,7 +291,7 @@ def test_doctor_asks_for_an_action_as_a_run_does_without_effect(
     [
         (["--firmware=bios"], "ok"),
         (["--firmware=uefi"], "warning"),
-        (["--firmware=uefi", "--ipxe-disk=registry/ipxe:1"], "ok"),
+        (["--firmware=uefi", "--cluster-ipxe-disk=registry/ipxe:1"], "ok"),
     ],
 )
 def test_doctor_doubts_uefi_without_a_disk_that_has_ipxe(

@@ -13,9 +13,10 @@ import pytest
 
 from kboot.backend import SshVirtualMachine
 from kboot.cli import main
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, GuestError
-from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt import KubevirtBackend, open_kubevirt
 from kboot.kubevirt.api import PODS, VIRTUAL_MACHINES, Client
 from kboot.kubevirt.api.client import VM_ACTIONS
 from kboot.kubevirt.api.errors import RULES
@@ -325,7 +326,7 @@ def test_an_account_with_the_printed_role_can_do_it_all(
     ]
     artifact = tmp_path / "artifact"
     artifact.write_bytes(b"kernel")
-    with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
+    with open_kubevirt(ClusterConfig()) as backend, backend.serve(Deadline(20)) as server:
         server.remove(server.put(artifact))
         with powered_on(backend) as machine:
             assert isinstance(machine, ClusterVirtualMachine)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +14,46 @@ from hypothesis import strategies as st
 
 from kboot.backend import MachineSpec
 from kboot.cli import main
+from kboot.config import ClusterConfig
 from kboot.errors import ConfigError
 from kboot.kubevirt import manifests, patch, vm_manifest
-from kboot.kubevirt.settings import ClusterSettings
-from tests.kubevirt import schema
+from tests.kubevirt import sample_manifests, schema
 from tests.kubevirt.recordings import needs_recordings
 
 RUN = manifests.Run(identifier="r123456789", namespace="team", owner_uid="c0ffee")
 SPEC = MachineSpec(name="m-1", boot_file="http://kboot/boot.ipxe")
-FULL = ClusterSettings(
-    pull_secrets=("registry",), claim="artifacts", ipxe_disk="registry/ipxe:1", attach="paused"
+FULL = ClusterConfig(
+    cluster_pull_secrets=("registry",),
+    cluster_claim="artifacts",
+    cluster_ipxe_disk="registry/ipxe:1",
+    cluster_attach="paused",
 )
 
 
-def everything(settings: ClusterSettings) -> list[dict[str, Any]]:
+def everything(settings: ClusterConfig) -> list[dict[str, Any]]:
     now = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
     return [
         manifests.owner(RUN, user="someone", now=now),
         *manifests.boot_server(RUN, settings, token="t0ken"),
-        manifests.storage("team", ClusterSettings(claim="artifacts", storage_class="fast")),
+        manifests.storage(
+            "team", ClusterConfig(cluster_claim="artifacts", cluster_storage_class="fast")
+        ),
     ]
 
 
 def machine(**changes: Any) -> dict[str, Any]:
-    settings = changes.pop("settings", ClusterSettings())
+    settings = changes.pop("settings", ClusterConfig())
     spec = MachineSpec(**({"name": "m-1", "boot_file": "http://kboot/boot.ipxe"} | changes))
     return vm_manifest.manifest(spec, RUN, settings)
 
 
-@pytest.mark.parametrize("settings", [ClusterSettings(), FULL], ids=["plain", "full"])
-def test_the_api_server_knows_every_field_of_the_boot_server(settings: ClusterSettings) -> None:
+@pytest.mark.parametrize("settings", [ClusterConfig(), FULL], ids=["plain", "full"])
+def test_the_api_server_knows_every_field_of_the_boot_server(settings: ClusterConfig) -> None:
     for manifest in everything(settings):
         assert schema.faults(manifest) == []
 
 
-#: What people with special nodes write into --patch.
+#: What people with special nodes write into --cluster-patch.
 SPECIAL: dict[str, Any] = {
     "kind": "VirtualMachine",
     "metadata": {"labels": {"team": "kernel"}, "annotations": {"note": "under test"}},
@@ -68,25 +75,29 @@ SPECIAL: dict[str, Any] = {
         }
     },
 }
-ON_CLAIM = ClusterSettings(ipxe_disk="pvc:ipxe", patches=(SPECIAL,))
+ON_CLAIM = ClusterConfig(cluster_ipxe_disk="pvc:ipxe")
 
 
 @needs_recordings
 @pytest.mark.parametrize(
-    "settings", [ClusterSettings(), FULL, ON_CLAIM], ids=["plain", "full", "patched"]
+    "settings", [ClusterConfig(), FULL, ON_CLAIM], ids=["plain", "full", "patched"]
 )
 @pytest.mark.parametrize(
     ("architecture", "firmware"), [("x86_64", "bios"), ("x86_64", "uefi"), ("aarch64", "uefi")]
 )
 @pytest.mark.parametrize("cpus", [1, 384])
 def test_the_api_server_knows_every_field_of_a_machine(
-    settings: ClusterSettings, firmware: str, architecture: str, cpus: int
+    settings: ClusterConfig, firmware: str, architecture: str, cpus: int, tmp_path: Path
 ) -> None:
+    if settings is ON_CLAIM:
+        path = tmp_path / "patch.yaml"
+        path.write_text(json.dumps(SPECIAL))
+        settings = replace(settings, cluster_patch=path)
     made = machine(settings=settings, firmware=firmware, architecture=architecture, cpus=cpus)
     assert schema.faults(made) == []
     cpu = made["spec"]["template"]["spec"]["domain"]["cpu"]
     assert cpu["sockets"] * cpu["cores"] * cpu["threads"] == cpus
-    if settings is ON_CLAIM:
+    if settings.cluster_patch:
         assert cpu["dedicatedCpuPlacement"] is True
 
 
@@ -95,13 +106,13 @@ def test_the_validator_finds_a_field_in_the_wrong_place() -> None:
     wrong = machine()
     wrong["spec"]["template"]["spec"]["domain"]["bootFileName"] = "http://kboot/"
     assert schema.faults(wrong) == ["$.spec.template.spec.domain: unknown field bootFileName"]
-    pod = manifests.boot_server(RUN, ClusterSettings(), token="t")[3]
+    pod = manifests.boot_server(RUN, ClusterConfig(), token="t")[3]
     pod["spec"]["containers"][0]["imagePolicy"] = "Always"
     assert schema.faults(pod) == ["$.spec.containers[0]: unknown field imagePolicy"]
 
 
 def test_the_boot_server_keeps_to_restricted_pod_security() -> None:
-    pod = manifests.boot_server(RUN, ClusterSettings(), token="t")[3]["spec"]
+    pod = manifests.boot_server(RUN, ClusterConfig(), token="t")[3]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     (container,) = pod["containers"]
@@ -112,14 +123,14 @@ def test_the_boot_server_keeps_to_restricted_pod_security() -> None:
 
 
 def test_the_token_is_in_the_secret_only() -> None:
-    secret, *others = manifests.boot_server(RUN, ClusterSettings(), token="s3cr3t")
+    secret, *others = manifests.boot_server(RUN, ClusterConfig(), token="s3cr3t")
     assert secret["kind"] == "Secret"
     assert "s3cr3t" in str(secret)
     assert "s3cr3t" not in str(others)
 
 
 def test_everything_of_a_run_carries_its_labels_and_goes_with_its_owner() -> None:
-    owner, *rest = [*everything(ClusterSettings())[:-1], machine()]
+    owner, *rest = [*everything(ClusterConfig())[:-1], machine()]
     assert owner["metadata"]["labels"] == manifests.labels("r123456789", component="run")
     for manifest in rest:
         assert manifest["metadata"]["labels"].items() >= {manifests.RUN_LABEL: "r123456789"}.items()
@@ -158,7 +169,7 @@ def test_a_boot_file_name_that_dhcp_cannot_carry_is_refused() -> None:
 
 
 def test_a_uefi_machine_boots_ipxe_from_its_disk_where_there_is_one() -> None:
-    def boot_order(settings: ClusterSettings, firmware: str) -> tuple[int, list[int]]:
+    def boot_order(settings: ClusterConfig, firmware: str) -> tuple[int, list[int]]:
         devices = machine(settings=settings, firmware=firmware)["spec"]["template"]["spec"][
             "domain"
         ]["devices"]
@@ -167,8 +178,8 @@ def test_a_uefi_machine_boots_ipxe_from_its_disk_where_there_is_one() -> None:
 
     assert boot_order(FULL, "uefi") == (2, [1])
     assert boot_order(FULL, "bios") == (1, [])
-    assert boot_order(ClusterSettings(), "uefi") == (1, [])
-    on_a_claim = machine(settings=ClusterSettings(ipxe_disk="pvc:ipxe"), firmware="uefi")
+    assert boot_order(ClusterConfig(), "uefi") == (1, [])
+    on_a_claim = machine(settings=ClusterConfig(cluster_ipxe_disk="pvc:ipxe"), firmware="uefi")
     spec = on_a_claim["spec"]["template"]["spec"]
     assert spec["volumes"] == [{"name": "ipxe", "persistentVolumeClaim": {"claimName": "ipxe"}}]
     # Several machines may have it at once.
@@ -236,7 +247,7 @@ spec:
     - name: nginx
       resources: {limits: {memory: 1Gi}}
 """)
-    settings = ClusterSettings(patches=patch.read(path))
+    settings = ClusterConfig(cluster_patch=path)
     plain, patched = machine(), machine(settings=settings)
     spec = patched["spec"]["template"]["spec"]
     assert spec["nodeSelector"] == {"disk": "fast"}
@@ -296,3 +307,22 @@ def test_the_manifests_can_be_printed_and_applied_by_hand(
         assert schema.faults(manifest) == []
         assert manifest["metadata"]["namespace"] == "mine"
         assert "ownerReferences" not in manifest["metadata"]
+
+
+def test_the_manifests_in_the_checkout_are_those_of_a_run() -> None:
+    text = sample_manifests.PATH.read_text(encoding="utf-8")
+    assert text == sample_manifests.text(), "run: python -m tests.kubevirt.sample_manifests"
+
+
+@pytest.mark.parametrize("name", ["yes", "12", "0x1f", "2026-01-02", "a: b", "null", "~"])
+def test_names_are_texts_whatever_they_look_like(name: str) -> None:
+    import yaml
+
+    settings = ClusterConfig(cluster_claim=name, cluster_storage_class=name)
+    run = manifests.Run(identifier="r1", namespace=name)
+    made = [*manifests.boot_server(run, settings, token="t"), manifests.storage(name, settings)]
+    assert list(yaml.safe_load_all(manifests.to_yaml(made))) == made
+    assert all(manifest["metadata"]["namespace"] == name for manifest in made)
+    files, *_ = made[3]["spec"]["volumes"]
+    assert files["persistentVolumeClaim"] == {"claimName": name}
+    assert made[-1]["metadata"]["name"] == made[-1]["spec"]["storageClassName"] == name

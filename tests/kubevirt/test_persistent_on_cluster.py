@@ -63,7 +63,7 @@ def wait_for_state(user: User, state: str, *, seconds: float = 60) -> str:
 def refused(user: User) -> subprocess.CompletedProcess[str]:
     """A command for a guest that cannot be had: it is refused at once."""
     start = time.monotonic()
-    done = user.try_("run", "--", "true")
+    done = user.try_("exec", "--", "true")
     assert time.monotonic() - start < 15
     return done
 
@@ -85,7 +85,7 @@ def test_a_persistent_machine_says_who_has_taken_what_from_it_and_goes_on(
             assert words in done.stderr
         # The other session has ended: the console is attached again, to the machine as it was.
         assert wait_for_state(user, "ready") == "0: "
-        assert user.type("run", "--", "cat", "/proc/sys/kernel/random/boot_id").strip() == boot_id
+        assert user.type("exec", "--", "cat", "/proc/sys/kernel/random/boot_id").strip() == boot_id
         assert "it is attached again" in user.ask("status")["notices"][-1]
         # Its node is drained.
         pod = cluster.instance().pod["metadata"]["name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from kboot.backend import BootServer
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
-from kboot.kubevirt import ClusterSettings, KubevirtBackend, join_kubevirt, open_kubevirt
+from kboot.kubevirt import KubevirtBackend, join_kubevirt, open_kubevirt
 from kboot.kubevirt.manifests import token_of
 from tests.kubevirt.cluster import TOKEN, Cluster, running_cluster
 from tests.kubevirt.cluster.pods import MISSING_IMAGE
@@ -80,7 +82,7 @@ def test_a_server_is_joined_by_another_process_and_stays_when_that_ends(
     artifact.write_bytes(b"kernel")
     for _ in range(2):
         with (
-            join_kubevirt(ClusterSettings(), backend.run.identifier) as joined,
+            join_kubevirt(ClusterConfig(), backend.run.identifier) as joined,
             joined.join_server(Deadline(20)) as same,
         ):
             assert same.put(artifact) == server.put(artifact)
@@ -89,7 +91,7 @@ def test_a_server_is_joined_by_another_process_and_stays_when_that_ends(
     assert len([call for call in cluster.calls("artifacts/") if call.startswith("PUT")]) == 1
     with (
         pytest.raises(ClusterError, match="kboot-rnone"),
-        join_kubevirt(ClusterSettings(), "rnone"),
+        join_kubevirt(ClusterConfig(), "rnone"),
     ):
         pass
 
@@ -176,6 +178,59 @@ def test_requests_of_machines_are_read_from_the_pods_log(
     assert all(abs(fetch.time - time.time()) < 30 for fetch in server.fetches())
 
 
+def ask_many_times(port: int, path: str, count: int) -> None:
+    """Send requests for `path` in one go; nginx takes a thousand by one connection."""
+    for begin in range(0, count, 1000):
+        numbers = range(begin, min(begin + 1000, count))
+        asked = "".join(
+            f"GET {path}?n={number} HTTP/1.1\r\nHost: here\r\n\r\n" for number in numbers
+        )
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(asked.encode())
+            answers = b""
+            while answers.count(b"200 OK") < len(numbers):
+                answers += connection.recv(1 << 20)
+
+
+def test_a_request_is_never_read_twice_however_many_there_were(
+    cluster: Cluster, server: BootServer
+) -> None:
+    (pod,) = cluster.kubelet.running.values()
+    path, position, seen = "/" + server.url("beacon/old").split("/", 3)[3], 0, 0
+    ask_many_times(pod.ports[8080], path, 10_500)
+    for _ in Deadline(30).poll(0.05):
+        new, position = server.fetches_since(position)
+        seen += len(new)
+        if seen >= 10_500:
+            break
+    assert seen == 10_500
+    for number in range(2):
+        cluster.wait(cluster.api.hang_up())
+        ask_many_times(pod.ports[8080], path.replace("old", f"new{number}"), 1)
+        for _ in Deadline(10).poll(0.05):
+            new, _ = server.fetches_since(position)
+            if new:
+                break
+        server.catch_up(Deadline(5))
+        new, position = server.fetches_since(position)
+        assert [fetch.path for fetch in new] == [f"beacon/new{number}"]
+
+
+def test_what_the_server_says_beside_is_kept_once(
+    cluster: Cluster, backend: KubevirtBackend, tmp_path: Path
+) -> None:
+    with backend.serve(Deadline(20)) as server:
+        (pod,) = cluster.kubelet.running.values()
+        with pod.log.open("a") as log:
+            log.write("2026/01/01 00:00:00 [warn] 7#7: odd\n" * 2)
+        for _ in range(3):
+            cluster.wait(cluster.api.hang_up())
+            server.catch_up(Deadline(5))
+        server.evidence(tmp_path)
+        assert (tmp_path / "nginx.log").read_text().count("[warn] 7#7: odd") == 2
+    cluster.delete("pods", backend.run.name)
+
+
 def test_a_log_that_stands_still_is_read_anew(cluster: Cluster, backend: KubevirtBackend) -> None:
     cluster.order("GET .*log.*follow", delay_s=600)
     with backend.serve(Deadline(20)) as server:
@@ -214,7 +269,7 @@ def test_a_boot_server_that_is_deleted_is_named(cluster: Cluster, server: BootSe
 def test_an_image_that_cannot_be_pulled_is_told_at_once(cluster: Cluster) -> None:
     start = time.monotonic()
     with (
-        open_kubevirt(ClusterSettings(nginx_image=MISSING_IMAGE)) as backend,
+        open_kubevirt(ClusterConfig(cluster_nginx_image=MISSING_IMAGE)) as backend,
         pytest.raises(ClusterError, match="image localhost/none:1 cannot be pulled"),
         backend.serve(Deadline(20)),
     ):

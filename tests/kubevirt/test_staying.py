@@ -16,22 +16,17 @@ import pytest
 
 from kboot.backend import ExistingVirtualMachine, MachineSpec, RecreatableServer
 from kboot.cli import main
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
-from kboot.kubevirt import (
-    ClusterSettings,
-    find_persistent,
-    open_persistent,
-    remove_persistent,
-    take_over_persistent,
-)
+from kboot.kubevirt import find_persistent, open_persistent, remove_persistent, take_over_persistent
 from kboot.kubevirt.manifests import HEARTBEAT, HOLDER
 from kboot.kubevirt.ownership import Holder
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import eventually, read_until
 from tests.kubevirt.talking import talking
 
-ALICE = ClusterSettings(owner="alice")
+ALICE = ClusterConfig(cluster_owner="alice")
 SPEC = MachineSpec(name="lab", boot_file="http://none/boot.ipxe")
 
 
@@ -39,9 +34,11 @@ SPEC = MachineSpec(name="lab", boot_file="http://none/boot.ipxe")
 STARTING = """
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_staying
+from kboot.config import ClusterConfig
+from kboot.kubevirt import open_persistent
 spec = MachineSpec(name="lab", boot_file="http://none/boot.ipxe")
-with open_staying(ClusterSettings(owner="alice"), "lab") as backend, backend.serve(Deadline(20)):
+alice = ClusterConfig(cluster_owner="alice")
+with open_persistent(alice, "lab") as backend, backend.serve(Deadline(20)):
     backend.keep("a note")
     print("kept", flush=True)
     with backend.power_on(spec, Deadline(20)) as machine:
@@ -63,7 +60,7 @@ def nothing_stays(cluster: Cluster) -> Iterator[None]:
         cluster.delete("configmaps", owner["metadata"]["name"])
 
 
-def left(settings: ClusterSettings = ALICE, name: str = "lab") -> None:
+def left(settings: ClusterConfig = ALICE, name: str = "lab") -> None:
     """A machine is started and left."""
     with (
         open_persistent(settings, name) as backend,
@@ -114,7 +111,7 @@ def test_a_machine_that_is_left_is_met_again_with_what_it_said(cluster: Cluster)
 
 def test_two_users_may_use_one_name_and_one_may_use_it_once(cluster: Cluster) -> None:
     left()
-    left(ClusterSettings(owner="Bob B."))
+    left(ClusterConfig(cluster_owner="Bob B."))
     with pytest.raises(ConfigError, match="a machine called lab of alice on the cluster already"):
         left()
     assert len(find_persistent(ALICE)) == 2
@@ -198,8 +195,8 @@ def test_a_machine_is_taken_from_who_has_it_by_force_only(cluster: Cluster) -> N
 def test_a_machine_that_stays_has_a_longer_life_than_a_run(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    left(replace(ALICE, keep_s=4 * 365 * 86400))
-    left(replace(ALICE, owner="bob"))
+    left(replace(ALICE, cluster_keep_s=4 * 365 * 86400))
+    left(replace(ALICE, cluster_owner="bob"))
     annotate(cluster, heartbeat="2026-01-01T00:00:00Z")
     assert main(["runs", "--backend", "kubevirt"]) == 0
     shown = capsys.readouterr().out

@@ -15,8 +15,9 @@ import pytest
 
 from kboot.backend import MachineSpec
 from kboot.cli import main
+from kboot.config import ClusterConfig
 from kboot.errors import ClusterError
-from kboot.kubevirt import ClusterSettings, open_kubevirt
+from kboot.kubevirt import open_kubevirt
 from tests.kubevirt.cluster import Cluster, images, running_cluster
 from tests.kubevirt.cluster.guests import Guest
 from tests.kubevirt.cluster.machines import qemu
@@ -109,7 +110,7 @@ def test_uefi_without_the_disk_ends_with_what_to_do(
     assert time.monotonic() - start < 30
     told = capsys.readouterr().err
     assert "NBP filesize is 0" in told
-    assert "give the machine a disk with iPXE (--ipxe-disk)" in told
+    assert "give the machine a disk with iPXE (--cluster-ipxe-disk)" in told
     assert cluster.objects("virtualmachines") == []
 
 
@@ -119,7 +120,7 @@ def test_a_disk_on_a_volume_claim_is_booted_from(
     raw = ipxe_disk.parent / "ipxe.img"
     cluster.virt.disks.claims["boot"] = raw
     with (
-        open_kubevirt(ClusterSettings(ipxe_disk="pvc:boot")) as backend,
+        open_kubevirt(ClusterConfig(cluster_ipxe_disk="pvc:boot")) as backend,
         powered_on(backend, firmware="uefi"),
     ):
         assert backend.firmware_fault("uefi") is None
@@ -127,7 +128,7 @@ def test_a_disk_on_a_volume_claim_is_booted_from(
 
 
 def test_a_disk_that_no_registry_has_is_named_at_once(cluster: Cluster) -> None:
-    settings = ClusterSettings(ipxe_disk="registry/none:1")
+    settings = ClusterConfig(cluster_ipxe_disk="registry/none:1")
     start = time.monotonic()
     with (
         open_kubevirt(settings) as backend,

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from kboot.backend import BootServer, Progress
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
 from kboot.kernel import Kernel
-from kboot.kubevirt import ClusterSettings, open_kubevirt
+from kboot.kubevirt import open_kubevirt
 from kboot.machine.publishing import upload
 from kboot.machine.settings import MachineSettings
 from tests.kubevirt.cluster import Cluster, running_cluster
@@ -25,12 +26,13 @@ from tests.kubevirt.talking import talking
 KILLED = """
 import pathlib, sys, time
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_kubevirt
+from kboot.config import ClusterConfig
+from kboot.kubevirt import open_kubevirt
 def stand_still(progress):
     if progress.step == "send" and progress.done > progress.size // 2:
         print("half", flush=True)
         time.sleep(600)
-with open_kubevirt(ClusterSettings(claim="kept")) as backend:
+with open_kubevirt(ClusterConfig(cluster_claim="kept")) as backend:
     with backend.serve(Deadline(20)) as server:
         server.put(pathlib.Path(sys.argv[1]))
         server.put(pathlib.Path(sys.argv[2]), stand_still)
@@ -40,10 +42,11 @@ with open_kubevirt(ClusterSettings(claim="kept")) as backend:
 MEASURED = """
 import pathlib, resource, sys
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_kubevirt
+from kboot.config import ClusterConfig
+from kboot.kubevirt import open_kubevirt
 def most_kib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with open_kubevirt(ClusterSettings()) as backend, backend.serve(Deadline(20)) as server:
+with open_kubevirt(ClusterConfig()) as backend, backend.serve(Deadline(20)) as server:
     server.put(pathlib.Path(sys.argv[1]))
     before = most_kib()
     server.put(pathlib.Path(sys.argv[2]))
@@ -202,7 +205,7 @@ def test_after_a_killed_push_only_what_is_missing_is_sent(cluster: Cluster, tmp_
     )
     cluster.call(cluster.api.calls.clear)
     with (
-        open_kubevirt(ClusterSettings(claim="kept")) as backend,
+        open_kubevirt(ClusterConfig(cluster_claim="kept")) as backend,
         backend.serve(Deadline(20)) as server,
     ):
         assert stored(cluster) == [whole]

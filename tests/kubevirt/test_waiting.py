@@ -10,14 +10,15 @@ from dataclasses import replace
 import pytest
 
 from kboot.backend import MachineSpec
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
-from kboot.kubevirt import ClusterSettings, KubevirtBackend, open_kubevirt
+from kboot.kubevirt import KubevirtBackend, open_kubevirt
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import powered_on
 from tests.kubevirt.talking import talking
 
-IPXE = ClusterSettings(ipxe_disk="pvc:ipxe")
+IPXE = ClusterConfig(cluster_ipxe_disk="pvc:ipxe")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_the_first_machine_waits_for_that_of_a_run_that_has_just_ended(cluster: 
     cluster.virt.room.node_mib = 24 << 10
     for _ in range(2):
         with (
-            open_kubevirt(ClusterSettings()) as backend,
+            open_kubevirt(ClusterConfig()) as backend,
             powered_on(backend, memory_mib=13 << 10) as vm,
         ):
             vm.check()
@@ -120,7 +121,7 @@ def test_claims_that_are_bound_with_their_first_pod_are_waited_for(
     cluster: Cluster, backend: KubevirtBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster.kubelet.binding_s = 1.5
-    backend.settings = replace(IPXE, claim="artifacts")
+    backend.settings = replace(IPXE, cluster_claim="artifacts")
     with backend.serve(Deadline(20)) as server:
         server.check()
     cluster.virt.disks.claims["ipxe"] = cluster.directory
@@ -166,7 +167,9 @@ def test_a_claim_that_is_not_there_is_told_at_once(
     backend.settings = IPXE
     start = time.monotonic()
     with (
-        pytest.raises(ClusterError, match=r"no volume claim team/ipxe; create it.*--ipxe-disk"),
+        pytest.raises(
+            ClusterError, match=r"no volume claim team/ipxe; create it.*--cluster-ipxe-disk"
+        ),
         powered_on(backend, firmware="uefi"),
     ):
         pass

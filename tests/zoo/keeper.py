@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from kboot.backend import MachineSpec
 from kboot.errors import KbootError
 from kboot.kernel import read_kernel
 from kboot.machine import Machine, MachineSettings
@@ -42,18 +43,17 @@ def build(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def vm(directory: Path) -> Iterator[Zoo]:
+def open_zoo(directory: Path) -> Iterator[Zoo]:
     """A machine with the module and a watchdog, for several tests; its evidence in `directory`."""
     kernel = read_kernel(KERNEL)
     files: dict[str, bytes | Path] = {"/lib/kboot_zoo.ko": build(directory), **_INITS}
     settings = MachineSettings(
-        machine_name="zoo",
+        spec=MachineSpec(name="zoo", extra_arguments=("-device", "i6300esb")),
         initrds=(
             tiny_initramfs(),
             module_initramfs(kernel, ["i6300esb"]),
             overlay_initramfs(files),
         ),
-        extra_arguments=("-device", "i6300esb"),
     )
     with open_place(KERNEL, directory) as place:
         with place.machine(settings) as machine:
@@ -70,6 +70,7 @@ class Zoo:
         self._settings = settings
         self._power = contextlib.ExitStack()
         self._count = 0
+        self._is_on = False
         self.machine: Machine
 
     def open(self) -> Machine:
@@ -79,21 +80,23 @@ class Zoo:
             self._count += 1
             twin = self._place.restored(self._settings, f"zoo{self._count}")
             self.machine = self._power.enter_context(twin)
+            self._is_on = True
         machine = self.machine
         machine.guest.succeed("[ -e /proc/kboot_zoo ] || insmod /lib/kboot_zoo.ko")
         machine.report_filter.sort(machine.console.reports)
         return machine
 
     def close(self) -> None:
-        """Switch it off."""
+        """Switch it off; who opens it next has a pristine one."""
+        self._is_on = False
         self._power.close()
 
     def _is_well(self) -> bool:
-        if self._count == 0:
+        if not self._is_on:
             return False
         try:
             self.machine.check()
-            self.machine.guest.succeed("true", timeout_s=10)
+            self.machine.guest.succeed("true", timeout=10)
         except KbootError:
             return False
         return True
@@ -101,11 +104,11 @@ class Zoo:
     def meet(self, *animals: str, before: str = ":") -> None:
         """Run a command in the guest, and then have a process for each animal meet it."""
         for animal in animals:
-            self.machine.guest.run(f"{before}; echo {animal} > /proc/kboot_zoo", timeout_s=60)
+            self.machine.guest.run(f"{before}; echo {animal} > /proc/kboot_zoo", timeout=60)
 
     def change_script(self, old: str, new: str) -> None:
         """Replace a text in the script that the machine boots from."""
         assert old in self.machine.command_line
         script = (self.machine.evidence_directory / "boot.ipxe").read_text(encoding="utf-8")
-        name = f"{self.machine.settings.machine_name}/boot.ipxe"
+        name = f"{self.machine.name}/boot.ipxe"
         self.machine.server.write(name, script.replace(old, new))

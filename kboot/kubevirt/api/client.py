@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import email.utils
 import json
 import math
 import random
@@ -114,6 +116,8 @@ class Session:
         self.generation = 0
         #: Requests sent so far, whatever came of them.
         self.calls = 0
+        #: What to add to our clock to get the server's; None before its first answer.
+        self._clock_offset_s: float | None = None
 
     @property
     def host(self) -> str:
@@ -124,6 +128,23 @@ class Session:
         """The headers that say who we are, with a token that is good now."""
         with self._lock:
             return self._headers()
+
+    def now(self) -> datetime.datetime | None:
+        """The time by the server's clock, within a second; None if it was not heard of yet."""
+        with self._lock:
+            offset_s = self._clock_offset_s
+        if offset_s is None:
+            return None
+        return datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=offset_s)
+
+    def _see_clock(self, date: str | None) -> None:
+        """Take the time of an answer, as of RFC 9110."""
+        try:
+            moment = email.utils.parsedate_to_datetime(date or "")
+        except ValueError:
+            return
+        with self._lock:
+            self._clock_offset_s = moment.timestamp() - time.time()
 
     def reload(self, generation: int) -> None:
         """Read the credentials of this `generation` anew: the cluster has refused them.
@@ -168,6 +189,7 @@ class Session:
             )
         except urllib3.exceptions.HTTPError as error:
             raise ConnectionError(_root(error)) from error
+        self._see_clock(answer.headers.get("Date"))
         return answer
 
     def close(self) -> None:
@@ -227,6 +249,18 @@ class Client:
     def host(self) -> str:
         """The URL of the API server."""
         return self.session.host
+
+    def now(self, deadline: Deadline) -> datetime.datetime:
+        """The time by the cluster's clock, within a second: clients' clocks may differ.
+
+        Ours where no answer of the cluster has a time. `ClusterError` if it cannot be reached.
+        """
+        if (now := self.session.now()) is None:
+            # Any answer tells, a refusal too.
+            with contextlib.suppress(ApiError):
+                self.send("GET", "/version", deadline)
+            now = self.session.now()
+        return now or datetime.datetime.now(datetime.UTC)
 
     # ------------------------------------------------------------------------------- objects
 

@@ -56,7 +56,7 @@ class Watch:
     def __enter__(self) -> Self:
         version = self._list(Deadline(_LIST_LIMIT_S))
         self._thread = threading.Thread(
-            target=self._follow,
+            target=self._run_thread,
             args=(version,),
             name=f"kboot-watch-{self._resource.plural}",
             daemon=True,
@@ -113,6 +113,14 @@ class Watch:
             self._objects = {each["metadata"]["name"]: each for each in objects}
             self.changed.notify_all()
         return version
+
+    def _run_thread(self, version: str) -> None:
+        try:
+            self._follow(version)
+        except Exception as error:
+            what = self._resource.plural
+            logger.debug("the watch of %s has failed", what, exc_info=True)
+            self._end(ClusterError(f"the watch of {what} has failed: {error!r}"))
 
     def _follow(self, version: str) -> None:
         pause = _FIRST_PAUSE_S

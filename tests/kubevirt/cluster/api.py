@@ -17,7 +17,7 @@ from tests.kubevirt.cluster.actions import Actions
 from tests.kubevirt.cluster.connections import Connections, cut
 from tests.kubevirt.cluster.faults import DAMAGED, Faults
 from tests.kubevirt.cluster.machines import Virt
-from tests.kubevirt.cluster.pods import Kubelet
+from tests.kubevirt.cluster.pods import Kubelet, as_wanted
 from tests.kubevirt.cluster.rights import Rights
 from tests.kubevirt.cluster.room import QUOTA
 from tests.kubevirt.cluster.selection import (
@@ -27,7 +27,7 @@ from tests.kubevirt.cluster.selection import (
     merge,
     selects,
 )
-from tests.kubevirt.cluster.store import Gone, Object, Store
+from tests.kubevirt.cluster.store import Gone, Object, Store, moment
 from tests.kubevirt.recordings import RECORDINGS
 
 _PATH = re.compile(
@@ -45,6 +45,10 @@ _KINDS = {
     "virtualmachineinstances",
     "virtualmachines",
 }
+
+
+#: RFC 9110, in the C locale that Python begins with.
+_DATE = "%a, %d %b %Y %H:%M:%S GMT"
 
 
 class Api:
@@ -74,12 +78,17 @@ class Api:
         self.calls.append(f"{request.method} {request.path_qs}")
         self.connections.remember(request)
         try:
-            return await self._fault_or_answer(request)
+            return self._dated(await self._fault_or_answer(request))
         except (web.HTTPException, OSError):
             raise
         except Exception as error:
             self.failure = f"{request.method} {request.path_qs}: {error!r}"
             raise
+
+    def _dated(self, answer: web.StreamResponse) -> web.StreamResponse:
+        if not answer.prepared:
+            answer.headers["Date"] = moment(self._store.ahead_s).strftime(_DATE)
+        return answer
 
     async def _fault_or_answer(self, request: web.Request) -> web.StreamResponse:
         if fault := self.faults.take(request):
@@ -248,10 +257,10 @@ class Api:
         if running is None or not running.log.exists():
             return answers.status(400, "BadRequest", "container is waiting to start")
         if "follow" not in request.query:
-            return web.Response(body=running.log.read_bytes())
+            return web.Response(body=b"".join(as_wanted(running.lines(), request.query)))
         stream = web.StreamResponse()
         await stream.prepare(request)
-        async for data in self._kubelet.follow(running):
+        async for data in self._kubelet.follow(running, request.query):
             await stream.write(data)
         return stream
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import math
 import os
 import re
 import socket
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ class RunningPod:
         self.behind_service_s = math.inf
         self.stop = contextlib.ExitStack()
         self.process: process.Process
+        self._stamped: list[tuple[datetime.datetime, bytes]] = []
+        self._taken = 0
+
+    def lines(self) -> list[tuple[datetime.datetime, bytes]]:
+        """The whole lines of the log so far; each is stamped once, when it is taken."""
+        with self.log.open("rb") as log:
+            log.seek(self._taken)
+            whole, newline, _ = log.read().rpartition(b"\n")
+        self._taken += len(whole) + len(newline)
+        for line in (whole + newline).splitlines(keepends=True):
+            self._stamped.append((datetime.datetime.now(datetime.UTC), line))
+        return self._stamped
 
 
 class Kubelet:
@@ -213,16 +226,33 @@ class Kubelet:
                 await asyncio.sleep(0.05)
         raise AssertionError(f"nginx ended: {running.log.read_text()}")
 
-    async def follow(self, running: RunningPod) -> AsyncIterator[bytes]:
-        """The pod's log from its beginning, as it grows, until the pod is gone."""
-        with running.log.open("rb") as log:
-            while True:
-                if data := log.read(65536):
-                    yield data
-                elif running not in self.running.values():
-                    return
-                else:
-                    await asyncio.sleep(0.02)
+    async def follow(self, running: RunningPod, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """The pod's log as the query wants it, as it grows, until the pod is gone."""
+        sent = 0
+        while True:
+            lines = running.lines()
+            text, sent = b"".join(as_wanted(lines[sent:], query)), len(lines)
+            if text:
+                yield text
+            elif running not in self.running.values():
+                return
+            else:
+                await asyncio.sleep(0.02)
+
+
+def as_wanted(
+    lines: Iterable[tuple[datetime.datetime, bytes]], query: Mapping[str, str]
+) -> list[bytes]:
+    """The lines of a pod's log that a query selects, as it wants them."""
+    since = query.get("sinceTime")
+    found = [
+        (moment, line)
+        for moment, line in lines
+        if since is None or moment >= datetime.datetime.fromisoformat(since)
+    ]
+    if query.get("timestamps") != "true":
+        return [line for _, line in found]
+    return [f"{moment:%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() + line for moment, line in found]
 
 
 def free_port() -> int:

@@ -19,8 +19,13 @@ class Gone(Exception):
     """The version a watch wants to begin at is not remembered any more."""
 
 
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now(ahead_s: float = 0.0) -> str:
+    """The time of a clock that is so far ahead of ours, as Kubernetes writes it."""
+    return moment(ahead_s).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moment(ahead_s: float = 0.0) -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
 
 
 class Store:
@@ -29,6 +34,8 @@ class Store:
     def __init__(self) -> None:
         self.objects: dict[Key, Object] = {}
         self.version = 100
+        #: How far the cluster's clock is ahead of its clients'.
+        self.ahead_s = 0.0
         self.oldest = 0
         self.history: list[tuple[int, str, str, Object]] = []
         #: Raised by one when all watches shall end.
@@ -50,7 +57,11 @@ class Store:
         metadata = thing["metadata"]
         if "generateName" in metadata:
             metadata["name"] = metadata["generateName"] + secrets.token_hex(3)[:5]
-        metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
+        metadata |= {
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": now(self.ahead_s),
+            "generation": 1,
+        }
         self.objects[plural, metadata["namespace"], metadata["name"]] = thing
         self._record("ADDED", plural, thing)
         return copy.deepcopy(thing)
@@ -78,7 +89,7 @@ class Store:
         if current is None or current["metadata"]["uid"] != metadata["uid"]:
             return
         del self.objects[key]
-        current["metadata"]["deletionTimestamp"] = now()
+        current["metadata"]["deletionTimestamp"] = now(self.ahead_s)
         self._record("DELETED", plural, current)
         for (kind, _, _), each in list(self.objects.items()):
             owners = each["metadata"].get("ownerReferences", ())
@@ -89,9 +100,13 @@ class Store:
 
     def bookmark(self, plural: str) -> None:
         """Tell the watches how far they have come, though nothing has changed for them."""
+        self.tell(plural, "BOOKMARK", {"kind": plural, "metadata": {}})
+
+    def tell(self, plural: str, event: str, thing: Object) -> None:
+        """Tell the watches something that is not about an object there is."""
         self.version += 1
-        mark = {"kind": plural, "metadata": {"resourceVersion": str(self.version)}}
-        self.history.append((self.version, "BOOKMARK", plural, mark))
+        thing["metadata"]["resourceVersion"] = str(self.version)
+        self.history.append((self.version, event, plural, thing))
         asyncio.get_running_loop().create_task(self._wake())
 
     def forget(self) -> None:

@@ -1,8 +1,12 @@
-"""What a terminal gets that a file does not: the only home of rich, loaded where it is used."""
+"""What commands print: tables, bars and colours on a terminal, plain lines elsewhere, JSON.
+
+The only home of rich, which is loaded where it is used.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -159,3 +163,39 @@ def say_size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def age(seconds: float) -> str:
+    """A length of time for people, in its largest unit."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:z.0f} s"
+
+
+def print_json(value: object) -> None:
+    """Print a value for programs."""
+    click.echo(json.dumps(value, indent=2))
+
+
+_COLOURS = {"ready": "green", "crashed": "red", "failed": "red", "off": "yellow"}
+
+
+def say_state(state: str, what: str = "") -> str:
+    """A machine's state, coloured."""
+    text = click.style(state, fg=_COLOURS.get(state, "cyan"), bold=True)
+    return f"{text}: {what}" if what else text
+
+
+def say_phase(phase: str, seconds: float, witness: str) -> str:
+    """A line about a phase that a boot has reached, `seconds` after the previous one."""
+    return f"  {phase:<10} {seconds:z6.1f} s   seen by the {witness}"
+
+
+def show_event(event: dict[str, Any]) -> None:
+    """A line for what a supervisor tells while its machine boots."""
+    if event["event"] == "notice":
+        click.echo(f"  {event['text']}", err=True)
+    if event["event"] == "phase":
+        click.echo(say_phase(event["phase"], event["seconds"], event["witness"]))
+        sys.stdout.flush()

@@ -1,0 +1,203 @@
+"""The embedded backend: a local QEMU, and a local nginx to boot it from."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache, cached_property
+from pathlib import Path
+
+from kboot import nginx, process, state
+from kboot.backend import BootServer, Firmware, MachineSpec
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, InfraError
+from kboot.log import step
+from kboot.qemu import accel, network_boot, saved_firmware
+from kboot.qemu.firmware import find_uefi
+from kboot.qemu.saved_firmware import GUEST_GATEWAY
+from kboot.qemu.snapshot import SavedFirmware, identity, opaque_option
+from kboot.qemu.virtual_machine import QemuVirtualMachine
+from kboot.snapshots import Entry, SnapshotStore
+
+#: The architectures kboot has a machine for.
+_MACHINES = {"x86_64"}
+
+
+class QemuBackend:
+    """Serve and boot on this host (see `kboot.backend.Backend`). Made by `open_qemu`."""
+
+    name = "qemu"
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        program: str,
+        accelerator: str,
+        nginx: str,
+        firmware_store: Callable[[], SnapshotStore],
+        ipxe_efi: Path | None = None,
+    ) -> None:
+        self._directory = directory
+        self._ipxe_efi = ipxe_efi
+        self._firmware_store = firmware_store
+        self._program = process.find_program(program)
+        self._nginx = process.find_program(nginx)
+        self._accelerator = accel.choose(self._program, accelerator)
+
+    def firmware_fault(self, firmware: Firmware) -> str | None:
+        """None if its machines can have this firmware, or else why not."""
+        if firmware == "bios":
+            return None
+        try:
+            find_uefi("x86_64")
+            _ = self._uefi_ipxe
+        except InfraError as error:
+            return str(error)
+        return None
+
+    @contextlib.contextmanager
+    def serve(self, deadline: Deadline) -> Iterator[BootServer]:
+        """Start a private nginx on loopback."""
+        with nginx.serve(
+            self._directory, guest_host=GUEST_GATEWAY, program=self._nginx, deadline=deadline
+        ) as server:
+            yield server
+
+    def snapshot_fault(self, spec: MachineSpec) -> str | None:
+        """None if such a machine can be saved, or else why not."""
+        option = opaque_option(spec.extra_arguments)
+        return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
+
+    def snapshot_identity(self, spec: MachineSpec) -> Mapping[str, str]:
+        """QEMU, its firmware, the machine and the host's processor."""
+        return identity(
+            spec,
+            program=self._program,
+            accelerator=self._accelerator,
+            ipxe=self._ipxe_of(spec),
+        )
+
+    @contextlib.contextmanager
+    def power_on(
+        self,
+        spec: MachineSpec,
+        deadline: Deadline,
+        *,
+        saved: Path | None = None,
+        savable: bool = False,
+    ) -> Iterator[QemuVirtualMachine]:
+        """Power a machine on; its files are in a folder of its own in the run directory."""
+        if spec.architecture not in _MACHINES:
+            raise ConfigError(
+                f"the qemu backend has no machine for {spec.architecture}; "
+                f"it has: {', '.join(sorted(_MACHINES))}"
+            )
+        folder = self._directory / f"{spec.name}-{secrets.token_hex(4)}"
+        folder.mkdir()
+        try:
+            firmware = None if saved else self._saved_firmware(spec, deadline)
+            tftp = folder / "tftp"
+            if firmware:
+                tftp.mkdir()
+                saved_firmware.serve_next(tftp, spec.boot_file)
+            machine = QemuVirtualMachine(
+                spec,
+                program=self._program,
+                accelerator=self._accelerator,
+                directory=folder,
+                saved=saved,
+                savable=savable,
+                firmware=firmware,
+                tftp=tftp if firmware else None,
+                ipxe=self._ipxe_of(spec),
+            )
+            with machine.powered_on(deadline):
+                yield machine
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _ipxe_of(self, spec: MachineSpec) -> Path | None:
+        """What boots such a machine from the network; None for the card's ROM."""
+        return self._uefi_ipxe if spec.firmware == "uefi" else None
+
+    @cached_property
+    def _uefi_ipxe(self) -> Path | None:
+        return network_boot.choose(self._program, self._accelerator, self._ipxe_efi)
+
+    def _saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
+        """The state that such a machine starts from, made if need be; None for a real start."""
+        if spec.firmware_start == "real" or self.snapshot_fault(spec) is not None:
+            return None
+        store = self._firmware_store()
+        parts = saved_firmware.firmware_parts(self.snapshot_identity(spec))
+        entry = store.find(parts)
+        if entry is None:
+            with store.making(parts, deadline):
+                # Another process may have made it in the meantime.
+                entry = store.find(parts) or self._save_firmware(store, parts, spec, deadline)
+        if entry is None:
+            return None
+        return SavedFirmware(directory=entry.directory, key=saved_firmware.KEY)
+
+    def _save_firmware(
+        self,
+        store: SnapshotStore,
+        parts: Mapping[str, str],
+        spec: MachineSpec,
+        deadline: Deadline,
+    ) -> Entry | None:
+        folder = self._directory / f"firmware-{secrets.token_hex(4)}"
+        folder.mkdir()
+        try:
+            saved_firmware.serve_first(folder)
+            machine = QemuVirtualMachine(
+                replace(spec, boot_file=saved_firmware.FIRST_BOOT_FILE),
+                program=self._program,
+                accelerator=self._accelerator,
+                directory=folder,
+                savable=True,
+                tftp=folder,
+                ipxe=self._ipxe_of(spec),
+            )
+            with step(f"save the firmware's state ({spec.firmware})"):
+                return store.add(parts, saved_firmware.saver(machine, deadline))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_qemu(
+    *,
+    program: str,
+    accelerator: str,
+    nginx: str,
+    snapshot_cache_mib: int,
+    ipxe_efi: Path | None = None,
+) -> Iterator[QemuBackend]:
+    """The backend, for the length of a run: it owns a run directory.
+
+    `accelerator` is ``auto``, ``kvm`` or ``tcg``; `program` and `nginx` name the two programs or
+    give their paths. `ipxe_efi` boots UEFI machines; None for the network card's ROM where that has
+    iPXE, and for the distribution's where not. States of firmware are kept among the saved
+    machines, which have `snapshot_cache_mib` together. `ProcessError` if a program is missing.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(state.run_directory())
+
+        @cache
+        def firmware_store() -> SnapshotStore:
+            place = state.cache_directory("snapshots")
+            return stack.enter_context(SnapshotStore(place, limit_mib=snapshot_cache_mib))
+
+        yield QemuBackend(
+            directory,
+            program=program,
+            accelerator=accelerator,
+            nginx=nginx,
+            firmware_store=firmware_store,
+            ipxe_efi=ipxe_efi,
+        )
