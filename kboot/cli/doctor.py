@@ -29,6 +29,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
     "qemu",
     "nginx",
     "ipxe_efi",
+    "kubeconfig",
     "context",
     "namespace",
     "cluster_nginx_image",

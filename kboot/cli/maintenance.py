@@ -76,7 +76,7 @@ def _line(entry: Entry) -> str:
 
 
 @click.command(epilog="Live runs are never touched. Every run removes dead runs at its start, too.")
-@config_options("backend", "context", "namespace")
+@config_options("backend", "kubeconfig", "context", "namespace")
 @click.option("--yes", is_flag=True, help="Remove them; without it, only list them.")
 def gc(*, yes: bool, **options: Any) -> None:
     """Remove dead runs and what they left: on this host, or with --backend on a cluster."""
@@ -107,7 +107,7 @@ def _collect_cluster(config: Config, yes: bool) -> Iterator[str]:
     from kboot.kubevirt import ownership  # noqa: PLC0415
     from kboot.kubevirt.api import connect  # noqa: PLC0415  half a second
 
-    client = connect(config.context, config.namespace)
+    client = connect(config.context, config.namespace, kubeconfig=config.kubeconfig)
     for run in ownership.find_runs(client):
         if not run.dead or (yes and not ownership.remove(client, run)):
             continue
@@ -124,7 +124,7 @@ _COLLECTORS: dict[str, Callable[[Config, bool], Iterator[str]]] = {
 
 
 @click.command(epilog="`kboot gc` removes dead runs.")
-@config_options("backend", "context", "namespace")
+@config_options("backend", "kubeconfig", "context", "namespace")
 @json_option
 def runs(*, as_json: bool, **options: Any) -> None:
     """List runs: on this host, or with --backend on a cluster."""
@@ -155,7 +155,9 @@ def _report_cluster(config: Config) -> Iterator[_Report]:
     from kboot.kubevirt import ownership  # noqa: PLC0415
     from kboot.kubevirt.api import connect  # noqa: PLC0415  half a second
 
-    for run in ownership.find_runs(connect(config.context, config.namespace)):
+    for run in ownership.find_runs(
+        connect(config.context, config.namespace, kubeconfig=config.kubeconfig)
+    ):
         condition = f"dead, {why_dead(run)}" if run.dead else "live"
         stays = f", {ownership.about_machine(run)}" if run.machine else ""
         lines = [f"{run.name}  {run.user}  {age(run.age_s)} old, {condition}{stays}"]

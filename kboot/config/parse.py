@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable
@@ -69,6 +70,12 @@ def path(value: object, directory: Path) -> Path:
         return directory / Path(plain).expanduser()
     except RuntimeError as error:
         raise ValueError(f"a path: {error}") from None
+
+
+def search_path(value: object, directory: Path) -> str:
+    """Absolute paths with colons between them, as they came."""
+    parts = text(str(value) if isinstance(value, Path) else value, directory).split(os.pathsep)
+    return os.pathsep.join(str(path(part, directory)) for part in parts if part)
 
 
 def source(value: object, directory: Path) -> str:

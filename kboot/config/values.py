@@ -26,6 +26,15 @@ class ClusterConfig:
             parse.word,
         ),
     )
+    kubeconfig: str = field(
+        default="",
+        metadata=about(
+            "the kubeconfig file with the context; else what the variable KUBECONFIG names, or "
+            "~/.kube/config",
+            "FILE",
+            parse.search_path,
+        ),
+    )
     namespace: str | None = field(
         default=None,
         metadata=about("the cluster's namespace; else the context's", "NAME", parse.word),

@@ -81,8 +81,8 @@ class KubevirtBackend:
             self.client,
             self.run,
             self.watches.pods,
+            self.settings,
             token=token,
-            domain=self.settings.cluster_domain,
             conf=conf,
         )
 
@@ -126,7 +126,7 @@ def open_kubevirt(settings: ClusterConfig) -> Iterator[KubevirtBackend]:
 
     Raises `ConfigError` if no cluster is configured, `ClusterError` if it cannot be used.
     """
-    client = connect(settings.context, settings.namespace)
+    client = connect(settings.context, settings.namespace, kubeconfig=settings.kubeconfig)
     run = ownership.begin(client, annotations=_process())
     try:
         with contextlib.ExitStack() as stack:
@@ -153,7 +153,7 @@ def join_kubevirt(settings: ClusterConfig, identifier: str) -> Iterator[Kubevirt
 
     `ClusterError` if there is no such run.
     """
-    client = connect(settings.context, settings.namespace)
+    client = connect(settings.context, settings.namespace, kubeconfig=settings.kubeconfig)
     try:
         run = ownership.join(client, identifier)
         with contextlib.ExitStack() as stack:

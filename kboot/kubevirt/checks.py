@@ -26,7 +26,7 @@ _MISSING = 404
 
 
 def _client(config: Config) -> Client:
-    return connect(config.context, config.namespace)
+    return connect(config.context, config.namespace, kubeconfig=config.kubeconfig)
 
 
 def _cluster(config: Config) -> Finding:

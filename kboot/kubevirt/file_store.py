@@ -16,10 +16,10 @@ from kboot.backend import OnProgress, Progress
 from kboot.cache import FileStamp
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
-from kboot.kubevirt.api import ApiError, Client
+from kboot.kubevirt.api import CONFIG_MAPS, ApiError, Client
 from kboot.kubevirt.api.client import SERVICES, Body
 from kboot.kubevirt.api.watch import received
-from kboot.kubevirt.manifests import Run
+from kboot.kubevirt.manifests import RUN, Run, selector
 from kboot.log import logger, step
 
 if TYPE_CHECKING:
@@ -36,11 +36,58 @@ _SILENCE_S = 60.0
 _PIECE_BYTES = 1 << 18
 #: For how long a list of what is stored is good: other processes store files as well.
 _LIST_S = 1.0
+#: For how long somebody who removes a file is waited for.
+_REMOVAL_LIMIT_S = 30.0
 _TOKEN_HEADER = "X-Kboot-Token"  # noqa: S105  the header's name
 
 #: What is not larger is read back. Larger files would take twice as long: of them, only the length
 #: is asked for.
 _READ_BACK_BYTES = 32 << 20
+
+
+class SharedClaim:
+    """Which runs use which artifacts of a claim that several runs store theirs on.
+
+    Each run notes in its own object what it uses, so that a note goes with its run. Who uses a file
+    notes that first and then looks whether somebody removes it; who removes one, the other way
+    round: of two who do so at the same time, at least one sees the other.
+    """
+
+    def __init__(self, client: Client, run: Run, claim: str) -> None:
+        self._client = client
+        self._run = run
+        self._used, self._removed = claim, f"removing from {claim}"
+
+    def use(self, name: str, deadline: Deadline) -> None:
+        """Note that the run uses an artifact, before it is looked for."""
+        self._note(name, self._used, deadline)
+        for _ in deadline.within(_REMOVAL_LIMIT_S).poll(_PAUSE_S):
+            if self._removed not in self._others(name, deadline):
+                return
+        logger.debug("a run that was removing %s does not end; going on", name)
+
+    @contextlib.contextmanager
+    def removing(self, name: str, deadline: Deadline) -> Iterator[bool]:
+        """Whether an artifact may be removed, in the ``with``: no other run uses it. Ours does not
+        any more.
+        """
+        self._note(name, self._removed, deadline)
+        try:
+            yield self._used not in self._others(name, deadline)
+        finally:
+            self._note(name, None, deadline)
+
+    def _note(self, name: str, value: str | None, deadline: Deadline) -> None:
+        self._client.patch(CONFIG_MAPS, self._run.name, {"data": {name: value}}, deadline)
+
+    def _others(self, name: str, deadline: Deadline) -> set[str]:
+        """What other runs have noted about an artifact."""
+        runs, _ = self._client.find(CONFIG_MAPS, deadline, labelSelector=selector(component=RUN))
+        return {
+            run["data"][name]
+            for run in runs
+            if run["metadata"]["name"] != self._run.name and name in (run.get("data") or {})
+        }
 
 
 class FileStore:
@@ -49,9 +96,15 @@ class FileStore:
     nginx takes a file whole or not at all: what was cut short is never seen by anybody.
     """
 
-    def __init__(self, client: Client, run: Run, *, token: str, check: Callable[[], None]) -> None:
-        """`token` opens the server's port for files; `check` raises if the server is down."""
+    def __init__(
+        self, client: Client, run: Run, *, token: str, claim: str, check: Callable[[], None]
+    ) -> None:
+        """`token` opens the server's port for files; `check` raises if the server is down.
+
+        `claim` is what other runs store their files on as well; empty if none do.
+        """
         self._client = client
+        self._shared = SharedClaim(client, run, claim) if claim else None
         self._headers = {_TOKEN_HEADER: token}
         self._check = check
         proxy = SERVICES.path(run.namespace, f"http:{run.name}:upload", "proxy")
@@ -71,6 +124,8 @@ class FileStore:
             for piece in _pieces(artifact, size, "read", on_progress):
                 digest.update(piece)
             name, deadline = digest.hexdigest(), Deadline(_PUT_LIMIT_S)
+            if self._shared:
+                self._shared.use(name, deadline)
             if self._is_there(name, size, deadline):
                 logger.debug("%s is there already", name)
                 return name
@@ -93,16 +148,25 @@ class FileStore:
         self._send("PUT", path, Deadline(_WRITE_LIMIT_S), body=lambda: [data], length=len(data))
 
     def remove(self, name: str) -> int:
-        """Drop what `put` has stored; the bytes that it took, 0 if there was nothing."""
+        """Drop what `put` has stored; the bytes that it took, 0 if there was nothing.
+
+        What another run uses stays, and counts as nothing.
+        """
         deadline = Deadline(_WRITE_LIMIT_S)
         with self._lock:
             self._list_ends = -math.inf
+        if self._shared is None:
+            return self._remove(name, deadline)
+        with self._shared.removing(name, deadline) as unused:
+            return self._remove(name, deadline) if unused else 0
+
+    # -------------------------------------------------------------------------------- inside
+
+    def _remove(self, name: str, deadline: Deadline) -> int:
         size = self._size_of(name, deadline)
         if size is not None:
             self._send("DELETE", f"artifacts/{name}", deadline)
         return size or 0
-
-    # -------------------------------------------------------------------------------- inside
 
     def _is_there(self, name: str, size: int, deadline: Deadline) -> bool:
         """Whether the whole file is stored. Those of one boot are looked up by one request."""

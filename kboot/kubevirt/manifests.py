@@ -25,6 +25,9 @@ NAME_LABEL = "kboot.dev/name"
 OWNER_LABEL = "kboot.dev/owner"
 #: On everything that kboot has made; what is without it, kboot never touches.
 MANAGED_BY = "app.kubernetes.io/managed-by"
+COMPONENT = "app.kubernetes.io/component"
+#: The component that a run's owner object is, see `labels`.
+RUN = "run"
 
 #: A DNS label; Services, and host names made of machines' names, take no more.
 _LONGEST = 63
@@ -62,17 +65,17 @@ def labels(run: str, *, component: str) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": "kboot",
         "app.kubernetes.io/instance": object_name(run),
-        "app.kubernetes.io/component": component,
+        COMPONENT: component,
         "app.kubernetes.io/part-of": "kboot",
         MANAGED_BY: "kboot",
         RUN_LABEL: run,
     }
 
 
-def selector(run: str | None = None) -> str:
-    """The label selector for the objects of a run, or of all runs of kboot."""
-    ours = f"{MANAGED_BY}=kboot"
-    return f"{ours},{RUN_LABEL}={run}" if run else ours
+def selector(run: str = "", *, component: str = "") -> str:
+    """The label selector for the objects of a run, or of all runs of kboot; of one component."""
+    wanted = {MANAGED_BY: "kboot", RUN_LABEL: run, COMPONENT: component}
+    return ",".join(f"{key}={value}" for key, value in wanted.items() if value)
 
 
 Manifest = dict[str, Any]
@@ -134,7 +137,7 @@ def owner(run: Run, *, user: str, now: datetime.datetime) -> Manifest:
 
     The run renews the heartbeat; when that is older than the time to live, the run is dead.
     """
-    metadata = _metadata(replace(run, owner_uid=""), "run")
+    metadata = _metadata(replace(run, owner_uid=""), RUN)
     metadata["annotations"] = {HEARTBEAT: timestamp(now), TTL: str(TTL_S), USER: user}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
 
@@ -305,7 +308,7 @@ def _network_policy(run: Run) -> Manifest:
 
 
 def _server_labels(run: Run) -> dict[str, str]:
-    return {"app.kubernetes.io/component": SERVER, RUN_LABEL: run.identifier}
+    return {COMPONENT: SERVER, RUN_LABEL: run.identifier}
 
 
 def token_of(secret: Manifest) -> str:
@@ -329,7 +332,7 @@ def storage(namespace: str, settings: ClusterConfig) -> Manifest:
         spec["storageClassName"] = settings.cluster_storage_class
     own = {
         "app.kubernetes.io/name": "kboot",
-        "app.kubernetes.io/component": "artifacts",
+        COMPONENT: "artifacts",
         "app.kubernetes.io/part-of": "kboot",
         MANAGED_BY: "kboot",
     }

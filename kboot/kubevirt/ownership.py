@@ -171,9 +171,7 @@ def find_runs(
     such namespace.
     """
     deadline = Deadline(limit_s)
-    owners, _ = client.find(
-        CONFIG_MAPS, deadline, labelSelector=f"{selector()},app.kubernetes.io/component=run"
-    )
+    owners, _ = client.find(CONFIG_MAPS, deadline, labelSelector=selector(component=manifests.RUN))
     machines, _ = client.find(VIRTUAL_MACHINES, deadline, labelSelector=selector())
     moment = now or client.now(deadline)
     if not owners:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -61,12 +62,15 @@ class PersistentCluster(KubevirtBackend):
     @property
     def address(self) -> Mapping[str, str]:
         """The settings that lead here again."""
-        return {
+        kubeconfig = self.settings.kubeconfig or os.environ.get("KUBECONFIG", "")
+        address = {
             "backend": self.name,
-            "context": self.settings.context or current_context(),
+            "kubeconfig": kubeconfig,
+            "context": self.settings.context or current_context(kubeconfig),
             "namespace": self.run.namespace,
             "cluster_owner": self.settings.cluster_owner,
         }
+        return {key: value for key, value in address.items() if value}
 
     @property
     def note(self) -> str:
@@ -135,8 +139,8 @@ class PersistentCluster(KubevirtBackend):
             self.client,
             self.run,
             self.watches.pods,
+            self.settings,
             token=token,
-            domain=self.settings.cluster_domain,
             conf=conf,
             pod=lambda: self._pod,
         )
@@ -178,7 +182,7 @@ def open_persistent(settings: ClusterConfig, name: str) -> Iterator[PersistentCl
     `ConfigError` if there is one of that name already.
     """
     settings = _with_owner(settings)
-    client = connect(settings.context, settings.namespace)
+    client = connect(settings.context, settings.namespace, kubeconfig=settings.kubeconfig)
     if there := _find(client, settings, name):
         raise _taken(there)
     me = Holder.this_process()
@@ -212,7 +216,7 @@ def take_over_persistent(
     none, or if a process that lives looks after it, unless it is taken from that `by_force`.
     """
     settings = _with_owner(settings)
-    client = connect(settings.context, settings.namespace)
+    client = connect(settings.context, settings.namespace, kubeconfig=settings.kubeconfig)
     me = Holder.this_process()
     there = _take(client, settings, name, me, by_force=by_force)
     run = Run(identifier=there.identifier, namespace=client.namespace)
@@ -232,7 +236,7 @@ def take_over_persistent(
 
 def find_persistent(settings: ClusterConfig) -> list[PersistentMachine]:
     """The machines that stay in the namespace, whoever they belong to."""
-    client = connect(settings.context, settings.namespace)
+    client = connect(settings.context, settings.namespace, kubeconfig=settings.kubeconfig)
     owner = label(_with_owner(settings).cluster_owner)
     return [
         PersistentMachine(
@@ -257,7 +261,7 @@ def remove_persistent(settings: ClusterConfig, name: str) -> bool:
 
     `ConfigError` if a process that lives looks after it.
     """
-    client = connect(settings.context, settings.namespace)
+    client = connect(settings.context, settings.namespace, kubeconfig=settings.kubeconfig)
     there = _find(client, _with_owner(settings), name)
     if there is None:
         return False

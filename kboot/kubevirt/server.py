@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from kboot.backend import Fetch, OnProgress, ignore_progress
 from kboot.cache import FileStamp
+from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kubevirt import diagnosis, manifests, waiting
@@ -23,14 +23,25 @@ class ClusterServer:
     """A boot server (see `kboot.backend.BootServer`). Made by `kboot.kubevirt.backend`."""
 
     def __init__(
-        self, client: Client, run: Run, pods: Watch, *, token: str, domain: str, conf: str
+        self,
+        client: Client,
+        run: Run,
+        pods: Watch,
+        settings: ClusterConfig,
+        *,
+        token: str,
+        conf: str,
     ) -> None:
         self._client = client
         self._run = run
         self._pods = pods
         self._conf = conf
-        self._base = f"http://{run.name}.{run.namespace}.svc.{domain}/{run.identifier}/"
-        self._files = FileStore(client, run, token=token, check=self.check)
+        self._base = (
+            f"http://{run.name}.{run.namespace}.svc.{settings.cluster_domain}/{run.identifier}/"
+        )
+        self._files = FileStore(
+            client, run, token=token, claim=settings.cluster_claim, check=self.check
+        )
         self._put: dict[FileStamp, str] = {}
         self._log = AccessLog(client, run)
 
@@ -126,10 +137,18 @@ class RecreatingServer(ClusterServer):
     """See `kboot.backend.RecreatableServer`."""
 
     def __init__(
-        self, client: Client, run: Run, pods: Watch, *, pod: Callable[[], str], **about: Any
+        self,
+        client: Client,
+        run: Run,
+        pods: Watch,
+        settings: ClusterConfig,
+        *,
+        pod: Callable[[], str],
+        token: str,
+        conf: str,
     ) -> None:
         """`pod` returns its pod's manifest, as YAML."""
-        super().__init__(client, run, pods, **about)
+        super().__init__(client, run, pods, settings, token=token, conf=conf)
         self._manifest = pod
 
     def recreate(self, deadline: Deadline) -> None:

@@ -78,7 +78,8 @@ def remove(name: str, options: Mapping[str, object]) -> str:
 def elsewhere(options: Mapping[str, object]) -> Iterator[PersistentMachine]:
     """The machines that stay where `options` or the configuration say, or where noted ones are.
 
-    `InfraError` if it cannot be known for the place that `options` name; others are passed over.
+    `InfraError` if it cannot be known for the place that `options` or the configuration name;
+    others are passed over.
     """
     given = {key: str(value) for key, value in options.items() if value}
     seen: set[str] = set()
@@ -94,7 +95,7 @@ def elsewhere(options: Mapping[str, object]) -> Iterator[PersistentMachine]:
                         seen.add(machine.identifier)
                         yield machine
             except InfraError as error:
-                if given and where is asked:
+                if where is asked:
                     raise
                 logger.warning("machines that stay are not known: %s", error)
 

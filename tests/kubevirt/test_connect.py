@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import pwd
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from kboot.config import Config
 from kboot.deadline import Deadline
-from kboot.errors import ClusterError, ConfigError
+from kboot.errors import ClusterError, ConfigError, InfraError
 from kboot.kubevirt.api import CONFIG_MAPS, connect
 
 
@@ -116,3 +118,32 @@ def test_a_cluster_that_cannot_be_reached_is_named_and_no_secret_told(kubeconfig
         connect().find(CONFIG_MAPS, Deadline(1))
     assert time.monotonic() - start < 3
     assert "s3cr3t" not in str(error.value)
+
+
+def test_a_kubeconfig_that_is_named_is_the_one(tmp_path: Path, kubeconfig: Path) -> None:
+    write(kubeconfig, "http://127.0.0.1:1", namespace="of-the-variable")
+    write(tmp_path / "mine", "http://127.0.0.1:1", namespace="mine")
+    assert connect(kubeconfig=str(tmp_path / "mine")).namespace == "mine"
+    assert connect().namespace == "of-the-variable"
+    found = Config(kubeconfig=f"{tmp_path}/mine:other").kubeconfig
+    assert found == f"{tmp_path}/mine:{Path.cwd()}/other"
+
+
+def test_without_a_home_the_user_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_uid: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for variable in ("HOME", "KUBECONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ConfigError, match="no home directory; set HOME or KUBECONFIG"):
+        connect()
+
+
+def test_without_a_temporary_directory_the_user_is_told_what_to_set(
+    kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(kubeconfig, "http://127.0.0.1:1")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(InfraError, match=r"no directory for temporary files .*; set TMPDIR"):
+        connect()

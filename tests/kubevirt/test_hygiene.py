@@ -224,6 +224,23 @@ def test_a_namespace_that_does_not_exist_is_not_taken_for_an_empty_one(
     assert everything(cluster) == set()
 
 
+@pytest.mark.parametrize("command", ["list", "runs", "gc"])
+def test_a_namespace_that_does_not_exist_is_told_if_the_configuration_names_it(
+    cluster: Cluster,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "kboot.toml").write_text('backend = "kubevirt"\nnamespace = "nowhere"\n')
+    monkeypatch.chdir(tmp_path)
+    assert main([command]) == 3
+    shown = capsys.readouterr()
+    assert "the cluster has no namespace nowhere; create it" in shown.err
+    assert shown.out == ""
+    assert cluster.calls("nowhere")
+
+
 def test_a_run_renews_its_heartbeat(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kboot.kubevirt.ownership.HEARTBEAT_S", 0.05)
     with open_kubevirt(ClusterConfig()) as backend:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,11 @@ def stored(cluster: Cluster) -> list[str]:
     """The names of the artifacts on the one boot server there is."""
     (pod,) = cluster.kubelet.running.values()
     return [path.name for path in pod.directory.glob("srv/files/artifacts/*")]
+
+
+def on_claim(cluster: Cluster, claim: str) -> list[str]:
+    """The names of the artifacts on a claim."""
+    return [path.name for path in (cluster.directory / f"claim-{claim}").glob("files/artifacts/*")]
 
 
 def sent(cluster: Cluster) -> list[str]:
@@ -226,3 +233,50 @@ def test_a_large_file_takes_no_more_memory_than_a_small_one(
     command = [sys.executable, "-c", MEASURED, str(small), str(large)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) < 8 * 1024
+
+
+@contextlib.contextmanager
+def run_on(claim: str) -> Iterator[BootServer]:
+    """The boot server of a run of its own, whose files are on a claim that others use as well."""
+    with (
+        open_kubevirt(ClusterConfig(cluster_claim=claim)) as backend,
+        backend.serve(Deadline(20)) as server,
+    ):
+        yield server
+
+
+def test_what_another_run_boots_from_stays_on_a_shared_claim(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"kernel" * 1000)
+    with run_on("shared") as first:
+        with run_on("shared") as second:
+            urls = [server.put(kernel) for server in (first, second)]
+            assert first.remove(urls[0]) == 0
+            assert len(on_claim(cluster, "shared")) == 1
+            # Of two who remove it, the last one does.
+            assert second.remove(urls[1]) == 6000
+            assert on_claim(cluster, "shared") == []
+            second.put(kernel)
+        # A run that has ended uses nothing any more.
+        assert first.remove(first.put(kernel)) == 6000
+    assert on_claim(cluster, "shared") == []
+    cluster.delete("persistentvolumeclaims", "shared")
+
+
+def test_a_file_that_is_just_being_removed_is_sent_again(cluster: Cluster, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"kernel" * 1000)
+    with run_on("contended") as first, run_on("contended") as second:
+        url = first.put(kernel)
+        cluster.order("DELETE .*artifacts/", delay_s=2)
+        with ThreadPoolExecutor() as pool:
+            removed = pool.submit(first.remove, url)
+            for _ in Deadline(10).poll(0.02):
+                if cluster.calls("HEAD "):
+                    break
+            second.put(kernel)
+            assert removed.result() == 6000
+        assert len(on_claim(cluster, "contended")) == 1
+    cluster.delete("persistentvolumeclaims", "contended")

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, InfraError
 from kboot.kubevirt.api.client import Client
 
 #: The settings that name files with certificates and keys.
@@ -20,30 +20,33 @@ _in_memory: dict[str, str] = {}
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
-def connect(context: str | None = None, namespace: str | None = None) -> Client:
+def connect(
+    context: str | None = None, namespace: str | None = None, *, kubeconfig: str = ""
+) -> Client:
     """A client for the cluster that the kubeconfig file, or the pod we run in, names.
 
     `context` of None is the file's current one, and `namespace` of None the context's own, or
-    ``default``. Proxy and certificates are those of the kubeconfig, never of the environment.
+    ``default``. An empty `kubeconfig` is what the variable KUBECONFIG says. Proxy and certificates
+    are those of the kubeconfig, never of the environment.
     `ConfigError` if there is none. Nothing is sent to the cluster yet.
     """
 
+    places = kubeconfig or _default_places()
+
     def load() -> tuple[Any, str]:
         configuration = _blank()
-        if context is None and not _has_kubeconfig() and _ACCOUNT.is_dir():
+        if context is None and not _is_there(places) and _ACCOUNT.is_dir():
             return configuration, _from_pod(configuration)
-        return configuration, _from_file(configuration, context)
+        return configuration, _from_file(configuration, places, context)
 
     return Client(load, namespace=namespace)
 
 
-def current_context() -> str:
+def current_context(kubeconfig: str = "") -> str:
     """The name of the kubeconfig's current context; empty if there is none."""
     config = _library()
     try:
-        _, current = config.list_kube_config_contexts(
-            os.environ.get("KUBECONFIG") or str(_default_file())
-        )
+        _, current = config.list_kube_config_contexts(kubeconfig or _default_places())
     except (config.ConfigException, OSError):
         return ""
     name: str = current["name"]
@@ -60,21 +63,22 @@ def _blank() -> Any:
     return configuration
 
 
-def _from_file(configuration: Any, context: str | None) -> str:
+def _from_file(configuration: Any, places: str, context: str | None) -> str:
     from yaml import YAMLError  # noqa: PLC0415
 
     config = _library()
-    # Named, as the library asks the environment only once in its life.
-    path = os.environ.get("KUBECONFIG") or str(_default_file())
-    scratch = Path(tempfile.mkdtemp(prefix="kboot-"))
+    if not places:
+        raise ConfigError("no cluster: there is no home directory; set HOME or KUBECONFIG")
+    scratch = _scratch_directory()
     try:
+        # Named, as the library asks the environment only once in its life.
         config.load_kube_config(
-            path,
+            places,
             context=context,
             client_configuration=configuration,
             temp_file_path=str(scratch),
         )
-        contexts, current = config.list_kube_config_contexts(path)
+        contexts, current = config.list_kube_config_contexts(places)
     except (config.ConfigException, YAMLError, OSError, ValueError, TypeError) as error:
         which = f"context {context}" if context else "the current context"
         raise ConfigError(
@@ -139,10 +143,23 @@ def _library() -> Any:
     return config
 
 
-def _default_file() -> Path:
-    return Path("~/.kube/config").expanduser()
+def _default_places() -> str:
+    """Where kubectl looks; empty if nothing says where that is."""
+    try:
+        return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+    except RuntimeError:
+        # In a container, a user may have no home.
+        return ""
 
 
-def _has_kubeconfig() -> bool:
-    places = os.environ.get("KUBECONFIG") or str(_default_file())
+def _scratch_directory() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="kboot-"))
+    except OSError as error:
+        raise InfraError(
+            f"no directory for temporary files can be written to: {error}; set TMPDIR to one"
+        ) from error
+
+
+def _is_there(places: str) -> bool:
     return any(Path(place).is_file() for place in places.split(os.pathsep) if place)
