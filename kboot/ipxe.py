@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 
@@ -18,6 +19,14 @@ _COMMAND_LINE_SIZES = {"x86_64": 2048, "aarch64": 2048}
 #: How often the script tries to load, and the seconds between.
 ATTEMPTS = 3
 RETRY_DELAY_S = 2
+
+
+def script_digest() -> str:
+    """Another one for each version of the script, whatever it loads."""
+    text = boot_script(
+        nonce="", query="", kernel_url="", initrd_urls=[""], beacon_url="", command_line=""
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def new_nonce() -> str:

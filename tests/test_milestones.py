@@ -44,6 +44,7 @@ def follow(machine: Boot) -> None:
     machine.see_line("net0: 10.0.2.15/255.255.255.0 gw 10.0.2.2", 103)
     machine.see_fetch(fetch("scripts/m0/boot.ipxe", query=""), 104)
     machine.see_line("kboot: script abcd1234", 104)
+    machine.see_fetch(fetch("beacon/script"), 104)
     machine.see_fetch(fetch("artifacts/k1"), 105)
     machine.see_fetch(fetch("artifacts/i1"), 106)
     machine.see_fetch(fetch("artifacts/i2"), 106)
@@ -105,6 +106,15 @@ def test_a_script_that_stopped_names_the_file_and_explains_the_error() -> None:
 def test_the_beacon_tells_of_a_failure_that_the_console_did_not_show() -> None:
     with pytest.raises(InfraError, match=r"could not load the kernel: error 0x4c0a6092"):
         boot().see_fetch(fetch("beacon/failed/kernel/0x4c0a6092"), 105)
+
+
+def test_a_script_that_was_fetched_in_another_boot_is_no_witness_of_this_one() -> None:
+    machine = boot()
+    machine.see_fetch(fetch("scripts/m0/boot.ipxe", query=""), 104)
+    machine.see_fetch(fetch("beacon/script", query="m=m0&b=00000000"), 104)
+    assert Phase.SCRIPT not in machine.reached
+    machine.see_fetch(fetch("beacon/script"), 105)
+    assert machine.reached[Phase.SCRIPT].witness == "server"
 
 
 @pytest.mark.parametrize("path", ["beacon/failed/a/b/c", "beacon/failed/a", "beacon/failed/"])
@@ -352,7 +362,7 @@ def test_a_quiet_kernel_may_be_silent() -> None:
         command_line="console=ttyS0 quiet",
     )
     machine = boot(expected=wanted)
-    for path in ("s", "k"):
+    for path in ("beacon/script", "k"):
         machine.see_fetch(fetch(path, query="q"), 105)
     machine.see_prompt(110)
     assert machine.contradiction() is None
@@ -468,6 +478,6 @@ def test_a_machine_that_does_not_come_back_is_the_guests_fault() -> None:
 def test_no_milestone_is_before_the_start() -> None:
     machine = boot(again=True)
     machine.see_line("SeaBIOS (version 1.16.2-debian-1.16.2-1)", 99.96)
-    machine.see_fetch(fetch("scripts/m0/boot.ipxe"), 99.9)
+    machine.see_fetch(fetch("beacon/script"), 99.9)
     seconds = {phase: each.time - machine.start for phase, each in machine.reached.items()}
     assert seconds == {Phase.FIRMWARE: 0.0, Phase.SCRIPT: 0.0}

@@ -13,7 +13,15 @@ from kboot.backend import Fetch
 from kboot.boot_messages import KernelMessage, Reading, read_word
 from kboot.errors import InfraError, KbootError, WrongKernel
 from kboot.machine import faults
-from kboot.machine.phases import ORDER, Expected, Milestone, Phase, Witness, budget_s
+from kboot.machine.phases import (
+    ORDER,
+    SCRIPT_BEACON,
+    Expected,
+    Milestone,
+    Phase,
+    Witness,
+    budget_s,
+)
 
 #: What the boot script asks for when it gives up. A guest that is up may ask for anything.
 _FAILED = re.compile(r"beacon/failed/(?P<step>\w+)/(?P<error>\w+)")
@@ -81,7 +89,7 @@ class Boot:
         if fetch.status != 200 or not fetch.complete:
             return
         self._fetched.add(fetch.path)
-        if fetch.path == wanted.script_path:
+        if fetch.path == SCRIPT_BEACON:
             self.reach(Phase.SCRIPT, time, "server")
         elif fetch.path == wanted.kernel_path:
             self.reach(Phase.KERNEL, time, "server")

@@ -18,7 +18,7 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.guest import Guest
-from kboot.machine.phases import Expected, Phase
+from kboot.machine.phases import SCRIPT_BEACON, Expected, Phase
 
 #: A loading that iPXE cannot make anything of: "Exec format error", in BIOS and UEFI builds.
 _NOT_EXECUTABLE = re.compile(r"0x2e[0-9a-f]{6}")
@@ -84,7 +84,7 @@ def contradiction(expected: Expected, *, fetched: Collection[str]) -> KbootError
 
     `fetched` are the paths that the machine has asked for.
     """
-    for path in (expected.script_path, expected.kernel_path, *expected.initrd_paths):
+    for path in (SCRIPT_BEACON, expected.kernel_path, *expected.initrd_paths):
         if path not in fetched:
             return GuestError(
                 "the guest is up, but this machine never fetched "

@@ -67,6 +67,11 @@ class Milestone:
     witness: Witness
 
 
+#: What a boot script asks for first. Its own path is the same for each boot of a machine, as DHCP
+#: names it; this one comes with the query of its boot, so that an old script cannot vouch for it.
+SCRIPT_BEACON = "beacon/script"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """What this boot of this machine will ask for and print, if it is the right one."""
@@ -91,7 +96,7 @@ class Expected:
 
     def name_of(self, path: str) -> str:
         """What a path is the place of, for messages."""
-        if path == self.script_path:
+        if path in {self.script_path, SCRIPT_BEACON}:
             return "boot script"
         if path == self.kernel_path:
             return "kernel"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kboot import __version__
+from kboot import __version__, ipxe
 from kboot.backend import Fetch, SnapshotVirtualMachine
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
@@ -103,6 +103,8 @@ def parts(
         "architecture": settings.spec.architecture,
         # What runs in the guest's shell must be what this version talks to.
         "kboot": f"{__version__} {guest_digest()}",
+        # What it fetched is what this version asks for.
+        "boot script": ipxe.script_digest(),
     }
 
 
