@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -137,6 +140,73 @@ def test_what_a_killed_process_has_begun_is_swept(store: SnapshotStore, tmp_path
     (tmp_path / ".new-0123" / "memory").write_bytes(b"half")
     store.add(PARTS, fill)
     assert not (tmp_path / ".new-0123").exists()
+
+
+def test_what_a_process_that_was_killed_while_it_removed_an_entry_has_left_is_swept(
+    store: SnapshotStore, tmp_path: Path
+) -> None:
+    entry = store.add({"n": "half"}, fill)
+    assert entry
+    store.close()
+    # The manifest may well be what goes first; then nobody knows any more what it was.
+    (entry.directory / "manifest.json").unlink()
+    waits = tmp_path / f"{entry.key}.lock"
+    waits.touch()
+    with again(tmp_path) as other:
+        assert not waits.exists()
+        assert not entry.directory.exists()
+        kept = other.add(PARTS, fill)
+        assert kept
+        assert [path.name for path in tmp_path.iterdir()] == [kept.key]
+
+
+# Makes entries and removes them, as fast as it can.
+BUSY = """
+import sys
+from pathlib import Path
+from kboot.deadline import Deadline
+from kboot.snapshots import SnapshotStore
+def fill(directory):
+    for number in range(200):
+        (directory / f"file{number}").write_bytes(b"content")
+    return {}
+with SnapshotStore(Path(sys.argv[1]), limit_mib=100) as store:
+    print("ready", flush=True)
+    for number in range(100_000):
+        parts = {"n": str(number)}
+        with store.making(parts, Deadline(5)):
+            entry = store.add(parts, fill)
+        store.close()
+        store.remove(entry)
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.13])
+def test_a_killed_process_leaves_nothing_that_stays(tmp_path: Path, after_s: float) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(tmp_path)], stdout=subprocess.PIPE
+    ) as busy:
+        assert busy.stdout
+        assert busy.stdout.readline() == b"ready\n"
+        time.sleep(after_s)
+        busy.kill()
+    with again(tmp_path) as store:
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {entry.key for entry in store.entries()}
+        assert len(names) <= 1
+
+
+def test_an_entry_that_is_removed_and_made_again_is_held_by_who_uses_it(tmp_path: Path) -> None:
+    with again(tmp_path) as first:
+        entry = first.add(PARTS, fill)
+        assert entry
+        # Another one has removed it, and a third one made it again.
+        first.discard(entry.key)
+        with again(tmp_path) as second:
+            assert second.add(PARTS, fill)
+            first.close()
+            assert not first.remove(entry)
+        assert first.remove(entry)
 
 
 def big(directory: Path) -> Mapping[str, str]:

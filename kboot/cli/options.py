@@ -21,7 +21,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _SHORT = {"namespace": "-n"}
 
 #: The settings that say where a persistent machine is.
-_LOCATION = ("backend", "context", "namespace", "cluster_owner")
+_LOCATION = ("backend", "kubeconfig", "context", "namespace", "cluster_owner")
 
 
 class _SettingOption(click.Option):

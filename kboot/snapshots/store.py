@@ -2,14 +2,14 @@
 
 An entry is a directory named by a digest of its *parts*: all that the saved machine depends on, by
 name. In it: the files that the backend and the boot have written, and ``manifest.json`` with the
-parts, the checksums of the files, and a note of the boot. It appears by a rename, complete. Who
-uses an entry holds a shared lock on its directory; only what nobody uses is removed.
+parts, the checksums of the files, and a note of the boot. It appears by a rename, complete, and
+goes by a rename. Who uses an entry holds a shared lock on its directory; only what nobody uses is
+removed. What a killed process has left half made or half removed, the next one removes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from kboot.cache import FileStamp
 from kboot.deadline import Deadline
+from kboot.locks import lock_directory, try_lock
 from kboot.log import logger
 from kboot.snapshots.sparse import digest
 
@@ -30,7 +32,9 @@ MANIFEST = "manifest.json"
 #: Of the manifest and of what the files mean. Entries of another format are made anew.
 _FORMAT = 1
 
+#: Prefixes of what is being made, and of what is being removed.
 _UNFINISHED = ".new-"
+_REMOVED = ".old-"
 _LOCK = ".lock"
 _POLL_S = 0.05
 
@@ -65,10 +69,12 @@ class SnapshotStore:
     def __init__(self, directory: Path, *, limit_mib: int) -> None:
         self._directory = directory
         self._limit = limit_mib << 20
-        self._held: dict[str, tuple[Entry, _Stamp]] = {}
+        self._held: dict[str, tuple[Entry, list[FileStamp]]] = {}
         self._locks = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        with lock_directory(self._directory):
+            self._sweep()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,15 +94,15 @@ class SnapshotStore:
         directory = self._directory / key
         if key in self._held:
             entry, stamp = self._held[key]
-            if _stamp(directory) == stamp:
+            if _stamps(directory) == stamp:
                 return entry
             del self._held[key]
-        if not self._hold(directory) or not directory.is_dir():
+        if not self._hold(directory):
             return None
         fault = _fault(directory, parts)
         if fault is not None:
             logger.warning("snapshot %s is refused and will be made anew: %s", key, fault)
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove(directory)
             return None
         return self._take(directory)
 
@@ -111,10 +117,10 @@ class SnapshotStore:
         new = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
         with contextlib.ExitStack() as stack:
             # Nobody must sweep it away before we hold it.
-            with _lock(self._directory, fcntl.LOCK_EX):
+            with lock_directory(self._directory):
                 self._sweep()
                 new.mkdir()
-                stack.enter_context(_lock(new, fcntl.LOCK_EX))
+                stack.enter_context(lock_directory(new))
             try:
                 note = fill(new)
                 _write_manifest(new, parts, note)
@@ -133,15 +139,19 @@ class SnapshotStore:
         For no longer than their `deadline`: an entry made twice does no harm.
         """
         path = self._directory / f"{key_of(parts)}{_LOCK}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            for _ in deadline.poll(_POLL_S):
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = None
+        for _ in deadline.poll(_POLL_S):
+            path.touch(mode=0o600)
+            # Whoever had it may remove it just now.
+            with contextlib.suppress(FileNotFoundError):
+                if (lock := try_lock(path)) is not None:
                     break
+        try:
             yield
         finally:
-            os.close(descriptor)
+            if lock is not None:
+                path.unlink(missing_ok=True)
+                os.close(lock)
 
     def entries(self) -> list[Entry]:
         """All entries, the least recently used ones first; their files are not checked."""
@@ -154,18 +164,12 @@ class SnapshotStore:
 
     def remove(self, entry: Entry) -> bool:
         """Remove an entry; False if somebody uses it."""
-        try:
-            with _lock(entry.directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                shutil.rmtree(entry.directory)
-        except OSError:
-            return False
-        entry.directory.with_name(f"{entry.key}{_LOCK}").unlink(missing_ok=True)
-        return True
+        return _remove_unused(entry.directory)
 
     def discard(self, key: str) -> None:
         """Remove an entry that we found and that does not work, whoever uses it."""
         self._held.pop(key, None)
-        shutil.rmtree(self._directory / key, ignore_errors=True)
+        _remove(self._directory / key)
 
     def trim(self) -> list[Entry]:
         """Remove the least recently used entries until the rest is within the limit."""
@@ -182,7 +186,7 @@ class SnapshotStore:
 
     def _hold(self, directory: Path) -> bool:
         try:
-            self._locks.enter_context(_lock(directory, fcntl.LOCK_SH))
+            self._locks.enter_context(lock_directory(directory, shared=True))
         except OSError:
             return False
         return True
@@ -190,17 +194,15 @@ class SnapshotStore:
     def _take(self, directory: Path) -> Entry:
         os.utime(directory / MANIFEST)
         entry = _read(directory)
-        self._held[entry.key] = (entry, _stamp(directory))
+        self._held[entry.key] = (entry, _stamps(directory))
         return entry
 
     def _sweep(self) -> None:
-        """Remove what killed processes have begun."""
-        for directory in self._directory.glob(f"{_UNFINISHED}*"):
-            with (
-                contextlib.suppress(OSError),
-                _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB),
-            ):
-                shutil.rmtree(directory)
+        """Remove what killed processes have left; needs the lock on the directory of them all."""
+        for path in self._directory.iterdir():
+            half = path.name.startswith((_UNFINISHED, _REMOVED))
+            if half or path.name.endswith(_LOCK) or not (path / MANIFEST).is_file():
+                _remove_unused(path)
 
 
 def key_of(parts: Mapping[str, str]) -> str:
@@ -208,31 +210,45 @@ def key_of(parts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()[:32]
 
 
-@contextlib.contextmanager
-def _lock(directory: Path, how: int) -> Iterator[None]:
-    # Python's descriptors are not inherited by programs, so no child keeps the lock alive.
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _remove_unused(path: Path) -> bool:
+    """Remove an entry, or what is none; False if somebody uses it, or it cannot be removed."""
     try:
-        fcntl.flock(descriptor, how)
-        yield
+        lock = try_lock(path)
+    except OSError:
+        return False
+    if lock is None:
+        return False
+    try:
+        return _remove(path)
     finally:
-        os.close(descriptor)
+        os.close(lock)
+
+
+def _remove(path: Path) -> bool:
+    """Remove an entry or a lock file, which somebody may use, but so that it is never seen half."""
+    try:
+        if not path.is_dir():
+            path.unlink()
+            return True
+        old = path.with_name(f"{_REMOVED}{secrets.token_hex(8)}")
+        path.rename(old)
+    except OSError as error:
+        logger.debug("%s cannot be removed: %s", path, error)
+        return False
+    shutil.rmtree(old, ignore_errors=True)
+    return True
 
 
 def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.name != MANIFEST)
 
 
-_Stamp = tuple[tuple[str, int, int, int], ...]
-
-
-def _stamp(directory: Path) -> _Stamp:
-    """What changes when a file is written to or replaced; empty if the entry is gone."""
+def _stamps(directory: Path) -> list[FileStamp]:
+    """Those of its files; none if the entry is gone."""
     try:
-        found = [(path.name, path.stat()) for path in _files(directory)]
+        return [FileStamp.of(path) for path in _files(directory)]
     except OSError:
-        return ()
-    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+        return []
 
 
 def _write_manifest(directory: Path, parts: Mapping[str, str], note: Mapping[str, Any]) -> None:

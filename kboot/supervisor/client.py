@@ -161,12 +161,11 @@ def launch(
     *,
     meets: bool = False,
     by_force: bool = False,
-    environ: Mapping[str, str] | None = None,
 ) -> MachineDirectory:
     """Start a supervisor for a machine called `name`; it then boots, see the verb ``wait``.
 
     `options` are those of `kboot.config.load`, which the supervisor reads again, here and in this
-    environment, with `environ` on top of it. `ConfigError` if there is such a machine here. With
+    environment. `ConfigError` if there is such a machine here. With
     `meets`, it takes up a machine that stays without us, and boots none; `by_force`, also one that
     another supervisor looks after.
     """
@@ -185,11 +184,7 @@ def launch(
         supervisor = process.start_detached(
             [sys.executable, "-m", "kboot.supervisor.supervisor", str(place.directory), str(lock)],
             log=place.log,
-            env={
-                key: value
-                for key, value in {**os.environ, **(environ or {})}.items()
-                if key != RUN_VARIABLE
-            },
+            env={key: value for key, value in os.environ.items() if key != RUN_VARIABLE},
             pass_fds=(lock,),
         )
     finally:

@@ -29,7 +29,7 @@ def summon(name: str, options: Mapping[str, object], *, by_force: bool = False) 
     if where is None:
         return
     clear_dead()
-    launch(name, where.options, meets=True, by_force=by_force, environ=where.environ)
+    launch(name, where.options, meets=True, by_force=by_force)
     try:
         # The first answer comes when the machine is found.
         ask(name, "status")
@@ -81,23 +81,25 @@ def elsewhere(options: Mapping[str, object]) -> Iterator[PersistentMachine]:
     `InfraError` if it cannot be known for the place that `options` or the configuration name;
     others are passed over.
     """
-    given = {key: str(value) for key, value in options.items() if value}
+    asked = registry.Location(
+        name="", options={key: str(value) for key, value in options.items() if value}
+    )
     seen: set[str] = set()
-    asked = registry.here("", given)
     for where in (asked, *registry.all_noted()):
-        with where.variables():
-            config = _config_of(where)
-            if not can_persist(config):
-                continue
-            try:
-                for machine in persistent_machines(config):
-                    if machine.identifier not in seen:
-                        seen.add(machine.identifier)
-                        yield machine
-            except InfraError as error:
-                if where is asked:
-                    raise
-                logger.warning("machines that stay are not known: %s", error)
+        config = _config_of(where)
+        if not can_persist(config):
+            continue
+        try:
+            machines = persistent_machines(config)
+        except InfraError as error:
+            if where is asked:
+                raise
+            logger.warning("machines that stay are not known: %s", error)
+            continue
+        for machine in machines:
+            if machine.identifier not in seen:
+                seen.add(machine.identifier)
+                yield machine
 
 
 # ------------------------------------------------------------------------------------------ inside
@@ -110,7 +112,7 @@ def _where(name: str, options: Mapping[str, object]) -> registry.Location | None
         return found
     if not can_persist(load(given, os.environ, working_directory())):
         return None
-    return registry.here(name, {key: str(value) for key, value in given.items()})
+    return registry.Location(name=name, options={key: str(value) for key, value in given.items()})
 
 
 def _config_of(where: registry.Location) -> Config:
@@ -118,13 +120,11 @@ def _config_of(where: registry.Location) -> Config:
 
 
 def _is_there(where: registry.Location) -> bool:
-    with where.variables():
-        machines = persistent_machines(_config_of(where))
+    machines = persistent_machines(_config_of(where))
     return any(machine.ours and machine.name == where.name for machine in machines)
 
 
 def _remove_there(where: registry.Location) -> bool:
-    with where.variables():
-        was_there = remove_machine(_config_of(where), where.name)
+    was_there = remove_machine(_config_of(where), where.name)
     registry.forget(where.name)
     return was_there

@@ -133,10 +133,6 @@ def _all_locked(*, shared: bool = False) -> contextlib.AbstractContextManager[No
     return lock_directory(_machines(), shared=shared)
 
 
-#: The variable that leads to a cluster, beside the settings.
-_KUBECONFIG = "KUBECONFIG"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
     """How a machine is found again."""
@@ -144,26 +140,10 @@ class Location:
     name: str
     #: Settings, as options of `kboot.config.load`.
     options: Mapping[str, str]
-    #: Variables that those depend on.
-    environ: Mapping[str, str]
-
-    @contextlib.contextmanager
-    def variables(self) -> Iterator[None]:
-        """Have the variables in our own environment, for the length of the ``with``."""
-        before = {key: os.environ.get(key) for key in self.environ}
-        os.environ.update(self.environ)
-        try:
-            yield
-        finally:
-            for key, value in before.items():
-                if value is None:
-                    del os.environ[key]
-                else:
-                    os.environ[key] = value
 
     def write(self) -> None:
         """Note it; one of the same name is forgotten."""
-        text = json.dumps({"options": dict(self.options), "environ": dict(self.environ)})
+        text = json.dumps({"options": dict(self.options)})
         path = _path(self.name)
         new = path.with_suffix(".new")
         new.write_text(text, encoding="utf-8")
@@ -174,7 +154,7 @@ def noted(name: str) -> Location | None:
     """Where the machine of this name was seen last; None if that is not known."""
     try:
         content = json.loads(_path(name).read_text(encoding="utf-8"))
-        return Location(name=name, options=content["options"], environ=content["environ"])
+        return Location(name=name, options=content["options"])
     except (OSError, ValueError, KeyError):
         return None
 
@@ -196,12 +176,6 @@ def known_names() -> list[str]:
 def forget(name: str) -> None:
     """The machine is not there any more."""
     _path(name).unlink(missing_ok=True)
-
-
-def here(name: str, options: Mapping[str, str]) -> Location:
-    """For a machine that `options` lead to in our own environment."""
-    environ = {key: os.environ[key] for key in (_KUBECONFIG,) if key in os.environ}
-    return Location(name=name, options=options, environ=environ)
 
 
 def _path(name: str) -> Path:

@@ -193,7 +193,8 @@ class Supervisor:
             machine.console, self.evidence / "serial.log", self.keyboard
         )
         if self._staying:
-            registry.here(self.place.name, self._staying.address).write()
+            address = self._staying.address
+            registry.Location(name=self.place.name, options=address).write()
         with self._open_for_clients():
             begin(self.session)
             self._work()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from kboot.errors import ConfigError, InfraError
 from kboot.kubevirt import find_persistent, open_persistent, remove_persistent, take_over_persistent
 from kboot.kubevirt.manifests import HEARTBEAT, HOLDER
 from kboot.kubevirt.ownership import Holder
+from kboot.supervisor import registry
+from kboot.supervisor.locate import elsewhere
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import eventually, read_until
 from tests.kubevirt.talking import talking
@@ -240,6 +243,28 @@ def test_a_list_of_a_cluster_that_does_not_answer_is_no_empty_list(
     shown = capsys.readouterr()
     assert "cannot be reached" in shown.err
     assert shown.out == ""
+
+
+def test_machines_on_another_cluster_are_listed_and_our_environment_stays(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    options = {
+        "backend": "kubevirt",
+        "kubeconfig": str(cluster.write_kubeconfig(tmp_path / "other")),
+        "cluster_owner": "alice",
+    }
+    registry.Location(name="lab", options=options).write()
+    # Ours leads nowhere, and it does so for as long as others use what was found.
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
+    before = dict(os.environ)
+    names = []
+    for machine in elsewhere({}):
+        names.append(machine.name)
+        assert dict(os.environ) == before
+    assert names == ["lab"]
+    assert registry.noted("lab") == registry.Location(name="lab", options=options)
 
 
 def test_looking_for_one_that_is_not_there_leaves_nothing(
