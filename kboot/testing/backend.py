@@ -95,6 +95,10 @@ class FakeServer:
         """Every request so far."""
         return tuple(self._fetches)
 
+    def fetches_since(self, position: int) -> tuple[Sequence[Fetch], int]:
+        """Those from the running number `position` on, and the number of the next one."""
+        return tuple(self._fetches[position:]), len(self._fetches)
+
     def catch_up(self, _deadline: Deadline) -> None:
         """It is never late."""
 
