@@ -45,9 +45,7 @@ def test_an_isolated_guest_boots_and_does_not_reach_the_hosts_services(
             backend, server, kernel, networked(kernel), evidence_directory=tmp_path / "evidence"
         ) as machine:
             machine.wait_until_ready()
-            machine.guest.wait_until_succeeds(
-                "ip addr show dev eth0 | grep 10.0.2.15", Deadline(30)
-            )
+            machine.guest.wait_until_succeeds("ip addr show dev eth0 | grep 10.0.2.15", timeout=30)
             assert _can_fetch(machine, server.url("beacon/up"))
             assert not _can_fetch(machine, f"http://10.0.2.2:{service.getsockname()[1]}/")
             service.settimeout(0.1)
