@@ -142,6 +142,8 @@ class Follower:
     def _observe(self) -> None:
         """Look at both witnesses now; raise what they prove to be wrong."""
         offset = time.time() - time.monotonic()
+        # Before the lines: those above the prompt are there then, and are looked at first.
+        prompt = boot_messages.is_prompt(self._console.unfinished)
         for fetch in self._new_fetches():
             self.boot.see_fetch(fetch, fetch.time - offset)
             self._announce()
@@ -154,7 +156,7 @@ class Follower:
             if boot_messages.is_prompt_and_message(line.text):
                 self.boot.see_prompt(line.time_s)
             self._announce()
-        if boot_messages.is_prompt(self._console.unfinished):
+        if prompt:
             self.boot.see_prompt(time.monotonic())
         self._announce()
 

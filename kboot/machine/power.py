@@ -43,15 +43,13 @@ def attended(
     `past` is what it has printed already, of which `forgiven` bytes are of boots that are over.
     """
     with contextlib.ExitStack() as stack:
-        console = stack.enter_context(
-            Console(
-                vm.stream,
-                record=evidence_directory,
-                scanner=Scanner(),
-                check=lambda: machine.check_host(),
-                past=past,
-                forgiven=forgiven,
-            )
+        console = Console(
+            vm.stream,
+            record=evidence_directory,
+            scanner=Scanner(),
+            check=lambda: machine.check_host(),
+            past=past,
+            forgiven=forgiven,
         )
         machine = Machine(
             kernel=kernel,
@@ -64,6 +62,8 @@ def attended(
             start=start,
             on_phase=on_phase,
         )
+        # It reads from here on: whoever follows the boot is told of the first line as well.
+        stack.enter_context(console)
         stack.callback(machine.channels.hang_up)
         try:
             yield machine
