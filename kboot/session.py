@@ -57,9 +57,18 @@ class Session:
     one like it was saved, or boots.
     """
 
-    def __init__(self, config: Config, *, evidence: Path, prefix: str, lender: Path | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        evidence: Path,
+        prefix: str,
+        lender: Path | None,
+        backend: Backend | None,
+    ) -> None:
         self.config = config
         self._lender = lender
+        self._given_backend = backend
         self._evidence = evidence
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
@@ -76,6 +85,8 @@ class Session:
     @cached_property
     def backend(self) -> Backend:
         """The place to serve from and boot in."""
+        if self._given_backend:
+            return self._given_backend
         run = self._borrowed.run if self._borrowed else ""
         return self._stack.enter_context(open_backend(self.config, run=run))
 
@@ -232,14 +243,20 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    config: Config, *, evidence: Path, prefix: str = "m", lender: Path | None = None
+    config: Config,
+    *,
+    evidence: Path,
+    prefix: str = "m",
+    lender: Path | None = None,
+    backend: Backend | None = None,
 ) -> Iterator[Session]:
     """A session for the length of the ``with``; its boots leave their evidence below `evidence`.
 
     `prefix` begins the names of its machines: a DNS label's beginning, unique in a parallel run.
-    With `lender`, it has the boot server of another process, see `kboot.shared_server`.
+    With `lender`, it has the boot server of another process, see `kboot.shared_server`. With
+    `backend`, it boots there, and not where the configuration says: see `kboot.testing`.
     """
-    session = Session(config, evidence=evidence, prefix=prefix, lender=lender)
+    session = Session(config, evidence=evidence, prefix=prefix, lender=lender, backend=backend)
     try:
         yield session
     finally:

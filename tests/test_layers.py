@@ -32,7 +32,7 @@ ROWS = (
     {"guest", "nginx"},
     {"qemu", "kubevirt"},
     {"machine"},
-    {"isolation", "shared_server"},
+    {"isolation", "shared_server", "testing"},
     {"session"},
     {"supervisor"},
     {"acceptance"},

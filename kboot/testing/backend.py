@@ -1,0 +1,265 @@
+"""A backend that replays a recorded boot: no hypervisor, no nginx, no waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from kboot.backend import Fetch, Firmware, MachineSpec, OnProgress, ignore_progress
+from kboot.cache import sha256_of
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError
+from kboot.kernel import read_kernel
+from kboot.testing.guest import PROMPT, FakeGuest, GuestAction, Script
+from kboot.testing.recording import RECORDED_BOOT, BootScript, Recording
+
+#: How long the line is quiet before a guest dies of what a command did: the answer is read first.
+_LEAD_S = 0.02
+
+
+class FakeBackend:
+    """Boots every kernel as one was recorded; see `kboot.backend.Backend`.
+
+    `recording` is the evidence directory of a real boot, unless given the one that comes with
+    kboot. Where that boot came up, so do all machines, each with a nonce, kernel and command line
+    of its own; where it did not, neither do they. A panic is the one that was recorded after the
+    login. `commands` says what the guest answers; to all others it has the exit status 127.
+    """
+
+    name = "fake"
+
+    def __init__(self, recording: Path = RECORDED_BOOT, *, commands: Script | None = None) -> None:
+        self._recording = Recording(recording)
+        self._commands = {} if commands is None else commands
+        self._server = FakeServer()
+
+    def firmware_fault(self, firmware: Firmware) -> str | None:
+        """None if its machines can have this firmware, or else why not."""
+        return None if firmware == "bios" else "a replayed boot is the one of a BIOS machine"
+
+    @contextlib.contextmanager
+    def serve(self, _deadline: Deadline) -> Iterator[FakeServer]:
+        """The boot server, which is a dictionary."""
+        yield self._server
+
+    @contextlib.contextmanager
+    def power_on(self, spec: MachineSpec, _deadline: Deadline) -> Iterator[FakeVirtualMachine]:
+        """Replay a boot from its beginning."""
+        vm = FakeVirtualMachine(spec, self._recording, self._server, self._commands)
+        try:
+            yield vm
+        finally:
+            vm.stream.close()
+
+
+class FakeServer:
+    """A boot server that nobody can reach; see `kboot.backend.BootServer`."""
+
+    _BASE = "http://192.0.2.1/fake/"
+
+    def __init__(self) -> None:
+        self._files: dict[str, Path] = {}
+        self._texts: dict[str, str] = {}
+        self._fetches: list[Fetch] = []
+
+    def url(self, path: str) -> str:
+        """The URL of `path`."""
+        return f"{self._BASE}{path}"
+
+    def put(self, artifact: Path, _on_progress: OnProgress = ignore_progress) -> str:
+        """Publish a file under its sha256."""
+        try:
+            url = self.url(f"artifacts/{sha256_of(artifact)}")
+        except OSError as error:
+            raise ConfigError(f"{artifact}: cannot be read: {error.strerror}") from error
+        self._files[url] = artifact
+        return url
+
+    def remove(self, url: str) -> int:
+        """Drop a file."""
+        file = self._files.pop(url, None)
+        return file.stat().st_size if file else 0
+
+    def write(self, name: str, text: str) -> str:
+        """Publish or replace a text."""
+        url = self.url(f"scripts/{name}")
+        self._texts[url] = text
+        return url
+
+    def fetches(self) -> Sequence[Fetch]:
+        """Every request so far."""
+        return tuple(self._fetches)
+
+    def catch_up(self, _deadline: Deadline) -> None:
+        """It is never late."""
+
+    def check(self) -> None:
+        """It is always fine."""
+
+    def evidence(self, _directory: Path) -> None:
+        """It has no configuration."""
+
+    # ------------------------------------------------------------------ for the virtual machine
+
+    def boot_script(self, url: str) -> BootScript:
+        """What a machine boots by."""
+        return BootScript.parse(self._texts.get(url, ""), url)
+
+    def kernel_release(self, url: str) -> str:
+        """Of a kernel that was published."""
+        return read_kernel(self._files[url]).release
+
+    def log(self, fetches: Sequence[Fetch]) -> None:
+        """A machine has fetched this."""
+        self._fetches.extend(fetches)
+
+
+class FakeVirtualMachine:
+    """A machine whose serial line is a recording; see `kboot.backend.VirtualMachine`."""
+
+    def __init__(
+        self, spec: MachineSpec, recording: Recording, server: FakeServer, commands: Script
+    ) -> None:
+        self._spec = spec
+        self._recording = recording
+        self._server = server
+        self._commands = commands
+        self._guest: FakeGuest | None = None
+        self._script: BootScript
+        self._release = ""
+        self._line = _Line(self._typed)
+        self._boot()
+
+    @property
+    def stream(self) -> _Line:
+        """Its serial line."""
+        return self._line
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        return f"no machine: {self._recording.directory}, replayed"
+
+    def reset(self) -> None:
+        """Replay the boot again, on the same line."""
+        self._boot()
+
+    def restart(self) -> None:
+        """Replay the boot again, on another line."""
+        self._line.close()
+        self._line = _Line(self._typed)
+        self._boot()
+
+    def set_link(self, *, up: bool) -> None:
+        """It has no network cable: what it says is recorded."""
+
+    def check(self) -> None:
+        """It is always fine."""
+
+    def evidence(self, directory: Path) -> None:
+        """Write where the recording is."""
+        (directory / "replayed").write_text(f"{self._recording.directory}\n", encoding="utf-8")
+
+    def _boot(self) -> None:
+        """Fetch the boot script as it is now, and say what the recorded machine said."""
+        recording = self._recording
+        script = self._script = self._server.boot_script(self._spec.boot_file)
+        self._release = self._server.kernel_release(script.kernel_url)
+        base = self._server.url("")
+        self._server.log(
+            recording.fetches_for(
+                script,
+                base=base,
+                script_path=self._spec.boot_file.removeprefix(base),
+                time=time.time(),
+            )
+        )
+        self._guest = None
+        self._line.say(recording.console_for(recording.boot, script, self._release))
+        if recording.comes_up:
+            # In a piece of its own: who sees it has been told of all that came before.
+            self._line.say(PROMPT)
+            self._guest = FakeGuest(
+                script=self._commands,
+                boot_id=str(uuid.uuid4()),
+                release=self._release,
+                command_line=script.command_line,
+            )
+
+    def _typed(self, data: bytes) -> bytes:
+        """What it says to what was typed."""
+        if self._guest is None:
+            return b""
+        said = self._guest.type(data)
+        if self._guest.action:
+            action, self._guest = self._guest.action, None
+            self._line.say_later(lambda: self._end(action))
+        return said
+
+    def _end(self, action: GuestAction) -> None:
+        """The guest ends its boot."""
+        if action is GuestAction.PANIC:
+            crash = self._recording.crash
+            self._line.say(self._recording.console_for(crash, self._script, self._release))
+            if "panic=0" in self._script.command_line.split():
+                return
+        self._boot()
+
+
+class _Line:
+    """A serial line in memory; see `kboot.backend.Stream`."""
+
+    def __init__(self, typed: Callable[[bytes], bytes]) -> None:
+        self._typed = typed
+        #: As it is read: what comes in one piece was printed at one time.
+        self._said: deque[bytes] = deque()
+        self._later: Callable[[], None] | None = None
+        self._closed = False
+        self._changed = threading.Condition(threading.RLock())
+
+    def say(self, data: bytes) -> None:
+        """Print this."""
+        with self._changed:
+            self._said.append(data)
+            self._changed.notify_all()
+
+    def say_later(self, act: Callable[[], None]) -> None:
+        """Do this when all that was printed has been read, and the line was quiet for a moment."""
+        with self._changed:
+            self._later = act
+            self._changed.notify_all()
+
+    def recv(self, size: int, /) -> bytes:
+        """Wait for what is printed."""
+        with self._changed:
+            while not self._said and not self._closed:
+                if self._later is None:
+                    self._changed.wait()
+                elif not self._changed.wait(_LEAD_S):
+                    act, self._later = self._later, None
+                    act()
+            if self._closed:
+                return b""
+            data = self._said.popleft()
+            if len(data) > size:
+                self._said.appendleft(data[size:])
+            return data[:size]
+
+    def sendall(self, data: bytes, /) -> None:
+        """Type this."""
+        with self._changed:
+            if self._closed:
+                raise BrokenPipeError("the machine is off")
+            if said := self._typed(data):
+                self.say(said)
+
+    def close(self) -> None:
+        """End it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
