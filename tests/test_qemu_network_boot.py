@@ -157,13 +157,13 @@ def test_a_machine_without_a_rom_boots_from_the_network_again_and_again(
         backend.serve(Deadline(60)) as server,
         power_on(
             backend, server, read_kernel(debian_kernel), settings, evidence_directory=evidence
-        ) as boot,
+        ) as machine,
     ):
-        boot.wait_until_ready()
-        first = boot.guest.run("cat /proc/sys/kernel/random/boot_id").stdout
-        boot.reset()
-        assert boot.guest.run("cat /proc/sys/kernel/random/boot_id").stdout != first
-        assert boot.guest.run("ls /sys/block").stdout.split() == []
+        machine.wait_until_ready()
+        first = machine.guest.run("cat /proc/sys/kernel/random/boot_id").stdout
+        machine.reset()
+        assert machine.guest.run("cat /proc/sys/kernel/random/boot_id").stdout != first
+        assert machine.guest.run("ls /sys/block").stdout.split() == []
     assert f"-kernel {IPXE}" in (evidence / "qemu.argv").read_text()
     # The program was given: nothing had to be found out.
     assert machines(qemu_without_rom) == ["kboot-without-rom"]
