@@ -10,7 +10,7 @@ RESTORES ?= 500
 COMMANDS ?= 10000
 BENCH ?=
 PYTEST_ARGS ?=
-WORKERS ?= 1
+WORKERS ?= $(shell nproc)
 
 venv := .venv
 bin := $(venv)/bin
@@ -18,8 +18,8 @@ ready := $(venv)/.ready
 headers := build/kernel/headers/build
 second := build/kernel/cloud.deb
 ipxe_disk := build/ipxe/ipxe-disk.tar
-# Tests of one file share machines: they stay together.
-parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile)
+# What shares a machine stays together, in the order of tests/schedule.py.
+parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadgroup --no-loadscope-reorder)
 sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory

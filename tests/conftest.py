@@ -8,11 +8,16 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kboot import state
 from kboot.deadline import Deadline
+from tests import schedule
+
+if TYPE_CHECKING:
+    from tests.zoo.keeper import Zoo
 
 
 def pytest_configure() -> None:
@@ -22,6 +27,19 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes have no name of their own: all workers of a run must know a test by the same one."""
+    return argname if isinstance(val, bytes) and not val.decode("latin1").isprintable() else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, and what shares a machine goes to one worker."""
+    items.sort(key=lambda item: schedule.rank(item.path))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(schedule.group(item.path)))
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +87,22 @@ def second_kernel() -> Path:
     if not path.is_file():
         pytest.fail(f"no kernel at {path}: run make {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def saved_zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
+    """The zoo's kernel module, built, and its machine, saved."""
+    from tests.zoo.keeper import open_zoo  # noqa: PLC0415
+
+    with open_zoo(tmp_path_factory.mktemp("zoo")) as zoo:
+        yield zoo
+
+
+@pytest.fixture(scope="module")
+def zoo(saved_zoo: Zoo) -> Iterator[Zoo]:
+    """A machine that crashes on demand, pristine at the beginning of a module."""
+    with contextlib.closing(saved_zoo):
+        yield saved_zoo
 
 
 @pytest.fixture(scope="session", autouse=True)

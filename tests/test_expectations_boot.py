@@ -20,13 +20,7 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.rootfs import overlay_initramfs
-from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build, vm
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    with vm(tmp_path_factory.mktemp("zoo")) as opened:
-        yield opened
+from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build
 
 
 def test_no_crash(zoo: Zoo) -> None:

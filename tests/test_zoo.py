@@ -19,14 +19,8 @@ from kboot.errors import RebootLoop
 from kboot.kernel import read_kernel
 from kboot.machine import ExpectedCrash, Machine, MachineSettings, open_backend, power_on
 from kboot.rootfs import tiny_initramfs
-from tests.zoo.keeper import KERNEL, Zoo, vm
+from tests.zoo.keeper import KERNEL, Zoo
 from tests.zoo.records import EXPECTED, LOGS
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    with vm(tmp_path_factory.mktemp("zoo")) as opened:
-        yield opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,7 @@ def build(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def vm(directory: Path) -> Iterator[Zoo]:
+def open_zoo(directory: Path) -> Iterator[Zoo]:
     """A machine with the module and a watchdog, for several tests; its evidence in `directory`."""
     kernel = read_kernel(KERNEL)
     files: dict[str, bytes | Path] = {"/lib/kboot_zoo.ko": build(directory), **_INITS}
@@ -70,6 +70,7 @@ class Zoo:
         self._settings = settings
         self._power = contextlib.ExitStack()
         self._count = 0
+        self._is_on = False
         self.machine: Machine
 
     def open(self) -> Machine:
@@ -79,17 +80,19 @@ class Zoo:
             self._count += 1
             twin = self._place.restored(self._settings, f"zoo{self._count}")
             self.machine = self._power.enter_context(twin)
+            self._is_on = True
         machine = self.machine
         machine.guest.succeed("[ -e /proc/kboot_zoo ] || insmod /lib/kboot_zoo.ko")
         machine.report_filter.sort(machine.console.reports)
         return machine
 
     def close(self) -> None:
-        """Switch it off."""
+        """Switch it off; who opens it next has a pristine one."""
+        self._is_on = False
         self._power.close()
 
     def _is_well(self) -> bool:
-        if self._count == 0:
+        if not self._is_on:
             return False
         try:
             self.machine.check()
