@@ -92,7 +92,7 @@ def second_kernel() -> Path:
 @pytest.fixture(scope="session")
 def saved_zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     """The zoo's kernel module, built, and its machine, saved."""
-    from tests.zoo.keeper import open_zoo  # noqa: PLC0415
+    from tests.zoo.keeper import open_zoo
 
     with open_zoo(tmp_path_factory.mktemp("zoo")) as zoo:
         yield zoo
