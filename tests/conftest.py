@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from tests.zoo.keeper import Zoo
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that.
 
     Those of the tests are to hear it.
     """
+    config.addinivalue_line("markers", "xdist_group(name): known also without pytest-xdist")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
