@@ -17,7 +17,7 @@ from kboot.deadline import Deadline
 from tests import schedule
 
 if TYPE_CHECKING:
-    from tests.zoo.keeper import Zoo
+    from tests.zoo.zoo import Zoo
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -93,7 +93,7 @@ def second_kernel() -> Path:
 @pytest.fixture(scope="session")
 def saved_zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     """The zoo's kernel module, built, and its machine, saved."""
-    from tests.zoo.keeper import open_zoo
+    from tests.zoo.zoo import open_zoo
 
     with open_zoo(tmp_path_factory.mktemp("zoo")) as zoo:
         yield zoo
