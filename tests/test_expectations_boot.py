@@ -20,7 +20,7 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.rootfs import overlay_initramfs
-from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build
+from tests.zoo.zoo import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build
 
 
 def test_no_crash(zoo: Zoo) -> None:
