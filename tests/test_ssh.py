@@ -15,11 +15,10 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError, GuestTimeout
 from kboot.guest import Guest
-from kboot.guest.ssh import SshRunner
+from kboot.guest.ssh import SshRunner, authorized_key, connect
 from kboot.kernel import Kernel, read_kernel
 from kboot.machine import Machine, open_backend, power_on, settings_for
 from kboot.rootfs import module_initramfs, overlay_initramfs
-from kboot.ssh import authorized_key, connect
 
 DROPBEAR = Path("/usr/sbin/dropbear")
 

@@ -7,10 +7,9 @@ from kboot.console import Console
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError
 from kboot.guest import CommandHistory, Guest, log_in
-from kboot.guest.ssh import SshRunner
+from kboot.guest.ssh import SshRunner, connect
 from kboot.log import logger, step
 from kboot.machine.settings import MachineSettings
-from kboot.ssh import connect
 
 #: For a server that listens already.
 _AUTO_LIMIT_S = 15.0

@@ -9,9 +9,9 @@ from typing import Any
 from kboot import ipxe
 from kboot.backend import MachineSpec
 from kboot.config import Channel, Config, Warnings
+from kboot.guest.ssh import authorized_key
 from kboot.kernel import Kernel, require_architecture
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs, resolve_rootfs
-from kboot.ssh import authorized_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

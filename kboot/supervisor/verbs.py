@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from kboot.backend import Progress, SshVirtualMachine
 from kboot.errors import ConfigError, InfraError
+from kboot.guest.ssh import key_file
 from kboot.rpc import Request
-from kboot.ssh import key_file
 from kboot.supervisor.pushes import Wanted
 from kboot.supervisor.shared_console import Size
 
