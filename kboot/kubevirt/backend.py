@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from kboot.backend import BootServer, Firmware, MachineSpec, VirtualMachine
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.kubevirt import manifests, ownership, vm_manifest, waiting
+from kboot.kubevirt import manifests, ownership, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.ownership import Holder
 from kboot.kubevirt.server import ClusterServer
 from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
-from kboot.kubevirt.watches import Watches
+from kboot.kubevirt.watches import Watches, create_when_allowed
 from kboot.log import logger
 
 _FORBIDDEN = 403
@@ -104,7 +104,7 @@ class KubevirtBackend:
     def create(self, manifest: manifests.Manifest, deadline: Deadline) -> None:
         """Make an object of the run; a network policy may be done without."""
         try:
-            waiting.create(self.client, manifest, f"the run's {manifest['kind']}", deadline)
+            create_when_allowed(self.client, manifest, f"the run's {manifest['kind']}", deadline)
         except ApiError as error:
             if manifest["kind"] != "NetworkPolicy" or error.status != _FORBIDDEN:
                 raise

@@ -18,14 +18,13 @@ _PIECE_BYTES = 65536
 def forwarded(connect: Callable[[], Stream]) -> Iterator[tuple[str, int]]:
     """An address on loopback whose connections go where `connect` leads, one stream for each.
 
-    A connection that `connect` refuses with a `ClusterError` is closed at once.
+    A connection that `connect` refuses is closed at once.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        ends: list[Callable[[], None]] = []
-        thread = threading.Thread(
-            target=_accept, args=(listener, connect, ends), name="kboot-forward", daemon=True
+        forwarder = threading.Thread(
+            target=_accept, args=(listener, connect), name="kboot-forward", daemon=True
         )
-        thread.start()
+        forwarder.start()
         try:
             host, port = listener.getsockname()
             yield host, port
@@ -33,52 +32,68 @@ def forwarded(connect: Callable[[], Stream]) -> Iterator[tuple[str, int]]:
             # A closed socket would leave the thread waiting for ever; a shut one wakes it.
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
-            thread.join(timeout=5)
-            for end in ends:
-                end()
+            forwarder.join(timeout=10)
 
 
-def _accept(
-    listener: socket.socket, connect: Callable[[], Stream], ends: list[Callable[[], None]]
-) -> None:
+def _accept(listener: socket.socket, connect: Callable[[], Stream]) -> None:
+    """Take connections until nobody listens any more; then end them all."""
+    connections: list[_Connection] = []
     while True:
         try:
             near, _ = listener.accept()
         except OSError:
-            return
+            break
+        ended = [each for each in connections if not each.is_alive]
+        for each in ended:
+            each.end()
+        connections = [each for each in connections if each not in ended]
         try:
             far = connect()
-        except ClusterError as error:
-            logger.debug("no connection to the guest's port: %s", error)
+        except Exception as error:
+            # Whatever it is: the next connection may find the guest.
+            expected = isinstance(error, ClusterError)
+            logger.debug("no connection to the guest's port: %s", error, exc_info=not expected)
             near.close()
             continue
-        ends.append(_join(near, far))
+        connections.append(_Connection(near, far))
+    for each in connections:
+        each.end()
 
 
-def _join(near: socket.socket, far: Stream) -> Callable[[], None]:
-    """Carry bytes both ways until one side ends; returns a function that ends both."""
+class _Connection:
+    """Carries bytes both ways until one side ends."""
 
-    def end() -> None:
-        with contextlib.suppress(OSError):
-            near.shutdown(socket.SHUT_RDWR)
-        far.close()
-        for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout=5)
-        near.close()
+    def __init__(self, near: socket.socket, far: Stream) -> None:
+        self._near, self._far = near, far
+        self._threads = [
+            threading.Thread(target=self._carry, args=way, name="kboot-forward", daemon=True)
+            for way in ((near.recv, far.sendall), (far.recv, near.sendall))
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def carry(receive: Callable[[int], bytes], send: Callable[[bytes], None]) -> None:
-        with contextlib.suppress(OSError):
+    @property
+    def is_alive(self) -> bool:
+        """Whether it carries bytes still."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def end(self) -> None:
+        """Close both sides."""
+        self._hang_up()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        self._near.close()
+
+    def _carry(self, receive: Callable[[int], bytes], send: Callable[[bytes], None]) -> None:
+        try:
             while data := receive(_PIECE_BYTES):
                 send(data)
-        with contextlib.suppress(OSError):
-            near.shutdown(socket.SHUT_RDWR)
-        far.close()
+        except OSError as error:
+            logger.debug("a connection to the guest's port was lost: %s", error)
+        finally:
+            self._hang_up()
 
-    threads = [
-        threading.Thread(target=carry, args=way, name="kboot-forward", daemon=True)
-        for way in ((near.recv, far.sendall), (far.recv, near.sendall))
-    ]
-    for thread in threads:
-        thread.start()
-    return end
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._near.shutdown(socket.SHUT_RDWR)
+        self._far.close()
