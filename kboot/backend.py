@@ -186,6 +186,14 @@ class SshVirtualMachine(VirtualMachine, Protocol):
 
 
 @runtime_checkable
+class EmulatedVirtualMachine(VirtualMachine, Protocol):
+    """A machine whose processors may be emulated, on fewer of its host's."""
+
+    def speed_fault(self) -> str | None:
+        """None if it is fast enough to tell a slow guest from a hung one, or else why not."""
+
+
+@runtime_checkable
 class RecreatableServer(BootServer, Protocol):
     """A boot server that is made once more where it has gone, with nothing on it."""
 

@@ -47,6 +47,7 @@ class _Request:
     #: Not ``auto``.
     isolation: Isolation
     on_machine: Callable[[Machine], None]
+    timeout_s: float | None
 
 
 class Session:
@@ -128,12 +129,14 @@ class Session:
         user: User | None = None,
         isolation: Isolation | None = None,
         on_machine: Callable[[Machine], None] = lambda _machine: None,
+        timeout: float | None = None,
     ) -> Machine:
         """A machine with these settings that is ready: the one that is on, or another one.
 
         `fresh` demands one that was booted for this call. `name` names its evidence, and `user` who
         asks for it; `isolation` is for this user instead of the run's. `on_machine` is told the
-        machine before it is waited for.
+        machine before it is waited for. A boot may take `timeout` seconds; unless given, as long as
+        the settings say.
         """
         request = _Request(
             settings=settings,
@@ -141,6 +144,7 @@ class Session:
             user=user or User(test=name),
             isolation=self.isolation(settings, isolation),
             on_machine=on_machine,
+            timeout_s=timeout,
         )
         running = self._running
         if running and not fresh and self._can_reuse(running, request):
@@ -215,7 +219,7 @@ class Session:
                 machine.report_filter.sort(machine.console.reports)
             request.on_machine(machine)
             if saved is None:
-                machine.wait_until_ready()
+                machine.wait_until_ready(request.timeout_s)
             shared = request.isolation in {"module", "session"}
             self._running = _Running(
                 settings=request.settings,

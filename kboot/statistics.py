@@ -30,7 +30,7 @@ class Outcome:
     #: Whether the host failed, so that nothing was learnt about the kernel.
     infra: bool
     duration_s: float
-    #: Seconds from each milestone's forerunner to it.
+    #: Of each phase, the seconds since the previous one.
     phases_s: Mapping[str, float]
 
 

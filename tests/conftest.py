@@ -17,14 +17,15 @@ from kboot.deadline import Deadline
 from tests import schedule
 
 if TYPE_CHECKING:
-    from tests.zoo.keeper import Zoo
+    from tests.zoo.zoo import Zoo
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that.
 
     Those of the tests are to hear it.
     """
+    config.addinivalue_line("markers", "xdist_group(name): known also without pytest-xdist")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -92,7 +93,7 @@ def second_kernel() -> Path:
 @pytest.fixture(scope="session")
 def saved_zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     """The zoo's kernel module, built, and its machine, saved."""
-    from tests.zoo.keeper import open_zoo
+    from tests.zoo.zoo import open_zoo
 
     with open_zoo(tmp_path_factory.mktemp("zoo")) as zoo:
         yield zoo

@@ -10,8 +10,8 @@ _TOGETHER = {
     "test_zoo.py": "zoo",
 }
 
-#: The groups that take longest, in that order. Were one of them the last, all but one of the
-#: workers would wait for it.
+#: The groups that take longest, in that order. Were one of them the last, all workers but one would
+#: wait for it.
 _LONGEST_FIRST = (
     "zoo",
     "test_isolation.py",

@@ -78,6 +78,9 @@ class NoisyStream:
     #: Seconds that output is on its way, as on a cluster's websocket.
     delay_s: float = 0.0
     random: random.Random = field(default_factory=lambda: random.Random(1))
+    #: How often something was typed, and how many bytes in all.
+    sendings: int = 0
+    typed: int = 0
 
     def recv(self, size: int, /) -> bytes:
         data = self.inner.recv(size)
@@ -92,6 +95,8 @@ class NoisyStream:
         return bytes(noisy)
 
     def sendall(self, data: bytes, /) -> None:
+        self.sendings += 1
+        self.typed += len(data)
         self.inner.sendall(bytes(byte for byte in data if self.random.random() >= self.loss_chance))
 
     def close(self) -> None:

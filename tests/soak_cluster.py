@@ -20,7 +20,7 @@ from pathlib import Path
 from kboot.cli import main as kboot
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.talking import talking
-from tests.kubevirt.test_hygiene import everything, foreign, make_old
+from tests.kubevirt.test_ownership import everything, foreign, make_old
 
 _AT_ONCE = 4
 #: From before the run has a connection to after its second restart.

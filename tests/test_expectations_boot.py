@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kboot.errors import (
+    GuestError,
     HungAfterPanic,
     KernelCrash,
     NoCrash,
@@ -19,7 +20,7 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.rootfs import overlay_initramfs
-from tests.zoo.keeper import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build
+from tests.zoo.zoo import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build
 
 
 def test_no_crash(zoo: Zoo) -> None:
@@ -68,12 +69,17 @@ def test_the_same_crash_twice_is_one(zoo: Zoo) -> None:
 
 def test_a_command_that_ends_in_a_death_ends_the_block(zoo: Zoo) -> None:
     machine = zoo.open()
+    kept = machine.guest
+    background = kept.spawn("sleep 1")
     went_on = []
     with machine.expect_crash("stack-corruption"):
         zoo.meet("stack_corruption")
         went_on.append(True)
     machine.wait_for_reboot()
     assert went_on == []
+    for use in (lambda: kept.run("true"), background.wait, background.kill):
+        with pytest.raises(GuestError, match=r"left that boot; machine\.guest is"):
+            use()
     machine.guest.run("echo back; exit 5")
     *_, fatal, last = machine.commands
     assert ("zoo" in fatal.command, fatal.exit_status) == (True, None)

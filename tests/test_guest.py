@@ -46,7 +46,8 @@ def shell(command: Sequence[str]) -> Iterator[tuple[Console, Guest]]:
     with terminal(command) as stream, console_on(stream) as console:
         guest = log_in(console, "root", None, Deadline(30))
         yield console, guest
-        guest.close()
+        with contextlib.suppress(GuestError):  # a test may have closed it
+            guest.close()
 
 
 @pytest.fixture(params=list(SHELLS))
@@ -72,6 +73,14 @@ def test_every_shell_runs_commands_and_is_left_as_it_was(any_shell: list[str]) -
         assert not Path(directory).exists()
         console.sendline("echo back $((1 + 1))")
         assert console.expect("back 2$", timeout=10).after == "back 2"
+
+
+def test_a_guest_that_was_closed_says_so_at_once() -> None:
+    with shell(["dash"]) as (_, guest):
+        guest.close()
+        for use in (guest.run, guest.succeed, guest.wait_until_succeeds, guest.spawn):
+            with pytest.raises(GuestError, match="cannot be used any more: it was closed"):
+                use("true")
 
 
 def test_a_terminal_is_woken_whatever_another_process_has_left_there(any_shell: list[str]) -> None:
@@ -132,10 +141,13 @@ def test_each_command_has_a_shell_of_its_own(guest: Guest) -> None:
 
 
 def test_a_child_left_behind_does_not_hold_a_command_up(guest: Guest) -> None:
-    result = guest.run("(sleep 2; echo late) & echo now; echo $!")
-    assert result.stdout.startswith("now\n")
-    assert result.duration_s < 1.5
+    result = guest.run("sleep 600 & echo now; echo $!")
+    first, child = result.stdout.split()
+    assert first == "now"
+    # It still runs.
+    guest.succeed(f"kill -0 {child}")
     assert guest.succeed("echo next") == "next\n"
+    guest.succeed(f"kill {child}")
 
 
 def test_finished_commands_leave_no_files(guest: Guest) -> None:
@@ -261,9 +273,10 @@ def test_a_file_does_not_wait_for_a_round_trip_with_each_line(
         with console_on(distant) as console:
             guest = log_in(console, "root", None, Deadline(60))
             distant.delay_s = 0.06
-            start = time.monotonic()
+            before = distant.sendings
             guest.put(local, str(remote), timeout=90, on_progress=lambda *step: steps.append(step))
-            assert time.monotonic() - start < 15
+            # Each of them is a round trip.
+            assert distant.sendings - before < 50
             distant.delay_s = 0
     assert remote.read_bytes() == local.read_bytes()
     assert steps == sorted(steps)
@@ -297,9 +310,9 @@ def test_a_file_among_kernel_messages_arrives_whole_and_compressed(
         noisy = NoisyStream(stream, records=PRINTK, record_chance=0.02)
         with console_on(noisy) as console:
             guest = log_in(console, "root", None, Deadline(60))
-            start = time.monotonic()
+            before = noisy.typed
             guest.put(local, str(remote), timeout=60)
-            assert time.monotonic() - start < 10
+            assert noisy.typed - before < len(local.read_bytes()) / 10
     assert remote.read_bytes() == local.read_bytes()
 
 

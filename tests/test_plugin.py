@@ -316,7 +316,7 @@ def told(config, line):
 
 
 def pytest_kboot_machine_ready(item, machine):
-    told(item.config, f"ready {item.name} {machine.guest.succeed('echo there').strip()}")
+    told(item.config, f"ready {item.name} {machine.guest.succeed('uname -r') and 'there'}")
 
 
 def pytest_kboot_crash_seen(item, report):
@@ -340,7 +340,7 @@ def pytest_runtest_makereport(item, call):
 HOOKED = """
 import pytest
 
-from kboot import InfraError
+from kboot import GuestError, InfraError
 
 
 def test_expected(machine):
@@ -356,21 +356,26 @@ def test_the_host(machine):
 def test_objected(machine):
     with machine.expect_crash("panic"):
         machine.panic()
+    machine.wait_for_reboot()
 
 
-@pytest.mark.kboot(cmdline="console=tty0", fresh=True)
-def test_never_begins(machine):
+@pytest.fixture
+def boot_that_fails(machine):
+    raise GuestError("it never came up")
+
+
+def test_never_begins(boot_that_fails):
     pass
 """
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")])
 def test_hooks_are_told_and_verdicts_are_kept_also_by_workers(
-    pytester: pytest.Pytester, debian_kernel: Path, workers: tuple[str, ...]
+    pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
-    pytester.makeconftest(HOOKS)
+    pytester.makeconftest(REPLAYED + HOOKS)
     path = pytester.makepyfile(HOOKED)
-    result = run(pytester, path, f"--kernel={debian_kernel}", "--junitxml=junit.xml", *workers)
+    result = run(pytester, path, "--junitxml=junit.xml", *workers)
     result.assert_outcomes(passed=1, failed=2, errors=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     told = (pytester.path / "told").read_text().splitlines()
@@ -383,10 +388,12 @@ def test_hooks_are_told_and_verdicts_are_kept_also_by_workers(
         "ready test_objected there",
         "seen test_objected panic",
         "failed test_objected in call",
+        "ready test_never_begins there",
         "failed test_never_begins in setup",
     ]
     written = [line.split() for line in told if line.startswith("written")]
-    assert written[0][1].endswith("-test_expected")
+    # One machine for all of them.
+    assert [name[4:] for _, name, _ in written] == ["test_expected"]
     assert {there for _, _, there in written} == {"True"}
     root = ET.parse(pytester.path / "junit.xml").getroot()  # noqa: S314  our own run wrote it
     (suite,) = root.iter("testsuite")

@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 import kboot
+import kboot.testing
 from kboot import errors
 
 ROOT = Path(__file__).parent.parent
+#: What may be imported, by module.
+PUBLIC = {"kboot": set(kboot.__all__), "kboot.testing": set(kboot.testing.__all__)}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: A name of ours in running text or a table: a class in backquotes.
@@ -64,8 +67,8 @@ def test_code_in_the_documentation_uses_public_names_alone(page: Path) -> None:
         for node in ast.walk(module):
             match node:
                 case ast.ImportFrom(module=str(home), names=names) if home.startswith("kboot"):
-                    assert home == "kboot", f"{page.name}: from {home} import ..."
-                    assert {each.name for each in names} <= set(kboot.__all__)
+                    assert home in PUBLIC, f"{page.name}: from {home} import ..."
+                    assert {each.name for each in names} <= PUBLIC[home]
                 case ast.Import(names=names):
                     assert all(not each.name.startswith("kboot.") for each in names), page.name
                 case ast.Attribute(value=ast.Name(id="kboot"), attr=name):
@@ -80,9 +83,10 @@ def test_classes_that_the_code_in_the_documentation_calls_are_imported_or_public
 ) -> None:
     for module in python_blocks(page):
         for node in ast.walk(module):
-            if isinstance(node, ast.Name) and node.id[0].isupper():
-                known = node.id in {*kboot.__all__, *dir(builtins), "Path"}
-                assert known, f"{page.name}: {node.id}"
+            # Constants of the examples are all in capitals.
+            if isinstance(node, ast.Name) and node.id[0].isupper() and not node.id.isupper():
+                known = {*set().union(*PUBLIC.values()), *dir(builtins), "Path"}
+                assert node.id in known, f"{page.name}: {node.id}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -33,6 +33,15 @@ def test_a_comma_in_the_boot_file_is_not_another_option() -> None:
     assert value_of("-netdev", command(spec)) == ["user,id=net0,bootfile=http://host/a,,hostfwd=b"]
 
 
+def test_an_isolated_guest_reaches_its_boot_server_and_nothing_else() -> None:
+    spec = MachineSpec(boot_file="http://10.0.2.100:8080/boot.ipxe")
+    (network,) = value_of("-netdev", command(spec, forwarder="/opt/a,b/busybox"))
+    assert network == (
+        "user,id=net0,bootfile=http://10.0.2.100:8080/boot.ipxe,restrict=on,"
+        "guestfwd=tcp:10.0.2.100:8080-cmd:/opt/a,,b/busybox nc 127.0.0.1 8080"
+    )
+
+
 def test_the_network_card_is_the_only_thing_to_boot_from() -> None:
     words = command()
     assert value_of("-boot", words) == ["strict=on"]

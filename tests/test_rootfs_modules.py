@@ -16,7 +16,7 @@ from kboot.kernel import Kernel, read_kernel
 from kboot.process import run
 from kboot.rootfs import module_initramfs
 from kboot.rootfs.modules import load_order
-from tests.test_artifacts import RELEASE, bzimage, written
+from tests.test_kernel import RELEASE, bzimage, written
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from kboot.errors import RebootLoop
 from kboot.kernel import read_kernel
 from kboot.machine import ExpectedCrash, Machine, MachineSettings, open_backend, power_on
 from kboot.rootfs import tiny_initramfs
-from tests.zoo.keeper import KERNEL, Zoo
 from tests.zoo.records import EXPECTED, LOGS
+from tests.zoo.zoo import KERNEL, Zoo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ def _witnesses(machine: Machine) -> dict[Phase, str]:
     return {phase: milestone.witness for phase, milestone in machine.boot.reached.items()}
 
 
-# However machines are come by elsewhere, this kernel is booted in this run.
+# Other tests may have a restored machine; this one boots the kernel in this run.
 @pytest.mark.kboot(fresh=True)
 def test_boots_to_ready_with_both_witnesses(machine: Machine) -> None:
     witnesses = _witnesses(machine)

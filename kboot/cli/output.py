@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def is_terminal(*, err: bool = False) -> bool:
-    """Whether somebody looks at standard output, or standard error."""
+    """Whether standard output, or standard error, is a terminal."""
     return (sys.stderr if err else sys.stdout).isatty()
 
 
@@ -92,7 +92,7 @@ def progress_bars() -> Progress:
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-#: What is smaller is there before anybody has read about it.
+#: Smaller files are done before anybody has read about them.
 _WORTH_TELLING = 1_000_000
 #: Between two lines about one file, where there is no terminal.
 _LINE_S = 5.0
@@ -100,9 +100,9 @@ _LINE_S = 5.0
 
 @contextlib.contextmanager
 def transfers(*, quiet: bool, least_size: int = _WORTH_TELLING) -> Iterator[OnEvent]:
-    """What to do with the events of a push: bars on a terminal, lines elsewhere; on stderr.
+    """Show the events of a transfer on standard error: bars on a terminal, lines elsewhere.
 
-    Smaller files than `least_size` are not told of.
+    Files smaller than `least_size` are not shown.
     """
     if quiet:
         yield lambda _event: None
@@ -193,7 +193,7 @@ def say_phase(phase: str, seconds: float, witness: str) -> str:
 
 
 def show_event(event: dict[str, Any]) -> None:
-    """A line for what a supervisor tells while its machine boots."""
+    """A line for an event of a machine that boots."""
     if event["event"] == "notice":
         click.echo(f"  {event['text']}", err=True)
     if event["event"] == "phase":

@@ -30,13 +30,13 @@ _CLUSTERS = 8
 
 
 class Screen(Protocol):
-    """Who is told how the loop goes."""
+    """Shows the progress of the loop."""
 
     def see(self, event: dict[str, Any]) -> None:
-        """The boot under way has come further."""
+        """An event of the current boot."""
 
     def end(self, outcomes: Sequence[Outcome], kept: Path | None) -> None:
-        """The last of `outcomes` has just ended; `kept` is its console, if it failed."""
+        """The last of `outcomes` has just ended; `kept` is its console log, if it failed."""
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ class _Lines:
 
 
 class _Table:
-    """Lines of boots that run up the screen, and what is known so far below them."""
+    """A line for each boot, and below them the statistics so far."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -120,7 +120,7 @@ def say_boot(outcome: Outcome, kept: Path | None) -> str:
 
 
 def say_rate(found: Summary) -> str:
-    """How often boots fail, as far as that is known."""
+    """The share of boots that failed, with its confidence interval."""
     if not found.boots:
         return "no boot so far"
     boots = "1 boot" if found.boots == 1 else f"{found.boots} boots"
@@ -131,7 +131,7 @@ def say_rate(found: Summary) -> str:
 
 
 class Loop:
-    """Restarts a machine again and again. What was seen so far can be told at any time."""
+    """Restarts a machine again and again; `tell` reports at any time."""
 
     def __init__(
         self, name: str, how: str, *, until_fail: bool, until_panic: bool, interval_s: float
@@ -146,7 +146,7 @@ class Loop:
         self._raw: list[dict[str, Any]] = []
 
     def run(self, count: int | None, *, quiet: bool) -> None:
-        """Restart so many times, or until what is waited for has come."""
+        """Restart `count` times, or until the first failure or crash, as asked for."""
         with open_screen(quiet=quiet) as screen:
             while count is None or len(self._outcomes) < count:
                 if self._outcomes:
@@ -210,7 +210,7 @@ def outcome_of(raw: dict[str, Any], number: int) -> Outcome:
 
 
 def _timeless(message: str) -> str:
-    """A message without what differs between two boots that fail alike."""
+    """A message without the times, in which boots that fail in the same way differ."""
     return re.sub(r"\b\d+(?:\.\d+)? s\b", "N s", message)
 
 
@@ -309,7 +309,7 @@ def ask_restart(
 
 
 def restart_once(name: str, how: str, *, as_json: bool, file: Path | None = None) -> None:
-    """Restart, follow the boot, and say how it went; exits with 1 or 3 if it failed."""
+    """Restart, follow the boot, and print its outcome; raises what failed."""
     outcome = ask_restart(name, how, on_event=(lambda _: None) if as_json else show_event)
     if file:
         write_json(file, outcome)
@@ -319,7 +319,7 @@ def restart_once(name: str, how: str, *, as_json: bool, file: Path | None = None
 
 
 def restart_watched(name: str) -> None:
-    """Restart with the console attached, and say how it went when that is detached."""
+    """Restart with the console attached, and print the outcome after detaching."""
     from kboot.cli.console import attach_to  # noqa: PLC0415  --help does not need it
     from kboot.supervisor.client import ask  # noqa: PLC0415
 
@@ -345,7 +345,7 @@ def restart_watched(name: str) -> None:
 
 
 def say_outcome(name: str, outcome: dict[str, Any], *, quiet: bool = False) -> None:
-    """Tell that a boot went well, or raise why it did not."""
+    """Print that a boot succeeded, or raise why it did not."""
     from kboot.rpc import to_error  # noqa: PLC0415  --help does not need it
 
     if outcome["error"]:

@@ -20,14 +20,18 @@ class _Verdict:
 
     def __init__(self) -> None:
         self.failed = 0
+        self._config: Any = None
+
+    def pytest_configure(self, config: Any) -> None:
+        """Keep the way to the other plugins."""
+        self._config = config
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Count, as the plugin does."""
-        from kboot.plugin.reporting import verdict_of  # noqa: PLC0415  pytest is loaded by now
-
+        """Count failures as the terminal does: kboot's plugin tells them from errors."""
         if report.failed:
-            by_time = "failed" if report.when == "call" else "error"
-            self.failed += (verdict_of(report) or by_time) == "failed"
+            hook = self._config.hook.pytest_report_teststatus
+            category, _, _ = hook(report=report, config=self._config)
+            self.failed += category == "failed"
 
 
 @click.command(

@@ -15,6 +15,7 @@ from kboot.config.values import (
     ClusterConfig,
     Config,
     Isolation,
+    Network,
     Warnings,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "ClusterConfig",
     "Config",
     "Isolation",
+    "Network",
     "Setting",
     "Warnings",
     "load",

@@ -139,6 +139,7 @@ class ClusterConfig:
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
+Network = Literal["open", "isolated"]
 Warnings = Literal["fail", "report"]
 Channel = Literal["auto", "console", "ssh"]
 
@@ -164,12 +165,14 @@ class Config(ClusterConfig):
             parse.source,
         ),
     )
-    backend: str = field(default="qemu", metadata=about("where to boot", "NAME", choices=BACKENDS))
+    backend: str = field(
+        default="qemu", metadata=about("where machines run", "NAME", choices=BACKENDS)
+    )
     #: ``tiny``, or a path.
     rootfs: str = field(
         default="tiny",
         metadata=about(
-            "what to boot into: tiny (busybox), or an initramfs image", "tiny|FILE", parse.rootfs
+            "the root file system: tiny (busybox), or an initramfs image", "tiny|FILE", parse.rootfs
         ),
     )
     initrd: tuple[Path, ...] = field(
@@ -185,16 +188,14 @@ class Config(ClusterConfig):
     module: tuple[str, ...] = field(
         default=(),
         metadata=about(
-            "a kernel module to load at boot, with all that it needs: its name, or its .ko file; "
+            "a kernel module to load at boot, with its dependencies: its name, or its .ko file; "
             "may be repeated",
             "NAME|FILE",
             parse.modules,
             repeated=True,
         ),
     )
-    cmdline: str = field(
-        default="", metadata=about("more parameters for the kernel", "TEXT", parse.text)
-    )
+    cmdline: str = field(default="", metadata=about("more kernel parameters", "TEXT", parse.text))
     memory_mib: int = field(
         default=512,
         metadata=about(
@@ -208,10 +209,19 @@ class Config(ClusterConfig):
         default="bios",
         metadata=about("the machine's firmware", "NAME", choices=get_args(Firmware)),
     )
+    network: Network = field(
+        default="open",
+        metadata=about(
+            "what a guest of a local QEMU reaches beside its boot server: this host's loopback "
+            "services and its network (open), or nothing (isolated)",
+            "NAME",
+            choices=get_args(Network),
+        ),
+    )
     accel: Accelerator = field(
         default="auto",
         metadata=about(
-            "how QEMU runs the guest: kvm if it works and tcg (emulation) if not, or one of them",
+            "QEMU's accelerator: kvm, tcg (emulation), or auto, which is kvm if it works, else tcg",
             "NAME",
             choices=get_args(Accelerator),
         ),
@@ -219,14 +229,14 @@ class Config(ClusterConfig):
     timeout_s: float = field(
         default=180.0,
         metadata=about(
-            "the time one boot may take: 90, 90s, 3m", "TIME", parse.seconds, name="timeout"
+            "the time limit of one boot: 90, 90s, 3m", "TIME", parse.seconds, name="timeout"
         ),
     )
     channel: Channel = field(
         default="auto",
         metadata=about(
-            "how commands reach the guest: by ssh if it has a server, by the serial console if "
-            "not, or one of them",
+            "how commands reach the guest: ssh, the serial console, or auto, which is ssh if the "
+            "guest has a server, else the console",
             "NAME",
             choices=get_args(Channel),
         ),
@@ -234,7 +244,7 @@ class Config(ClusterConfig):
     warnings: Warnings = field(
         default="fail",
         metadata=about(
-            "what a test makes of a WARNING or another report that the kernel survived",
+            "whether kernel warnings (WARNING, oops, lockup, ...) fail the test",
             "WHAT",
             choices=get_args(Warnings),
         ),
@@ -242,8 +252,8 @@ class Config(ClusterConfig):
     firmware_start: FirmwareStart = field(
         default="real",
         metadata=about(
-            "how machines start: with firmware and DHCP (real), or in a state that was saved when "
-            "these were done, just before iPXE asks for its script (saved)",
+            "how machines start: with firmware and DHCP (real), or restored from a state saved "
+            "just before iPXE loads its script (saved)",
             "NAME",
             choices=get_args(FirmwareStart),
         ),
@@ -251,8 +261,8 @@ class Config(ClusterConfig):
     isolation: Isolation = field(
         default="auto",
         metadata=about(
-            "who gets a pristine machine: each test, each module, only who finds it touched "
-            "(session), nobody (none); auto is test where machines are restored in no time, "
+            "when a test gets a pristine machine; test: always, module: one per module, session: "
+            "reuse until tainted, none: reuse always; auto is test where machines can be restored, "
             "else session",
             "NAME",
             choices=get_args(Isolation),
@@ -261,7 +271,7 @@ class Config(ClusterConfig):
     snapshot_cache_mib: int = field(
         default=4096,
         metadata=about(
-            "the disk space for saved machines, in the user's cache directory",
+            "the disk space for saved machines in the user's cache directory",
             "SIZE",
             parse.memory_mib,
             name="snapshot_cache",
@@ -271,12 +281,12 @@ class Config(ClusterConfig):
     evidence: Path | None = field(
         default=None,
         metadata=about(
-            "the directory to keep each boot's logs and configuration in", "DIRECTORY", parse.path
+            "the directory for the logs and configuration of each boot", "DIRECTORY", parse.path
         ),
     )
     user: str = field(
         default="root",
-        metadata=about("who to log in as, where there is a login", "NAME", parse.word),
+        metadata=about("the user to log in as", "NAME", parse.word),
     )
     password: str = field(
         default="kboot", metadata=about("the password to log in with", "TEXT", parse.text)
@@ -292,8 +302,8 @@ class Config(ClusterConfig):
     ipxe_efi: Path | None = field(
         default=None,
         metadata=about(
-            "the iPXE that boots local UEFI machines, a UEFI program; else the network card's, or "
-            "where that has none, the distribution's",
+            "the iPXE (a UEFI program) that boots local UEFI machines; else the network card's, or "
+            "if that has none, the distribution's",
             "FILE",
             parse.path,
         ),

@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -27,7 +27,7 @@ from kboot.console.record import ConsoleLog
 from kboot.console.text import Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline, time_limit
-from kboot.errors import ConsoleClosed, InfraError
+from kboot.errors import ConsoleClosed
 from kboot.log import logger
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ _CLOSE_S = 5.0
 
 
 class Reader:
-    """Reads one stream after another onto a tape."""
+    """Reads one stream after another into a log."""
 
-    def __init__(self, tape: ConsoleLog) -> None:
-        self._tape = tape
+    def __init__(self, log: ConsoleLog) -> None:
+        self._log = log
         self._subscribers: list[Callable[[Line], None]] = []
         self._thread: threading.Thread | None = None
 
@@ -77,17 +77,18 @@ class Reader:
                 self._publish(self._take(data))
         except OSError as error:
             reason = str(error)
-        self._publish(self._tape.end(reason))
+        except Exception as error:  # nobody else sees what ends this thread
+            logger.exception("the console's reader failed")
+            reason = f"its reader failed: {error!r}"
+            self._log.fail(error)
+        self._publish(self._log.end(reason))
 
     def _take(self, data: bytes) -> list[Line]:
         try:
-            return self._tape.take(data)
-        except InfraError as error:  # the waits say all that there is to say
-            self._tape.fail(error)
-            return []
+            return self._log.take(data)
         except Exception as error:  # whatever it is, the waits must hear of it, and we go on
             logger.exception("the console cannot be recorded")
-            self._tape.fail(error)
+            self._log.fail(error)
             return []
 
     def _publish(self, lines: list[Line]) -> None:
@@ -132,16 +133,16 @@ class Console:
         What its first `forgiven` bytes tell of is over: what crashed there has come back.
         """
         self._stream = stream
-        self._tape = ConsoleLog(record, scanner)
+        self._log = ConsoleLog(record, scanner)
         if past:
-            self._tape.take(past[:forgiven])
+            self._log.take(past[:forgiven])
             if forgiven:
-                self._tape.forgive()
-            self._tape.take(past[forgiven:])
+                self._log.forgive()
+            self._log.take(past[forgiven:])
         self._check = check
         self._cursor = len(past)
         self._sending = threading.Lock()
-        self._reader = Reader(self._tape)
+        self._reader = Reader(self._log)
 
     def __enter__(self) -> Self:
         self._reader.start(self._stream)
@@ -153,82 +154,103 @@ class Console:
     def close(self) -> None:
         """Give the stream up and complete the record."""
         self._reader.stop(self._stream)
-        with self._tape.changed:
-            self._tape.crashes.close(time.monotonic())
-            self._tape.record.close()
+        with self._log.changed:
+            self._log.crashes.close(time.monotonic())
+            self._log.record.close()
 
     def attach(self, stream: Stream) -> None:
         """Go on with the same record on a new stream, after the machine was switched off and on."""
         self._reader.stop(self._stream)
         self.expect_reset()
-        with self._tape.changed:
-            self._tape.ended = None
+        self._log.begin_stream()
         self._stream = stream
         self._reader.start(stream)
 
     def resume(self) -> None:
         """Go on reading the same stream, which had ended and can be read again."""
-        with self._tape.changed:
-            self._tape.ended = None
+        self._log.begin_stream()
         self._reader.start(self._stream)
 
     # What it said ---------------------------------------------------------------------------
 
     def mark(self) -> int:
         """The present position: bytes recorded so far."""
-        with self._tape.changed:
-            return self._tape.record.size
+        with self._log.changed:
+            return self._log.record.size
 
     def line_start(self) -> int:
         """The position at which the line that has not ended yet begins."""
-        with self._tape.changed:
-            return self._tape.unfinished.start
+        with self._log.changed:
+            return self._log.unfinished.start
 
     def raw(self, start: int, end: int | None = None) -> bytes:
         """The recorded bytes from position `start` to `end`, as far as memory reaches back."""
-        with self._tape.changed:
-            return self._tape.record.read(start, end)
+        with self._log.changed:
+            return self._log.record.read(start, end)
 
     def lines(self, since: int = 0) -> list[Line]:
         """The whole lines that ended after position `since`, as far as memory reaches back."""
-        with self._tape.changed:
-            return self._tape.lines_after(since, 2 * ConsoleLog.MEMORY_LINES)
+        with self._log.changed:
+            return self._log.lines_after(since, 2 * ConsoleLog.MEMORY_LINES)
+
+    @property
+    def memory_start(self) -> int:
+        """The position of the oldest byte that `raw` can still give."""
+        with self._log.changed:
+            return self._log.record.start
+
+    @property
+    def missing(self) -> tuple[tuple[int, int], ...]:
+        """The ranges of positions (from, to) that a full disk kept out of ``serial.log`` so far."""
+        with self._log.changed:
+            return self._log.record.missing
 
     @property
     def started_s(self) -> float:
         """The monotonic time at which the record began."""
-        return self._tape.started
+        return self._log.started
 
     @property
     def silent_s(self) -> float:
         """Seconds since the last byte."""
-        return self._tape.silent_s
+        return self._log.silent_s
 
     @property
     def last_line(self) -> str:
         """The last line with anything on it, finished or not."""
-        with self._tape.changed:
-            return self._tape.last_line
+        with self._log.changed:
+            return self._log.last_line
 
     @property
     def unfinished(self) -> str:
         """The text of the line that has not ended yet."""
-        with self._tape.changed:
-            return self._tape.unfinished_after(0)
+        with self._log.changed:
+            return self._log.unfinished_after(0)
 
     @property
     def reports(self) -> tuple[CrashReport, ...]:
-        """Every crash report so far, expected or not, fatal or not."""
-        with self._tape.changed:
-            self._tape.settle()
-            return tuple(self._tape.crashes.reports)
+        """Every crash report so far, expected or not, fatal or not.
+
+        Of those with the same title that are not fatal, the first 20 have their whole text and
+        frames, the others their first line. Of more than 10,000, repeated ones are only counted.
+        """
+        with self._log.changed:
+            self._log.settle()
+            return tuple(self._log.crashes.reports)
+
+    @property
+    def report_counts(self) -> Mapping[str, int]:
+        """How many reports there were of each title."""
+        with self._log.changed:
+            self._log.settle()
+            return dict(self._log.crashes.counts)
 
     @property
     def fatal(self) -> CrashReport | None:
         """The crash that killed the kernel and that nobody expected, if there was one."""
-        with self._tape.changed:
-            self._tape.settle()
-            return self._tape.crashes.fatal
+        with self._log.changed:
+            self._log.settle()
+            return self._log.crashes.fatal
 
     def subscribe(self, callback: Callable[[Line], None]) -> Callable[[], None]:
         """Call `callback` with every whole line from now on, on the reader's thread.
@@ -255,7 +277,7 @@ class Console:
         patterns = [pattern] if isinstance(pattern, str | re.Pattern) else list(pattern)
         start = self._cursor if since is None else since
         limit = time_limit(timeout, deadline, TIMEOUT_S)
-        source = LineSource(self._tape, self._wait(limit, describe(patterns)), start)
+        source = LineSource(self._log, self._wait(limit, describe(patterns)), start)
         index, match = search(patterns, source.next_line)
         return self._found(source.line, index, match, start)
 
@@ -276,7 +298,7 @@ class Console:
         tails = [ends_with_prompt(text) for text in texts]
         start = self._cursor if since is None else since
         limit = time_limit(timeout, deadline, TIMEOUT_S)
-        source = PromptSource(self._tape, self._wait(limit, describe(texts)), start)
+        source = PromptSource(self._log, self._wait(limit, describe(texts)), start)
         index, match = search(tails, source.next_text)
         return self._found(source.line, index, match, start)
 
@@ -293,11 +315,11 @@ class Console:
         The error says that no `what` came.
         """
         wait = self._wait(time_limit(timeout, deadline, TIMEOUT_S), what)
-        with self._tape.changed:
-            while self._tape.record.size <= position:
+        with self._log.changed:
+            while self._log.record.size <= position:
                 wait.pause()
             wait.raise_crash()
-            return self._tape.record.read(position)
+            return self._log.record.read(position)
 
     def expecting(
         self, wanted: Callable[[CrashReport], bool], *, ends_waits: bool = False
@@ -306,12 +328,12 @@ class Console:
 
         With `ends_waits`, a fatal one does end them, in this ``with`` but not after it.
         """
-        return self._tape.crashes.expecting(wanted, ends_waits=ends_waits)
+        return self._log.crashes.expecting(wanted, ends_waits=ends_waits)
 
     def wait_for_more(self, position: int, at_most_s: float) -> bool:
         """Whether there are bytes after `position`, now or in so many seconds. Never raises."""
-        with self._tape.changed:
-            return self._tape.changed.wait_for(lambda: self._tape.record.size > position, at_most_s)
+        with self._log.changed:
+            return self._log.changed.wait_for(lambda: self._log.record.size > position, at_most_s)
 
     def watch(self, what: str) -> Callable[[float], None]:
         """For a wait of one's own for `what`: a function that lets time pass.
@@ -322,7 +344,7 @@ class Console:
         wait = self._wait(Deadline(float("inf")), what)
 
         def pause(at_most_s: float) -> None:
-            with self._tape.changed:
+            with self._log.changed:
                 wait.pause(at_most_s)
 
         return pause
@@ -330,8 +352,9 @@ class Console:
     def check(self) -> None:
         """Raise what is known to be wrong now; wait for the end of a crash report that is open."""
         wait = self._wait(Deadline(float("inf")), "end of the crash report")
-        with self._tape.changed:
-            while self._tape.crashes.open:
+        with self._log.changed:
+            self._log.raise_failure()
+            while self._log.crashes.open:
                 wait.pause()
             wait.raise_crash()
         if self._check is not None:
@@ -348,15 +371,15 @@ class Console:
         wait = self._wait(
             time_limit(timeout, deadline, TIMEOUT_S), "crash report that was expected"
         )
-        with self._tape.changed:
+        with self._log.changed:
             while (report := box.report) is None:
                 wait.pause()
             return report
 
     def expect_reset(self) -> None:
         """The machine is going to be reset on purpose: that is no crash, and old ones are past."""
-        with self._tape.changed:
-            self._tape.crashes.expect_reset()
+        with self._log.changed:
+            self._log.crashes.expect_reset()
 
     # Typing ---------------------------------------------------------------------------------
 
@@ -364,8 +387,9 @@ class Console:
         """Type `data` as it is. With `echoed`, its echo will be known and not be matched."""
         raw = data.encode() if isinstance(data, str) else data
         if echoed:
-            with self._tape.changed:
-                self._tape.echo.sent(raw)
+            with self._log.changed:
+                self._log.echo.sent(raw)
+        self._log.raise_failure()
         try:
             with self._sending:
                 self._stream.sendall(raw)
@@ -394,7 +418,7 @@ class Console:
         from kboot.console.spawn import ConsoleSpawn  # noqa: PLC0415  pexpect, where it is used
 
         return ConsoleSpawn(
-            self._tape,
+            self._log,
             self.send,
             self._wait,
             timeout=timeout,
@@ -407,14 +431,14 @@ class Console:
     # Inside ---------------------------------------------------------------------------------
 
     def _wait(self, deadline: Deadline, what: str) -> Wait:
-        return Wait(self._tape, self._check, deadline, what)
+        return Wait(self._log, self._check, deadline, what)
 
     def _found(self, line: Line | None, index: int, match: re.Match[str], start: int) -> Match:
-        with self._tape.changed:
-            end = self._tape.record.size if line is None else line.end
-            time_s = self._tape.last_byte if line is None else line.time_s
+        with self._log.changed:
+            end = self._log.record.size if line is None else line.end
+            time_s = self._log.last_byte if line is None else line.time_s
             begin = end if line is None else line.start
-            earlier = self._tape.lines_before(begin, _BEFORE_LINES)
+            earlier = self._log.lines_before(begin, _BEFORE_LINES)
         self._cursor = end
         lines = [old.text for old in earlier if old.end > start and not old.echo]
         return Match(

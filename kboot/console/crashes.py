@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from kboot.crash import CrashReport, Event, Opened
@@ -12,6 +13,10 @@ from kboot.crash import CrashReport, Event, Opened
 QUIET_S = 1.5
 #: ... or so long after its first line, whatever else is printed.
 OPEN_LIMIT_S = 10.0
+#: Reports of one title that are kept with text and frames.
+FULL_REPORTS = 20
+#: With so many reports, those that repeat a title are counted and not kept.
+MAX_REPORTS = 10_000
 
 
 class CrashScanner(Protocol):
@@ -59,6 +64,8 @@ class CrashLog:
         self._boxes: list[ExpectedCrash] = []
         self._opened: float | None = None
         self.reports: list[CrashReport] = []
+        #: How many reports there were of each title.
+        self.counts: dict[str, int] = {}
         #: The fatal crash nobody expected: from now on every wait ends with it.
         self.fatal: CrashReport | None = None
 
@@ -111,7 +118,18 @@ class CrashLog:
                 self._opened = self._opened if self._opened is not None else now
                 continue
             self._opened = None
-            self.reports.append(event)
-            taker = next((box for box in reversed(self._boxes) if box.take(event)), None)
+            report = self._keep(event)
+            taker = next((box for box in reversed(self._boxes) if box.take(report)), None)
             if event.fatal and self.fatal is None and (taker is None or taker.ends_waits):
                 self.fatal = event
+
+    def _keep(self, report: CrashReport) -> CrashReport:
+        """Add a report to those that are kept, in the length that is; what was kept."""
+        count = self.counts[report.title] = self.counts.get(report.title, 0) + 1
+        if count > FULL_REPORTS and not report.fatal:
+            first_line = report.text.partition("\n")[0]
+            report = replace(report, text=first_line, frames=(), caused_by=None)
+            if len(self.reports) >= MAX_REPORTS:
+                return report
+        self.reports.append(report)
+        return report

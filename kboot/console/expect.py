@@ -51,7 +51,7 @@ PROMPT_SETTLE_S = 0.05
 CHECK_INTERVAL_S = 0.5
 
 #: How long after the end of the line the host gets to say what happened (QEMU is still dying).
-AUTOPSY_S = 1.0
+LAST_WORDS_S = 1.0
 
 _BATCH_LINES = 2000
 
@@ -60,37 +60,36 @@ class Wait:
     """One wait for something `what`, told in the error when it does not come."""
 
     def __init__(
-        self, tape: ConsoleLog, check: Callable[[], None] | None, deadline: Deadline, what: str
+        self, log: ConsoleLog, check: Callable[[], None] | None, deadline: Deadline, what: str
     ) -> None:
-        self._tape = tape
+        self._log = log
         self._check = check
         self._deadline = deadline
         self._what = what
         self._next_check = time.monotonic() + CHECK_INTERVAL_S
         self._infra: InfraError | None = None
-        self._last_chance: float | None = None
+        self._give_up_at: float | None = None
 
     def pause(self, at_most_s: float = CHECK_INTERVAL_S) -> None:
         """Wait for a change, with `ConsoleLog.changed` held. Raises what ends the wait.
 
         Call it when all that came was looked at and was not it.
         """
-        tape = self._tape
-        tape.settle()
+        log = self._log
+        log.settle()
         self.raise_crash()
-        if tape.failure is not None:
-            raise InfraError(f"the console cannot be recorded: {tape.failure}") from tape.failure
+        log.raise_failure()
         self._raise_end()
         if self._deadline.expired:
-            raise GuestTimeout(self._epitaph())
+            raise GuestTimeout(self._timeout_message())
         if time.monotonic() >= self._next_check:
             self._ask_host()
             return
-        tape.changed.wait(min(at_most_s, CHECK_INTERVAL_S, self._deadline.remaining))
+        log.changed.wait(min(at_most_s, CHECK_INTERVAL_S, self._deadline.remaining))
 
     def raise_crash(self) -> None:
         """Raise `KernelCrash` if the kernel is known to be dead."""
-        crash = self._tape.crashes.fatal
+        crash = self._log.crashes.fatal
         if crash is not None:
             raise KernelCrash(f"{crash.title} (while waiting for {self._what})", crash)
 
@@ -99,41 +98,41 @@ class Wait:
         self._next_check = time.monotonic() + CHECK_INTERVAL_S
         if self._check is None or self._infra is not None:
             return
-        self._tape.changed.release()
+        self._log.changed.release()
         try:
             self._check()
         except InfraError as error:
             self._infra = error
-            self._last_chance = time.monotonic() + AUTOPSY_S
+            self._give_up_at = time.monotonic() + LAST_WORDS_S
         finally:
-            self._tape.changed.acquire()
+            self._log.changed.acquire()
 
     def _raise_end(self) -> None:
         """Raise the reason why nothing will come any more, if so, the best reason there is."""
-        ended = self._tape.ended
+        ended = self._log.ended
         now = time.monotonic()
-        if self._infra is not None and (ended or now >= (self._last_chance or now)):
+        if self._infra is not None and (ended or now >= (self._give_up_at or now)):
             raise self._infra
         if ended is None:
             return
         if self._check is None:
             raise ConsoleClosed(self._closed(ended))
-        if self._last_chance is None:
-            self._last_chance = now + AUTOPSY_S
-        if now >= self._last_chance:
+        if self._give_up_at is None:
+            self._give_up_at = now + LAST_WORDS_S
+        if now >= self._give_up_at:
             raise ConsoleClosed(self._closed(ended))
         self._next_check = min(self._next_check, now + 0.05)
 
     def _closed(self, reason: str) -> str:
         return (
             f"the serial console closed ({reason}) while waiting for {self._what}; "
-            f"last line: {self._tape.last_line!r}"
+            f"last line: {self._log.last_line!r}"
         )
 
-    def _epitaph(self) -> str:
+    def _timeout_message(self) -> str:
         return (
             f"no {self._what} in {self._deadline.seconds:.3g} s; last console line: "
-            f"{self._tape.last_line!r}, silent for {self._tape.silent_s:.1f} s"
+            f"{self._log.last_line!r}, silent for {self._log.silent_s:.1f} s"
         )
 
 
@@ -156,8 +155,8 @@ def search(patterns: Sequence[Pattern], next_text: Callable[[], str]) -> tuple[i
 class LineSource:
     """Hands out the lines after a position, one at a time, as they come."""
 
-    def __init__(self, tape: ConsoleLog, wait: Wait, position: int) -> None:
-        self._tape = tape
+    def __init__(self, log: ConsoleLog, wait: Wait, position: int) -> None:
+        self._log = log
         self._wait = wait
         self._start = position
         self._position = position
@@ -168,21 +167,21 @@ class LineSource:
     def next_line(self) -> str:
         """Wait for the next whole line; its text."""
         while not self._batch:
-            with self._tape.changed:
+            with self._log.changed:
                 self._fetch()
                 if not self._batch:
                     self._wait.pause()
         self.line = self._batch.popleft()
         if self.line.start < self._start:
-            with self._tape.changed:
-                return self._tape.text_after(self.line, self._start)
+            with self._log.changed:
+                return self._log.text_after(self.line, self._start)
         return self.line.text
 
     def _fetch(self) -> None:
-        lines = self._tape.lines_after(self._position, _BATCH_LINES)
+        lines = self._log.lines_after(self._position, _BATCH_LINES)
         if not lines:
             return
-        crash = self._tape.crashes.fatal
+        crash = self._log.crashes.fatal
         if crash is not None:
             # What a dead machine prints next, its second boot for one, is no answer.
             lines = [line for line in lines if line.start < crash.start_offset]
@@ -195,20 +194,20 @@ class LineSource:
 class PromptSource(LineSource):
     """Hands out whole lines, ended by a newline, and unfinished ones, when they have settled."""
 
-    def __init__(self, tape: ConsoleLog, wait: Wait, position: int) -> None:
-        super().__init__(tape, wait, position)
+    def __init__(self, log: ConsoleLog, wait: Wait, position: int) -> None:
+        super().__init__(log, wait, position)
         self._shown = ""
 
     def next_text(self) -> str:
         """Wait for the next whole or unfinished line; its text."""
         while True:
-            with self._tape.changed:
+            with self._log.changed:
                 self._fetch()
                 if self._batch:
                     self._shown = ""
                     break
-                text = self._tape.unfinished_after(self._start)
-                if text != self._shown and self._tape.silent_s >= PROMPT_SETTLE_S:
+                text = self._log.unfinished_after(self._start)
+                if text != self._shown and self._log.silent_s >= PROMPT_SETTLE_S:
                     self._shown = text
                     self.line = None
                     return text

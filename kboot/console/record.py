@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import threading
 import time
 from bisect import bisect_right
@@ -12,6 +14,10 @@ from kboot.console.crashes import CrashLog, CrashScanner
 from kboot.console.echo import EchoFilter
 from kboot.console.text import Line, LineSplitter, RawLine, normalise
 from kboot.errors import InfraError
+from kboot.log import logger
+
+#: Bytes written at once.
+_PIECE = 1 << 20
 
 
 class Record:
@@ -20,6 +26,9 @@ class Record:
     The newest bytes are kept in memory. With a `directory`, all of them go to ``serial.log`` as
     they came, and their times to ``serial.timing``, in the classic format of util-linux's
     scriptreplay: a line ``<seconds since the last one> <bytes>`` for each piece that was read.
+
+    While the disk is full, memory goes on, and what is not in the file yet is written as soon as
+    there is room. What memory has dropped by then is missing: the file says so in its place.
     """
 
     #: Bytes kept in memory; up to twice as many between two trims.
@@ -28,15 +37,17 @@ class Record:
     def __init__(self, directory: Path | None, now: float) -> None:
         self._memory = bytearray()
         self._dropped = 0
-        self._last = now
-        self._files = contextlib.ExitStack()
-        self._log = self._timing = None
+        self._log: RecordFile | None = None
+        self._timing: RecordFile | None = None
+        #: Up to which position and time the files tell.
+        self._written = 0
+        self._timed = (0, now)
+        self._gaps: list[tuple[int, int]] = []
+        self._full = False
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: what a killed run saw last is what its reader wants to know first.
-            open_file = self._files.enter_context
-            self._log = open_file((directory / "serial.log").open("wb", buffering=0))
-            self._timing = open_file((directory / "serial.timing").open("wb", buffering=0))
+            self._log = RecordFile(directory / "serial.log")
+            self._timing = RecordFile(directory / "serial.timing")
 
     @property
     def size(self) -> int:
@@ -48,20 +59,21 @@ class Record:
         """The position of the oldest byte in memory."""
         return self._dropped
 
+    @property
+    def missing(self) -> tuple[tuple[int, int], ...]:
+        """The ranges of positions (from, to) that are not in the file."""
+        if self._log is None or self._written == self.size:
+            return tuple(self._gaps)
+        return (*self._gaps, (self._written, self.size))
+
     def append(self, data: bytes, now: float) -> None:
-        """Add bytes that came at `now`, monotonic seconds. `InfraError` when the disk is full."""
+        """Add bytes that came at `now`, monotonic seconds."""
         self._memory += data
         if len(self._memory) > 2 * self.MEMORY_BYTES:
             excess = len(self._memory) - self.MEMORY_BYTES
             del self._memory[:excess]
             self._dropped += excess
-        if self._log is not None and self._timing is not None:
-            try:
-                self._log.write(data)
-                self._timing.write(b"%.6f %d\n" % (now - self._last, len(data)))
-            except OSError as error:
-                raise InfraError(f"{self._log.name}: {error.strerror}; make room there") from error
-        self._last = now
+        self._write(now)
 
     def read(self, start: int, end: int | None = None) -> bytes:
         """The bytes from `start` up to `end`, as far as they are still in memory."""
@@ -69,9 +81,85 @@ class Record:
         return bytes(self._memory[max(0, start - self._dropped) : max(0, last - self._dropped)])
 
     def close(self) -> None:
-        """Close the files. The memory can still be read."""
-        self._files.close()
+        """Complete and close the files. The memory can still be read."""
+        if self._log is None or self._timing is None:
+            return
+        self._write(time.monotonic())
+        for start, end in self.missing:
+            logger.warning("%s: bytes %d to %d are missing: disk full", self._log.path, start, end)
+        self._gaps = list(self.missing)
+        for file in (self._log, self._timing):
+            file.close()
         self._log = self._timing = None
+
+    def _write(self, now: float) -> None:
+        """Bring the files up to date, as far as there is room for it."""
+        if self._log is None or self._timing is None:
+            return
+        try:
+            if self._written < self._dropped:
+                self._skip(self._log)
+            while self._written < self.size:
+                piece = self.read(self._written, self._written + _PIECE)
+                self._written += self._log.write(piece, self._written)
+            position, moment = self._timed
+            if position < self._written:
+                line = b"%.6f %d\n" % (now - moment, self._written - position)
+                self._timing.append(line)
+                self._timed = (self._written, now)
+        except OSError as error:
+            if not self._full:
+                logger.warning(
+                    "%s: %s; make room there: what the console prints is kept in memory meanwhile",
+                    self._log.path,
+                    error.strerror,
+                )
+            self._full = True
+        else:
+            self._full = False
+
+    def _skip(self, log: RecordFile) -> None:
+        """Say in the file that bytes are missing, as far as memory has dropped them."""
+        gap = (self._written, self._dropped)
+        note = f"\n[kboot: {gap[1] - gap[0]} bytes are missing here: the disk was full]\n".encode()
+        note = note[: gap[1] - gap[0]]
+        while note:
+            size = log.write(note, self._written)
+            note = note[size:]
+            self._written += size
+        # The rest of the gap is a hole: positions in the file are those of the line.
+        self._written = gap[1]
+        self._gaps.append(gap)
+
+
+class RecordFile:
+    """A file that is written at known places, unbuffered: a killed run leaves all that it saw."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb", buffering=0)
+        self._size = 0
+
+    def write(self, data: bytes, position: int) -> int:
+        """Write as much of `data` as there is room for; how much. `OSError` if nothing."""
+        size = os.pwrite(self._file.fileno(), data, position)
+        if not size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return size
+
+    def append(self, line: bytes) -> None:
+        """Add a line at the end, whole or not at all. `OSError`."""
+        done = 0
+        while done < len(line):
+            done += self.write(line[done:], self._size + done)
+        self._size += len(line)
+
+    def close(self) -> None:
+        """Close it; half a line at its end goes."""
+        with contextlib.suppress(OSError):  # a device
+            if self._size:
+                os.ftruncate(self._file.fileno(), self._size)
+        self._file.close()
 
 
 class ConsoleLog:
@@ -88,7 +176,7 @@ class ConsoleLog:
         self.echo = EchoFilter()
         #: Why no more bytes come from the present stream; None while they may.
         self.ended: str | None = None
-        #: What broke in our own reading: a full disk, a bug.
+        #: What broke in our own reading: a bug.
         self.failure: Exception | None = None
         self._splitter = LineSplitter()
         self._lines: list[Line] = []
@@ -115,11 +203,21 @@ class ConsoleLog:
             self.changed.notify_all()
         return lines
 
+    def begin_stream(self) -> None:
+        """Bytes come again, from a new stream or the same one."""
+        with self.changed:
+            self.ended = self.failure = None
+
     def fail(self, error: Exception) -> None:
         """Our own side broke; every wait will say so."""
         with self.changed:
             self.failure = self.failure or error
             self.changed.notify_all()
+
+    def raise_failure(self) -> None:
+        """Raise `InfraError` if our own side broke."""
+        if self.failure is not None:
+            raise InfraError(f"the console cannot be read: {self.failure!r}") from self.failure
 
     @property
     def unfinished(self) -> RawLine:

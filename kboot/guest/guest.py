@@ -126,7 +126,8 @@ class CommandResult:
 class BackgroundCommand:
     """A command that was started with `Guest.spawn`."""
 
-    def __init__(self, job: Job, entry: Entry) -> None:
+    def __init__(self, guest: Guest, job: Job, entry: Entry) -> None:
+        self._guest = guest
         self._job = job
         self._entry = entry
         self._start = time.monotonic()
@@ -137,6 +138,7 @@ class BackgroundCommand:
     ) -> CommandResult:
         """Wait for its end. `GuestTimeout` leaves it running: wait again, or `kill`."""
         limit = time_limit(timeout, deadline, COMMAND_TIMEOUT_S)
+        self._guest.require_open()
         if not self._job.wait(limit):
             raise GuestTimeout(f"{self.command!r} still runs after {limit.seconds:g} s")
         ended = self._job.fetch(limit)
@@ -146,6 +148,7 @@ class BackgroundCommand:
 
     def kill(self, signal: str = "TERM", *, timeout: float | None = None) -> None:
         """Send a signal to the command and all it started."""
+        self._guest.require_open()
         self._job.kill(signal, time_limit(timeout, None, COMMAND_TIMEOUT_S))
 
 
@@ -168,6 +171,8 @@ class Guest:
         self._runner = runner
         self._command_timeout_s = command_timeout_s
         self._history = history or CommandHistory()
+        #: Why no command can be run any more; None while one can.
+        self._ended: str | None = None
 
     @property
     def runner(self) -> Runner:
@@ -197,6 +202,7 @@ class Guest:
         printed. `CommandFailed` if it fails and `check` is set. `GuestError` if the result is
         unknown. A crash or a reset of the guest meanwhile is raised as itself.
         """
+        self.require_open()
         raw = command.encode() if isinstance(command, str) else command
         entry = self._history.begin(raw.decode(errors="replace"))
         try:
@@ -224,6 +230,7 @@ class Guest:
 
         It has `timeout` seconds in all, 60 unless given, and stands in the history once.
         """
+        self.require_open()
         limit = time_limit(timeout, deadline, self._command_timeout_s)
         result: CommandResult | None = None
         entry = self._history.begin(command)
@@ -240,9 +247,10 @@ class Guest:
 
     def spawn(self, command: str, *, timeout: float = 30.0) -> BackgroundCommand:
         """Start a command in the background. `timeout` is for the start alone."""
+        self.require_open()
         entry = self._history.begin(command)
         job = self._runner.start(command.encode(), Deadline(timeout), loud=False)
-        return BackgroundCommand(job, entry)
+        return BackgroundCommand(self, job, entry)
 
     def put(
         self,
@@ -257,6 +265,7 @@ class Guest:
 
         `on_progress` is told the bytes that have arrived, and those in all; what it raises ends it.
         """
+        self.require_open()
         limit = time_limit(timeout, deadline, _FILE_TIMEOUT_S)
         file = Path(local)
         mode = file.stat().st_mode & 0o777
@@ -278,6 +287,16 @@ class Guest:
     def close(self) -> None:
         """Give the guest's terminal back to the shell that was there."""
         self._runner.close()
+        self.end("it was closed")
+
+    def end(self, reason: str) -> None:
+        """The boot that it belongs to is over: every call from now on raises `GuestError`."""
+        self._ended = reason
+
+    def require_open(self) -> None:
+        """`GuestError` if no command can be run with this guest any more."""
+        if self._ended is not None:
+            raise GuestError(f"this guest cannot be used any more: {self._ended}")
 
     def _budget(self, timeout: float | None, deadline: Deadline | None) -> Deadline:
         seconds = self._command_timeout_s if timeout is None else timeout

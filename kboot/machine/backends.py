@@ -31,6 +31,7 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
                 nginx=config.nginx,
                 snapshot_cache_mib=config.snapshot_cache_mib,
                 ipxe_efi=config.ipxe_efi,
+                network=config.network,
             ) as backend:
                 yield backend
         case "kubevirt":

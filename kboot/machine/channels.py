@@ -86,6 +86,9 @@ class Channels:
 
     def close(self) -> None:
         """This boot of the guest is over: no way leads into it any more."""
+        for guest in (self._on_console, self._by_ssh):
+            if guest is not None:
+                guest.end("the machine has left that boot; machine.guest is the one of the next")
         self._on_console = None
         self.disconnect()
 

@@ -79,6 +79,14 @@ def unless_doubted(error: KbootError, doubt: str | None) -> KbootError:
     )
 
 
+def unless_slow(error: GuestTimeout, speed_fault: str | None) -> KbootError:
+    """`error`; or, if its machine is too slow to blame the guest, that this is unknown."""
+    # Its subclasses tell of a guest that did something, which took no time.
+    if speed_fault is None or type(error) is not GuestTimeout:
+        return error
+    return InfraError(f"could not tell whether the guest hangs: {error}; {speed_fault}")
+
+
 def contradiction(expected: Expected, *, fetched: Collection[str]) -> KbootError | None:
     """What the witnesses of a guest that is up do not agree on, or None.
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kboot.backend import BootServer, Fetch, VirtualMachine
+from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
-from kboot.errors import GuestError, InfraError, KernelCrash, NoCrash, NoReboot
+from kboot.errors import GuestError, GuestTimeout, InfraError, KernelCrash, NoCrash, NoReboot
 from kboot.guest import CommandRecord, Guest
 from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
@@ -142,7 +142,14 @@ class Machine:
         `InfraError` if the host is at fault, `GuestError` if the guest is, as soon as that can be
         known.
         """
-        deadline = self._deadline(timeout)
+        try:
+            self._wait_until_ready(self._deadline(timeout))
+        except GuestTimeout as error:
+            vm = self.vm
+            speed_fault = vm.speed_fault() if isinstance(vm, EmulatedVirtualMachine) else None
+            raise faults.unless_slow(error, speed_fault) from error
+
+    def _wait_until_ready(self, deadline: Deadline) -> None:
         self.follower.follow(deadline, lambda: self.boot.ready)
         if self.boot.ready and (fault := self.follower.contradiction(deadline)):
             raise fault

@@ -1,6 +1,6 @@
 """SIGTERM and SIGHUP end a test run as Ctrl-C does: machines and servers are stopped.
 
-pytest itself dies of them on the spot. A CI system sends SIGTERM to each job that it cancels.
+pytest itself is killed by them at once. A CI system sends SIGTERM to each job that it cancels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the workers of pytest-xdist share: the boot server, which their controller has."""
+"""pytest-xdist: all workers share one boot server, which the controller runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kboot.errors import ConfigError, KbootError
 from kboot.plugin import signals
 from kboot.plugin.options import read_config
 
-#: In xdist's ``workerinput``: the directory to borrow from, as text.
+#: In xdist's ``workerinput``: the directory of the shared server, as text.
 _LENDER = "kboot_lender"
 
 #: Ends the name of a file there with a worker's process id.
@@ -32,16 +32,16 @@ class Node(Protocol):
 
 
 def lend_to(node: Node) -> None:
-    """In the controller: tell a worker that begins where to borrow, if there is a kernel to boot.
+    """In the controller: tell a new worker where the shared server is, if a kernel was named.
 
-    The first time, begin to lend. Nothing is started before a worker's test needs it.
+    The server itself is started when a worker's test needs it first.
     """
     config = node.config
     try:
         if read_config(config).kernel is None:
             return
     except ConfigError:
-        # The workers say it, each test that minds with its name.
+        # The workers report it, for each test that needs a kernel.
         return
     if _SHARED not in config.stash:
         config.stash[_SHARED] = _begin(config)

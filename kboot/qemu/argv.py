@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from kboot.backend import MachineSpec
 
 Accelerator = Literal["kvm", "tcg"]
+
+#: Where an isolated guest finds the boot server: QEMU passes on connections to it, and no others.
+SERVER_ADDRESS = "10.0.2.100"
 
 #: Of every machine: each has a network of its own, and one that was saved is like those to come.
 _MAC_ADDRESS = "52:54:00:6b:62:01"
@@ -66,12 +70,14 @@ def argv(
     incoming: bool = False,
     tftp: Path | None = None,
     ipxe: Path | None = None,
+    forwarder: str | None = None,
 ) -> list[str]:
     """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS.
 
     With `incoming`, it waits for a saved state instead of booting. `tftp` is a folder that the
     guest can read at ``tftp://10.0.2.2/``. `ipxe` is a UEFI program that boots from the network in
-    place of the card's ROM.
+    place of the card's ROM. A `forwarder` isolates the guest: it
+    is a busybox, whose ``nc`` leads to the boot server.
     """
     command = [program]
 
@@ -103,9 +109,7 @@ def argv(
     # is written twice.
     boot_file = _escaped(spec.boot_file)
     files = "" if tftp is None else f",tftp={_escaped(tftp)}"
-    # QEMU chooses the port, which nobody else can have then, and tells it: `info usernet`.
-    forward = ",hostfwd=tcp:127.0.0.1:0-:22" if spec.ssh else ""
-    option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{forward}")
+    option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{_reach(spec, forwarder)}")
     # e1000e: iPXE loads about 100 MB/s through it, and 30 MB/s through virtio-net (ROMs of 2019).
     mac_address = spec.mac_address or _MAC_ADDRESS
     rom = "" if ipxe is None else ",romfile="
@@ -124,6 +128,23 @@ def argv(
         option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
     option(*spec.extra_arguments)
     return command
+
+
+def _reach(spec: MachineSpec, forwarder: str | None) -> str:
+    """What the guest reaches, and how it is reached."""
+    words = ""
+    if forwarder is not None:
+        # Neither the services of the host's loopback interface nor what is behind it.
+        words += ",restrict=on"
+        server = urlsplit(spec.boot_file)
+        if server.hostname == SERVER_ADDRESS:
+            # A process for each connection: with a character device, all would share a single one.
+            there = f"{SERVER_ADDRESS}:{server.port}"
+            words += f",guestfwd=tcp:{there}-cmd:{_escaped(forwarder)} nc 127.0.0.1 {server.port}"
+    if spec.ssh:
+        # QEMU chooses the port, which nobody else can have then, and tells it: `info usernet`.
+        words += ",hostfwd=tcp:127.0.0.1:0-:22"
+    return words
 
 
 def as_text(command: list[str]) -> str:

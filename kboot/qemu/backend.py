@@ -12,10 +12,12 @@ from pathlib import Path
 
 from kboot import nginx, process, state
 from kboot.backend import BootServer, Firmware, MachineSpec
+from kboot.config import Network
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import step
 from kboot.qemu import accel, network_boot, saved_firmware
+from kboot.qemu.argv import SERVER_ADDRESS
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
 from kboot.qemu.snapshot import SavedFirmware, identity, opaque_option
@@ -40,12 +42,16 @@ class QemuBackend:
         nginx: str,
         firmware_store: Callable[[], SnapshotStore],
         ipxe_efi: Path | None = None,
+        network: Network = "open",
     ) -> None:
         self._directory = directory
         self._ipxe_efi = ipxe_efi
         self._firmware_store = firmware_store
         self._program = process.find_program(program)
         self._nginx = process.find_program(nginx)
+        isolated = network == "isolated"
+        self._forwarder = process.find_program("busybox") if isolated else None
+        self._server_address = SERVER_ADDRESS if isolated else GUEST_GATEWAY
         self._accelerator = accel.choose(self._program, accelerator)
 
     def firmware_fault(self, firmware: Firmware) -> str | None:
@@ -63,7 +69,7 @@ class QemuBackend:
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
         """Start a private nginx on loopback."""
         with nginx.serve(
-            self._directory, guest_host=GUEST_GATEWAY, program=self._nginx, deadline=deadline
+            self._directory, guest_host=self._server_address, program=self._nginx, deadline=deadline
         ) as server:
             yield server
 
@@ -79,6 +85,7 @@ class QemuBackend:
             program=self._program,
             accelerator=self._accelerator,
             ipxe=self._ipxe_of(spec),
+            forwarder=self._forwarder,
         )
 
     @contextlib.contextmanager
@@ -114,6 +121,7 @@ class QemuBackend:
                 firmware=firmware,
                 tftp=tftp if firmware else None,
                 ipxe=self._ipxe_of(spec),
+                forwarder=self._forwarder,
             )
             with machine.powered_on(deadline):
                 yield machine
@@ -162,6 +170,7 @@ class QemuBackend:
                 savable=True,
                 tftp=folder,
                 ipxe=self._ipxe_of(spec),
+                forwarder=self._forwarder,
             )
             with step(f"save the firmware's state ({spec.firmware})"):
                 return store.add(parts, saved_firmware.saver(machine, deadline))
@@ -177,13 +186,15 @@ def open_qemu(
     nginx: str,
     snapshot_cache_mib: int,
     ipxe_efi: Path | None = None,
+    network: Network = "open",
 ) -> Iterator[QemuBackend]:
     """The backend, for the length of a run: it owns a run directory.
 
     `accelerator` is ``auto``, ``kvm`` or ``tcg``; `program` and `nginx` name the two programs or
     give their paths. `ipxe_efi` boots UEFI machines; None for the network card's ROM where that has
     iPXE, and for the distribution's where not. States of firmware are kept among the saved
-    machines, which have `snapshot_cache_mib` together. `ProcessError` if a program is missing.
+    machines, which have `snapshot_cache_mib` together. An ``isolated`` `network` leads to the boot
+    server only. `ProcessError` if a program is missing.
     """
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(state.run_directory())
@@ -200,4 +211,5 @@ def open_qemu(
             nginx=nginx,
             firmware_store=firmware_store,
             ipxe_efi=ipxe_efi,
+            network=network,
         )

@@ -26,7 +26,12 @@ _ROMS = ("bios-256k.bin", "efi-e1000e.rom")
 
 
 def identity(
-    spec: MachineSpec, *, program: str, accelerator: Accelerator, ipxe: Path | None = None
+    spec: MachineSpec,
+    *,
+    program: str,
+    accelerator: Accelerator,
+    ipxe: Path | None = None,
+    forwarder: str | None = None,
 ) -> Mapping[str, str]:
     """Everything on this host that has a part in such a machine, by name, for people to read.
 
@@ -36,7 +41,13 @@ def identity(
     neutral = replace(spec, name="any", boot_file="any")
     wiring = Wiring(serial="any", control="any")
     command = argv(
-        neutral, program=program, accelerator=accelerator, wiring=wiring, flash=None, ipxe=ipxe
+        neutral,
+        program=program,
+        accelerator=accelerator,
+        wiring=wiring,
+        flash=None,
+        ipxe=ipxe,
+        forwarder=forwarder,
     )
     parts = {
         "qemu": qemu_version(program),

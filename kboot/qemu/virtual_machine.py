@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kboot import process, state
 from kboot.backend import MachineSpec, Stream
+from kboot.capacity import host_cpus
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError
 from kboot.log import logger, step
@@ -46,6 +47,9 @@ class SocketStream:
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
 _CONTROL_LIMIT_S = 20.0
 
+#: 32 on 2 busy ones did not come to init in 90 s (Linux 6.1, QEMU 7.2).
+_EMULATED_PER_CPU = 4
+
 #: A line of ``info usernet``: protocol, descriptor, source address and port.
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\] +\d+ +([\d.]+) +(\d+) ")
 
@@ -65,18 +69,21 @@ class QemuVirtualMachine:
         firmware: SavedFirmware | None = None,
         tftp: Path | None = None,
         ipxe: Path | None = None,
+        forwarder: str | None = None,
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
         A machine that is `savable` costs a copy of that state. With `firmware`, every start from
         empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
-        `ipxe` is a UEFI program that boots from the network in place of the card's ROM.
+        `ipxe` is a UEFI program that boots from the network in place of the card's ROM. A
+        `forwarder` isolates the guest, see `argv`.
         """
         self.spec = spec
         self._saved = saved
         self._firmware = firmware
         self._tftp = tftp
         self._ipxe = ipxe
+        self._forwarder = forwarder
         self._savable = savable
         self._program = program
         self._accelerator: Accelerator = accelerator
@@ -153,6 +160,16 @@ class QemuVirtualMachine:
         if match is None:
             raise InfraError(f"QEMU forwards no port to the guest; it says: {text.strip()!r}")
         return match[1], int(match[2])
+
+    def speed_fault(self) -> str | None:
+        """None if it is fast enough to tell a slow guest from a hung one, or else why not."""
+        cpus, ours = self.spec.cpus, host_cpus()
+        if self._accelerator != "tcg" or cpus <= _EMULATED_PER_CPU * ours:
+            return None
+        return (
+            f"its {cpus} processors are emulated by {ours} of this host, which may be too slow: "
+            f"choose cpus = {_EMULATED_PER_CPU * ours} or less"
+        )
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
@@ -272,6 +289,7 @@ class QemuVirtualMachine:
             incoming=incoming,
             tftp=self._tftp,
             ipxe=self._ipxe,
+            forwarder=self._forwarder,
         )
 
     def _prepare_flash(self) -> Flash | None:

@@ -88,7 +88,7 @@ _LOOK_S = 0.5
 
 
 class SharedConsole:
-    """Serves the record of a console. Every byte comes from its file, so no reader is too slow."""
+    """Serves the record of a console, from its file: no reader is too slow."""
 
     def __init__(self, console: Console, record: Path, keyboard: Keyboard) -> None:
         self._console = console
@@ -149,18 +149,24 @@ class SharedConsole:
 
     def _send(self, client: socket.socket, offset: int, done: Callable[[], bool]) -> None:
         with contextlib.suppress(OSError), self._record.open("rb") as record:
-            record.seek(offset)
             while not done():
-                offset += self._send_what_is_there(client, record)
+                offset = self._send_what_is_there(client, record, offset)
                 self._console.wait_for_more(offset, _LOOK_S)
-            self._send_what_is_there(client, record)
+            self._send_what_is_there(client, record, offset)
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
 
-    @staticmethod
-    def _send_what_is_there(client: socket.socket, record: BinaryIO) -> int:
-        sent = 0
+    def _send_what_is_there(self, client: socket.socket, record: BinaryIO, offset: int) -> int:
+        """Send the bytes from `offset` on; the position after them."""
+        record.seek(offset)
         while data := record.read(_PIECE):
             client.sendall(data)
-            sent += len(data)
-        return sent
+            offset += len(data)
+        # What a full disk keeps out of the file is in memory still, or lost.
+        end = self._console.mark()
+        while offset < end:
+            offset = max(offset, self._console.memory_start)
+            data = self._console.raw(offset, min(end, offset + _PIECE))
+            client.sendall(data)
+            offset += len(data)
+        return offset

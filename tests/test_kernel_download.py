@@ -20,7 +20,7 @@ import pytest
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import local_path, read_kernel
 from kboot.kernel.download import download
-from tests.test_artifacts import RELEASE, arm64_image, bzimage, written
+from tests.test_kernel import RELEASE, arm64_image, bzimage, written
 
 CONFIGURATION = """
 daemon off; master_process off; pid off; error_log stderr;

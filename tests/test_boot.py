@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from kboot.backend import Fetch
-from kboot.errors import GuestError, GuestTimeout, InfraError, WrongKernel
+from kboot.backend import Fetch, MachineSpec
+from kboot.errors import GuestError, GuestTimeout, InfraError, NoReboot, WrongKernel
+from kboot.machine import faults
 from kboot.machine.boot import Boot
 from kboot.machine.phases import BUDGETS_S, Expected, Phase
+from kboot.qemu.argv import Accelerator
+from kboot.qemu.virtual_machine import QemuVirtualMachine
 
 EXPECTED = Expected(
     nonce="abcd1234",
@@ -130,6 +134,23 @@ def test_a_kernel_that_runs_cannot_say_that_its_loader_failed() -> None:
     follow(machine)
     machine.see_fetch(fetch("beacon/failed/kernel/0x4c0a6092"), 111)
     assert machine.ready
+
+
+@pytest.mark.parametrize(
+    ("cpus", "accelerator", "fast"), [(1, "tcg", True), (10_000, "tcg", False), (255, "kvm", True)]
+)
+def test_a_machine_that_is_too_slow_makes_no_guest_hang(
+    cpus: int, accelerator: Accelerator, fast: bool, tmp_path: Path
+) -> None:
+    vm = QemuVirtualMachine(
+        MachineSpec(cpus=cpus), program="qemu", accelerator=accelerator, directory=tmp_path
+    )
+    hung = GuestTimeout("the kernel hung before it ran init: nothing more after linux for 90 s")
+    told = faults.unless_slow(hung, vm.speed_fault())
+    assert isinstance(told, GuestTimeout if fast else InfraError)
+    assert fast or "its 10000 processors are emulated by" in str(told)
+    still = NoReboot("the machine did not reboot in 30 s")
+    assert faults.unless_slow(still, vm.speed_fault()) is still
 
 
 def test_a_time_limit_of_the_users_own_is_told_as_what_has_run_out() -> None:

@@ -21,7 +21,7 @@ from kboot.cache import keep_directory, keep_file
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import read_kernel
 from kboot.kernel.package import AR_MAGIC, ArMember, ar_members
-from tests.test_artifacts import RELEASE, bzimage, complaint, written
+from tests.test_kernel import RELEASE, bzimage, complaint, written
 
 KERNEL_FILES = {
     f"./boot/config-{RELEASE}": b"CONFIG_64BIT=y\n",
