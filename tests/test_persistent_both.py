@@ -42,7 +42,7 @@ class MachineSession:
     def place(self) -> MachineDirectory:
         """Where the supervisor of this host is."""
         state = Path(self.user.environ["XDG_STATE_HOME"])
-        return MachineDirectory(name="default", directory=state / "kboot" / "machines" / "default")
+        return MachineDirectory(name="default", path=state / "kboot" / "machines" / "default")
 
     def left(self) -> list[str]:
         """What is there still of any machine."""
@@ -60,7 +60,7 @@ def wait_until_ended(supervisor: MachineDirectory) -> None:
     for _ in Deadline(30).poll(0.1):
         if not supervisor.is_alive:
             return
-    pytest.fail(f"{supervisor.directory} is held still")
+    pytest.fail(f"{supervisor.path} is held still")
 
 
 @pytest.fixture(params=["qemu", "kubevirt"])

@@ -90,9 +90,9 @@ def test_where_machines_do_not_stay_nothing_is_kept(
 ) -> None:
     pushes = Pushes(server, config, "m")
     push = pushes.accept(pushes.read(config))
-    keeper = HandoverWriter(
+    writer = HandoverWriter(
         backend, pushes, Handover(config=replace(config, evidence=Path("/here")))
     )
-    keeper.will_boot("a", push)
-    assert keeper.note.scripts == ()
-    assert keeper.note.config.evidence is None
+    writer.begin_boot("a", push)
+    assert writer.note.scripts == ()
+    assert writer.note.config.evidence is None

@@ -48,7 +48,7 @@ def up(context: click.Context, /, *, name: str | None, as_json: bool, **options:
     from kboot.machine import settings_for  # noqa: PLC0415  --help does not need it
     from kboot.session import kernel_of  # noqa: PLC0415
     from kboot.supervisor.client import ask, launch  # noqa: PLC0415
-    from kboot.supervisor.locate import require_unused  # noqa: PLC0415
+    from kboot.supervisor.locate import require_new_name  # noqa: PLC0415
 
     name = name or _DEFAULT_NAME
     config = load_config(options)
@@ -57,7 +57,7 @@ def up(context: click.Context, /, *, name: str | None, as_json: bool, **options:
     # Mistakes are told here, before anything has been started.
     kernel = kernel_of(config)
     settings_for(kernel, config, machine_name=name)
-    require_unused(name)
+    require_new_name(name)
     launch(name, {key: value for key, value in options.items() if value not in (None, ())})
     if not as_json:
         click.echo(f"Linux {kernel.release} ({kernel.architecture}) from {kernel.source}")
@@ -90,12 +90,12 @@ def down(*, name: str | None, everything: bool, **location: Any) -> None:
 @json_option
 def list_machines(*, as_json: bool, **location: Any) -> None:
     """List persistent machines, on this host and on clusters."""
-    from kboot.supervisor.client import ask, live_places  # noqa: PLC0415  --help does not need it
-    from kboot.supervisor.locate import elsewhere  # noqa: PLC0415
+    from kboot.supervisor.client import ask, live_machines  # noqa: PLC0415  --help does not need it
+    from kboot.supervisor.locate import list_persistent  # noqa: PLC0415
 
-    found: list[dict[str, Any]] = [ask(here.name, "status") for here in live_places()]
+    found: list[dict[str, Any]] = [ask(here.name, "status") for here in live_machines()]
     ours = {each["identifier"] for each in found}
-    found += [_describe(each) for each in elsewhere(location) if each.identifier not in ours]
+    found += [_describe(each) for each in list_persistent(location) if each.identifier not in ours]
     if as_json:
         print_json(found)
     elif not found:
@@ -142,7 +142,7 @@ def status(context: click.Context, /, *, name: str, as_json: bool) -> None:
     from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
     # A supervisor that has just found its machine does not know its state yet.
-    found = ask(name, "wait" if ask(name, "status")["meets"] else "status")
+    found = ask(name, "wait" if ask(name, "status")["taking_over"] else "status")
     if as_json:
         print_json(found)
     else:
@@ -168,9 +168,9 @@ def status(context: click.Context, /, *, name: str, as_json: bool) -> None:
 def take(*, name: str | None, **location: Any) -> None:
     """Take over the machine NAME on a cluster: this host supervises it from now on."""
     from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
-    from kboot.supervisor.locate import summon  # noqa: PLC0415
+    from kboot.supervisor.locate import ensure_supervisor  # noqa: PLC0415
 
     name = resolve_name(name, location)
-    summon(name, location, by_force=True)
+    ensure_supervisor(name, location, by_force=True)
     status = ask(name, "wait")
     click.echo(f"{name}: {say_state(status['state'], status['what'])}; {status['machine']}")

@@ -134,16 +134,16 @@ def resolve_name(name: str | None, location: Mapping[str, Any]) -> str:
     if name is not None:
         return name
     # --help does not need them.
-    from kboot.supervisor.locate import elsewhere  # noqa: PLC0415
+    from kboot.supervisor.locate import list_persistent  # noqa: PLC0415
     from kboot.supervisor.registry import (  # noqa: PLC0415
-        all_noted,
+        all_locations,
         known_names,
         machine_directories,
     )
 
     alive = {each.name for each in machine_directories() if each.is_alive}
-    names = alive | {each.name for each in all_noted()} or set(known_names())
-    names = names or {each.name for each in elsewhere(location) if each.ours}
+    names = alive | {each.name for each in all_locations()} or set(known_names())
+    names = names or {each.name for each in list_persistent(location) if each.ours}
     if not names:
         raise ConfigError("there is no machine; start one: kboot up --kernel FILE")
     if len(names) > 1:
@@ -166,9 +166,9 @@ def find_machine(name: str | None, location: Mapping[str, Any]) -> str:
 
     name = resolve_name(name, location)
     if not directory_of(name).is_alive:
-        from kboot.supervisor.locate import summon  # noqa: PLC0415  most have one
+        from kboot.supervisor.locate import ensure_supervisor  # noqa: PLC0415  most have one
 
-        summon(name, location)
+        ensure_supervisor(name, location)
         # Raises that there is none, if that is so.
         connect(directory_of(name)).close()
     return name

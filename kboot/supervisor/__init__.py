@@ -1,10 +1,12 @@
-"""Machines that stay: found again by their names, each in the care of a supervisor.
+"""Persistent machines: found again by their names, each with a supervisor.
 
 A supervisor is a process of its own that holds a backend, a boot server, one machine and its
-console, and does what clients ask of it over a socket. It outlives its clients. When it dies,
-however that is, its machine dies with it, and the next command clears away what it has left.
+console, and does what clients ask of it over a socket. It outlives its clients. When it dies, a
+local machine dies with it, and the next command removes what it has left; one on a cluster runs
+on, and another supervisor can take it over.
 
-`places`: where a machine's files are; `client`: to ask for things, by `kboot.rpc`; `launch`: to
-start a supervisor; `supervisor`: the process itself. After the result of the verb ``attach``, the
-connection is the serial line.
+`registry`: directories and locations by name; `client`: start a supervisor, send it requests;
+`locate`: machines without a supervisor here; `supervisor`: the process; `verbs`: the requests;
+`session`: what is done with the machine; its parts are `pushes`, `handover`, `events` and
+`shared_console`.
 """

@@ -26,7 +26,7 @@ from kboot.supervisor.registry import (
 
 #: A supervisor listens from its first moments on, a second after its start at most.
 _CONNECT_LIMIT_S = 20.0
-#: For one that has hung up: its machine is being switched off.
+#: For one that has hung up: its machine is being stopped.
 _END_LIMIT_S = 20.0
 
 
@@ -54,7 +54,7 @@ class Attachment:
     writes: bool
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes as they come; ends when the machine is switched off."""
+        """The bytes as they come; ends when the machine is stopped."""
         rest = self.wire.take_rest()
         if rest:
             yield rest
@@ -67,7 +67,7 @@ class Attachment:
 def attach(name: str, **arguments: Any) -> Iterator[Attachment]:
     """The serial line of a machine, from the position ``since`` on (see `SharedConsole`).
 
-    It is given up at the end of the ``with``.
+    Detached at the end of the ``with``.
     """
     with contextlib.closing(connect(directory_of(name))) as client:
         answer = client.ask("attach", **arguments)
@@ -89,27 +89,29 @@ def console_of(name: str, since: str | int) -> Iterator[bytes]:
 
 def clear_dead() -> list[str]:
     """Remove what dead supervisors have left, their processes too; the names of their machines."""
-    gone = [place.name for place in machine_directories() if remove_if_dead(place)]
+    gone = [
+        machine_dir.name for machine_dir in machine_directories() if remove_if_dead(machine_dir)
+    ]
     if gone:
         sweep()
     return gone
 
 
-def live_places() -> list[MachineDirectory]:
+def live_machines() -> list[MachineDirectory]:
     """The machines that there are. What dead supervisors have left is removed."""
     clear_dead()
     return machine_directories()
 
 
-def switch_off(name: str) -> str:
+def stop_machine(name: str) -> str:
     """Switch a machine off; the directory with what is left of it: its console and logs.
 
     A supervisor that does not end is killed, and with it all it has started.
     """
     answer = ask(name, "stop")
-    place = directory_of(name)
+    machine_dir = directory_of(name)
     for _ in Deadline(_END_LIMIT_S).poll(0.02):
-        if not place.is_alive:
+        if not machine_dir.is_alive:
             break
     else:
         os.kill(answer["pid"], signal.SIGKILL)
@@ -118,38 +120,41 @@ def switch_off(name: str) -> str:
     return evidence
 
 
-def connect(place: MachineDirectory) -> rpc.Client:
+def connect(machine_dir: MachineDirectory) -> rpc.Client:
     """A client of a machine's supervisor, which may just be starting."""
     deadline = Deadline(_CONNECT_LIMIT_S)
     for _ in deadline.poll(0.02):
-        if not place.is_alive:
-            raise _absent(place)
+        if not machine_dir.is_alive:
+            raise _absent(machine_dir)
         with contextlib.suppress(FileNotFoundError, ConnectionError):
-            wire = rpc.connect(place.directory, limit_s=deadline.remaining)
-            return rpc.Client(wire, lambda: _ended(place))
-    raise InfraError(f"the supervisor of {place.name} does not answer; see {place.log}")
+            wire = rpc.connect(machine_dir.path, limit_s=deadline.remaining)
+            return rpc.Client(wire, lambda: _ended(machine_dir))
+    raise InfraError(f"the supervisor of {machine_dir.name} does not answer; see {machine_dir.log}")
 
 
-def _absent(place: MachineDirectory) -> ConfigError | InfraError:
-    failure = place.read_failure()
-    if remove_if_dead(place):
+def _absent(machine_dir: MachineDirectory) -> ConfigError | InfraError:
+    failure = machine_dir.read_failure()
+    if remove_if_dead(machine_dir):
         sweep()
         why = f": {failure['message']}" if failure else ", and was killed"
-        return InfraError(f"the machine {place.name} has ended{why}; start it again: kboot up")
+        return InfraError(
+            f"the machine {machine_dir.name} has ended{why}; start it again: kboot up"
+        )
     there = ", ".join(each.name for each in machine_directories())
     hint = f"there are: {there}; " if there else ""
     return ConfigError(
-        f"there is no machine called {place.name}; {hint}to start it: kboot up {place.name}"
+        f"there is no machine called {machine_dir.name}; {hint}"
+        f"to start it: kboot up {machine_dir.name}"
     )
 
 
-def _ended(place: MachineDirectory) -> KbootError:
+def _ended(machine_dir: MachineDirectory) -> KbootError:
     """Why a supervisor has hung up."""
     for _ in Deadline(_END_LIMIT_S).poll(0.05):
-        if not place.is_alive:
-            failure = place.read_failure()
-            return rpc.to_error(failure) if failure else _absent(place)
-    return InfraError(f"the supervisor of {place.name} has hung up; see {place.log}")
+        if not machine_dir.is_alive:
+            failure = machine_dir.read_failure()
+            return rpc.to_error(failure) if failure else _absent(machine_dir)
+    return InfraError(f"the supervisor of {machine_dir.name} has hung up; see {machine_dir.log}")
 
 
 _START_LIMIT_S = 30.0
@@ -159,52 +164,51 @@ def launch(
     name: str,
     options: Mapping[str, object],
     *,
-    meets: bool = False,
+    takes_over: bool = False,
     by_force: bool = False,
 ) -> MachineDirectory:
     """Start a supervisor for a machine called `name`; it then boots, see the verb ``wait``.
 
     `options` are those of `kboot.config.load`, which the supervisor reads again, here and in this
-    environment. `ConfigError` if there is such a machine here. With
-    `meets`, it takes up a machine that stays without us, and boots none; `by_force`, also one that
-    another supervisor looks after.
+    environment. `ConfigError` if there is such a machine here. With `takes_over`, it takes over a
+    persistent machine that runs, and boots none; `by_force`, also one that has a supervisor.
     """
-    place = directory_of(name)
+    machine_dir = directory_of(name)
     clear_dead()
-    lock = claim(place)
+    lock = claim(machine_dir)
     try:
         order = {
             "name": name,
             "options": dict(options),
             "directory": str(Path.cwd()),
-            "meets": meets,
+            "takes_over": takes_over,
             "by_force": by_force,
         }
-        place.order.write_text(json.dumps(order), encoding="utf-8")
+        machine_dir.order.write_text(json.dumps(order), encoding="utf-8")
         supervisor = process.start_detached(
-            [sys.executable, "-m", "kboot.supervisor.supervisor", str(place.directory), str(lock)],
-            log=place.log,
+            [sys.executable, "-m", "kboot.supervisor.supervisor", str(machine_dir.path), str(lock)],
+            log=machine_dir.log,
             env={key: value for key, value in os.environ.items() if key != RUN_VARIABLE},
             pass_fds=(lock,),
         )
     finally:
-        # Its supervisor holds the lock now; if there is none, the place is nobody's.
+        # Its supervisor holds the lock now; if there is none, the directory is free.
         os.close(lock)
-    _wait_until_it_listens(place, supervisor)
-    return place
+    _wait_until_it_listens(machine_dir, supervisor)
+    return machine_dir
 
 
-def _wait_until_it_listens(place: MachineDirectory, supervisor: process.Process) -> None:
+def _wait_until_it_listens(machine_dir: MachineDirectory, supervisor: process.Process) -> None:
     for _ in Deadline(_START_LIMIT_S).poll(0.02):
         try:
-            rpc.connect(place.directory, limit_s=_START_LIMIT_S).socket.close()
+            rpc.connect(machine_dir.path, limit_s=_START_LIMIT_S).socket.close()
         except OSError:
             if supervisor.exit_status() is not None:
-                failure = place.read_failure()
+                failure = machine_dir.read_failure()
                 words = supervisor.last_words()
                 clear_dead()
                 raise rpc.to_error(failure) if failure else InfraError(words) from None
         else:
             return
     supervisor.kill()
-    raise InfraError(f"the supervisor of {place.name} does not start; see {place.log}")
+    raise InfraError(f"the supervisor of {machine_dir.name} does not start; see {machine_dir.log}")

@@ -1,4 +1,4 @@
-"""What the next supervisor of a machine has to know: kept beside it, where the machine stays."""
+"""What the next supervisor of a persistent machine has to know: a note kept beside the machine."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def read_note(text: str) -> Handover:
 
 
 class HandoverWriter:
-    """Keeps the note of a machine up to date; where machines do not stay, it keeps nothing."""
+    """Keeps a persistent machine's note up to date; for other machines, it keeps nothing."""
 
     def __init__(self, backend: Backend, pushes: Pushes, note: Handover) -> None:
         self._backend = backend if isinstance(backend, PersistentBackend) else None
@@ -132,12 +132,12 @@ class HandoverWriter:
             note, config=replace(note.config, evidence=None), started=note.started or time.time()
         )
 
-    def will_boot(self, nonce: str, push: Push) -> None:
+    def begin_boot(self, nonce: str, push: Push) -> None:
         """The machine is about to be given the script of this boot. `InfraError` if not noted."""
         script = Script(nonce=nonce, push=push.number)
         self._write(replace(self.note, scripts=(*self.note.scripts, script)[-_KEPT_SCRIPTS:]))
 
-    def has_booted(self, nonce: str, boots: int) -> None:
+    def end_boot(self, nonce: str, boots: int) -> None:
         """The machine was proved to be in this boot."""
         try:
             self._write(replace(self.note, proved=nonce, boots=boots))
@@ -145,7 +145,7 @@ class HandoverWriter:
             # The next one will find that out for himself.
             logger.warning("not noted beside the machine: %s", error)
 
-    def has_collected(self) -> None:
+    def write_pushes(self) -> None:
         """Pushes were forgotten."""
         self._write(self.note)
 

@@ -1,4 +1,4 @@
-"""Machines by their names, wherever they are: with a supervisor here, or staying without one."""
+"""Find persistent machines by name: with a supervisor here, or on a cluster without one."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from kboot.errors import ConfigError, InfraError
 from kboot.log import logger
 from kboot.machine import can_persist, persistent_machines, remove_machine
 from kboot.supervisor import registry
-from kboot.supervisor.client import ask, clear_dead, launch, switch_off
+from kboot.supervisor.client import ask, clear_dead, launch, stop_machine
 from kboot.supervisor.registry import directory_of
 
 
-def summon(name: str, options: Mapping[str, object], *, by_force: bool = False) -> None:
-    """See to it that a machine has a supervisor here, if it stays somewhere without one.
+def ensure_supervisor(name: str, options: Mapping[str, object], *, by_force: bool = False) -> None:
+    """Take over a persistent machine, unless it has a supervisor here.
 
     `options` are those of `kboot.config.load` that say where; else what is noted here of the
-    machine, or the configuration, does. Where no machine can stay, nothing is done. `ConfigError`
-    if there is no such machine, or if somebody else looks after it; `by_force`, it is taken from
-    there.
+    machine, or the configuration, does. Where no machine is persistent, nothing is done.
+    `ConfigError` if there is no such machine, or if it has another supervisor; `by_force`, that
+    one is replaced.
     """
     if directory_of(name).is_alive:
         return
@@ -29,19 +29,19 @@ def summon(name: str, options: Mapping[str, object], *, by_force: bool = False) 
     if where is None:
         return
     clear_dead()
-    launch(name, where.options, meets=True, by_force=by_force)
+    launch(name, where.options, takes_over=True, by_force=by_force)
     try:
         # The first answer comes when the machine is found.
         ask(name, "status")
     except ConfigError:
         if not _is_there(where):
-            registry.forget(name)
+            registry.forget_location(name)
         raise
 
 
-def require_unused(name: str) -> None:
-    """`ConfigError` if a machine of this name is known to stay somewhere already."""
-    where = registry.noted(name)
+def require_new_name(name: str) -> None:
+    """`ConfigError` if there is a persistent machine of this name already."""
+    where = registry.location_of(name)
     if where is None or directory_of(name).is_alive:
         return
     try:
@@ -51,32 +51,32 @@ def require_unused(name: str) -> None:
         there = True
     if there:
         raise ConfigError(
-            f"there is a machine called {name} already, which stays without us: kboot status "
+            f"there is a machine called {name} already, without a supervisor here: kboot status "
             f"{name}; kboot down {name}"
         )
-    registry.forget(name)
+    registry.forget_location(name)
 
 
 def remove(name: str, options: Mapping[str, object]) -> str:
     """Switch a machine off, wherever it is; what is left of it, in words.
 
-    `ConfigError` if there is no such machine, or if somebody else looks after it.
+    `ConfigError` if there is no such machine, or if it has another supervisor.
     """
     where = _where(name, options)
     if directory_of(name).is_alive or where is None:
-        kept = switch_off(name)
+        kept = stop_machine(name)
         # It has done that itself, unless it was too slow and was killed.
-        if noted := registry.noted(name):
+        if noted := registry.location_of(name):
             _remove_there(noted)
         return f"its console and logs: {kept}"
     clear_dead()
     if not _remove_there(where):
         raise ConfigError(f"there is no machine called {name}; see kboot list")
-    return "nobody looked after it"
+    return "it had no supervisor"
 
 
-def elsewhere(options: Mapping[str, object]) -> Iterator[PersistentMachine]:
-    """The machines that stay where `options` or the configuration say, or where noted ones are.
+def list_persistent(options: Mapping[str, object]) -> Iterator[PersistentMachine]:
+    """The persistent machines where `options` or the configuration say, or where noted ones are.
 
     `InfraError` if it cannot be known for the place that `options` or the configuration name;
     others are passed over.
@@ -85,7 +85,7 @@ def elsewhere(options: Mapping[str, object]) -> Iterator[PersistentMachine]:
         name="", options={key: str(value) for key, value in options.items() if value}
     )
     seen: set[str] = set()
-    for where in (asked, *registry.all_noted()):
+    for where in (asked, *registry.all_locations()):
         config = _config_of(where)
         if not can_persist(config):
             continue
@@ -94,7 +94,7 @@ def elsewhere(options: Mapping[str, object]) -> Iterator[PersistentMachine]:
         except InfraError as error:
             if where is asked:
                 raise
-            logger.warning("machines that stay are not known: %s", error)
+            logger.warning("persistent machines cannot be listed: %s", error)
             continue
         for machine in machines:
             if machine.identifier not in seen:
@@ -108,7 +108,7 @@ def elsewhere(options: Mapping[str, object]) -> Iterator[PersistentMachine]:
 def _where(name: str, options: Mapping[str, object]) -> registry.Location | None:
     """Where to look for a machine; None if that is only here."""
     given = {key: value for key, value in options.items() if value not in (None, ())}
-    if not given and (found := registry.noted(name)):
+    if not given and (found := registry.location_of(name)):
         return found
     if not can_persist(load(given, os.environ, working_directory())):
         return None
@@ -126,5 +126,5 @@ def _is_there(where: registry.Location) -> bool:
 
 def _remove_there(where: registry.Location) -> bool:
     was_there = remove_machine(_config_of(where), where.name)
-    registry.forget(where.name)
+    registry.forget_location(where.name)
     return was_there

@@ -229,7 +229,7 @@ class Pushes:
         self._store.know(url for push in pushes for url in push.urls)
 
     def restock(self, push: Push, server: RecreatableServer) -> None:
-        """Send once more what a push is made of and the boot server does not have any more.
+        """Upload again what a push is made of and the boot server has lost.
 
         `InfraError` if a file is not here, or is another one by now.
         """
@@ -257,7 +257,7 @@ class Pushes:
             raise ConfigError(f"there is no {which} to go back to; see kboot pushes")
         return found
 
-    def collect(self, keep: int, running: Collection[str]) -> tuple[list[Push], Freed]:
+    def gc(self, keep: int, running: Collection[str]) -> tuple[list[Push], Freed]:
         """Forget all pushes but the last `keep`, and drop the files that none needs any more.
 
         The current one always stays, and so do pushes and files with one of the URLs `running`.

@@ -24,31 +24,32 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineDirectory:
-    """Where the files of one named machine are; all below ``$XDG_STATE_HOME/kboot/machines``."""
+    """The files of one named machine, below ``$XDG_STATE_HOME/kboot/machines``."""
 
     name: str
-    directory: Path
+    path: Path
 
     @property
     def order(self) -> Path:
         """What the supervisor was started with, as JSON."""
-        return self.directory / "order.json"
+        return self.path / "order.json"
 
     @property
     def log(self) -> Path:
-        """What the supervisor has to say."""
-        return self.directory / "supervisor.log"
+        """The supervisor's log."""
+        return self.path / "supervisor.log"
 
     @property
     def failure(self) -> Path:
         """Why the supervisor ended, as JSON; not there as long as it is fine."""
-        return self.directory / "failure.json"
+        return self.path / "failure.json"
 
     @property
     def is_alive(self) -> bool:
-        """Whether a supervisor holds the machine."""
-        with _all_locked(shared=True), contextlib.suppress(FileNotFoundError):
-            return is_locked(self.directory)
+        """Whether the machine has a live supervisor."""
+        # Looking takes the lock for a moment, which who claims the machine must not see.
+        with contextlib.suppress(FileNotFoundError), lock_directory(self.path.parent, shared=True):
+            return is_locked(self.path)
         return False
 
     def read_failure(self) -> dict[str, Any] | None:
@@ -61,50 +62,50 @@ class MachineDirectory:
 
 
 def directory_of(name: str) -> MachineDirectory:
-    """The place of the machine called `name`, whether there is one or not."""
+    """The directory of the machine called `name`, whether there is one or not."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} cannot be a machine's name: at most 40 small letters, digits, and hyphens "
             "between them"
         )
-    return MachineDirectory(name=name, directory=_machines() / name)
+    return MachineDirectory(name=name, path=_machines() / name)
 
 
 def machine_directories() -> list[MachineDirectory]:
     """All machines there are, those whose supervisor has died among them."""
     return [
-        MachineDirectory(name=directory.name, directory=directory)
+        MachineDirectory(name=directory.name, path=directory)
         for directory in sorted(_machines().iterdir())
         if _NAME.fullmatch(directory.name)
     ]
 
 
-def claim(place: MachineDirectory) -> int:
+def claim(machine_dir: MachineDirectory) -> int:
     """Make the machine's directory, afresh, and lock it; the descriptor that holds the lock.
 
     What a dead supervisor has left is removed. `ConfigError` if a live one holds it.
     """
-    with _all_locked():
-        _remove_if_dead(place.directory)
+    with lock_directory(machine_dir.path.parent):
+        _remove_if_dead(machine_dir.path)
         try:
-            place.directory.mkdir(mode=0o700)
+            machine_dir.path.mkdir(mode=0o700)
         except FileExistsError as error:
             raise ConfigError(
-                f"there is a machine called {place.name} already: kboot status {place.name}; "
-                f"kboot down {place.name}"
+                f"there is a machine called {machine_dir.name} already: "
+                f"kboot status {machine_dir.name}; kboot down {machine_dir.name}"
             ) from error
         except OSError as error:
-            raise InfraError(f"cannot make {place.directory}: {error.strerror}") from error
-        lock = try_lock(place.directory)
+            raise InfraError(f"cannot make {machine_dir.path}: {error.strerror}") from error
+        lock = try_lock(machine_dir.path)
     if lock is None:
-        raise InfraError(f"{place.directory} was taken by another program as soon as it was made")
+        raise InfraError(f"{machine_dir.path} was taken by another program as soon as it was made")
     return lock
 
 
-def remove_if_dead(place: MachineDirectory) -> bool:
+def remove_if_dead(machine_dir: MachineDirectory) -> bool:
     """Remove what a dead supervisor has left; whether there was something."""
-    with _all_locked():
-        return _remove_if_dead(place.directory)
+    with lock_directory(machine_dir.path.parent):
+        return _remove_if_dead(machine_dir.path)
 
 
 def _remove_if_dead(directory: Path) -> bool:
@@ -125,14 +126,6 @@ def _machines() -> Path:
     return directory
 
 
-def _all_locked(*, shared: bool = False) -> contextlib.AbstractContextManager[None]:
-    """Nobody else makes or removes machines for the length of the ``with``.
-
-    A `shared` lock is enough to look whether one is alive: looking takes its lock for a moment.
-    """
-    return lock_directory(_machines(), shared=shared)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
     """How a machine is found again."""
@@ -150,7 +143,7 @@ class Location:
         new.replace(path)
 
 
-def noted(name: str) -> Location | None:
+def location_of(name: str) -> Location | None:
     """Where the machine of this name was seen last; None if that is not known."""
     try:
         content = json.loads(_path(name).read_text(encoding="utf-8"))
@@ -159,22 +152,23 @@ def noted(name: str) -> Location | None:
         return None
 
 
-def all_noted() -> Iterator[Location]:
+def all_locations() -> Iterator[Location]:
     """All machines that were seen from this host."""
     for path in sorted(_directory().glob("*.json")):
-        if found := noted(path.stem):
+        if found := location_of(path.stem):
             yield found
 
 
 def known_names() -> list[str]:
-    """The machines that this host knows of: looked after from here, or noted."""
+    """The machines that this host knows of: those with a supervisor here, and those noted."""
     return sorted(
-        {place.name for place in machine_directories()} | {each.name for each in all_noted()}
+        {machine_dir.name for machine_dir in machine_directories()}
+        | {each.name for each in all_locations()}
     )
 
 
-def forget(name: str) -> None:
-    """The machine is not there any more."""
+def forget_location(name: str) -> None:
+    """Forget where the machine is: it is gone."""
     _path(name).unlink(missing_ok=True)
 
 

@@ -22,14 +22,14 @@ from kboot.supervisor.handover import HandoverWriter
 from kboot.supervisor.pushes import Push, Pushes
 from kboot.supervisor.shared_console import Keyboard, set_size
 
-#: For a boot server that is made once more.
-_MEND_LIMIT_S = 120.0
+#: For creating the boot server again.
+_RECREATE_LIMIT_S = 120.0
 
 
-class Supply:
-    """Switches what the machine loads next, and mends its boot server where that can be done.
+class NextBoot:
+    """What the machine loads at its next reset, and the boot server that it loads it from.
 
-    `notice` is told, in words for people, what had to be mended.
+    `notice` is told, in words for people, when the boot server was created again.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Supply:
         handover: HandoverWriter,
         notice: Callable[[str], None],
     ) -> None:
-        self._boot = machine
+        self._machine = machine
         self._pushes = pushes
-        self._keeper = handover
+        self._handover = handover
         self._notice = notice
 
     def switch(self, push: Push) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Supply:
         return {**accepted.as_json(), "nonce": nonce}
 
     def renew(self) -> None:
-        """Have the machine load the same once more, and yet told from before by its nonce."""
+        """Have the machine load the same again, with a new nonce."""
         if current := self._pushes.current:
             self.restock(current)
             self._load(current)
@@ -69,31 +69,31 @@ class Supply:
 
     def restock(self, push: Push) -> None:
         """See to it that the boot server is there, and has what a push is made of."""
-        self.recreate()
-        if isinstance(self._boot.server, RecreatableServer):
-            self._pushes.restock(push, self._boot.server)
+        self.recreate_server()
+        if isinstance(self._machine.server, RecreatableServer):
+            self._pushes.restock(push, self._machine.server)
 
-    def recreate(self) -> bool:
-        """Make the boot server once more if it is gone, and can be made; whether that was so.
+    def recreate_server(self) -> bool:
+        """Create the boot server again if it is gone; whether that was so.
 
         `InfraError` if it is gone for good.
         """
-        server = self._boot.server
+        server = self._machine.server
         try:
             server.check()
         except InfraError as error:
             if not isinstance(server, RecreatableServer):
                 raise
-            server.recreate(Deadline(_MEND_LIMIT_S))
-            self._notice(f"{error}; it was made once more")
+            server.recreate(Deadline(_RECREATE_LIMIT_S))
+            self._notice(f"{error}; it was created again")
             return True
         return False
 
     def _load(self, push: Push) -> str:
         """Have the script load a push; its new nonce is noted before any machine can see it."""
         nonce = secrets.token_hex(8)
-        self._keeper.will_boot(nonce, push)
-        return self._boot.load_next(push.load, nonce)
+        self._handover.begin_boot(nonce, push)
+        return self._machine.load_next(push.load, nonce)
 
 
 #: For a guest that is up already.
@@ -109,7 +109,7 @@ _SIZE_LIMIT_S = 10.0
 
 
 class MachineSession:
-    """Does one thing after another with a machine; every method is for the desk's thread only."""
+    """What can be done with a machine, one thing at a time. For the machine's thread only."""
 
     def __init__(
         self,
@@ -123,17 +123,17 @@ class MachineSession:
         self.pushes = pushes
         self.events = events
         self._keyboard = keyboard
-        self._keeper = handover
+        self._handover = handover
         self._boots = handover.note.boots
         #: For other threads: a boot under way is this thread's alone.
-        self.progress = self._look()
-        #: What had to be mended, for people.
+        self.progress = self._current_progress()
+        #: What was repaired, for people.
         self.notices: list[str] = []
-        self.supply = Supply(machine, pushes, handover, self._notice)
+        self.next_boot = NextBoot(machine, pushes, handover, self._notice)
         self._began = 0
         #: When a console that others have taken is tried next, and how long after that.
         self._next_attach, self._attach_pause_s = 0.0, _FIRST_ATTACH_PAUSE_S
-        #: The end of the record when the machine was last looked after.
+        #: The end of the record when the machine was last checked.
         self._seen = 0
 
     @property
@@ -147,8 +147,8 @@ class MachineSession:
         """Follow the boot that began with power-on."""
         self._follow(self.machine.wait_until_ready, begin=0)
 
-    def meet(self, met: TakenOver) -> None:
-        """Take up a machine that was there before us: find out how it is."""
+    def take_over(self, found: TakenOver) -> None:
+        """Go on with a machine that another supervisor has left: find out its state."""
         try:
             self.machine.check()
         except GuestError as error:
@@ -158,14 +158,14 @@ class MachineSession:
         except InfraError as error:
             self.events.enter(state_after(error))
             return
-        proved = self._keeper.note.proved
-        self._follow(met.wait_until_ready, begin=met.begin)
-        if self._keeper.note.proved == proved:
+        proved = self._handover.note.proved
+        self._follow(found.wait_until_ready, begin=found.begin)
+        if self._handover.note.proved == proved:
             # The boot that it was in when it was left.
             self._boots -= 1
-            self.progress = self._look()
+            self.progress = self._current_progress()
         try:
-            self.supply.check()
+            self.next_boot.check()
         except KbootError as error:
             self._notice(str(error))
 
@@ -178,16 +178,16 @@ class MachineSession:
                 f"the guest cannot restart itself: it is {self.events.state.name}; "
                 "kboot restart without --soft cuts its power"
             )
-        self.supply.renew()
+        self.next_boot.renew()
         if how == "soft":
-            self._need_console()
+            self._require_console()
             return self._follow(self.machine.reboot)
         return self._follow(self.machine.restart if how == "hard" else self.machine.reset)
 
     def panic(self) -> dict[str, Any]:
         """Have the kernel panic, wait until it is back, and tell both."""
-        self._need_console()
-        self.supply.check()
+        self._require_console()
+        self.next_boot.check()
         begin = self.machine.console.mark()
         with (
             self._keyboard.taken_away("the kernel is made to panic"),
@@ -197,19 +197,19 @@ class MachineSession:
         outcome = self._follow(self.machine.wait_for_reboot, begin=begin)
         return {**outcome, "crash": crash.report.title}
 
-    def attend(self) -> None:
+    def check_machine(self) -> None:
         """Look whether anything has happened to the machine by itself."""
         if isinstance(self.machine.vm, ReattachableMachine) and self.machine.vm.console_fault:
-            self._attach_again(self.machine.vm)
+            self._reattach_console(self.machine.vm)
             return
         if self.machine.follower.has_reset:
             logger.info("the machine has reset by itself")
             self._follow(self.machine.follow_reset, begin=self._seen)
             return
         self._seen = self.machine.console.mark()
-        self._look_after()
+        self._check_ready_machine()
 
-    def _look_after(self) -> None:
+    def _check_ready_machine(self) -> None:
         """Take notice if a machine that was ready is so no more."""
         if self.events.state.name != "ready":
             return
@@ -221,11 +221,11 @@ class MachineSession:
             if not self.machine.follower.has_reset:
                 self.events.enter(State(name="off", what=str(error), exit_code=error.exit_code))
         except InfraError as error:
-            self._bear(error)
+            self._recreate_or_fail(error)
 
-    def _attach_again(self, vm: ReattachableMachine) -> None:
+    def _reattach_console(self, vm: ReattachableMachine) -> None:
         """Others have the console: say so, and have it again as soon as they leave it."""
-        self._look_after()
+        self._check_ready_machine()
         if time.monotonic() < self._next_attach:
             return
         if not vm.reattach():
@@ -235,9 +235,9 @@ class MachineSession:
         self._attach_pause_s = _FIRST_ATTACH_PAUSE_S
         self.machine.console.resume()
         self._notice("another session had taken the console; it is attached again")
-        self._find_state()
+        self._determine_state()
 
-    def _find_state(self) -> None:
+    def _determine_state(self) -> None:
         """The machine ran on while nobody listened: find out how it is."""
         if self.events.state.exit_code != InfraError.exit_code:
             return
@@ -247,17 +247,17 @@ class MachineSession:
         except KbootError as error:
             logger.debug("the shell was not left in order: %s", error)
             self.machine.channels.close()
-        if self._keeper.note.proved == self.machine.boot.expected.nonce:
+        if self._handover.note.proved == self.machine.boot.expected.nonce:
             self.events.enter(State(name="ready"))
-            self._look_after()
+            self._check_ready_machine()
             return
         self._boots -= 1
         self._follow(self.machine.wait_until_ready, begin=self._began)
 
-    def _bear(self, error: InfraError) -> None:
+    def _recreate_or_fail(self, error: InfraError) -> None:
         """The host is at fault: mend what can be mended."""
         try:
-            if self.supply.recreate():
+            if self.next_boot.recreate_server():
                 return
         except InfraError as worse:
             error = worse
@@ -273,7 +273,7 @@ class MachineSession:
         """
         self._boots += 1
         self._began = self.machine.console.mark() if begin is None else begin
-        self.progress = self._look()
+        self.progress = self._current_progress()
         self.events.enter(State(name="booting"))
         start = time.monotonic()
         error: KbootError | None = None
@@ -282,16 +282,16 @@ class MachineSession:
                 act()
             except KbootError as caught:
                 error = caught
-        self.progress = self._look()
+        self.progress = self._current_progress()
         outcome = self._outcome(error, self._began, time.monotonic() - start)
         if error is None:
-            self._keeper.has_booted(outcome["nonce"], self._boots)
+            self._handover.end_boot(outcome["nonce"], self._boots)
         self.events.enter(state_after(error))
         if self._keyboard.holder:
             self.lend_console()
         return outcome
 
-    def _look(self) -> BootProgress:
+    def _current_progress(self) -> BootProgress:
         machine = self.machine
         return BootProgress.of(
             machine.boot,
@@ -316,7 +316,7 @@ class MachineSession:
 
     def see_milestone(self, milestone: Milestone, seconds: float) -> None:
         """A boot has come further."""
-        self.progress = self._look()
+        self.progress = self._current_progress()
         self.events.add(
             {
                 "event": "phase",
@@ -330,19 +330,19 @@ class MachineSession:
 
     def switch(self, push: Push) -> dict[str, Any]:
         """Make a push what the machine loads from its next reset on."""
-        return self.supply.switch(push)
+        return self.next_boot.switch(push)
 
     def _notice(self, text: str) -> None:
         logger.warning("%s", text)
         self.notices.append(text)
         self.events.add({"event": "notice", "text": text})
 
-    def collect(self, keep: int) -> dict[str, Any]:
+    def gc_pushes(self, keep: int) -> dict[str, Any]:
         """Drop all but the last `keep` pushes; what runs, or comes next, stays."""
         runs, url = self.machine.boot.expected, self.machine.server.url
         running = [url(path) for path in (runs.kernel_path, *runs.initrd_paths)]
-        forgotten, freed = self.pushes.collect(keep, running)
-        self._keeper.has_collected()
+        forgotten, freed = self.pushes.gc(keep, running)
+        self._handover.write_pushes()
         return {
             "pushes": [push.number for push in forgotten],
             "files": freed.files,
@@ -351,9 +351,9 @@ class MachineSession:
 
     # -------------------------------------------------------------------------------- the guest
 
-    def run(self, command: str, timeout_s: float) -> dict[str, Any]:
+    def exec(self, command: str, timeout_s: float) -> dict[str, Any]:
         """Run a command in the guest."""
-        with self._guest("a command runs") as guest:
+        with self._guest_for("a command runs") as guest:
             result = guest.run(command, timeout=timeout_s)
         return {
             "exit_status": result.exit_status,
@@ -369,12 +369,12 @@ class MachineSession:
         def report(done: int, size: int) -> None:
             on_progress(Progress(file=file, step="copy", done=done, size=size))
 
-        with self._guest("a file is copied") as guest, _local_named(local):
+        with self._guest_for("a file is copied") as guest, _local_named(local):
             guest.put(file, remote, timeout=timeout_s, on_progress=report)
 
     def get(self, remote: str, local: str, timeout_s: float) -> None:
         """Copy a file of the guest to this host."""
-        with self._guest("a file is copied") as guest, _local_named(local):
+        with self._guest_for("a file is copied") as guest, _local_named(local):
             guest.get(remote, Path(local), timeout=timeout_s)
 
     def lend_console(self) -> None:
@@ -401,35 +401,35 @@ class MachineSession:
                 self.machine.console.sendline(f" stty rows {rows} cols {columns}")
 
     @contextlib.contextmanager
-    def _guest(self, why: str) -> Iterator[Guest]:
+    def _guest_for(self, why: str) -> Iterator[Guest]:
         """The guest, to do something in it. Over the console, nobody else types meanwhile.
 
-        Raises as `_need_console`.
+        Raises as `_require_console`.
         """
         if self.machine.channels.has_ssh:
-            self._need_ready()
+            self._require_ready()
             yield self.machine.guest
             return
-        self._need_console()
+        self._require_console()
         with self._keyboard.taken_away(why):
             yield self.machine.guest
 
-    def _need_ready(self) -> None:
+    def _require_ready(self) -> None:
         """`GuestError` if the guest is not up, `InfraError` if that is the host's fault."""
-        self._look_after()
+        self._check_ready_machine()
         name, state = self.machine.name, self.events.state
         if state.name == "ready":
             # What runs in the guest is not waited for while the host is at fault.
-            self.supply.recreate()
+            self.next_boot.recreate_server()
             return
         how = f"has {state.name}" if state.name in {"crashed", "failed"} else f"is {state.name}"
         why = f" ({state.what})" if state.what else ""
         fault = InfraError if state.exit_code == InfraError.exit_code else GuestError
         raise fault(f"{name} {how}{why}; kboot restart {name} boots it again")
 
-    def _need_console(self) -> None:
+    def _require_console(self) -> None:
         """The terminal is needed for a command; `GuestError`, `ConfigError` if it cannot be had."""
-        self._need_ready()
+        self._require_ready()
         if not self.machine.channels.has_console:
             if self._keyboard.holder:
                 raise ConfigError(

@@ -134,7 +134,7 @@ class SharedConsole:
     def _sending(
         self, client: socket.socket, offset: int, stopping: Callable[[], bool]
     ) -> Iterator[None]:
-        """Send the record, until the end of the ``with`` or until the machine is switched off."""
+        """Send the record, until the end of the ``with`` or until the machine is stopped."""
         left = threading.Event()
         # It may wait for the guest for a moment longer; nobody waits for it.
         threading.Thread(

@@ -1,7 +1,7 @@
 """The process behind a named machine: ``python -m kboot.supervisor.supervisor DIRECTORY LOCK``.
 
-Its main thread works at the desk, one job after another, and looks after the machine in between.
-Each client has a thread of its own, which hands jobs to the desk and waits for them.
+Its main thread runs jobs one after another, and checks the machine in between. Each client has a
+thread of its own, which submits jobs and waits for them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from kboot.supervisor.registry import MachineDirectory
 from kboot.supervisor.session import MachineSession
 from kboot.supervisor.shared_console import Keyboard, SharedConsole
 
-#: How often the desk looks after the machine when nobody asks for anything.
+#: How often the machine is checked when there is no job.
 _TICK_S = 0.2
 
 _SERVER_START_LIMIT_S = 120.0
@@ -52,34 +52,34 @@ Job = tuple[Callable[[MachineSession], Any], "Future[Any]"]
 
 
 class Supervisor:
-    """A machine's desk, the clients that wait at it, and the way to close it."""
+    """Owns one machine, runs what clients ask for, and stops it."""
 
     def __init__(
         self,
-        place: MachineDirectory,
+        machine_dir: MachineDirectory,
         config: Config,
         *,
-        meets: bool = False,
+        takes_over: bool = False,
         by_force: bool = False,
     ) -> None:
-        """It `meets` its machine where that is there already, or else starts it.
+        """It `takes_over` a machine that runs, or else starts one.
 
-        One that somebody else looks after is taken only `by_force`.
+        One that has a supervisor is taken over only `by_force`.
         """
-        self.place = place
+        self.machine_dir = machine_dir
         self.config = config
         self.started = time.time()
         self.events = Events()
         self.keyboard = Keyboard()
-        self.evidence = config.evidence or evidence_directory(place.name)
+        self.evidence = config.evidence or evidence_directory(machine_dir.name)
         # All there when the first client is answered.
         self.session: MachineSession
         self.shared_console: SharedConsole
         self.pushes: Pushes
-        self.meets = meets
+        self.takes_over = takes_over
         self._by_force = by_force
-        self._boot: Machine | None = None
-        self._staying: PersistentBackend | None = None
+        self._machine: Machine | None = None
+        self._persistent: PersistentBackend | None = None
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._stopping = threading.Event()
         self._ready_for_clients = threading.Event()
@@ -88,39 +88,39 @@ class Supervisor:
 
     @property
     def stopping(self) -> bool:
-        """Whether the machine is being switched off."""
+        """Whether the machine is being stopped."""
         return self._stopping.is_set()
 
     @property
     def identifier(self) -> str:
-        """Of a machine that stays, see `PersistentMachine`; else empty."""
-        return self._staying.identifier if self._staying else ""
+        """Of a persistent machine, see `PersistentMachine`; else empty."""
+        return self._persistent.identifier if self._persistent else ""
 
     def submit(
         self, work: Callable[[MachineSession], Any], *, preempt: bool = False
     ) -> Future[Any]:
-        """Have the desk do something; with `preempt`, a boot is not followed to its end first."""
+        """Queue a job for the machine's thread; `preempt` cancels the boot that it follows."""
         future: Future[Any] = Future()
         if self.stopping:
-            future.set_exception(InfraError(f"{self.place.name} is being switched off"))
+            future.set_exception(InfraError(f"{self.machine_dir.name} is being stopped"))
             return future
-        if preempt and self._boot:
+        if preempt and self._machine:
             # Before the job is there to be begun: it must not hit that one.
-            self._boot.follower.cancel()
+            self._machine.follower.cancel()
         self._jobs.put((work, future))
         return future
 
     def stop(self) -> None:
-        """Switch the machine off and end."""
+        """Stop the machine and exit."""
         self._stopping.set()
-        if self._boot:
-            self._boot.follower.cancel()
+        if self._machine:
+            self._machine.follower.cancel()
         self._jobs.put(None)
 
     def leave(self) -> None:
-        """End; the machine stays where it can, and is switched off where it cannot."""
-        if self._staying:
-            self._staying.leave()
+        """Exit; the machine runs on if it is persistent, and is stopped if not."""
+        if self._persistent:
+            self._persistent.leave()
         self.stop()
 
     # ---------------------------------------------------------------------------------- its life
@@ -132,36 +132,38 @@ class Supervisor:
         return verbs.answer(self, request)
 
     def run(self) -> None:
-        """Boot the machine, or meet it, and look after it until `stop`."""
-        if self.meets:
-            with reopen_backend(self.config, self.place.name, by_force=self._by_force) as backend:
-                self._staying = backend
-                self._meet(backend)
+        """Boot the machine, or take it over, and run jobs until `stop`."""
+        if self.takes_over:
+            with reopen_backend(
+                self.config, self.machine_dir.name, by_force=self._by_force
+            ) as backend:
+                self._persistent = backend
+                self._take_over(backend)
         else:
-            with open_backend(self.config, machine=self.place.name) as backend:
-                self._staying = backend if isinstance(backend, PersistentBackend) else None
-                self._boot_first(backend)
+            with open_backend(self.config, machine=self.machine_dir.name) as backend:
+                self._persistent = backend if isinstance(backend, PersistentBackend) else None
+                self._start(backend)
 
-    def _boot_first(self, backend: Backend) -> None:
+    def _start(self, backend: Backend) -> None:
         with backend.serve(Deadline(_SERVER_START_LIMIT_S)) as server:
-            self.pushes = Pushes(server, self.config, self.place.name)
+            self.pushes = Pushes(server, self.config, self.machine_dir.name)
             handover = HandoverWriter(backend, self.pushes, Handover(config=self.config))
             push = self.pushes.accept(self.pushes.read(self.config))
             # Whoever comes after us knows the machine from its first moment on.
             nonce = secrets.token_hex(8)
-            handover.will_boot(nonce, push)
+            handover.begin_boot(nonce, push)
             with power_on(
                 backend,
                 server,
                 push.load.kernel,
                 push.load.settings,
                 evidence_directory=self.evidence,
-                on_phase=self._see_milestone,
+                on_phase=self._on_milestone,
                 nonce=nonce,
             ) as machine:
-                self._look_after(machine, handover, lambda session: session.first_boot())
+                self._run_session(machine, handover, lambda session: session.first_boot())
 
-    def _meet(self, backend: PersistentBackend) -> None:
+    def _take_over(self, backend: PersistentBackend) -> None:
         note = read_note(backend.note)
         self.started = note.started
         # What it is was decided when it was started; where it is, we know better.
@@ -169,7 +171,7 @@ class Supervisor:
             note.config, evidence=self.config.evidence, context=self.config.context
         )
         with backend.serve(Deadline(_SERVER_START_LIMIT_S)) as server:
-            self.pushes = Pushes(server, self.config, self.place.name)
+            self.pushes = Pushes(server, self.config, self.machine_dir.name)
             self.pushes.restore(note.pushes, note.current)
             handover = HandoverWriter(backend, self.pushes, note)
             with take_over(
@@ -177,44 +179,44 @@ class Supervisor:
                 server,
                 note.loads,
                 evidence_directory=self.evidence,
-                on_phase=self._see_milestone,
-            ) as met:
-                self._look_after(met.machine, handover, lambda session: session.meet(met))
+                on_phase=self._on_milestone,
+            ) as found:
+                self._run_session(found.machine, handover, lambda session: session.take_over(found))
 
-    def _look_after(
+    def _run_session(
         self,
         machine: Machine,
         handover: HandoverWriter,
         begin: Callable[[MachineSession], None],
     ) -> None:
-        self._boot = machine
+        self._machine = machine
         self.session = MachineSession(machine, self.pushes, self.events, self.keyboard, handover)
         self.shared_console = SharedConsole(
             machine.console, self.evidence / "serial.log", self.keyboard
         )
-        if self._staying:
-            address = self._staying.address
-            registry.Location(name=self.place.name, options=address).write()
+        if self._persistent:
+            address = self._persistent.address
+            registry.Location(name=self.machine_dir.name, options=address).write()
         with self._open_for_clients():
             begin(self.session)
-            self._work()
+            self._run_jobs()
 
-    def _see_milestone(self, milestone: Milestone, seconds: float) -> None:
+    def _on_milestone(self, milestone: Milestone, seconds: float) -> None:
         self.session.see_milestone(milestone, seconds)
 
-    def _work(self) -> None:
+    def _run_jobs(self) -> None:
         while not self.stopping:
-            if self._staying:
-                self._staying.check_holder()
+            if self._persistent:
+                self._persistent.check_holder()
             try:
                 job = self._jobs.get(timeout=_TICK_S)
             except queue.Empty:
-                self.session.attend()
+                self.session.check_machine()
                 continue
             if job is not None:
-                self._do(*job)
+                self._run_job(*job)
 
-    def _do(self, work: Callable[[MachineSession], Any], future: Future[Any]) -> None:
+    def _run_job(self, work: Callable[[MachineSession], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -222,7 +224,7 @@ class Supervisor:
         except OSError as error:
             # Not of the client's connection, which is what an OSError is to who serves it.
             logger.debug("a job failed", exc_info=True)
-            future.set_exception(InfraError(f"the supervisor of {self.place.name}: {error}"))
+            future.set_exception(InfraError(f"the supervisor of {self.machine_dir.name}: {error}"))
         except Exception as error:
             logger.debug("a job failed", exc_info=True)
             future.set_exception(error)
@@ -240,7 +242,7 @@ class Supervisor:
             while not self._jobs.empty():
                 job = self._jobs.get_nowait()
                 if job is not None:
-                    job[1].set_exception(InfraError(f"{self.place.name} was switched off"))
+                    job[1].set_exception(InfraError(f"{self.machine_dir.name} was stopped"))
 
 
 def main(arguments: list[str]) -> int:
@@ -249,37 +251,39 @@ def main(arguments: list[str]) -> int:
     # Ours as long as we live; what we start must not keep it.
     os.set_inheritable(lock, False)
     logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(message)s")
-    place = MachineDirectory(name=directory.name, directory=directory)
+    machine_dir = MachineDirectory(name=directory.name, path=directory)
     try:
-        _supervise(place, json.loads(place.order.read_text(encoding="utf-8")))
+        _supervise(machine_dir, json.loads(machine_dir.order.read_text(encoding="utf-8")))
     except BaseException as error:
         logger.exception("the supervisor ends")
-        place.failure.write_text(json.dumps(rpc.describe(error)), encoding="utf-8")
+        machine_dir.failure.write_text(json.dumps(rpc.describe(error)), encoding="utf-8")
         return 1
     shutil.rmtree(directory, ignore_errors=True)
     return 0
 
 
-def _supervise(place: MachineDirectory, order: dict[str, Any]) -> None:
+def _supervise(machine_dir: MachineDirectory, order: dict[str, Any]) -> None:
     config = load(order["options"], os.environ, Path(order["directory"]))
-    if config.kernel is None and not order["meets"]:
+    if config.kernel is None and not order["takes_over"]:
         raise ConfigError("no kernel was named; say which: kboot up --kernel=FILE")
     # A directory that somebody stands in cannot be unmounted.
     os.chdir("/")
-    supervisor = Supervisor(place, config, meets=order["meets"], by_force=order["by_force"])
+    supervisor = Supervisor(
+        machine_dir, config, takes_over=order["takes_over"], by_force=order["by_force"]
+    )
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        # A handler runs on the desk's thread, between two of its steps: it must not wait there.
+        # A handler runs on the machine's thread, between two of its steps: it must not wait there.
         threading.Thread(target=supervisor.leave, daemon=True).start()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
     try:
-        with rpc.serving(place.directory, supervisor.answer):
+        with rpc.serving(machine_dir.path, supervisor.answer):
             supervisor.run()
     finally:
         if config.evidence is None:
-            # It stays, unless there was no machine that could have left any.
+            # It is kept, unless there was no machine that could have left any.
             with contextlib.suppress(OSError):
                 supervisor.evidence.rmdir()
 

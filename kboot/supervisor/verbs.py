@@ -68,7 +68,7 @@ def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
     progress = session.progress
     machine, current = session.machine, supervisor.pushes.current
     return {
-        "name": supervisor.place.name,
+        "name": supervisor.machine_dir.name,
         "pid": os.getpid(),
         "state": state.name,
         "what": state.what,
@@ -80,9 +80,9 @@ def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
         "phase": progress.phase,
         "boots": progress.boots,
         "notices": list(session.notices),
-        # Of a machine that stays; empty for one that does not.
+        # Of a persistent machine; else empty.
         "identifier": supervisor.identifier,
-        "meets": supervisor.meets and state.name in {"starting", "booting"},
+        "taking_over": supervisor.takes_over and state.name in {"starting", "booting"},
         "boot_id": progress.boot_id,
         "up_s": round(time.time() - supervisor.started, 1),
         "reports": [report.title for report in machine.console.reports],
@@ -122,7 +122,7 @@ def _push(supervisor: Supervisor, request: Request) -> Any:
         modules=request.arguments.get("modules"),
     )
     with pushes.changing:
-        _need_server(supervisor, preempt=preempt)
+        _ensure_server(supervisor, preempt=preempt)
         before = pushes.sent
         push = pushes.prepare(wanted, Reporter(request).report)
         # Who was killed in the middle of it has changed nothing.
@@ -132,12 +132,14 @@ def _push(supervisor: Supervisor, request: Request) -> Any:
         return {**job.result(), "sent": sent}
 
 
-def _need_server(supervisor: Supervisor, *, preempt: bool) -> None:
+def _ensure_server(supervisor: Supervisor, *, preempt: bool) -> None:
     """Have the boot server mended if it is gone."""
     try:
         supervisor.session.machine.server.check()
     except InfraError:
-        supervisor.submit(lambda session: session.supply.recreate(), preempt=preempt).result()
+        supervisor.submit(
+            lambda session: session.next_boot.recreate_server(), preempt=preempt
+        ).result()
 
 
 def _pushes(supervisor: Supervisor, _request: Request) -> list[dict[str, Any]]:
@@ -153,17 +155,17 @@ def _rollback(supervisor: Supervisor, request: Request) -> Any:
     ).result()
 
 
-def _collect(supervisor: Supervisor, request: Request) -> Any:
+def _gc_pushes(supervisor: Supervisor, request: Request) -> Any:
     keep = request.arguments.get("keep")
     if not isinstance(keep, int) or keep < 0:
         raise ConfigError("the request does not say how many pushes to keep")
     with supervisor.pushes.changing:
-        return supervisor.submit(lambda session: session.collect(keep)).result()
+        return supervisor.submit(lambda session: session.gc_pushes(keep)).result()
 
 
-def _run(supervisor: Supervisor, request: Request) -> Any:
+def _exec(supervisor: Supervisor, request: Request) -> Any:
     command, timeout_s = request.text("command"), request.seconds("timeout_s")
-    return supervisor.submit(lambda session: session.run(command, timeout_s)).result()
+    return supervisor.submit(lambda session: session.exec(command, timeout_s)).result()
 
 
 def _put(supervisor: Supervisor, request: Request) -> Any:
@@ -207,7 +209,7 @@ def _ssh(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
     machine = supervisor.session.machine
     if machine.settings.channel == "console" or not isinstance(machine.vm, SshVirtualMachine):
         raise ConfigError(
-            f"{supervisor.place.name} was started without ssh; kboot down, and kboot up with "
+            f"{supervisor.machine_dir.name} was started without ssh; kboot down, and kboot up with "
             "--channel ssh and a root file system that has a server, or use kboot exec"
         )
     host, port = machine.vm.ssh_address()
@@ -257,8 +259,8 @@ _VERBS: dict[str, Callable[[Supervisor, Request], Any]] = {
     "push": _push,
     "pushes": _pushes,
     "rollback": _rollback,
-    "collect": _collect,
-    "run": _run,
+    "collect": _gc_pushes,
+    "run": _exec,
     "put": _put,
     "get": _get,
     "resize": _resize,

@@ -24,7 +24,7 @@ from kboot.kubevirt import find_persistent, open_persistent, remove_persistent, 
 from kboot.kubevirt.manifests import HEARTBEAT, HOLDER
 from kboot.kubevirt.ownership import Holder
 from kboot.supervisor import registry
-from kboot.supervisor.locate import elsewhere
+from kboot.supervisor.locate import list_persistent
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import eventually, read_until
 from tests.kubevirt.talking import talking
@@ -260,11 +260,11 @@ def test_machines_on_another_cluster_are_listed_and_our_environment_stays(
     monkeypatch.setenv("KUBECONFIG", "/nonexistent")
     before = dict(os.environ)
     names = []
-    for machine in elsewhere({}):
+    for machine in list_persistent({}):
         names.append(machine.name)
         assert dict(os.environ) == before
     assert names == ["lab"]
-    assert registry.noted("lab") == registry.Location(name="lab", options=options)
+    assert registry.location_of("lab") == registry.Location(name="lab", options=options)
 
 
 def test_looking_for_one_that_is_not_there_leaves_nothing(
