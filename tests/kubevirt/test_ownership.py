@@ -142,7 +142,7 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
     shown = capsys.readouterr().out
     assert "would remove run kboot-r" in shown
     assert ", machine kboot-r" in shown
-    assert "say --yes to do it" in shown
+    assert "nothing was removed; --yes removes it" in shown
     assert everything(cluster) == before
     assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
     assert everything(cluster) == set()
