@@ -81,6 +81,6 @@ def test_survives_a_hard_reset(machine: Machine) -> None:
 def test_boots_under_uefi(request: pytest.FixtureRequest, uefi_fault: str | None) -> None:
     if uefi_fault is not None:
         pytest.skip(uefi_fault)
-    machine: Machine = request.getfixturevalue("boot")
+    machine: Machine = request.getfixturevalue("machine")
     assert machine.guest.run("test -d /sys/firmware/efi").exit_status == 0
     assert machine.boot.contradiction() is None

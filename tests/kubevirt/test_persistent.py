@@ -39,9 +39,9 @@ SPEC = MachineSpec(name="lab", boot_file="http://none/boot.ipxe")
 STARTING = """
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
-from kboot.kubevirt import ClusterSettings, open_staying
+from kboot.kubevirt import ClusterSettings, open_persistent
 spec = MachineSpec(name="lab", boot_file="http://none/boot.ipxe")
-with open_staying(ClusterSettings(owner="alice"), "lab") as backend, backend.serve(Deadline(20)):
+with open_persistent(ClusterSettings(owner="alice"), "lab") as backend, backend.serve(Deadline(20)):
     backend.keep("a note")
     print("kept", flush=True)
     with backend.power_on(spec, Deadline(20)) as machine:
