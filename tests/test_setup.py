@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kboot.process import PACKAGES as ADVISED
+from tests import schedule
 
 CHECKOUT = Path(__file__).parent.parent
 SCRIPT = CHECKOUT / ".ci" / "install-packages"
@@ -122,3 +123,8 @@ def test_the_remedies_of_kboot_name_the_same_packages() -> None:
     both = set(ADVISED) & set(PACKAGES)
     assert {"ssh", "nginx"} < both
     assert {name: ADVISED[name] for name in both} == {name: PACKAGES[name] for name in both}
+
+
+def test_the_schedule_of_the_tests_names_files_that_are_there() -> None:
+    groups = {schedule.group(path) for path in (CHECKOUT / "tests").rglob("test_*.py")}
+    assert set(schedule.LONGEST_FIRST) - groups == set()
