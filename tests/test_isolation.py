@@ -232,7 +232,7 @@ def test_does_not_get_what_was_for_another_alone(machine):
 @pytest.mark.kboot(fresh=True, firmware_start="saved")
 def test_was_booted_for_itself(machine):
     assert machine.restored_from is None
-    assert machine.vm_description.endswith("saved firmware")
+    assert machine.machine_description.endswith("saved firmware")
 """
 
 
