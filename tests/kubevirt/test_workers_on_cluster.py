@@ -19,7 +19,7 @@ import pytest
 def test_gets_a_machine_of_its_own(machine, number, record_property):
     assert machine.guest.run("test -e /root/mark").exit_status == 1
     machine.guest.succeed("touch /root/mark")
-    record_property("machine", machine.vm_description)
+    record_property("machine", machine.machine_description)
     record_property("server", machine.server.url(""))
     record_property("boot_id", machine.boot_id)
 """
