@@ -81,6 +81,9 @@ def test_a_guest_that_was_closed_says_so_at_once() -> None:
         for use in (guest.run, guest.succeed, guest.wait_until_succeeds, guest.spawn):
             with pytest.raises(GuestError, match="cannot be used any more: it was closed"):
                 use("true")
+        guest.end("another reason")
+        with pytest.raises(GuestError, match="it was closed"):
+            guest.run("true")
 
 
 def test_a_terminal_is_woken_whatever_another_process_has_left_there(any_shell: list[str]) -> None:

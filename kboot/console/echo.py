@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections import deque
 
+from kboot.crash.lines import without_escapes
+
 # White space is left out on both sides: line editors break long lines with spaces, carriage
 # returns and newlines of their own.
-_INVISIBLE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]|[\x00-\x20\x7f]")
+_INVISIBLE = re.compile(rb"[\x00-\x20\x7f]")
 
 #: Shorter lines are let through: they look like no crash, and ``root`` may well be an answer.
 _SHORTEST = 8
@@ -21,7 +23,7 @@ _FRAGMENT = 24
 
 
 def _squash(data: bytes) -> bytes:
-    return _INVISIBLE.sub(b"", data)
+    return _INVISIBLE.sub(b"", without_escapes(data))
 
 
 class EchoFilter:

@@ -8,18 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from kboot.crash.lines import without_escapes
+
 #: A line longer than this many bytes is cut: something that never ends its line (a progress bar, a
 #: binary file) must not make the console look at ever more bytes.
 LINE_LIMIT = 16384
 
-# ECMA-48: CSI, then OSC and the other strings with their terminator (BEL is xterm's), then the
-# short ones (``ESC c``, ``ESC ( B``). What is left of a cut one at the end of a line goes too.
-_ESCAPE = re.compile(
-    rb"\x1b(?:\[[0-?]*[ -/]*[@-~]"
-    rb"|\][^\x07\x1b]*(?:\x07|\x1b\\|$)"
-    rb"|[PX^_][^\x1b]*(?:\x1b\\|$)"
-    rb"|[ -/]+[0-~]|[0-Z\\a-~]|\[[0-?]*[ -/]*$|[ -/]*$|)"
-)
 _CONTROL = re.compile(r"[\x00-\x07\x0a-\x0c\x0e-\x1f\x7f]")
 
 
@@ -40,10 +34,7 @@ class Line:
 
 def normalise(raw: bytes) -> str:
     """What a terminal would show for the bytes of one line."""
-    data = raw.rstrip(b"\r\n")
-    if b"\x1b" in data:
-        data = _ESCAPE.sub(b"", data)
-    text = data.decode(errors="replace")
+    text = without_escapes(raw.rstrip(b"\r\n")).decode(errors="replace")
     if "\r" in text or "\b" in text:
         text = _overwrite(text)
     return text if text.isprintable() else _CONTROL.sub("", text)

@@ -10,8 +10,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_ANSI = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]_^PX][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[=>78cDEHM])"
+# ECMA-48: CSI, then OSC and the other strings with their terminator (BEL is xterm's), then the
+# short ones (``ESC c``, ``ESC ( B``). What is left of a cut one at the end of a line goes too.
+_ESCAPE = re.compile(
+    rb"\x1b(?:\[[0-?]*[ -/]*[@-~]"
+    rb"|\][^\x07\x1b]*(?:\x07|\x1b\\|$)"
+    rb"|[PX^_][^\x1b]*(?:\x1b\\|$)"
+    rb"|[ -/]+[0-~]|[0-Z\\a-~]|\[[0-?]*[ -/]*$|[ -/]*$|)"
 )
 
 # Amlogic kernels put the CPU behind the time: "[  153.449188@2]".
@@ -77,11 +82,16 @@ class KernelLine(NamedTuple):
     end: int
 
 
+def without_escapes(line: bytes) -> bytes:
+    """A console line, without its end, without the escape sequences of terminals."""
+    return _ESCAPE.sub(b"", line) if b"\x1b" in line else line
+
+
 def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
     """Take one console line (with or without its line end) apart."""
+    if b"\x1b" in raw:
+        raw = without_escapes(raw.rstrip(b"\r\n\0 "))
     line = raw.decode("utf-8", "replace").rstrip("\r\n\0 ")
-    if "\x1b" in line:
-        line = _ANSI.sub("", line).rstrip("\r ")
     stamp = _KERNEL_PREFIX.match(line)
     if stamp is None:
         return KernelLine(*_foreign(line), number, start, end)

@@ -10,17 +10,12 @@ import string
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout
 from kboot.guest.blocks import Sending
 from kboot.guest.frames import Checksum, Extent, Frame, FrameReader, Output, Tag
 from kboot.guest.guest import Channel, Ended, OnProgress, ignore_progress
-
-if TYPE_CHECKING:
-    pass
-
 
 #: How often the end of a command is asked for, should its message have been lost.
 _POLL_LOUD_S = 1.0
@@ -335,7 +330,7 @@ class ShellAgent:
             if not patience_s:
                 raise NoAnswer(
                     f"the guest's shell does not answer (asked {tries + corruptions} times): "
-                    "what became of the command cannot be told"
+                    "the command's result is unknown"
                 )
 
     def pump(self, deadline: Deadline) -> None:

@@ -290,8 +290,8 @@ class Guest:
         self.end("it was closed")
 
     def end(self, reason: str) -> None:
-        """The boot that it belongs to is over: every call from now on raises `GuestError`."""
-        self._ended = reason
+        """Every call from now on raises `GuestError` with the first `reason` that was given."""
+        self._ended = self._ended or reason
 
     def require_open(self) -> None:
         """`GuestError` if no command can be run with this guest any more."""

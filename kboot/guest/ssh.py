@@ -192,7 +192,7 @@ def _make_key(path: Path) -> None:
 #: How long the reading of an answer takes from the looking at the console.
 _POLL_S = 0.05
 #: How long after the loss of the connection the console gets to say why.
-_AUTOPSY_S = 3.0
+_REASON_LIMIT_S = 3.0
 
 # It prints the process group of the command when it runs, its exit status and the sizes of both
 # outputs when it has ended, and then the outputs. They go through files: what the command leaves in
@@ -267,13 +267,13 @@ class SshRunner:
             session = self._connection.start(command.encode(errors="surrogateescape"), deadline)
             session.send(data, deadline)
         except GuestError:
-            self.ask_the_console()
+            self.raise_reason()
             raise
         return session
 
-    def ask_the_console(self) -> None:
+    def raise_reason(self) -> None:
         """Raise why the guest is gone, if the console tells it within a few seconds."""
-        limit = Deadline(_AUTOPSY_S)
+        limit = Deadline(_REASON_LIMIT_S)
         while not limit.expired:
             self.pause(limit.remaining)
 
@@ -328,9 +328,9 @@ class Answer:
 
     def _lost(self) -> None:
         """Raise why the session ended too early."""
-        self._runner.ask_the_console()
+        self._runner.raise_reason()
         raise GuestError(
-            "the ssh connection to the guest was lost: what became of the command cannot be told"
+            "the ssh connection to the guest was lost: the command's result is unknown"
         )
 
 
