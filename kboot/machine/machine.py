@@ -253,9 +253,10 @@ class Machine:
 
     def reboot(self, timeout: float | None = None) -> None:
         """Have the guest reboot itself cleanly, and wait until it is back."""
-        guest = self.console_guest
-        self._expect_reset()
+        guest, offset = self.console_guest, self.console.mark()
+        self.console.expect_reset()
         guest.spawn(f"sleep {_LEAD_S}; reboot")
+        self._expect_reset(offset)
         self.wait_for_reboot(timeout)
 
     def reset(self, timeout: float | None = None) -> None:
@@ -374,11 +375,12 @@ class Machine:
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline(self.settings.timeout_s if timeout is None else timeout)
 
-    def _expect_reset(self) -> None:
+    def _expect_reset(self, offset: int | None = None) -> None:
+        """The next boot begins after the byte `offset` of the console's record, or else now."""
         self.console.expect_reset()
         self._crash = None
         self.follower.accept_resets()
-        self._begin_boot(self.console.mark())
+        self._begin_boot(self.console.mark() if offset is None else offset)
 
     def _begin_boot(self, offset: int = 0) -> None:
         """Its next boot is another one; what was printed before `offset` is of the last boot."""
