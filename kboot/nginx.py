@@ -326,10 +326,13 @@ def serve(directory: Path, *, guest_host: str, program: str, deadline: Deadline)
     """
     process.find_program(program)
     prefix = directory / f"nginx-{secrets.token_hex(4)}"
-    with step("nginx"), state.disk_faults_named(directory):
+    with state.disk_faults_named(directory):
         server = Nginx(prefix, guest_host=guest_host)
+        running = server.running(program, deadline=deadline, env=state.environment(directory))
         try:
-            with server.running(program, deadline=deadline, env=state.environment(directory)):
+            with contextlib.ExitStack() as stack:
+                with step("nginx"):
+                    stack.enter_context(running)
                 yield server
         finally:
             shutil.rmtree(prefix, ignore_errors=True)

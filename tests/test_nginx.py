@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import signal
 import urllib.error
@@ -17,6 +18,7 @@ from kboot import state
 from kboot.backend import Fetch, Progress
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError, ProcessError
+from kboot.log import step
 from kboot.nginx import FetchLog, Nginx, parse_fetch, serve
 
 
@@ -251,3 +253,15 @@ def test_a_log_line_with_odd_bytes_is_read() -> None:
     fetch = parse_fetch(line, token="token")
     assert fetch is not None
     assert (fetch.path, fetch.query, fetch.status, fetch.complete) == ('a"b', "m=m0", 0, False)
+
+
+def test_what_happens_while_it_serves_is_no_part_of_its_start(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.DEBUG, "kboot"),
+        serve(run, guest_host="127.0.0.1", program="nginx", deadline=Deadline(20)),
+        step("boot m0"),
+    ):
+        pass
+    assert "boot m0" in caplog.messages, "not indented below nginx"

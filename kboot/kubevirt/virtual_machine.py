@@ -423,18 +423,23 @@ class ClusterVirtualMachine:
     @contextlib.contextmanager
     def met(self, deadline: Deadline) -> Iterator[None]:
         """Have a machine that is there, as it is, for the length of the ``with``; it stays."""
-        with step(f"machine {self._name}"), self._stack:
-            begun = self._view.phase in {"Pending", "Scheduling", "Scheduled"}
-            vmi = self._view.wait_until_it_runs("", deadline) if begun else self._view.instance()
-            self._uid, self._last = (vmi["metadata"]["uid"], vmi) if vmi else ("", {})
-            self._on = True
-            self._stream = NoStream()
-            if self._view.is_running(self._uid):
-                self._stream = self._stream_of(self._uid, from_the_start=False, deadline=deadline)
-                if begun and self._paused:
-                    self._control.set_paused(paused=False)
+        with self._stack:
+            with step(f"machine {self._name}"):
+                self._connect(deadline)
             self._stack.callback(lambda: self._stream.close())
             yield
+
+    def _connect(self, deadline: Deadline) -> None:
+        """Attach to a machine that runs, or is about to; to nothing if there is none."""
+        begun = self._view.phase in {"Pending", "Scheduling", "Scheduled"}
+        vmi = self._view.wait_until_it_runs("", deadline) if begun else self._view.instance()
+        self._uid, self._last = (vmi["metadata"]["uid"], vmi) if vmi else ("", {})
+        self._on = True
+        self._stream = NoStream()
+        if self._view.is_running(self._uid):
+            self._stream = self._stream_of(self._uid, from_the_start=False, deadline=deadline)
+            if begun and self._paused:
+                self._control.set_paused(paused=False)
 
     def past(self) -> bytes:
         """What it said before we came (see `kboot.backend.ExistingVirtualMachine`)."""

@@ -339,13 +339,20 @@ def signs_until_it_ends(cluster: Cluster, act: Any, *, last: Sign) -> list[Sign]
     """The same of the test cluster's machine, from `act` on until the `last` one."""
     kinds = {"virtualmachines": "vm", "virtualmachineinstances": "vmi", "pods": "pod"}
     began = cluster.call(lambda: cluster.store.version)
+    mine = cluster.instance().pod["metadata"]["uid"]
+    # Pods of machines before this one, which had its name, may end only now.
+    others = {
+        thing["metadata"]["uid"]
+        for version, _, plural, thing in cluster.call(lambda: list(cluster.store.history))
+        if plural == "pods" and version <= began
+    } - {mine}
     act()
 
     def seen() -> list[Sign]:
         events = [
             {"resource": kinds.get(plural, plural), "event": {"type": event, "object": thing}}
             for version, event, plural, thing in cluster.store.history
-            if version > began
+            if version > began and thing["metadata"]["uid"] not in others
         ]
         return signs(iter(events), NAME)
 
