@@ -66,7 +66,7 @@ REPORTERS = _names(
 LOCKS = _names(
     r"_*lock_(?:acquire|release|is_held|contended|acquired|downgrade|set_class|pin)\w*",
     r"_*(?:raw_)?(?:spin|read|write)_(?:un|try)?lock\w*|_*do_raw_\w+|_raw_\w+|_*raw_callee_\w+",
-    r"(?:native_)?queued_\w*lock\w*|(?:native_)?queued_\w+_slowpath|_*(?:pv|kvm|xen)_\w*(?:lock|wait)\w*",
+    r"(?:native_)?queued_\w*lock\w*|(?:native_)?queued_\w+_slowpath|_*(?:pv|kvm|xen)_\w*lock\w*",
     r"arch_(?:spin|read|write)\w*lock\w*|virt_spin_lock\w*|debug_(?:spin|rw|read|write|mutex)\w*lock\w*",
     r"debug_(?:spin|mutex|rt_mutex)\w*|spin_(?:dump|bug)|rwlock_bug|mcs_\w*|osq_\w+|ticket_\w*lock\w*",
     r"_*mutex_\w+|_*ww_mutex_\w+|_*rt_mutex_\w+|rtlock_\w+|rt_(?:spin|read|write)_\w+|_*rt_mutex",
@@ -94,6 +94,7 @@ HELPERS = _names(
     r"_*(?:flush|cancel|drain|destroy|start_flush|check_flush)_\w*work\w*|_*(?:queue|mod|schedule|insert)_\w*work\w*",
     r"_*queue_work\w*|insert_work|lock_timer_base|_*mod_timer\w*|add_timer\w*|_*(?:try_to_)?del_timer\w*|_*timer_delete\w*",
     r"timer_(?:reduce|shutdown)\w*|detach_\w*timer|enqueue_timer|internal_add_timer|do_init_timer",
+    r"call_rcu\w*|_*k[vz]*free_(?:call_)?rcu\w*|call_srcu",
     # Registration of devices, files and links on behalf of a driver.
     r"kobject_\w+|kset_register|_*device_(?:add|create|register|link_add)\w*|get_device_parent",
     r"device_(?:del|unregister|destroy)\w*|of_device_(?:add|register)|proc_(?:register|create|mkdir|symlink)\w*",
@@ -130,7 +131,7 @@ ALLOCATORS = _names(
     r"_*kstr(?:n)?dup\w*|_*kmemdup\w*|kasprintf|kvasprintf\w*|v?memdup_\w+|strndup_user|_*kmemleak_\w+",
     r"_*create_object|delete_object\w*|devm_k\w+|pcpu_alloc\w*|_*alloc_percpu\w*|free_percpu|mempool_\w+",
     r"_*alloc_skb\w*|_*netdev_alloc_\w+|_*napi_alloc_\w+|_*build_skb\w*|kmalloc_reserve|_*kfree_skb\w*",
-    r"page_frag_\w+|skb_(?:free|release)\w*|consume_skb|sk_skb_reason_drop|napi_consume_skb|_*rcu_free_\w+|alloc_buffer",
+    r"page_frag_\w+|_*page_pool_\w+|skb_(?:free|release)\w*|consume_skb|sk_skb_reason_drop|napi_consume_skb|_*rcu_free_\w+|alloc_buffer",
 )
 
 #: Those who allocate for a caller's data structure: only a leak is their caller's doing.
@@ -149,7 +150,7 @@ SLEEPERS = _names(
     r"_*wait_for_(?:common|completion)\w*|do_wait_for_common|_*wait_on_(?:bit|page|buffer)\w*|wait_woken",
     r"bit_wait\w*|out_of_line_wait\w*|folio_wait_\w+|_*lock_page\w*|_*folio_lock\w*|_*lock_buffer",
     # SPL's condition variables, on which ZFS sleeps.
-    r"_*cv_(?:timed)?wait\w*",
+    r"_*cv_(?:timed)?wait\w*|_*(?:pv|kvm|xen)_\w*wait\w*",
     r"sleep_on_page\w*|inode_wait|blk_io_schedule|_*wait_rcu_gp",
     r"msleep\w*|usleep_\w+|do_nanosleep|hrtimer_nanosleep|swait_\w+|prepare_to_\w+|finish_task_switch",
 )
@@ -170,6 +171,10 @@ INTERRUPTS = _names(
     r"(?:pv_)?native_(?:safe_)?halt|default_idle\w*|mwait_\w+|arch_cpu_idle|cpuidle_\w+|intel_idle\w*",
     r"acpi_(?:safe_halt|idle_\w+)|do_idle|cpu_startup_entry|_*cpu_do_idle|poll_idle|\w*irqentry_\w+",
     r"multi_cpu_stop|cpu_stopper_thread|text_poke\w*|_*text_poke\w*|stop_machine\w*|walk_stackframe",
+    # Of other architectures.
+    r"_*timer_interrupt|decrementer_\w+|riscv_(?:intc|timer)_\w+|do_ext_(?:irq|interrupt)|ext_int_handler",
+    r"plat_irq_dispatch|c0_compare_interrupt|handle_IPI|do_handle_IPI|twd_handler|__irq_(?:svc|usr|invalid)",
+    r"clock_comparator_\w+|handle_arch_irq|handle_riscv_irq|handle_loongarch_irq|constant_timer_\w+|ret_from_exception",
     r"rcu_(?:gp_kthread|gp_fqs)\w*|smpboot_thread_fn|kthread|start_(?:secondary|kernel)|secondary_startup\w*|ret_from_fork\w*|dyntick_\w+",
 )
 
@@ -427,5 +432,9 @@ def _main(kind: CrashKind, entries: Sequence[Entry], text: str) -> list[Entry]:
     """The frames of the stack that the report is about: not of who allocated or freed."""
     if kind in STALLED:
         return list(entries)
-    main = [part for part in sections(text) if part.is_main]
+    parts = sections(text)
+    main = [part for part in parts if part.is_main]
+    if kind is K.BAD_PAGE:
+        # Who gives the page back is chance; who uses it has allocated it.
+        main = [p for p in parts if text.startswith("page last allocated", p.start)] or main
     return [e for e in entries if any(part.start <= e.position < part.end for part in main)]

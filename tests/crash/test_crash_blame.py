@@ -352,3 +352,45 @@ def test_a_workqueue_names_its_busy_function_in_words() -> None:
         "     last function: tdev_poll_work",
     )
     assert leak.title == "workqueue leaked lock in tdev_poll_work"
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        ("arch_timer_handler_virt", "handle_percpu_devid_irq", "gic_handle_irq", "el1h_64_irq"),
+        (
+            "riscv_timer_interrupt",
+            "handle_percpu_devid_irq",
+            "riscv_intc_irq",
+            "ret_from_exception",
+        ),
+        ("timer_interrupt", "decrementer_common_virt"),
+        ("clock_comparator_interrupt", "do_ext_irq", "ext_int_handler"),
+        ("twd_handler", "handle_percpu_devid_irq", "gic_handle_irq", "__irq_svc"),
+        ("c0_compare_interrupt", "handle_percpu_irq", "plat_irq_dispatch"),
+    ],
+    ids=["arm64", "riscv", "powerpc", "s390", "arm", "mips"],
+)
+def test_an_architectures_interrupt_is_not_what_it_interrupted(interrupt: tuple[str, ...]) -> None:
+    noticed = ("sched_show_task", "dump_cpu_task", "rcu_dump_cpu_stacks", "rcu_sched_clock_irq")
+    tick = ("update_process_times", "tick_sched_timer", "__hrtimer_run_queues", "hrtimer_interrupt")
+    lines = frames(*noticed, *tick, *interrupt, "memcpy", "tdev_spin", "tdev_thread")
+    assert read(STALL, "Call Trace:", *lines).function == "tdev_spin"
+
+
+def test_a_bad_page_is_its_allocators() -> None:
+    report = read(
+        "BUG: Bad page state in process tester  pfn:ab652",
+        "page last allocated via order 0, migratetype Unmovable, gfp_mask 0x2820, pid 77",
+        *frames("__set_page_owner", "post_alloc_hook", "__alloc_pages_noprof", "tdev_grow"),
+        "page last free pid 5 tgid 5 stack trace:",
+        *frames("__reset_page_owner", "tdev_innocent"),
+        WHO,
+        "Call Trace:",
+        *frames("dump_stack_lvl", "bad_page", "free_unref_page", "tdev_drop"),
+    )
+    assert report.function == "tdev_grow"
+
+
+def test_a_wait_for_a_virtual_lock_is_blamed_for_its_own_warning() -> None:
+    assert warning("warn_bogus_irq_restore", "kvm_wait", "tdev_probe").function == "kvm_wait"
