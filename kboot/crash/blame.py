@@ -20,6 +20,8 @@ REPORTERS = _names(
     # Printing.
     r"_*dump_stack\w*|show_stack\w*|show_trace\w*|dump_backtrace\w*|unwind_backtrace|_*sched_show_task",
     r"dump_cpu_task|rcu_dump_\w+|debug_show_\w+|_*save_stack_trace\w*|stack_depot_\w+|_*cfi_\w+",
+    # Fault injection.
+    r"_*should_fail\w*|fail_dump",
     # Assertions and whoever panics on behalf of a caller.
     r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|rust_helper_\w+|rust_begin_unwind",
     r"_RN\w*(?:rust_begin_unwind|4core9panicking\w*|4core6option\d+\w*(?:unwrap|expect)_failed)",
@@ -89,7 +91,8 @@ HELPERS = _names(
     r"read_word_at_a_time|copy_mount_\w+",
     # Those who wait and wake, on what their caller gives them.
     r"_*(?:prepare_to|finish|init|add|autoremove)_(?:s?wait|wake)\w*|complete(?:_all|_\w+_locked)?",
-    r"_*wait_for_(?:common|completion)\w*|_*s?wake_up\w*|ep_poll_callback",
+    r"_*wait_for_(?:common|completion)\w*|ep_poll_callback",
+    r"_*s?wake_up(?:_(?:common|locked|sync|all|nr|interruptible|bit|var|page|poll|one|q)\w*)?",
     # Deferred work and timers.
     r"_*(?:flush|cancel|drain|destroy|start_flush|check_flush)_\w*work\w*|_*(?:queue|mod|schedule|insert)_\w*work\w*",
     r"_*queue_work\w*|insert_work|lock_timer_base|_*mod_timer\w*|add_timer\w*|_*(?:try_to_)?del_timer\w*|_*timer_delete\w*",
@@ -216,6 +219,8 @@ ENTRIES = _names(
     r"ret_(?:fast|from)_syscall|syscall_(?:handler|exit|return)\w*|x86_64_start\w*|secondary_startup\w*|start_secondary",
 )
 _SYSTEM_CALL = re.compile(r"(?:compat_)?sys_[a-z]\w*$")
+#: With which words a watchdog lets the kernel panic.
+_PANIC_OF_STALL = re.compile(r"^.{0,99}not syncing: (?:softlockup|.*LOCKUP|RCU Stall)")
 #: What a CPU goes through from its interrupt, or exception, to the report of it.
 _TRAPS = _names(
     r"asm_(?:exc|sysvec|common)_\w+|(?:sys|common)vec_\w+|\w*apic_timer_interrupt\w*|invalid_op|page_fault|async_page_fault",
@@ -245,7 +250,7 @@ _SLEEPING = frozenset({K.HUNG_TASK, K.ATOMIC_SLEEP, K.INVALID_WAIT_CONTEXT, K.WO
 _IDLE = frozenset({"do_idle", "cpu_startup_entry", "cpu_idle_loop", "rcu_gp_kthread"})
 STALLED = frozenset({K.SOFT_LOCKUP, K.HARD_LOCKUP, K.RCU_STALL})
 #: Where the CPU stood is chance.
-_ANCHORED = STALLED | {K.STACK_OVERFLOW, K.STACK_CORRUPTION}
+_ANCHORED = STALLED | {K.STACK_OVERFLOW}
 #: Raised by a call, not by a trap: an exception in their stacks belongs to it.
 _CALLED = frozenset({K.ATOMIC_SLEEP, K.DEADLOCK, K.SUSPICIOUS_RCU, K.INVALID_WAIT_CONTEXT})
 #: Where the report of a lock tells where it, or its forerunners, were taken.
@@ -301,13 +306,16 @@ def choose(
     for function in named:
         if function and _guilty(kind, function):
             return function
+    if kind is K.PANIC and _PANIC_OF_STALL.search(text):
+        kind = K.SOFT_LOCKUP
     if kind in STALLED and (busy := _busy(kind, entries, text)) is not None:
         return busy
     functions = _functions(_main(kind, entries, text)) or [e.frame.function for e in entries]
     if _is_stack_used_up(kind, text):
-        repeated = (a for a, b in pairwise(functions) if a == b and _guilty(kind, a))
-        if (deep := next(repeated, None) or _anchor(kind, functions)) is not None:
-            return deep
+        deep = K.STACK_OVERFLOW
+        repeated = (a for a, b in pairwise(functions) if a == b and _guilty(deep, a))
+        if (name := next(repeated, None) or _anchor(deep, functions)) is not None:
+            return name
     inner = _without_instruments(_interrupted(kind, functions), _INSTRUMENTS)
     for function in inner:
         if _guilty(kind, function):
@@ -315,7 +323,7 @@ def choose(
     if kind is K.DEADLOCK and (holder := _holder(entries, text)) is not None:
         return holder
     rest = [*filter(None, named), *inner]
-    return next((name for name in rest if not REPORTERS.match(name)), None)
+    return next((n for n in rest if not REPORTERS.match(n) and not ENTRIES.match(n)), None)
 
 
 def _is_stack_used_up(kind: CrashKind, text: str) -> bool:

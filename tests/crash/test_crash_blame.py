@@ -394,3 +394,36 @@ def test_a_bad_page_is_its_allocators() -> None:
 
 def test_a_wait_for_a_virtual_lock_is_blamed_for_its_own_warning() -> None:
     assert warning("warn_bogus_irq_restore", "kvm_wait", "tdev_probe").function == "kvm_wait"
+
+
+def test_a_watchdogs_panic_has_the_function_of_its_lockup() -> None:
+    report = read(
+        "Kernel panic - not syncing: softlockup: hung tasks",
+        WHO,
+        "Call Trace:",
+        " <IRQ>",
+        *frames("dump_stack", "panic", "watchdog_timer_fn.cold", *TICK),
+        " </IRQ>",
+        "RIP: 0010:tdev_look+0x3/0x90",
+        *frames("tdev_work", *WORKER),
+    )
+    assert (report.title, report.function) == ("panic: softlockup: hung tasks", "tdev_work")
+
+
+def test_a_failure_that_was_injected_is_not_the_injectors() -> None:
+    report = read(
+        "WARNING: suspicious RCU usage",
+        WHO,
+        "Call Trace:",
+        *frames("dump_stack", "should_fail.cold.4", "__should_failslab", "kfree", "tdev_grow"),
+    )
+    assert report.function == "tdev_grow"
+
+
+def test_an_entry_of_the_kernel_is_never_guilty() -> None:
+    report = read(
+        "WARNING: kernel stack regs at 00000000abcd1234 in tester:77 has bad 'bp' value",
+        "Call Trace:",
+        *frames("dump_stack", *SYSTEM_CALL),
+    )
+    assert report.function is None
