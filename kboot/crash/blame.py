@@ -221,6 +221,9 @@ ENTRIES = _names(
 _SYSTEM_CALL = re.compile(r"(?:compat_)?sys_[a-z]\w*$")
 #: With which words a watchdog lets the kernel panic.
 _PANIC_OF_STALL = re.compile(r"^.{0,99}not syncing: (?:softlockup|.*LOCKUP|RCU Stall)")
+_STACK_USED_UP = re.compile(
+    r"^.{0,99}not syncing: (?:.{0,20}[Kk]ernel stack overflow|corrupted stack end)"
+)
 #: What a CPU goes through from its interrupt, or exception, to the report of it.
 _TRAPS = _names(
     r"asm_(?:exc|sysvec|common)_\w+|(?:sys|common)vec_\w+|\w*apic_timer_interrupt\w*|invalid_op|page_fault|async_page_fault",
@@ -327,9 +330,7 @@ def choose(
 
 
 def _is_stack_used_up(kind: CrashKind, text: str) -> bool:
-    return kind is K.STACK_OVERFLOW or (
-        kind is K.STACK_CORRUPTION and "corrupted stack end" in text
-    )
+    return kind is K.STACK_OVERFLOW or _STACK_USED_UP.search(text) is not None
 
 
 def _functions(entries: Iterable[Entry]) -> list[str]:
