@@ -39,7 +39,7 @@ REPORTERS = _names(
     r"el[01]\w*_(?:sync|irq|da|dbg|undef|fpac|bti|inv|error|abort|handler|interrupt)\w*|bad_mode|bad_el0_sync",
     r"_*do_kernel_fault|die_kernel_fault|do_undefinstr|do_debug_exception|brk_handler|bug_handler",
     r"call_break_hook|do_alignment_fault|do_DataAbort|do_PrefetchAbort|__dabt_svc|__und_svc\w*",
-    r"do_(?:tag_check|sect|alignment|tlb_conf|gpc|translation|kernel)_fault|__bad_stack|trap_init",
+    r"do_(?:tag_check|sect|alignment|tlb_conf|gpc|translation|kernel)_fault|__bad_stack",
     r"do_undef\w*|do_el\w+|arm64_serror_panic|do_serror|handle_exception|do_trap_\w+|ret_from_exception",
     r"panic_bad_stack|handle_stack_overflow|handle_bad_stack|excp_\w+|xen_\w*fault",
     # Sanitizers and hardening.
@@ -192,10 +192,10 @@ DISPATCHERS = _names(
     r"call_timer_fn|expire_timers|_*run_timers?\w*|run_timer_\w+|_*(?:hrtimer_run_queues|run_hrtimer)\w*",
     r"hrtimer_run_softirq|_*do_softirq\w*|handle_softirqs|run_ksoftirqd|smpboot_thread_fn|tasklet_\w*action\w*",
     r"net_rx_action|_*napi_poll|process_backlog|_*netif_receive_skb\w*|napi_\w*(?:receive|complete|gro)\w*",
-    r"netif_(?:rx|receive)\w*|handle_irq_event\w*|_*handle_irq_event\w*|task_work_run|irq_work_\w+",
+    r"netif_(?:rx|receive)\w*|_*handle_irq_event\w*|task_work_run|irq_work_\w+",
     r"rcu_(?:core|do_batch|process_callbacks|cpu_kthread|core_si|reclaim_tiny)\w*|_*rcu_reclaim",
     # Files.
-    r"_{0,4}fput\w*|fput_close\w*|do_dentry_open|filp_close|(?:do_)?vfs_ioctl|do_vfs_ioctl",
+    r"_{0,4}fput\w*|fput_close\w*|do_dentry_open|filp_close|(?:do_)?vfs_ioctl",
     r"ksys_(?:ioctl|p?(?:read|write)\w*|fsync|fallocate)|(?:chrdev|misc|blkdev)_open",
     r"_*vfs_(?:read|write|readv|writev|iter_read|iter_write|fsync\w*|fallocate|poll)|new_sync_(?:read|write)",
     r"do_iter_\w+|do_(?:read|write)v\w*|do_loop_readv_writev|call_(?:read|write)_iter|do_fsync|mmap_region|call_mmap",
