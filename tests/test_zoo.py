@@ -65,11 +65,13 @@ SURVIVED = (
     Animal(
         name="soft_lockup",
         kind="soft-lockup",
+        function="visit",
         before=f"{stall('suppress', 1)}; {sysctl('kernel/watchdog_thresh', 1)}",
     ),
     Animal(
         name="rcu_stall",
         kind="rcu-stall",
+        function="visit",
         before=f"{sysctl('kernel/watchdog_thresh', 60)}; {stall('suppress', 0)}; "
         + stall("timeout", 3),
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -18,9 +18,16 @@ def _names(*patterns: str) -> re.Pattern[str]:
 #: Whoever prints, traps, checks or instruments.
 REPORTERS = _names(
     # Printing.
-    r"_*dump_stack\w*|show_stack\w*|show_trace\w*|dump_backtrace\w*|unwind_backtrace|sched_show_task",
+    r"_*dump_stack\w*|show_stack\w*|show_trace\w*|dump_backtrace\w*|unwind_backtrace|_*sched_show_task",
+    r"dump_cpu_task|rcu_dump_\w+|debug_show_\w+|_*save_stack_trace\w*|stack_depot_\w+|_*cfi_\w+",
+    # Fault injection.
+    r"_*should_fail\w*|fail_dump",
+    # Assertions and whoever panics on behalf of a caller.
+    r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|rust_helper_\w+|rust_begin_unwind",
+    r"_RN\w*(?:rust_begin_unwind|4core9panicking\w*|4core6option\d+\w*(?:unwrap|expect)_failed)",
+    r"_RN\w*4core6result\d+(?:unwrap|expect)_failed|core::(?:panicking|option|result)::\w+(?:::\w+)*",
     r"stack_trace_\w+|save_stack\w*|arch_stack_walk|print_stack_trace|show_regs\w*|dump_page|dump_mm",
-    r"panic|vpanic|nmi_panic|__stack_chk_fail|warn|__?warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
+    r"panic|vpanic|nmi_panic|__stack_chk_fail|warn|_*warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
     r"print_\w*(?:bug|usage|deadlock|inversion|circular|dependency|header|warning|report|context)\w*",
     r"print_(?:address_\w+|error_\w+|trailer|bad_pte|unlock\w*|lock\w*)|describe_(?:object|address)\w*",
     # Exceptions, from the entry to die().
@@ -32,6 +39,7 @@ REPORTERS = _names(
     r"el[01]\w*_(?:sync|irq|da|dbg|undef|fpac|bti|inv|error|abort|handler|interrupt)\w*|bad_mode|bad_el0_sync",
     r"_*do_kernel_fault|die_kernel_fault|do_undefinstr|do_debug_exception|brk_handler|bug_handler",
     r"call_break_hook|do_alignment_fault|do_DataAbort|do_PrefetchAbort|__dabt_svc|__und_svc\w*",
+    r"do_(?:tag_check|sect|alignment|tlb_conf|gpc|translation|kernel)_fault|__bad_stack",
     r"do_undef\w*|do_el\w+|arm64_serror_panic|do_serror|handle_exception|do_trap_\w+|ret_from_exception",
     r"panic_bad_stack|handle_stack_overflow|handle_bad_stack|excp_\w+|xen_\w*fault",
     # Sanitizers and hardening.
@@ -43,10 +51,10 @@ REPORTERS = _names(
     r"_*fortify_\w+|__(?:read|write)_overflow\w*|_*usercopy_\w+|report_usercopy|_*check_object_size",
     r"_*check_heap_object|check_(?:page_span|stack_object|bogus_address|kernel_text_object)",
     r"debug_print_object|_*debug_object_\w+|_*debug_check_no_\w+|lookup_object_or_alloc",
-    r"refcount_\w+|__refcount_\w+|_*list_(?:add|del)\w*_valid\w*|__list_\w+_or_report",
+    r"ref_tracker_\w+|refcount_\w+|__refcount_\w+|_*list_(?:add|del)\w*_valid\w*|__list_\w+_or_report",
     r"check_data_corruption|skb_panic|skb_(?:over|under)_panic|skb_(?:put|push|pull)\w*",
     # Lockdep and the "might sleep" family.
-    r"_*lockdep_\w+|mark_lock\w*|mark_usage|mark_held_locks|validate_chain|valid_state|check_usage\w*",
+    r"_*lockdep_\w+|mark_lock\w*|mark_usage|mark_irqflags|mark_held_locks|validate_chain|valid_state|check_usage\w*",
     r"check_(?:deadlock|noncircular|prev_add|prevs_add|irq_usage|path|wait_context)\w*|check_lock\w*",
     r"register_lock_class|assign_lock_key|add_lock_to_list|look_up_lock_class|_*bfs|check_flags",
     r"___?might_\w+|might_\w+|_*cant_\w+|check_preemption_disabled|_*this_cpu_\w+_check",
@@ -60,7 +68,7 @@ REPORTERS = _names(
 LOCKS = _names(
     r"_*lock_(?:acquire|release|is_held|contended|acquired|downgrade|set_class|pin)\w*",
     r"_*(?:raw_)?(?:spin|read|write)_(?:un|try)?lock\w*|_*do_raw_\w+|_raw_\w+|_*raw_callee_\w+",
-    r"(?:native_)?queued_\w*lock\w*|(?:native_)?queued_\w+_slowpath|_*(?:pv|kvm|xen)_\w*(?:lock|wait)\w*",
+    r"(?:native_)?queued_\w*lock\w*|(?:native_)?queued_\w+_slowpath|_*(?:pv|kvm|xen)_\w*lock\w*",
     r"arch_(?:spin|read|write)\w*lock\w*|virt_spin_lock\w*|debug_(?:spin|rw|read|write|mutex)\w*lock\w*",
     r"debug_(?:spin|mutex|rt_mutex)\w*|spin_(?:dump|bug)|rwlock_bug|mcs_\w*|osq_\w+|ticket_\w*lock\w*",
     r"_*mutex_\w+|_*ww_mutex_\w+|_*rt_mutex_\w+|rtlock_\w+|rt_(?:spin|read|write)_\w+|_*rt_mutex",
@@ -69,6 +77,8 @@ LOCKS = _names(
     r"_*rcu_read_(?:un)?lock\w*|rcu_lock_\w+|_*srcu_read_\w+|srcu_lock_\w+|rcu_dereference\w*",
     r"class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
+    r"_*(?:un)?lock_sock\w*|_*release_sock\w*|task_blocks_on_rt_mutex|_*rt_mutex\w*|remove_waiter",
+    r"raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
 )
 
 #: Helpers that touch what they are given.
@@ -77,7 +87,22 @@ HELPERS = _names(
     r"_*mem(?:cpy|set|move)_\w+|_*str(?:pbrk|spn|rchr|nchr|scpy|ncasecmp|dup)\w*|sized_strscpy|bcmp",
     r"_*(?:raw_)?copy_(?:from|to|in)_(?:user|iter|kernel)\w*|_*copy_user_\w+|_*copy_(?:from|to)_iter\w*",
     r"rep_movs\w*|rep_stos\w*|clear_(?:page|user)\w*|copy_page\w*|copyin|copyout|iterate_and_\w+",
-    r"_*get_user(?!_pages)\w*|_*put_user\w*|probe_kernel_\w+|crc16|crc32\w*_(?:le|be)\w*|crc32c\w*|__crc32\w*",
+    r"_*get_user(?!_pages)\w*|_*put_user\w*|probe_kernel_\w+|_*crc(?:\d+|_)\w*",
+    r"read_word_at_a_time|copy_mount_\w+",
+    # Those who wait and wake, on what their caller gives them.
+    r"_*(?:prepare_to|finish|init|add|autoremove)_(?:s?wait|wake)\w*|complete(?:_all|_\w+_locked)?",
+    r"_*wait_for_(?:common|completion)\w*|ep_poll_callback",
+    r"_*s?wake_up(?:_(?:common|locked|sync|all|nr|interruptible|bit|var|page|poll|one|q)\w*)?",
+    # Deferred work and timers.
+    r"_*(?:flush|cancel|drain|destroy|start_flush|check_flush)_\w*work\w*|_*(?:queue|mod|schedule|insert)_\w*work\w*",
+    r"_*queue_work\w*|insert_work|lock_timer_base|_*mod_timer\w*|add_timer\w*|_*(?:try_to_)?del_timer\w*|_*timer_delete\w*",
+    r"timer_(?:reduce|shutdown)\w*|detach_\w*timer|enqueue_timer|internal_add_timer|do_init_timer",
+    r"call_rcu\w*|_*k[vz]*free_(?:call_)?rcu\w*|call_srcu",
+    # Registration of devices, files and links on behalf of a driver.
+    r"kobject_\w+|kset_register|_*device_(?:add|create|register|link_add)\w*|get_device_parent",
+    r"device_(?:del|unregister|destroy)\w*|of_device_(?:add|register)|proc_(?:register|create|mkdir|symlink)\w*",
+    r"_*rollback_registered\w*|(?:un)?register_netdev\w*|(?:drop|inc|clear|set)_nlink",
+    r"usb_(?:submit_urb|start_wait_urb|internal_control_msg|(?:bulk|control|interrupt)_msg)\w*",
     r"_*(?:arch_|raw_|generic_)*atomic(?:64|_long)?_\w+|variable_test_bit|const(?:ant)?_test_bit",
     r"_*(?:arch_|generic_)?_*(?:test|set|clear|change|assign)_(?:and_\w+_)?bit\w*|_*read_once\w*",
     r"_*write_once\w*|(?:arch_)?(?:try_)?cmpxchg\w*|_*xchg\w*|_*find_\w*bit\w*|_*ffs|_*fls\w*|_*hweight\w*",
@@ -87,7 +112,9 @@ HELPERS = _names(
     r"get_unaligned\w*|put_unaligned\w*|_*[lb]e\d+_to_cpup?|_*swab\w+|_*fswab\w+|div\w*_u?s?\d+",
     r"_*compound_head|page_to_\w+|virt_to_\w+|_*phys_addr\w*|folio_flags\w*|Page[A-Z]\w+|page_ref_\w+",
     r"(?:v|s|vs|sn|vsn|sc|vsc)n?printf|string|string_nocheck|pointer|number|format_decode|_*v?printk\w*",
-    r"vprintk_\w+|console_\w+|dev_vprintk\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
+    r"hex_string|va_format|widen_string|\w+_addr_string|uuid_string|dentry_name|print_hex_dump\w*|hex_dump_\w+",
+    r"_*dev_\w*printk\w*|_dev_(?:emerg|alert|crit|err|warn|notice|info)",
+    r"vprintk_\w+|console_(?:(?:un|try)?lock|flush|emit|call|cont)\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
     r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|csum_partial\w*",
     # arm64's out-of-line atomics, position-independent string functions and user copies.
     r"__ll_sc_\w+|__lse_\w+|__aarch64_\w+|__pi_\w+|_*arch_(?:copy|clear)_\w+|__cmpwait_\w+",
@@ -101,13 +128,13 @@ ALLOCATORS = _names(
     r"_*vfree\w*|_*vunmap\w*|vzalloc\w*|_*do_kmalloc\w*|_*slab_\w+|_*slub_\w+|new_slab\w*|allocate_slab",
     r"discard_slab|free_slab|get_partial\w*|_*cache_(?:alloc|grow|free|flusharray|init)\w*",
     r"fallback_alloc|do_slab_free|memcg_slab_\w+|[gs]et_freepointer\w*|qlist_\w+|quarantine_\w+",
-    r"_*(?:alloc|get|get_free|get_zeroed|free)_pages?(?:_\w+)?|get_page_from_freelist|prep_new_page",
+    r"_*(?:alloc|get|get_free|get_zeroed|free)_(?:frozen_)?pages?(?:_\w+)?|get_page_from_freelist|prep_new_page",
     r"post_alloc_hook|rmqueue\w*|_*free_(?:unref|one|pcp|hot_cold|the|compound|frozen|tail|large|huge)\w*|_*put_(?:single_|compound_)?page\w*",
     r"release_pages|destroy_(?:large_folio|compound_page)|folio_alloc\w*|_*folio_put\w*|folios_put\w*|_*poison_\w+|page_poison\w*|check_poison\w*",
     r"_*kstr(?:n)?dup\w*|_*kmemdup\w*|kasprintf|kvasprintf\w*|v?memdup_\w+|strndup_user|_*kmemleak_\w+",
     r"_*create_object|delete_object\w*|devm_k\w+|pcpu_alloc\w*|_*alloc_percpu\w*|free_percpu|mempool_\w+",
     r"_*alloc_skb\w*|_*netdev_alloc_\w+|_*napi_alloc_\w+|_*build_skb\w*|kmalloc_reserve|_*kfree_skb\w*",
-    r"skb_(?:free|release)\w*|consume_skb|sk_skb_reason_drop|napi_consume_skb|_*rcu_free_\w+|alloc_buffer",
+    r"page_frag_\w+|_*page_pool_\w+|skb_(?:free|release)\w*|consume_skb|sk_skb_reason_drop|napi_consume_skb|_*rcu_free_\w+|alloc_buffer",
 )
 
 #: Those who allocate for a caller's data structure: only a leak is their caller's doing.
@@ -117,13 +144,16 @@ CONTAINERS = _names(
     r"lsm_\w+|ext_alloc|_*alloc_workqueue|krealloc_\w+|bpf_map_\w*alloc\w*|alloc_inode|kobject_set_\w+",
 )
 
+#: Those who give back what a caller holds, and are not made for NULL.
+RELEASERS = _names(r"[if]put|dput|igrab|_*mntput\w*|path_put")
+
 #: Those who put a task to sleep.
 SLEEPERS = _names(
     r"_*schedule\w*|io_schedule\w*|preempt_schedule\w*|_*cond_resched\w*|_*switch_to\w*|context_switch",
     r"_*wait_for_(?:common|completion)\w*|do_wait_for_common|_*wait_on_(?:bit|page|buffer)\w*|wait_woken",
     r"bit_wait\w*|out_of_line_wait\w*|folio_wait_\w+|_*lock_page\w*|_*folio_lock\w*|_*lock_buffer",
     # SPL's condition variables, on which ZFS sleeps.
-    r"_*cv_(?:timed)?wait\w*",
+    r"_*cv_(?:timed)?wait\w*|_*(?:pv|kvm|xen)_\w*wait\w*",
     r"sleep_on_page\w*|inode_wait|blk_io_schedule|_*wait_rcu_gp",
     r"msleep\w*|usleep_\w+|do_nanosleep|hrtimer_nanosleep|swait_\w+|prepare_to_\w+|finish_task_switch",
 )
@@ -144,28 +174,117 @@ INTERRUPTS = _names(
     r"(?:pv_)?native_(?:safe_)?halt|default_idle\w*|mwait_\w+|arch_cpu_idle|cpuidle_\w+|intel_idle\w*",
     r"acpi_(?:safe_halt|idle_\w+)|do_idle|cpu_startup_entry|_*cpu_do_idle|poll_idle|\w*irqentry_\w+",
     r"multi_cpu_stop|cpu_stopper_thread|text_poke\w*|_*text_poke\w*|stop_machine\w*|walk_stackframe",
+    # Of other architectures.
+    r"_*timer_interrupt|decrementer_\w+|riscv_(?:intc|timer)_\w+|do_ext_(?:irq|interrupt)|ext_int_handler",
+    r"plat_irq_dispatch|c0_compare_interrupt|handle_IPI|do_handle_IPI|twd_handler|__irq_(?:svc|usr|invalid)",
+    r"clock_comparator_\w+|handle_arch_irq|handle_riscv_irq|handle_loongarch_irq|constant_timer_\w+|ret_from_exception",
     r"rcu_(?:gp_kthread|gp_fqs)\w*|smpboot_thread_fn|kthread|start_(?:secondary|kernel)|secondary_startup\w*|ret_from_fork\w*|dyntick_\w+",
 )
 
 
 K = CrashKind
 
+#: Those who call through a pointer: in a stack the function before them is the caller's own, and
+#: it is the same one wherever in its depths a CPU happens to be.
+DISPATCHERS = _names(
+    # Work, timers, softirqs, threads.
+    r"process_(?:one_work|scheduled_works)|worker_thread|kthread(?:_worker_fn)?|ret_from_\w*fork\w*",
+    r"call_timer_fn|expire_timers|_*run_timers?\w*|run_timer_\w+|_*(?:hrtimer_run_queues|run_hrtimer)\w*",
+    r"hrtimer_run_softirq|_*do_softirq\w*|handle_softirqs|run_ksoftirqd|smpboot_thread_fn|tasklet_\w*action\w*",
+    r"net_rx_action|_*napi_poll|process_backlog|_*netif_receive_skb\w*|napi_\w*(?:receive|complete|gro)\w*",
+    r"netif_(?:rx|receive)\w*|_*handle_irq_event\w*|task_work_run|irq_work_\w+",
+    r"rcu_(?:core|do_batch|process_callbacks|cpu_kthread|core_si|reclaim_tiny)\w*|_*rcu_reclaim",
+    # Files.
+    r"_{0,4}fput\w*|fput_close\w*|do_dentry_open|filp_close|(?:do_)?vfs_ioctl",
+    r"ksys_(?:ioctl|p?(?:read|write)\w*|fsync|fallocate)|(?:chrdev|misc|blkdev)_open",
+    r"_*vfs_(?:read|write|readv|writev|iter_read|iter_write|fsync\w*|fallocate|poll)|new_sync_(?:read|write)",
+    r"do_iter_\w+|do_(?:read|write)v\w*|do_loop_readv_writev|call_(?:read|write)_iter|do_fsync|mmap_region|call_mmap",
+    r"\w*mount_(?:fs|bdev|nodev|single)|get_tree_(?:bdev|nodev|single)\w*|vfs_get_tree|legacy_get_tree|vfs_kern_mount",
+    r"proc_(?:reg|sys)_\w+|proc_single_show|kernfs_(?:fop|seq)_\w+|sysfs_kf_\w+|(?:dev|bus|drv|class)_attr_\w+",
+    r"kobj_attr_\w+|seq_read\w*|traverse|(?:full_proxy|debugfs|simple_attr|param_attr|module_attr|configfs)_\w+",
+    # Sockets.
+    r"_*sock_(?:send|recv)msg\w*|sock_(?:read|write)_iter|(?:compat_)?sys_(?:ioctl|p?(?:read|write)v?\d*|close)",
+    r"inet6?_(?:send|recv)msg|sock_(?:do_)?ioctl|_*sys_[gs]etsockopt|do_sock_[gs]etsockopt|sock_common_\w+",
+    r"netlink_(?:rcv_skb|unicast\w*)|_*netlink_dump\w*|(?:genl|rtnetlink|nfnetlink)_rcv\w*|genl_\w*(?:rcv|doit)\w*",
+    # Drivers and init.
+    r"do_one_initcall|really_probe|call_driver_probe|driver_probe_device|platform_(?:drv_)?probe",
+    r"usb_probe_(?:interface|device)|(?:local_)?pci_probe|\w+_(?:bus|device|dev|drv)_probe|spi_probe",
+    # The end of a task.
+    r"do_exit|_*mmput|exit_mm",
+)
+#: The outermost frames of every stack.
+ENTRIES = _names(
+    r"process_(?:one_work|scheduled_works)|worker_thread|kthread|ret_from_\w*fork\w*|start_kernel",
+    r"do_syscall_\w+|entry_\w+|el0_svc\w*|invoke_syscall|do_fast_syscall\w*|do_int80\w*|system_call\w*",
+    r"ret_(?:fast|from)_syscall|syscall_(?:handler|exit|return)\w*|x86_64_start\w*|secondary_startup\w*|start_secondary",
+)
+_SYSTEM_CALL = re.compile(r"(?:compat_)?sys_[a-z]\w*$")
+#: With which words a watchdog lets the kernel panic.
+_PANIC_OF_STALL = re.compile(r"^.{0,99}not syncing: (?:softlockup|.*LOCKUP|RCU Stall)")
+_STACK_USED_UP = re.compile(
+    r"^.{0,99}not syncing: (?:.{0,20}[Kk]ernel stack overflow|corrupted stack end)"
+)
+#: What a CPU goes through from its interrupt, or exception, to the report of it.
+_TRAPS = _names(
+    r"asm_(?:exc|sysvec|common)_\w+|(?:sys|common)vec_\w+|\w*apic_timer_interrupt\w*|invalid_op|page_fault|async_page_fault",
+    r"el[01]\w*_(?:sync|irq|da|dbg|abort|undef|error|interrupt|brk64|handler)\w*|__(?:dabt|und|irq|pabt)_svc\w*",
+    r"general_protection|divide_error|error_entry|handle_exception|ret_from_(?:exception|intr|irq)\w*",
+)
+#: Those who raise a trap's report: what is between them and the trap's entry is the kernel's own.
+_RAISERS = _names(
+    r"panic|vpanic|nmi_panic|panic_bad_stack|_*die\w*|oops_\w+|_*warn\w*|report_bug|kasan_report\w*|_*do_kernel_fault"
+)
+#: Whoever these call works for them.
+_INSTRUMENTS = _names(
+    r"(?:v|s|vs|sn|vsn|sc|vsc)n?printf|hex_dump_to_buffer|print_hex_dump|va_format",
+    r"_*dump_stack\w*|show_stack|dump_backtrace|_*sched_show_task|lock_(?:acquire|release|is_held)\w*",
+    r"arch_stack_walk|stack_trace_save\w*|_*save_stack(?:_trace)?\w*|_*kasan_\w+|_*kmsan_\w+|__msan_\w+",
+    r"_*set_page_owner|stack_depot_\w+|_*kmemleak_\w+",
+)
+#: The same where a CPU is not the cause of what it happened to do.
+_CHANCE = _names(r"_*v?printk\w*|vprintk_\w+|console_\w+|_*lockdep_\w+|_dev_\w+")
+_CROSS_CALLS = _names(r"smp_call_function\w*|csd_lock_wait|_*csd_\w+")
+#: How far in the innermost frames a call by an instrument, or a raiser, is looked for.
+_DEPTH = 16
+
 #: What the CPU was doing is all there is to these: whoever stands at the instruction pointer.
 _FAULTS = frozenset({K.DIVIDE_ERROR, K.INVALID_OPCODE, K.DOUBLE_FAULT, K.UBSAN, K.KCSAN})
 _SLEEPING = frozenset({K.HUNG_TASK, K.ATOMIC_SLEEP, K.INVALID_WAIT_CONTEXT, K.WORKQUEUE_LOCKUP})
 _IDLE = frozenset({"do_idle", "cpu_startup_entry", "cpu_idle_loop", "rcu_gp_kthread"})
 STALLED = frozenset({K.SOFT_LOCKUP, K.HARD_LOCKUP, K.RCU_STALL})
+#: Where the CPU stood is chance.
+_ANCHORED = STALLED | {K.STACK_OVERFLOW}
+#: Raised by a call, not by a trap: an exception in their stacks belongs to it.
+_CALLED = frozenset({K.ATOMIC_SLEEP, K.DEADLOCK, K.SUSPICIOUS_RCU, K.INVALID_WAIT_CONTEXT})
+#: Where the report of a lock tells where it, or its forerunners, were taken.
+_CHAIN = re.compile(r"^\s*-> #\d", re.MULTILINE)
+#: A stack in a report that has several: of a CPU, or of a task.
+_STACK = re.compile(
+    r"^\s*(?:(?P<task>task:\S|Task dump|\S.{0,15} R  running)|(?P<nmi>NMI backtrace for cpu)"
+    r"|CPU: \d+ (?:UID|PID)|Call [Tt]race|Kernel panic|Backtrace:)",
+    re.MULTILINE,
+)
+#: Suspects of a stall that somebody else noticed, in order: tasks in whose midst RCU waits, CPUs
+#: that were asked what they do, whoever noticed.
+_TASK, _ASKED, _NOTICED = range(3)
+_OTHERS_STALL = re.compile(
+    r"detected (?:expedited )?stalls|CPU:? ?\d+ detected [Hh]ard LOCKUP (?:on CPU|other)"
+)
 
 
 def _lists(kind: CrashKind) -> list[re.Pattern[str]]:
-    chosen = [REPORTERS, LOCKS, HELPERS]
+    chosen = [REPORTERS, HELPERS, ENTRIES]
+    if kind is not K.KCSAN:
+        chosen.append(LOCKS)
     if kind not in _FAULTS | STALLED:
         chosen.append(ALLOCATORS)
+    if kind is K.NULL_DEREFERENCE:
+        chosen.append(RELEASERS)
     if kind is K.MEMORY_LEAK:
         chosen.append(CONTAINERS)
-    if kind in _SLEEPING or kind in STALLED:
+    if kind in _SLEEPING or kind in _ANCHORED:
         chosen.append(SLEEPERS)
-    if kind in STALLED:
+    if kind in _ANCHORED:
         chosen.append(INTERRUPTS)
     return chosen
 
@@ -175,7 +294,8 @@ _LISTS = {kind: _lists(kind) for kind in CrashKind}
 
 @lru_cache(maxsize=8192)
 def _guilty(kind: CrashKind, function: str) -> bool:
-    return not any(names.match(function) for names in _LISTS[kind])
+    plain = function.removesuffix("_noprof")
+    return not any(names.match(plain) for names in _LISTS[kind])
 
 
 def choose(
@@ -189,35 +309,141 @@ def choose(
     for function in named:
         if function and _guilty(kind, function):
             return function
-    ordered = [entry for entry in _main(kind, entries, text) if entry.frame.reliable]
-    if not ordered:
-        ordered = list(entries)
-    if kind in STALLED and (busy := _busy(ordered)) is not None:
+    if kind is K.PANIC and _PANIC_OF_STALL.search(text):
+        kind = K.SOFT_LOCKUP
+    if kind in STALLED and (busy := _busy(kind, entries, text)) is not None:
         return busy
-    start = next((i for i, entry in enumerate(ordered) if entry.is_pc), 0)
-    for entry in ordered[start:] + ordered[:start]:
-        if _guilty(kind, entry.frame.function):
-            return entry.frame.function
-    rest = [*filter(None, named), *(entry.frame.function for entry in ordered[start:])]
-    return next((name for name in rest if not REPORTERS.match(name)), None)
+    functions = _functions(_main(kind, entries, text)) or [e.frame.function for e in entries]
+    if _is_stack_used_up(kind, text):
+        deep = K.STACK_OVERFLOW
+        repeated = (a for a, b in pairwise(functions) if a == b and _guilty(deep, a))
+        if (name := next(repeated, None) or _anchor(deep, functions)) is not None:
+            return name
+    inner = _without_instruments(_interrupted(kind, functions), _INSTRUMENTS)
+    for function in inner:
+        if _guilty(kind, function):
+            return function
+    if kind is K.DEADLOCK and (holder := _holder(entries, text)) is not None:
+        return holder
+    rest = [*filter(None, named), *inner]
+    return next((n for n in rest if not REPORTERS.match(n) and not ENTRIES.match(n)), None)
 
 
-def _busy(entries: Sequence[Entry]) -> str | None:
-    """The first function at which a CPU was at work, among CPUs of which some were idle."""
-    starts = [index for index, entry in enumerate(entries) if entry.is_pc]
-    for start, end in pairwise([*starts, len(entries)]):
-        functions = [entry.frame.function for entry in entries[start:end]]
-        if not _IDLE.isdisjoint(functions):
-            continue
-        for function in functions:
-            if _guilty(K.RCU_STALL, function):
-                return function
+def _is_stack_used_up(kind: CrashKind, text: str) -> bool:
+    return kind is K.STACK_OVERFLOW or _STACK_USED_UP.search(text) is not None
+
+
+def _functions(entries: Iterable[Entry]) -> list[str]:
+    return [entry.frame.function for entry in entries if entry.frame.reliable]
+
+
+def _interrupted(kind: CrashKind, functions: Sequence[str]) -> Sequence[str]:
+    """The frames of the context that a trap interrupted, where a trap raised the report."""
+    if kind in _CALLED or not any(_RAISERS.match(name) for name in functions[:_DEPTH]):
+        return functions
+    raised = next(i for i, name in enumerate(functions) if _RAISERS.match(name))
+    start = raised
+    for index, name in enumerate(functions[raised : raised + _DEPTH], raised):
+        if _TRAPS.match(name):
+            start = index + 1
+        elif start > raised:
+            break
+    return functions[start:] or functions
+
+
+def _without_instruments(functions: Sequence[str], instruments: re.Pattern[str]) -> Sequence[str]:
+    """The frames without what was called in order to print, to unwind or to check."""
+    start = 0
+    for index, name in enumerate(functions[:_DEPTH]):
+        if _TRAPS.match(name) or ENTRIES.match(name) or _SYSTEM_CALL.match(name):
+            break
+        if instruments.match(name):
+            start = index + 1
+    return functions[start:] or functions
+
+
+def _holder(entries: Sequence[Entry], text: str) -> str | None:
+    """The first function of the chain that led to a lock whose own taker is only machinery."""
+    begin = _CHAIN.search(text)
+    if begin is None:
+        return None
+    chain = _functions(entry for entry in entries if entry.position > begin.start())
+    return next((name for name in chain if _guilty(K.DEADLOCK, name)), None)
+
+
+def _busy(kind: CrashKind, entries: Sequence[Entry], text: str) -> str | None:
+    """The anchor of the CPU that was at work, among CPUs of which some were idle."""
+    for functions in _stacks(entries, text):
+        own = next((i for i, name in enumerate(functions) if not _machinery(name)), None)
+        if own is not None and (name := _anchor(kind, functions[own:])) is not None:
+            return name
     return None
+
+
+def _machinery(function: str) -> bool:
+    """Whether a stalled CPU's innermost frame is of the interrupt that noticed the stall."""
+    return bool(REPORTERS.match(function) or INTERRUPTS.match(function))
+
+
+def _stacks(entries: Sequence[Entry], text: str) -> list[list[str]]:
+    """The stacks of the CPUs and tasks that were at work, the most suspicious first."""
+    marks = [(0, _NOTICED), *((mark.start(), _rank(mark)) for mark in _STACK.finditer(text))]
+    ends = [start for start, _ in marks[1:]] + [len(text)]
+    stacks: list[tuple[int, list[str]]] = []
+    rank = _NOTICED
+    registers: list[str] = []
+    for (start, own_rank), end in zip(marks, ends, strict=True):
+        rank = min(rank, own_rank)
+        own = [entry for entry in entries if start <= entry.position < end]
+        functions = _functions(own)
+        if all(entry.is_pc for entry in own):
+            registers += functions
+        elif functions:
+            stacks.append((rank, [*registers, *functions]))
+            rank, registers = _NOTICED, []
+    stacks.append((rank, registers))
+    if _OTHERS_STALL.search(text):
+        stacks.sort(key=lambda stack: stack[0])
+    return [functions for _, functions in stacks if not _is_idle(functions)]
+
+
+def _rank(mark: re.Match[str]) -> int:
+    return _TASK if mark["task"] else _ASKED if mark["nmi"] else _NOTICED
+
+
+def _is_idle(functions: Sequence[str]) -> bool:
+    """Whether a CPU had nothing to do, not even in an interrupt, or slept in RCU's own thread."""
+    for name in functions:
+        if name in _IDLE:
+            return True
+        if _guilty(K.RCU_STALL, name):
+            return False
+    return True
+
+
+def _anchor(kind: CrashKind, functions: Sequence[str]) -> str | None:
+    """What the CPU was doing, by a name that is the same wherever in it the CPU stood."""
+    inner = _without_instruments(_without_instruments(functions, _INSTRUMENTS), _CHANCE)
+    working = [name for name in inner if _guilty(kind, name) or _CROSS_CALLS.match(name)]
+    if working and kind in STALLED and any(_CROSS_CALLS.match(name) for name in working[:1]):
+        # It waits for another CPU; through which of the entries is chance.
+        return "smp_call_function"
+    for name, caller in pairwise(inner):
+        if DISPATCHERS.match(caller) and not DISPATCHERS.match(name) and _guilty(kind, name):
+            return name
+    for name in inner:
+        if _SYSTEM_CALL.match(name):
+            return name
+    return next((name for name in inner if _guilty(kind, name)), None)
 
 
 def _main(kind: CrashKind, entries: Sequence[Entry], text: str) -> list[Entry]:
     """The frames of the stack that the report is about: not of who allocated or freed."""
     if kind in STALLED:
         return list(entries)
-    main = [part for part in sections(text) if part.is_main]
+    parts = sections(text)
+    main = [part for part in parts if part.is_main]
+    if kind is K.BAD_PAGE:
+        # Who gives the page back is chance; who uses it has allocated it.
+        main = [p for p in parts if text.startswith("page last allocated", p.start)] or main
     return [e for e in entries if any(part.start <= e.position < part.end for part in main)]

@@ -58,7 +58,8 @@ class CrashKind(StrEnum):
 class Frame:
     """One entry of a stack trace, or the instruction pointer that a report shows."""
 
-    #: Without the compiler's suffixes (``.isra.0``, ``.constprop.1``, ``.cold``).
+    #: As in the source: without what compilers add (``.isra.0``, ``.cold``, C++ mangling, the dot
+    #: of big-endian ppc64); a system call is ``sys_read`` on every architecture.
     function: str
     #: The name as printed, with them: what a symbol table calls it.
     symbol: str

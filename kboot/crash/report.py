@@ -29,6 +29,20 @@ _TASK = re.compile(
 )
 _CPU = re.compile(r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: ")
 _BY_TASK = re.compile(r"\bby (?:task )?(?P<task>[^/\n]{1,32}(?:/\d+:[^/\n]+)?)/(?P<pid>\d+)\b")
+_IN_LINE = (
+    # Soft lockup; up to 4.x "[task:pid]" may have a name with colons in it.
+    re.compile(r" stuck for \d+s! \[(?P<task>.{1,32}):(?P<pid>\d+)\]"),
+    re.compile(r"scheduling while atomic: (?P<task>.{1,32})/(?P<pid>\d+)/0x"),
+    re.compile(r"leaked (?:lock|atomic)[\w ,]*: (?P<task>.{1,32}?)/0x[0-9a-f]+/(?P<pid>\d+)"),
+    re.compile(r"in preemptible \[[0-9a-f]+\] code: (?P<task>.{1,32})/(?P<pid>\d+)"),
+    re.compile(r"in_atomic\(\).* pid: (?P<pid>\d+), name: (?P<task>.{1,32})$", re.MULTILINE),
+    re.compile(r"^Process (?P<task>.{1,32}) \(pid: (?P<pid>\d+), ", re.MULTILINE),
+)
+#: Functions of work that a report of a workqueue names in words.
+_WORK = re.compile(
+    r"in-flight: \d+(?:\(RESCUER\))?:(?P<running>[A-Za-z_][\w.]*)"
+    r"|last function: (?P<last>[A-Za-z_][\w.]*)"
+)
 _COMM = re.compile(r'comm "(?P<task>[^"]{1,32})", pid (?P<pid>\d+)')
 _ON_CPU = re.compile(r"\b(?:CPU#|on cpu |CPU: |cpu: )(?P<cpu>\d+)\b")
 _TAINT = re.compile(r"Tainted: (?P<taint>[A-Z](?:[A-Z ]*[A-Z])?)(?= |$|:|\))", re.MULTILINE)
@@ -37,9 +51,17 @@ _LOCK_AT = re.compile(r"\bat: (?:\[<[0-9a-fx]+>\] )?([A-Za-z_][\w.$]*)\+0x")
 _UNLOCK_AT = re.compile(
     r"trying to release lock .* at:\n(?:\[<[0-9a-fx]+>\] )?\s*([A-Za-z_][\w.$]*)\+0x"
 )
+_NESTED_AT = re.compile(
+    r" is trying to lock:\n.*\bat: (?:\[<[0-9a-fx]+>\] )?([A-Za-z_][\w.$]*)\+0x"
+)
+#: The interrupt that takes a lock: with it the order of locks becomes a deadlock.
+_IN_INTERRUPT = re.compile(
+    r"which became (?:HARD|SOFT)IRQ-irq-safe at:\n(?P<stack>(?:[ \[].*\+0x.*\n)+)"
+)
 _ACCESS = re.compile(r"^(Read|Write) of size", re.MULTILINE)
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+")
 _LOCK_KINDS = frozenset({K.DEADLOCK, K.INVALID_WAIT_CONTEXT})
+_LOCK_ANCHORS = frozenset({"lock held when", "held lock freed"})
 
 #: Characters of a prefix; what is longer is a program's talk.
 _MAX_PREFIX = 200
@@ -181,11 +203,18 @@ def _named(draft: Draft, text: str) -> Iterator[str]:
             if match is None:
                 break
             yield stack.base_name(match["at"] or "")
+    if draft.rule.kind is K.WORKQUEUE_LOCKUP or "workqueue" in draft.match.string:
+        for work in _WORK.finditer(text):
+            yield stack.base_name(work["running"] or work["last"])
     where = None
-    if draft.kind in _LOCK_KINDS or draft.rule.anchor == "lock held when":
+    if "-safe -> " in draft.match.string:
+        where = _IN_INTERRUPT.search(text)
+        if where is not None:
+            yield from (e.frame.function for e in stack.entries(where["stack"]))
+    if draft.kind in _LOCK_KINDS or draft.rule.anchor in _LOCK_ANCHORS:
         where = _LOCK_AT.search(text)
     elif draft.kind is K.LOCK_MISUSE:
-        where = _UNLOCK_AT.search(text)
+        where = _UNLOCK_AT.search(text) or _NESTED_AT.search(text)
     if where is not None:
         yield stack.base_name(where[1])
 
@@ -209,7 +238,8 @@ def _stable(words: str) -> str:
 
 def _who(draft: Draft, text: str) -> tuple[str | None, int | None, int | None]:
     groups = draft.match.groupdict()
-    who = _TASK.search(text) or _BY_TASK.search(text) or _COMM.search(text)
+    patterns = (_TASK, *_IN_LINE, _BY_TASK, _COMM)
+    who = next(filter(None, (pattern.search(text) for pattern in patterns)), None)
     task = groups.get("task") or (who["task"].strip() if who else None)
     pid = groups.get("pid") or (who["pid"] if who else None)
     cpu = groups.get("cpu")

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from kboot.crash.model import Frame
 
-_NAME = r"[A-Za-z_][\w.$]*"
+#: A name of C, on big-endian ppc64 behind a dot, or a path of Rust's, as newer kernels print it.
+_NAME = r"\.?[A-Za-z_][\w.$]*(?:::\w+)*|<[\w:<>,&* ]{1,200}>(?:::\w+)+"
 
 #: The instruction pointer and the link register, as the architectures write them.
 _REGISTER = r"""
@@ -31,6 +32,7 @@ _FRAME = re.compile(
     \(?(?P<function>{_NAME})
     (?:
         \+0x(?P<offset>[0-9a-f]+)/0x(?P<size>[0-9a-f]+)
+        (?P<doubt>[ ]\(unreliable\))?                            # ppc's mark
         (?:[ ]\[(?P<module>[\w-]+)(?:[ ][^\]]*)?\])?
         (?:[ ](?P<location>[\w./+-]+:\d+))?
       | [ ](?P<inline_location>[\w./+-]+\.[chSs]:\d+)(?:[ ]\[inline\])?
@@ -44,13 +46,25 @@ _FRAME = re.compile(
 _SECTION = re.compile(
     r"^[ \t]*(?:(?P<main>Call [Tt]race|Backtrace:|stack backtrace:|backtrace|CPU: \d+ "
     r"|Kernel panic|(?:read|write|read-write) to 0x|race at unknown|RIP: )"
-    r"|(?P<side>[Aa]llocated by|[Ff]reed by|Uninit was|Local variable|Last potentially"
-    r"|Second to last|Last call_rcu|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing"
-    r"|-> #\d|Showing all locks|Preemption disabled|to a (?:HARD|SOFT)IRQ|... which became|but this"
-    r"|the dependencies|the (?:first|second) lock|\{[\w -]+\} state was|INITIAL USE))",
+    r"|(?P<side>[Aa]llocated by|[Ff]reed by|Allocated:|Freed:|Uninit was|Local variable"
+    r"|Last potentially|page last (?:allocated|free)|page_owner|Second to last|Last call_rcu"
+    r"|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing|-> #\d|Showing all locks"
+    r"|Preemption disabled|to a (?:HARD|SOFT)IRQ|... which became|but this|the dependencies"
+    r"|the (?:first|second) lock|\{[\w -]+\} state was|INITIAL USE))",
     re.MULTILINE,
 )
-_SUFFIX = re.compile(r"\.(?:isra|constprop|part|cold|llvm|lto_priv|localalias|__uniq)\b.*$")
+#: What compilers append: ".isra.0", ".cold", ".llvm.123", "$0123abcd..."; no name of C has a dot.
+_SUFFIX = re.compile(r"(?<=\w)(?:\.|\$[0-9a-f]{8,}).*$")
+#: What they put in front of functions that are called indirectly.
+_PADDING = re.compile(r"__(?:cfi|pfx)_(?!check|slowpath)(?=\w)")
+#: The entries of a system call: SyS_read up to 4.16, since then __x64_sys_read, __se_sys_read, ...
+_SYSTEM_CALL = re.compile(
+    r"(?:__(?:x64|ia32|x32|arm64|s390x?|riscv|powerpc|loongarch|mips|do|se)_(?P<compat>compat_)?sys"
+    r"|(?P<old_compat>compat_)?(?:SyS|C_SYSC|SYSC))_(?=[a-z])"
+)
+#: A part of a mangled name of C++ (or early Rust): its length, then itself.
+_PART = re.compile(r"(\d+)(?=[A-Za-z_])")
+_RUST_HASH = re.compile(r"h[0-9a-f]{16}")
 
 
 class Entry(NamedTuple):
@@ -63,8 +77,35 @@ class Entry(NamedTuple):
 
 
 def base_name(symbol: str) -> str:
-    """A function's name as in its source: without what the compiler appended."""
-    return _SUFFIX.sub("", symbol) if "." in symbol else symbol
+    """A function's name as in its source: without what compilers and macros add to it.
+
+    A system call is ``sys_read`` or ``compat_sys_read``, whatever the architecture calls it.
+    """
+    if "::" in symbol:
+        return symbol
+    name = _SUFFIX.sub("", symbol.removeprefix("."))
+    if name.startswith("_Z"):
+        return _demangled(name)
+    name = _PADDING.sub("", name, count=1) if name.startswith("__") else name
+    entry = _SYSTEM_CALL.match(name)
+    if entry is None:
+        return name
+    compat = entry["compat"] or entry["old_compat"] or ""
+    return f"{compat}sys_{name[entry.end() :]}"
+
+
+def _demangled(name: str) -> str:
+    """The name in a symbol of C++, without its parameters; symbols beyond that as they are."""
+    parts = []
+    position = 3 if name.startswith("_ZN") else 2
+    while part := _PART.match(name, position):
+        position = part.end() + int(part[1])
+        parts.append(name[part.end() : position])
+        if not name.startswith("_ZN"):
+            break
+    if len(parts) > 1 and _RUST_HASH.fullmatch(parts[-1]):
+        parts.pop()
+    return "::".join(parts) or name
 
 
 def entries(text: str) -> list[Entry]:
@@ -73,9 +114,10 @@ def entries(text: str) -> list[Entry]:
 
 
 def _entry(match: re.Match[str]) -> Entry:
-    register, link, address, guess, symbol, offset, size, module, *places = match.groups()
+    register, link, address, guess, symbol, offset, size, doubt, module, *places = match.groups()
+    reliable = guess is None and doubt is None
     frame = _frame(
-        symbol, offset, size, module, address, guess is None, next(filter(None, places), None)
+        symbol, offset, size, module, address, reliable, next(filter(None, places), None)
     )
     is_pc = register is not None and link is None
     return Entry(frame=frame, position=match.start(), is_pc=is_pc)
