@@ -35,6 +35,9 @@ class Rule:
     is_vague: bool = False
     #: The header of die(), which may follow another first line: "Oops: 0002 [#1]".
     is_die: bool = False
+    #: A first line that is also printed for a program's own fault: only a header of die() behind it
+    #: makes it a report.
+    needs_die: bool = False
 
     @property
     def is_panic(self) -> bool:
@@ -51,6 +54,7 @@ def row(
     needs_trace: bool = False,
     is_vague: bool = False,
     is_die: bool = False,
+    needs_die: bool = False,
 ) -> Rule:
     """A row of the catalogue."""
     return Rule(
@@ -58,9 +62,10 @@ def row(
         anchor=anchor,
         pattern=re.compile(pattern),
         label=label,
-        needs_trace=needs_trace,
+        needs_trace=needs_trace or needs_die,
         is_vague=is_vague,
         is_die=is_die,
+        needs_die=needs_die,
     )
 
 
@@ -99,8 +104,14 @@ _SANITIZERS = (
     # "array-index-out-of-bounds in fs/x.c:12:3"; up to 5.4 "Undefined behaviour in fs/x.c:12:3".
     row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} in \S+[:/]", "UBSAN: {what}"),
     row(
-        K.UBSAN, "UBSAN: ", rf"Internal error: UBSAN: {_WHAT}:? .*\[#", "UBSAN: {what}", is_die=True
+        K.UBSAN,
+        "UBSAN: ",
+        rf"(?:Internal error|Oops(?: -)?): UBSAN: {_WHAT}(?:: .*|\s*)\[#",
+        "UBSAN: {what}",
+        is_die=True,
     ),
+    # Where a trap is all that is compiled in: x86 since 6.13, before its die().
+    row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} (?:at|in) {AT}(?<=0x)", "UBSAN: {what}"),
     row(K.MEMORY_LEAK, "BUG", r"BUG: memory leak$", "memory leak"),
     row(K.MEMORY_LEAK, "unreferenced object 0x", r"unreferenced object 0x", "memory leak"),
     row(
@@ -163,6 +174,8 @@ _STALLS = (
         r"INFO: task (?P<task>.+):(?P<pid>\d+) (?:blocked|blocked in I/O wait|can't die) for more",
         "task hung",
     ),
+    # A task's name may have any characters, also a line feed.
+    row(K.HUNG_TASK, "INFO: ", r"INFO: task (?!.*blocked).{0,16}$", "task hung", needs_trace=True),
     row(K.WORKQUEUE_LOCKUP, "BUG", r"BUG: workqueue lockup - pool", "workqueue lockup"),
 )
 
@@ -177,6 +190,14 @@ _MEMORY = (
         "BUG",
         r"BUG [\w:.,()-]+ (?:\(.*\)|Tainted: .*|Not tainted.*): (?P<what>[\w -]+)",
         "slab: {what}",
+    ),
+    # All that is left of a report whose first lines were dropped.
+    row(
+        K.SLAB_CORRUPTION,
+        "INFO: ",
+        rf"INFO: (?:Allocated|Freed) in {AT}.* age=\d",
+        "slab: damaged object",
+        needs_trace=True,
     ),
     row(K.SLAB_CORRUPTION, "Slab corruption", r"Slab corruption", "slab corruption"),
     row(K.SLAB_CORRUPTION, "slab error in", rf"slab error in {AT}", "slab error"),
@@ -234,9 +255,17 @@ _BUGS = (
     ),
     row(
         K.OOPS,
-        "Unhandled fault",
+        "Unhandled ",
         r"Unhandled fault(?:: .*\(0x[0-9a-f]+\))? at 0x",
         "unhandled fault",
+        needs_die=True,
+    ),
+    # arm64 since 5.12, the successor of "Bad mode in".
+    row(
+        K.OOPS,
+        "Unhandled ",
+        r"Unhandled (?:\d+-bit )?(?:\w+ )?(?P<what>\w+) exception on CPU ?\d+",
+        "unhandled {what} exception",
     ),
     row(K.BUG, "CFI failure", rf"CFI failure at {AT}", "CFI failure"),
     row(K.BUG, "CFI failure", r"CFI failure \(target: ", "CFI failure"),
@@ -257,15 +286,19 @@ _PANICS = (
         "stack corruption",
     ),
     panic(K.STACK_CORRUPTION, r"stack-protector|corrupted stack end", "stack corruption"),
-    panic(K.STACK_OVERFLOW, r"[Kk]ernel stack overflow", "stack overflow"),
+    panic(K.PANIC, r"[Kk]ernel stack overflow", "panic: kernel stack overflow"),
     panic(K.HARD_LOCKUP, r"Watchdog detected hard LOCKUP", "hard lockup"),
     row(K.PANIC, PANIC, r"Kernel panic - not syncing: (?P<message>.*\S)", "panic: {message}"),
     row(K.PANIC, PANIC, r"Kernel panic - not syncing", "panic", needs_trace=True),
 )
 
 _DIES = (
-    die(K.GENERAL_PROTECTION, "general protection", "general protection fault"),
-    die(K.DIVIDE_ERROR, "divide error", "divide error"),
+    die(K.GENERAL_PROTECTION, "general[_ ]protection", "general protection fault"),
+    die(
+        K.DIVIDE_ERROR,
+        r"(?:(?:fixpoint|decimal|HFP) )?divide[_ ](?:error|exception)",
+        "divide error",
+    ),
     die(K.BUG, "BUG|Kernel BUG", "kernel BUG"),
     die(K.INVALID_OPCODE, "invalid opcode|[Uu]ndefined instr|[Ii]llegal instr", "invalid opcode"),
     die(K.DOUBLE_FAULT, "double fault", "double fault"),
@@ -293,6 +326,14 @@ _WARNINGS = (
     ),
     # Up to 3.11 without CPU and task.
     row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT}(?<=0x)", "WARNING"),
+    # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
+    row(
+        K.WARNING,
+        "WARNING: ",
+        r"WARNING: at (?P<file>[^\s:]+):\d+$",
+        "WARNING",
+        needs_trace=True,
+    ),
     # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123".
     row(
         K.WARNING,
@@ -310,6 +351,16 @@ _WARNINGS = (
     ),
     row(K.BUG, "BUG", r"BUG: (?P<what>\S.*)", "BUG: {what}", is_vague=True),
     row(K.WARNING, "WARNING: ", r"WARNING: (?P<what>\S.*)", "WARNING: {what}", needs_trace=True),
+)
+
+#: Whatever else an architecture has die() say: for lines that no other rule knows.
+ANY_DIE = row(
+    K.OOPS,
+    "[#",
+    r"[A-Za-z][^\[\]]{2,99}\[#\d{1,4}\](?=:?$| ?SMP| ?PREEMPT|:? [A-Z])",
+    "oops",
+    is_die=True,
+    needs_trace=True,
 )
 
 #: In order of precedence: the most specific row first.
@@ -340,7 +391,7 @@ FILTER = (
     b"unreferenced object 0x",
     b"Machine Check Exception",
     b"Bad mode in ",
-    b"Unhandled fault",
+    b"Unhandled ",
     b"SError Interrupt",
     b"CFI failure",
     b"suspected memory leak",

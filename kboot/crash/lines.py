@@ -104,6 +104,13 @@ def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
     return KernelLine(text, stamp[1] or "", True, number, start, end)
 
 
+def before_last_stamp(raw: bytes) -> bytes:
+    """What stands on a line before its last message: another message, if it has two."""
+    line = without_escapes(raw).decode("utf-8", "replace")
+    last = _last_stamp(line)
+    return line[: last.start()].encode() if last is not None else b""
+
+
 def _last_stamp(text: str) -> re.Match[str] | None:
     last = None
     for match in _TIME_AND_CALLER.finditer(text):

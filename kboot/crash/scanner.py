@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kboot.crash import resets
-from kboot.crash.catalogue import FILTER, RULES, Rule, row
-from kboot.crash.lines import KernelLine, parse
+from kboot.crash.catalogue import ANY_DIE, FILTER, RULES, Rule, row
+from kboot.crash.lines import KernelLine, before_last_stamp, parse
 from kboot.crash.model import CrashKind, Event, Opened
 from kboot.crash.open_reports import Drafts
 from kboot.crash.report import Draft
@@ -51,6 +51,12 @@ def _find_behind_name(words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match
     return None
 
 
+def _find_any_die(words: str) -> tuple[Rule, re.Match[str]] | None:
+    """The header of die() with words that no rule knows."""
+    match = ANY_DIE.pattern.match(words) if ANY_DIE.anchor in words else None
+    return None if match is None or _QUOTING.search(words) else (ANY_DIE, match)
+
+
 class TriggerFinder:
     """Knows of a console what it takes to doubt a line: whether its kernel stamps its lines."""
 
@@ -72,8 +78,8 @@ class TriggerFinder:
                 doubted = not line.stamped and (self.stamped_log or rule.is_vague)
                 return (_DOUBTED[rule] if doubted else rule), match
         if line.stamped:
-            return _find_behind_name(words, rules)
-        return self._find_glued(words, rules)
+            return _find_behind_name(words, rules) or _find_any_die(words)
+        return self._find_glued(words, rules) or _find_any_die(words)
 
     def _find_glued(self, words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
         """A first line behind a prompt or a program's unfinished line."""
@@ -125,6 +131,8 @@ class Scanner:
         self._resets = ResetWatch()
         self._triggers = TriggerFinder()
         self._recent = b""
+        self._last_raw = b""
+        self._last_read = 0
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes; return what they completed."""
@@ -223,7 +231,10 @@ class Scanner:
                 self._triggers.stamped_log = True
             if self._resets.wants_all:
                 self._watch(line, raw)
-            self._drafts.extend(line)
+            if self._is_again(line, raw):
+                self._drafts.again(line)
+            else:
+                self._drafts.extend(line)
             position = line_end
         self._line += data.count(b"\n", position, end)
         self._offset += end - position
@@ -237,13 +248,29 @@ class Scanner:
         if candidate or self._resets.wants_all:
             self._watch(line, raw)
         self._remember(raw, 0, len(raw))
+        if self._is_again(line, raw):
+            self._drafts.again(line)
+            return
         if candidate:
-            trigger = self._triggers.find(line)
+            trigger = self._triggers.find(line) or self._find_torn(raw, line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:
             self._drafts.begin(*trigger, line)
         elif self._drafts.open:
             self._drafts.extend(line)
+
+    def _is_again(self, line: KernelLine, raw: bytes) -> bool:
+        """Whether it is the line before, time included: two consoles write to one line."""
+        again = line.stamped and self._last_read == line.number - 1 and self._last_raw == raw
+        self._last_raw, self._last_read = raw, line.number
+        return again
+
+    def _find_torn(self, raw: bytes, line: KernelLine) -> tuple[Rule, re.Match[str]] | None:
+        """A first line that another CPU's message has cut short."""
+        if not line.stamped:
+            return None
+        torn = parse(before_last_stamp(raw), line.number, line.start, line.end)
+        return self._triggers.find(torn) if torn.stamped else None
 
     def _remember(self, data: bytes, position: int, end: int) -> None:
         """Keep the end of what was read."""
