@@ -273,6 +273,37 @@ _BUGS = (
     row(K.OOPS, "Bad mode in ", r"Bad mode in .* handler detected", "bad mode"),
 )
 
+#: See `model.COMPLAINTS`.
+_COMPLAINTS = (
+    row(
+        K.COMPLAINT,
+        "page allocation failure",
+        r"(?P<task>\S.{0,15}): page allocation failure[:.]",
+        "page allocation failure",
+        needs_trace=True,
+    ),
+    row(
+        K.COMPLAINT,
+        "nobody cared",
+        r"irq \d+: nobody cared",
+        "interrupt that nobody handles",
+        needs_trace=True,
+    ),
+    row(
+        K.COMPLAINT,
+        "MSR access error",
+        r"unchecked MSR access error: (?P<what>RDMSR|WRMSR)",
+        "unchecked {what}",
+        needs_trace=True,
+    ),
+    row(
+        K.COMPLAINT,
+        "dev_watchdog+0x",
+        rf"WARNING: .* (?=dev_watchdog\+0x){AT}",
+        "transmit queue timed out",
+    ),
+)
+
 _PANICS = (
     panic(K.OOM_PANIC, r"[Oo]ut of memory|deadlocked on memory", "panic: out of memory"),
     panic(K.INIT_KILLED, r"Attempted to kill init!", "panic: attempted to kill init"),
@@ -293,7 +324,11 @@ _PANICS = (
 )
 
 _DIES = (
-    die(K.GENERAL_PROTECTION, "general[_ ]protection", "general protection fault"),
+    die(
+        K.GENERAL_PROTECTION,
+        "(?:segment-related )?general[_ ]protection",
+        "general protection fault",
+    ),
     die(
         K.DIVIDE_ERROR,
         r"(?:(?:fixpoint|decimal|HFP) )?divide[_ ](?:error|exception)",
@@ -372,6 +407,7 @@ RULES = (
     *_BUGS,
     *_PANICS,
     *_DIES,
+    *_COMPLAINTS,
     *_WARNINGS,
 )
 
@@ -399,4 +435,7 @@ FILTER = (
     b"Slab corruption",
     b"slab error in",
     b"Busy inodes after",
+    b"page allocation failure",
+    b"nobody cared",
+    b"MSR access error",
 )

@@ -164,6 +164,8 @@ _MAX_FOREIGN = 25
 _MAX_FOREIGN_WITHOUT_STACK = 200
 #: Lines of others in a row: whoever wrote the report has gone on to something else.
 _MAX_SILENCE = 300
+#: Kinds that are believed without a trace if the log stops in the midst of it.
+_SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.SLAB_CORRUPTION, K.PANIC})
 #: A first line that needs a trace must get it within this many lines.
 _TRACE_WITHIN = 15
 _NONE: list[Draft] = []
@@ -263,6 +265,14 @@ class Drafts:
         for draft in list(self.open):
             if number - draft.end_line > _MAX_SILENCE:
                 self._complete(draft, cut=False)
+
+    def believe_cut(self) -> None:
+        """The log stops in the midst of a line: what is missing would confirm the open reports."""
+        for draft in self.open:
+            is_kernels = draft.stamped and draft.prefix is None
+            whole = draft.kept >= len(draft.lines) - 1
+            if not draft.announced and is_kernels and whole and draft.kind in _SURE_WITHOUT_TRACE:
+                self._announce(draft)
 
     def complete_all(self, *, cut: bool) -> None:
         """Complete every open report. `cut`: nothing more will come."""

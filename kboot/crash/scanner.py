@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from kboot.crash import resets
 from kboot.crash.catalogue import ANY_DIE, FILTER, RULES, Rule, row
-from kboot.crash.lines import KernelLine, before_last_stamp, parse
+from kboot.crash.lines import Encoding, KernelLine, before_last_stamp, parse
 from kboot.crash.model import CrashKind, Event, Opened
 from kboot.crash.open_reports import Drafts
 from kboot.crash.report import Draft
@@ -133,13 +133,20 @@ class Scanner:
         self._recent = b""
         self._last_raw = b""
         self._last_read = 0
+        self._encoding = Encoding()
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes; return what they completed."""
+        data = self._encoding.to_utf8(data)
+        self._take(data)
+        return self._drafts.take()
+
+    def _take(self, data: bytes) -> None:
+        """Take bytes in UTF-8."""
         cut = data.rfind(b"\n") + 1
         if not cut:
             self._keep(data)
-            return self._drafts.take()
+            return
         if self._partial_size:
             first = data.find(b"\n") + 1
             if self._partial_size + first > _LONG_LINE:
@@ -150,7 +157,6 @@ class Scanner:
                 self._drop_partial()
         self._region(data, cut)
         self._keep(data[cut:])
-        return self._drafts.take()
 
     def quiet(self) -> list[Event]:
         """The line has been silent for a while: complete the open reports, and stay usable."""
@@ -159,8 +165,10 @@ class Scanner:
 
     def close(self) -> list[Event]:
         """The log has ended: complete everything."""
+        self._take(self._encoding.rest())
         if self._partial_size:
             self._finish_partial(b"")
+            self._drafts.believe_cut()
         if self._resets.end() and self._resets.suspect is not None:
             self._report_reset(self._resets.suspect)
         self._drafts.complete_all(cut=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kboot.crash import CrashReport
-from tests.crash.crash_logs import encode, reports
+from kboot.crash import COMPLAINTS, CrashReport
+from tests.crash.crash_logs import encode, reports, scan
 
 X86_TRACE = """\
 CPU: 2 PID: 77 Comm: mixerd Not tainted 6.1.0 #1
@@ -237,3 +237,76 @@ def test_a_slab_report_whose_first_lines_were_dropped_is_found() -> None:
     lines = stamped(["INFO: Allocated in mixer_open+0x29/0x90 age=1 cpu=1 pid=60", *X86_TRACE[4:]])
     report = only([f"** 44 printk messages dropped ** {line}" for line in lines])
     assert (report.kind, report.function) == ("slab-corruption", "mixer_open")
+
+
+@pytest.mark.parametrize("seconds", [1844417562, 18444175627])
+def test_a_clock_that_runs_wild_is_a_time_too(seconds: int) -> None:
+    lines = [f"[{seconds}.{n:06}] {line}" for n, line in enumerate(X86_TRACE)]
+    first = f"[{seconds}.000000] segment-related general protection fault: 206c [#2] PTI"
+    report = only([first, *lines])
+    assert report.title == "general protection fault in mixer_scale"
+    assert report.text.startswith("segment-related")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("size", [1, 3, 64, 1 << 20])
+def test_a_log_in_utf_16_is_read(encoding: str, size: int) -> None:
+    text = "\ufeff" + "\r\n".join(stamped(["divide error: 0000 [#1] SMP", *X86_TRACE, "é"]))
+    events = scan(text.encode(encoding), size)
+    (report,) = [event for event in events if isinstance(event, CrashReport)]
+    assert (report.title, report.start_line) == ("divide error in mixer_scale", 1)
+
+
+@pytest.mark.parametrize("noise", [b"\xff", b"\xff\xfe", b"\xfe\xff", b"\xff\xfe\xfd\x00\n"])
+def test_noise_like_a_byte_order_mark_makes_no_other_log_unreadable(noise: bytes) -> None:
+    log = noise + b"\n" + encode(stamped(["divide error: 0000 [#1] SMP", *X86_TRACE]))
+    assert [report.title for report in reports(log)] == ["divide error in mixer_scale"]
+
+
+def test_a_first_line_at_which_the_log_is_cut_off_is_believed() -> None:
+    first = "[    3.000000] Unhandled fault: alignment exception (0x011) at 0x00508ae4\n"
+    (report,) = reports(first.encode() + b"[    3.000001] pgd = ec3")
+    assert (report.kind, report.truncated) == ("oops", True)
+    assert reports(first.encode() + b"[    3.000001] pgd = ec340000\n") == []
+
+
+COMPLAINTS_OF_OTHERS = {
+    "mixerd: page allocation failure: order:4, mode:0x40cc0(GFP_KERNEL), nodemask=(null)": (
+        "page allocation failure"
+    ),
+    'irq 17: nobody cared (try booting with the "irqpoll" option)': (
+        "interrupt that nobody handles"
+    ),
+    "unchecked MSR access error: RDMSR from 0x1b0 at rIP: 0xffffffff8106 (mixer_read+0x1/0x9)": (
+        "unchecked RDMSR"
+    ),
+    "WARNING: CPU: 0 PID: 0 at net/sched/sch_generic.c:525 dev_watchdog+0x1f9/0x200": (
+        "transmit queue timed out"
+    ),
+    "WARNING: net/sched/sch_generic.c:525 at dev_watchdog+0x1f9/0x200, CPU#0: swapper/0/0": (
+        "transmit queue timed out"
+    ),
+}
+
+
+@pytest.mark.parametrize("first", COMPLAINTS_OF_OTHERS)
+def test_what_the_kernel_says_of_hardware_and_memory_is_a_complaint(first: str) -> None:
+    report = only(stamped([first, *X86_TRACE]))
+    assert report.kind in COMPLAINTS
+    assert report.title.startswith(COMPLAINTS_OF_OTHERS[first])
+    assert not report.fatal
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "mce: [Hardware Error]: Machine check events logged",
+        "EDAC MC0: 1 CE memory read error on CPU_SrcID#0_MC#0_Chan#0_DIMM#0",
+        "{1}[Hardware Error]: Hardware error from APEI Generic Hardware Error Source: 0",
+        "pcieport 0000:00:1c.0: AER: Corrected error received: 0000:00:1c.0",
+        "Uhhuh. NMI received for unknown reason 3d on CPU 0.",
+        "Out of memory: Killed process 77 (mixerd) total-vm:1024kB, anon-rss:12kB",
+    ],
+)
+def test_errors_that_were_corrected_are_not_reported(words: str) -> None:
+    assert reports(encode(stamped([words, *["eth0: link is up"] * 20]))) == []
