@@ -207,6 +207,8 @@ _MEMORY = (
 _NO_ACCESS = r"(?:paging req|[\w ]+? (?:at|for|from|in|on|to)\b|[\w ]+ at$)"
 _BUGS = (
     row(K.BUG, "BUG", r"[Kk]ernel BUG at (?P<file>\S+:\d+|[0-9a-f]{8,})", "kernel BUG"),
+    # Without CONFIG_DEBUG_BUGVERBOSE.
+    row(K.BUG, "BUG", rf"[Kk]ernel BUG at {AT}(?<=0x)", "kernel BUG"),
     row(K.BUG, "[#", r"Kernel (?:BUG|bug detected)\s?\[#\d", "kernel BUG", is_die=True),
     row(
         K.NULL_DEREFERENCE,
@@ -228,6 +230,23 @@ _BUGS = (
         "page fault",
     ),
     row(K.STACK_OVERFLOW, "BUG", r"BUG: (?:\w+ )?stack guard page was hit", "stack overflow"),
+    # s390, before the registers and the panic.
+    row(
+        K.STACK_OVERFLOW,
+        "ernel stack overflow",
+        r"Kernel stack overflow\.?$",
+        "stack overflow",
+        needs_trace=True,
+    ),
+    # arm has no trap for it: __div0() prints a trace and goes on.
+    row(K.DIVIDE_ERROR, "by zero in kernel", r"Division by zero in kernel", "division by zero"),
+    row(
+        K.WARNING,
+        "duplicate filename",
+        r"sysfs: cannot create duplicate filename",
+        "duplicate name in sysfs",
+        needs_trace=True,
+    ),
     row(K.STACK_OVERFLOW, "Insufficient stack", "Insufficient stack space to", "stack overflow"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: sleeping function called from", "sleeping in atomic context"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: (?:\w+ )?scheduling while atomic", "scheduling while atomic"),
@@ -256,8 +275,8 @@ _BUGS = (
     row(
         K.OOPS,
         "Unhandled ",
-        r"Unhandled fault(?:: .*\(0x[0-9a-f]+\))? at 0x",
-        "unhandled fault",
+        r"Unhandled (?P<what>fault|prefetch abort)(?:: .*\(0x[0-9a-f]+\))? at 0x",
+        "unhandled {what}",
         needs_die=True,
     ),
     # arm64 since 5.12, the successor of "Bad mode in".
@@ -419,7 +438,6 @@ FILTER = (
     b"Kernel panic",
     b"[#",
     b"nable to handle",
-    b"NULL pointer",
     b"UBSAN: ",
     b"ANIC: ",
     b"LOCKUP",
@@ -429,13 +447,15 @@ FILTER = (
     b"Bad mode in ",
     b"Unhandled ",
     b"SError Interrupt",
-    b"CFI failure",
     b"suspected memory leak",
     b"Insufficient stack",
     b"Slab corruption",
     b"slab error in",
     b"Busy inodes after",
-    b"page allocation failure",
+    b" failure",
+    b"ernel stack overflow",
+    b"by zero in kernel",
+    b"duplicate filename",
     b"nobody cared",
     b"MSR access error",
 )

@@ -31,7 +31,7 @@ FOREIGN_CPU = re.compile(r"\s*NMI backtrace for cpu \d+")
 _HEADING = re.compile(r"\s*(?:Call [Tt]race|Backtrace):")
 _TRACE = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|CPU: \d+ |Modules linked in|RIP: |pc : "
-    r"|PC is at|epc : |NIP |Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\]"
+    r"|PC is at|epc : |NIP |Krnl PSW|Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\]"
     r"|\S+ is (?:trying|freeing|leaving)|backtrace)"
 )
 #: Where the stack itself begins.
@@ -101,9 +101,10 @@ _INLINE_DEPTH = 8
 
 def classify(draft: Draft, text: str) -> Verdict:
     """Look at one more line of the report's own context; note on the draft what it shows."""
-    if not draft.has_stack and _TRACE.match(text):
+    if not draft.has_stack and _STACK.match(text):
+        draft.has_trace = draft.has_stack = True
+    elif not draft.has_trace and _TRACE.match(text):
         draft.has_trace = True
-        draft.has_stack = _STACK.match(text) is not None
     first = text[:1]
     if (first in _CLOSERS or "[ end " in text) and _CLOSING.match(text):
         return _closing(draft, text)
@@ -236,7 +237,7 @@ class Drafts:
         if not mine and FOREIGN_CPU.match(line.text):
             collectors = [d for d in self.open if d.kind in COLLECTORS]
             mine = self._by_caller[line.caller] = collectors[-1:]
-        elif not mine and line.caller:
+        elif not mine and line.caller and "" in self._by_caller:
             mine = self._adopted(line)
         for draft in mine if len(mine) < 2 else list(mine):
             self._add(draft, line)

@@ -106,6 +106,8 @@ class TriggerFinder:
 _LITERALS = FILTER + resets.LITERALS
 _CANDIDATE = re.compile(b"|".join(re.escape(literal) for literal in _LITERALS))
 
+#: A time in the midst of a line.
+_TORN = re.compile(rb"[^\]] \[ *\d{1,11}\.\d{6}\]")
 #: A longer line is read by its first and last bytes only: nothing the kernel prints comes near.
 _LONG_LINE = 16384
 _LINE_PART = 4096
@@ -207,7 +209,10 @@ class Scanner:
     def _region(self, data: bytes, end: int) -> None:
         """Read whole lines: `data` up to `end`."""
         # Searching for each literal in turn is faster than one pattern for all of them.
-        if not any(literal in data for literal in _LITERALS):
+        for literal in _LITERALS:
+            if literal in data:
+                break
+        else:
             self._calm(data, 0, end)
             return
         position = 0
@@ -233,7 +238,9 @@ class Scanner:
             size = line_end - position
             self._line += 1
             self._offset += size
-            raw = _shortened(data[position:line_end])
+            raw = data[position:line_end]
+            if size > _LONG_LINE:
+                raw = _shortened(raw)
             line = parse(raw, self._line, self._offset - size, self._offset)
             if line.stamped:
                 self._triggers.stamped_log = True
@@ -275,7 +282,7 @@ class Scanner:
 
     def _find_torn(self, raw: bytes, line: KernelLine) -> tuple[Rule, re.Match[str]] | None:
         """A first line that another CPU's message has cut short."""
-        if not line.stamped:
+        if not line.stamped or _TORN.search(raw) is None:
             return None
         torn = parse(before_last_stamp(raw), line.number, line.start, line.end)
         return self._triggers.find(torn) if torn.stamped else None

@@ -310,3 +310,35 @@ def test_what_the_kernel_says_of_hardware_and_memory_is_a_complaint(first: str) 
 )
 def test_errors_that_were_corrected_are_not_reported(words: str) -> None:
     assert reports(encode(stamped([words, *["eth0: link is up"] * 20]))) == []
+
+
+ARM_TRACE = [
+    "CPU: 0 PID: 77 Comm: mixerd Not tainted 5.10.0 #1",
+    "Hardware name: Board (Device Tree)",
+    "[<c010f1a4>] (dump_backtrace) from [<c010f3f8>] (show_stack+0x18/0x1c)",
+    "[<c0343cdc>] (mixer_scale) from [<c0343e00>] (mixer_ioctl+0x30/0x90)",
+]
+
+
+@pytest.mark.parametrize(
+    ("first", "kind", "title"),
+    [
+        ("Division by zero in kernel.", "divide-error", "division by zero in "),
+        ("Kernel BUG at mixer_scale+0x29/0x60 [verbose debug info unavailable]", "bug", "kernel "),
+        ("sysfs: cannot create duplicate filename '/class/mixer/m0'", "warning", "duplicate name"),
+        ("Kernel stack overflow.", "stack-overflow", "stack overflow"),
+    ],
+)
+def test_a_first_line_that_few_kernels_have_begins_a_report(
+    first: str, kind: str, title: str
+) -> None:
+    report = only(stamped([first, *ARM_TRACE]))
+    assert (report.kind, report.start_line, report.end_line) == (kind, 1, 5)
+    assert report.title.startswith(title)
+
+
+def test_an_abort_on_the_way_to_an_instruction_is_an_oops_if_the_kernel_dies_of_it() -> None:
+    first = "Unhandled prefetch abort: breakpoint debug exception (0x002) at 0x00000000"
+    assert reports(encode(stamped([first, *["eth0: link is up"] * 20]))) == []
+    report = only(stamped([first, "Internal error: : 2 [#1] PREEMPT SMP ARM", *ARM_TRACE]))
+    assert (report.kind, report.start_line) == ("oops", 1)
