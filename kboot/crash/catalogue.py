@@ -272,6 +272,14 @@ _BUGS = (
         r"(?:mce: )?\[Hardware Error\]: CPU \d+: Machine Check Exception",
         "machine check",
     ),
+    # arm, before its "Unhandled fault".
+    row(
+        K.OOPS,
+        "Alignment trap: ",
+        r"Alignment trap: not handling instruction",
+        "unhandled fault",
+        needs_die=True,
+    ),
     row(
         K.OOPS,
         "Unhandled ",
@@ -446,6 +454,7 @@ FILTER = (
     b"Machine Check Exception",
     b"Bad mode in ",
     b"Unhandled ",
+    b"Alignment trap: ",
     b"SError Interrupt",
     b"suspected memory leak",
     b"Insufficient stack",

@@ -79,7 +79,11 @@ def test_a_first_line_that_another_message_cuts_short_counts() -> None:
     assert (report.title, report.start_line) == ("page fault in mixer_scale", 1)
 
 
-ARM_FAULT = ["Unhandled fault: alignment exception (0x011) at 0x00508ae4", "pgd = ec340000"]
+ARM_FAULT = [
+    "Alignment trap: not handling instruction f46107cf at [<004e5c4c>]",
+    "Unhandled fault: alignment exception (0x011) at 0x00508ae4",
+    "pgd = ec340000",
+]
 
 
 def test_an_unhandled_fault_is_an_oops_only_where_the_kernel_dies_of_it() -> None:
@@ -87,7 +91,9 @@ def test_an_unhandled_fault_is_an_oops_only_where_the_kernel_dies_of_it() -> Non
     assert reports(encode(stamped([*ARM_FAULT, *program, *["audit: done"] * 20]))) == []
     death = ["Internal error: : 11 [#1] SMP ARM", program[0], "PC is at mixer_read+0x58/0x9c"]
     report = only(stamped([*ARM_FAULT, *death, "---[ end trace 78180528c62bb300 ]---"]))
-    assert report.title == "unhandled fault in mixer_read"
+    assert (report.title, report.start_line) == ("unhandled fault in mixer_read", 1)
+    report = only(stamped([*ARM_FAULT[1:], *death, "---[ end trace 78180528c62bb300 ]---"]))
+    assert (report.title, report.start_line) == ("unhandled fault in mixer_read", 1)
 
 
 def test_a_long_dump_of_the_stack_does_not_end_a_report() -> None:
