@@ -226,6 +226,13 @@ def _refuse_packed(log: Path, head: bytes) -> None:
     for magic, what in _PACKED.items():
         if head.startswith(magic):
             raise ConfigError(f"{log} is not a console log but {what}; unpack it first")
+    even, odd = head[0:8:2], head[1:8:2]
+    for name, letters, zeros in (("LE", even, odd), ("BE", odd, even)):
+        if len(head) >= len(even) * 2 > 0 and all(letters) and not any(zeros):
+            raise ConfigError(
+                f"{log} is in UTF-16 without a byte order mark; convert it first: "
+                f"iconv -f UTF-16{name} -t UTF-8"
+            )
 
 
 def _follow(reader: _Reader) -> Iterator[Event]:

@@ -34,6 +34,11 @@ _TRACE = re.compile(
     r"|PC is at|epc : |NIP |Krnl PSW|Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\]"
     r"|\S+ is (?:trying|freeing|leaving)|backtrace)"
 )
+#: What comes next behind a report's first line.
+_GOES_ON = re.compile(
+    _TRACE.pattern
+    + r"|\s*(?:#PF: |PGD |Mem abort info|Oops|Internal error|.*\[#\d+\]|Tainted|Not tainted)"
+)
 #: Where the stack itself begins.
 _STACK = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|backtrace"
@@ -248,7 +253,7 @@ class Drafts:
         """The report whose first line's caller cannot be read, if `line` goes on with it."""
         for draft in self._by_caller.get("", _NONE):
             near = line.number - draft.start_line <= _ADOPTED_WITHIN
-            if near and not draft.stamped and not draft.has_trace and _TRACE.match(line.text):
+            if near and not draft.stamped and not draft.has_trace and _GOES_ON.match(line.text):
                 self._forget(draft)
                 draft.caller, draft.stamped = line.caller, True
                 self.open.append(draft)

@@ -88,6 +88,8 @@ def test_json_is_one_object_per_report_and_line() -> None:
     [
         (b"\x1f\x8b\x08\x00rest", "gzip"),
         (b"\x7fELF\x02\x01", "ELF"),
+        ("[    1.000000] x".encode("utf-16-le"), "iconv -f UTF-16LE"),
+        ("[    1.000000] x".encode("utf-16-be"), "iconv -f UTF-16BE"),
         (None, "there is no such file"),
     ],
 )

@@ -72,6 +72,16 @@ def test_a_report_goes_on_although_its_first_lines_time_is_garbled(glue: str) ->
     assert report.end_line == len(lines)
 
 
+def test_a_fault_whose_first_line_is_garbled_keeps_its_kind() -> None:
+    fault = "BUG: unable to handle page fault for address: ffffc9000034bff8"
+    rest = ["#PF: supervisor write access in kernel mode", "Oops: 0002 [#1] SMP", *X86_TRACE]
+    for more in (rest, rest[1:]):
+        lines = stamped(["Run /init", fault, *more], "[    T1]")
+        lines[1] = f"[ S  1tar.t0i0n1]g {fault}"
+        report = only(lines)
+        assert (report.title, report.start_line) == ("page fault in mixer_scale", 2)
+
+
 def test_a_first_line_that_another_message_cuts_short_counts() -> None:
     lines = stamped(["x", "paging request at ffff888000001234", "Oops: 0002 [#1] SMP", *X86_TRACE])
     lines[0] = "[    9.000000] BUG: unable to handle kernel [    9.000001] eth0: link is up"
