@@ -362,7 +362,11 @@ _DIES = (
         "divide error",
     ),
     die(K.BUG, "BUG|Kernel BUG", "kernel BUG"),
-    die(K.INVALID_OPCODE, "invalid opcode|[Uu]ndefined instr|[Ii]llegal instr", "invalid opcode"),
+    die(
+        K.INVALID_OPCODE,
+        "invalid op(?:code)?|invalid_op|[Uu]ndefined instr|[Ii]llegal instr",
+        "invalid opcode",
+    ),
     die(K.DOUBLE_FAULT, "double fault", "double fault"),
     die(K.STACK_OVERFLOW, "kernel stack overflow", "stack overflow"),
     die(
@@ -387,7 +391,7 @@ _WARNINGS = (
         "WARNING",
     ),
     # Up to 3.11 without CPU and task.
-    row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT}(?<=0x)", "WARNING"),
+    row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT}(?<=0x|\(\))", "WARNING"),
     # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
     row(
         K.WARNING,

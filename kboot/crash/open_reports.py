@@ -142,7 +142,10 @@ def continues(draft: Draft, rule: Rule) -> bool:
 
 def _explains(draft: Draft, rule: Rule) -> bool:
     """Whether `draft` is, so far, only the message of a WARN or BUG that `rule` has found."""
-    is_site = rule.kind in (K.WARNING, K.BUG) and "file" in rule.pattern.groupindex
+    names_file = "file" in rule.pattern.groupindex
+    # Permissive CFI since 6.1 has a WARNING without a file.
+    is_warn = rule.kind is K.WARNING and not rule.needs_trace
+    is_site = is_warn or (rule.kind is K.BUG and names_file)
     is_message = draft.kind is K.BUG and "file" not in draft.rule.pattern.groupindex
     return is_site and is_message and not draft.has_trace and len(draft.lines) <= _MESSAGE_LINES
 

@@ -208,6 +208,13 @@ def test_a_warning_and_its_message_are_one_report(message: str, site: str, title
     assert report.title.startswith(title)
 
 
+def test_a_warning_without_a_file_belongs_to_its_message_too() -> None:
+    message = "CFI failure at mixer_scale+0x29/0x60 (target: a_show+0x0/0x8; expected type: 0x1)"
+    where = "WARNING: CPU: 2 PID: 77 at mixer_scale+0x29/0x60"
+    report = only(stamped([message, where, "Modules linked in: mixer", *X86_TRACE]))
+    assert (report.title, report.start_line) == ("CFI failure in mixer_scale", 1)
+
+
 @pytest.mark.parametrize(
     "words", ["array index out of bounds", "shift out of bounds", "integer addition overflow"]
 )
@@ -342,6 +349,8 @@ ARM_TRACE = [
         ("Division by zero in kernel.", "divide-error", "division by zero in "),
         ("Kernel BUG at mixer_scale+0x29/0x60 [verbose debug info unavailable]", "bug", "kernel "),
         ("sysfs: cannot create duplicate filename '/class/mixer/m0'", "warning", "duplicate name"),
+        ("WARNING: at mm/mixer.c:12 mixer_scale()", "warning", "WARNING in mixer_scale"),
+        ("invalid_op: 0000 [#1] SMP PTI", "invalid-opcode", "invalid opcode in "),
         ("Kernel stack overflow.", "stack-overflow", "stack overflow"),
     ],
 )
