@@ -215,7 +215,13 @@ class Drafts:
                 self._complete(draft, cut=False)
             mine = self._of(line)
         # A log that two daemons write has every line twice.
-        first = [match.string[match.start() :]]
+        words = match.string[match.start() :]
+        first = [words]
+        for draft in mine:
+            draft.doubled |= draft.lines == first
+            if draft.doubled and draft.lines[-1].strip() == words:
+                self._note_end(draft, line)
+                return
         if any(draft.lines == first or continues(draft, rule) for draft in mine):
             self.extend(line)
             return
@@ -267,8 +273,12 @@ class Drafts:
     def again(self, line: KernelLine) -> None:
         """Note that the line before has come once more."""
         for draft in self.open:
-            if draft.end_line == line.number - 1:
-                draft.end_line, draft.end_offset = line.number, line.end
+            self._note_end(draft, line)
+
+    def _note_end(self, draft: Draft, line: KernelLine) -> None:
+        """`line` repeats the one before: it belongs to the report if that one does."""
+        if draft.end_line == line.number - 1:
+            draft.end_line, draft.end_offset = line.number, line.end
 
     def _complete_forgotten(self, number: int) -> None:
         for draft in list(self.open):
@@ -306,6 +316,9 @@ class Drafts:
         text = line.text
         if draft.prefix is not None and (prefix := draft.prefix.match(text)) is not None:
             text = text[prefix.end() :]
+        if draft.doubled and text == draft.lines[-1]:
+            self._note_end(draft, line)
+            return
         draft.lines.append(text)
         count = len(draft.lines)
         if draft.closed_at:

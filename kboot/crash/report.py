@@ -105,6 +105,8 @@ class Draft:
     closed_at: int = 0
     #: Lines since then that are not its own.
     foreign_after: int = 0
+    #: Its first line came twice in a row, so all its lines may.
+    doubled: bool = False
     panicked: bool = False
     #: What an unknown log writer put before the first line, and may put before the others.
     prefix: re.Pattern[str] | None = None

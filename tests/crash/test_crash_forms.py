@@ -148,6 +148,13 @@ def test_a_log_of_two_consoles_on_one_line_holds_each_report_once() -> None:
     assert fault.text.count("mixer_ioctl") == 1
 
 
+def test_lines_without_time_that_come_twice_are_read_once() -> None:
+    oops = ["BUG: unable to handle page fault for address: ffffc9000034bff8", "Oops: 0002 [#1] SMP"]
+    report = only([line for line in [*oops, *X86_TRACE] for _ in range(2)])
+    assert (report.title, report.start_line) == ("page fault in mixer_scale", 1)
+    assert report.text.count("mixer_ioctl") == 1
+
+
 def test_a_report_waits_for_its_stack_through_many_lines_of_others() -> None:
     first = "BUG: unable to handle page fault for address: 0000000000200286"
     others = [f"gpio gpiochip1: created range {number}" for number in range(90)]
