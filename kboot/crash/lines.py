@@ -80,6 +80,8 @@ class Encoding:
     def __init__(self) -> None:
         self._head = b""
         self._is_known = False
+        #: It is known to be none in UTF-16.
+        self.is_plain = False
         self._decoder: codecs.IncrementalDecoder | None = None
 
     def to_utf8(self, data: bytes) -> bytes:
@@ -93,6 +95,7 @@ class Encoding:
                 return b""
             self._is_known, self._head = True, b""
             data = self._begin(data)
+            self.is_plain = self._decoder is None
         return data if self._decoder is None else self._decoder.decode(data).encode()
 
     def rest(self) -> bytes:

@@ -103,7 +103,12 @@ class TriggerFinder:
 
 
 #: Every line that begins a report, or that `ResetWatch` wants, contains one of these.
-_LITERALS = FILTER + resets.LITERALS
+# Each is a search through the whole log, so two firmwares' banners share one.
+_LITERALS = (
+    *FILTER,
+    b"(version",
+    *(literal for literal in resets.LITERALS if b"(version" not in literal),
+)
 _CANDIDATE = re.compile(b"|".join(re.escape(literal) for literal in _LITERALS))
 
 #: A time in the midst of a line.
@@ -139,7 +144,8 @@ class Scanner:
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes; return what they completed."""
-        data = self._encoding.to_utf8(data)
+        if not self._encoding.is_plain:
+            data = self._encoding.to_utf8(data)
         self._take(data)
         return self._drafts.take()
 
