@@ -16,7 +16,7 @@ from enum import Enum, auto
 
 #: As print_time() and print_caller() in kernel/printk/printk.c write them.
 _STAMP = re.compile(
-    r"(?P<level><\d+>)?\[ *(?P<time>\d{1,9}\.\d{1,6})\](?:\[ *[TC]\d+(?:/[TC]?\d+)?\])? "
+    r"(?P<level><\d+>)?\[ *(?P<time>\d{1,11}\.\d{1,6})\](?:\[ *[TC]\d+(?:/[TC]?\d+)?\])? "
 )
 #: A kernel message behind a prompt: ``login: [   12.345678] random: crng init done``.
 MESSAGE_BEHIND = r"(?:<\d+>)?\[ *\d+\.\d+\]"

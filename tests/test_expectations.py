@@ -10,7 +10,7 @@ import pytest
 from kboot.crash import CrashKind, CrashReport
 from kboot.errors import ConfigError, HungAfterPanic, KernelCrash, NoReboot, RebootLoop, SecondCrash
 from kboot.machine import ExpectedCrash, wanted
-from kboot.machine.expectations import ReportFilter, not_recovered
+from kboot.machine.expectations import ReportFilter, is_complaint, not_recovered
 
 K = CrashKind
 
@@ -164,6 +164,14 @@ def test_what_nobody_asked_for_is_named_once() -> None:
     assert report_filter.sort([WARNING]) == [WARNING]
     assert report_filter.sort([WARNING]) == []
     assert report_filter.sort([WARNING, OOPS]) == [OOPS]
+
+
+@pytest.mark.parametrize("kind", [K.COMPLAINT, K.MACHINE_CHECK])
+def test_what_a_kernel_says_of_its_hardware_fails_no_test_unless_it_dies_of_it(kind: K) -> None:
+    survived = replace(WARNING, kind=kind)
+    assert ReportFilter().sort([survived, WARNING]) == [WARNING]
+    assert is_complaint(survived)
+    assert not is_complaint(replace(survived, fatal=True))
 
 
 def test_what_was_expected_is_no_surprise_nor_is_what_led_to_it() -> None:

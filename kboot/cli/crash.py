@@ -17,7 +17,9 @@ import click
 
 from kboot import process
 from kboot.cli.options import complete_name_or_file, find_machine
-from kboot.crash import CrashKind, CrashReport, Event, Frame, Scanner
+from kboot.cli.output import print_table
+from kboot.crash import COMPLAINTS, CrashKind, CrashReport, Event, Frame, Scanner
+from kboot.crash.boots import BootFinder
 from kboot.errors import ConfigError
 from kboot.kernel.elf import Symbol, Vmlinux
 
@@ -36,15 +38,52 @@ _HUMAN_FRAMES = 24
 _RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([0-9a-f]{40})\b)?")
 
 
-@click.command(epilog="Exit codes: 0 no crash, 1 a crash was found, 2 bad input.")
+class _Boot(click.ParamType[int]):
+    """A boot's number in a log, from 1, or ``last``, which is -1."""
+
+    name = "N|last"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if value == "last":
+            return -1
+        if str(value).isdecimal() and int(str(value)) > 0:
+            return int(str(value))
+        words = f"{value!r} is neither a boot's number, from 1, nor 'last'"
+        raise click.BadParameter(words, ctx=ctx, param=param)
+
+
+class _Reader:
+    """Scans a log, and notes where its boots begin."""
+
+    def __init__(self) -> None:
+        self.boots = BootFinder()
+        self.scanner = Scanner()
+        self.quiet = self.scanner.quiet
+        self.close = self.scanner.close
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Take the next bytes; return what they completed."""
+        self.boots.feed(data)
+        return self.scanner.feed(data)
+
+
+@click.command(
+    epilog="Exit codes: 0 no crash (but maybe complaints), 1 a crash was found, 2 bad input."
+)
 @click.argument(
-    "log",
+    "logs",
     type=click.Path(path_type=Path, allow_dash=True),
-    required=False,
-    metavar="[NAME|LOG]",
+    nargs=-1,
+    metavar="[NAME|LOG|DIRECTORY]...",
     shell_complete=complete_name_or_file,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per report and line.")
+@click.option("--boot", type=_Boot(), help="Only the crashes of this boot in the log.")
+@click.option(
+    "--since-boot", type=_Boot(), help="Only the crashes of this boot and those behind it."
+)
 @click.option(
     "--vmlinux",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -52,44 +91,109 @@ _RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([
 )
 @click.pass_context
 def crash(
-    context: click.Context, /, *, log: Path | None, as_json: bool, vmlinux: Path | None
+    context: click.Context,
+    /,
+    *,
+    logs: tuple[Path, ...],
+    as_json: bool,
+    boot: int | None,
+    since_boot: int | None,
+    vmlinux: Path | None,
 ) -> None:
     """Find kernel crashes on the console of the machine NAME, or in the console log LOG.
 
-    With - as LOG, standard input is followed live.
+    With - as LOG, standard input is followed live. Of several logs, or of all files in a
+    DIRECTORY, comes a table with one row per title, or with --json one line per report.
     """
+    if boot is not None and since_boot is not None:
+        raise ConfigError("--boot and --since-boot exclude each other; give one of them")
     found = False
     with ExitStack() as stack:
         image = stack.enter_context(_vmlinux(vmlinux)) if vmlinux is not None else None
-        for event in _events(log):
-            if isinstance(event, CrashReport):
-                found = True
-                places = _places(event, image, vmlinux) if image and vmlinux else {}
-                click.echo(_json(event, places) if as_json else _human(event, places))
+        many = len(logs) > 1 or any(log.is_dir() for log in logs)
+        clusters: dict[str, list[tuple[Path, CrashReport]]] = {}
+        for log in _files(logs):
+            for report in _reports(log, boot, since_boot):
+                found |= report.fatal or report.kind not in COMPLAINTS
+                if many and not as_json:
+                    clusters.setdefault(report.title, []).append((log or Path(), report))
+                    continue
+                places = _places(report, image, vmlinux) if image and vmlinux else {}
+                name = str(log) if many else None
+                click.echo(_json(report, places, name) if as_json else _human(report, places))
+        if clusters:
+            print_table(_table(clusters))
     if found:
         context.exit(1)
 
 
-def _events(log: Path | None) -> Iterator[Event]:
-    scanner = Scanner()
+def _files(logs: tuple[Path, ...]) -> Iterator[Path | None]:
+    """Each log, and of each directory all files; None for the one machine there is."""
+    if not logs:
+        yield None
+    for log in logs:
+        if not log.is_dir():
+            yield log
+            continue
+        for path in sorted(path for path in log.rglob("*") if path.is_file()):
+            try:
+                with path.open("rb") as file:
+                    _refuse_packed(path, file.peek(8))
+            except (ConfigError, OSError) as error:
+                click.echo(f"skipped: {error}", err=True)
+            else:
+                yield path
+
+
+def _table(clusters: dict[str, list[tuple[Path, CrashReport]]]) -> list[list[str]]:
+    """A row per title, the most frequent first."""
+    rows = [["REPORTS", "LOGS", "TITLE", "FIRST"]]
+    for title, found in sorted(clusters.items(), key=lambda item: (-len(item[1]), item[0])):
+        log, report = found[0]
+        logs = len({log for log, _ in found})
+        rows.append([str(len(found)), str(logs), title, f"{log}:{report.start_line}"])
+    return rows
+
+
+def _reports(log: Path | None, boot: int | None, since_boot: int | None) -> Iterator[CrashReport]:
+    """The reports of a log, or of some of its boots."""
+    reader = _Reader()
+    reports = (event for event in _events(log, reader) if isinstance(event, CrashReport))
+    number = boot if boot is not None else since_boot
+    if number is None:
+        yield from reports
+        return
+    # Which boot is the last one shows at the end.
+    known = list(reports)
+    start = reader.boots.start_of(number)
+    if start is None:
+        raise ConfigError(f"{log}: there is no boot {number}, but {len(reader.boots.starts)}")
+    behind = [each for each in reader.boots.starts if each > max(start, *reader.boots.starts[:1])]
+    end = behind[0] if behind and boot is not None else None
+    for report in known:
+        if report.start_offset >= start and (end is None or report.start_offset < end):
+            yield report
+
+
+def _events(log: Path | None, reader: _Reader) -> Iterator[Event]:
     if log is None or _is_machine(log):
-        yield from _of_machine(None if log is None else str(log), scanner)
+        yield from _of_machine(None if log is None else str(log), reader)
         return
     if str(log) == "-":
-        yield from _follow(scanner)
+        yield from _follow(reader)
     else:
         try:
             with log.open("rb") as file:
                 _refuse_packed(log, file.peek(8))
                 while data := file.read(_PIECE):
-                    yield from scanner.feed(data)
+                    yield from reader.feed(data)
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{log}: there is no such file, and no machine of that name; see kboot list"
             ) from error
         except OSError as error:
             raise ConfigError(f"{log} cannot be read: {error.strerror}") from error
-    yield from scanner.close()
+    yield from reader.close()
 
 
 def _is_machine(log: Path) -> bool:
@@ -101,7 +205,7 @@ def _is_machine(log: Path) -> bool:
     return str(log) in known_names()
 
 
-def _of_machine(name: str | None, scanner: Scanner) -> Iterator[Event]:
+def _of_machine(name: str | None, reader: _Reader) -> Iterator[Event]:
     """The events on a machine's console, less the resets that somebody has asked for."""
     from kboot.supervisor.client import ask, console_of  # noqa: PLC0415  files do without
 
@@ -114,29 +218,36 @@ def _of_machine(name: str | None, scanner: Scanner) -> Iterator[Event]:
         return event.title in told
 
     for data in console_of(name, "start"):
-        yield from filter(counts, scanner.feed(data))
-    yield from filter(counts, scanner.close())
+        yield from filter(counts, reader.feed(data))
+    yield from filter(counts, reader.close())
 
 
 def _refuse_packed(log: Path, head: bytes) -> None:
     for magic, what in _PACKED.items():
         if head.startswith(magic):
             raise ConfigError(f"{log} is not a console log but {what}; unpack it first")
+    even, odd = head[0:8:2], head[1:8:2]
+    for name, letters, zeros in (("LE", even, odd), ("BE", odd, even)):
+        if len(head) >= len(even) * 2 > 0 and all(letters) and not any(zeros):
+            raise ConfigError(
+                f"{log} is in UTF-16 without a byte order mark; convert it first: "
+                f"iconv -f UTF-16{name} -t UTF-8"
+            )
 
 
-def _follow(scanner: Scanner) -> Iterator[Event]:
+def _follow(reader: _Reader) -> Iterator[Event]:
     """The events of standard input, as they happen."""
     if sys.stdin is None:
         raise ConfigError("standard input is closed; give a file, or pipe a log into kboot crash -")
     while True:
         ready, _, _ = select.select([0], [], [], _QUIET_S)
         if not ready:
-            yield from scanner.quiet()
+            yield from reader.quiet()
             continue
         data = os.read(0, _PIECE)
         if not data:
             return
-        yield from scanner.feed(data)
+        yield from reader.feed(data)
 
 
 @contextmanager
@@ -190,8 +301,10 @@ def _same_kernel(report: CrashReport, image: Vmlinux, path: Path) -> None:
         raise ConfigError(f"{path} is Linux {release}, but the log is of Linux {told[1]}")
 
 
-def _json(report: CrashReport, places: dict[Frame, str]) -> str:
+def _json(report: CrashReport, places: dict[Frame, str], log: str | None) -> str:
     fields = dataclasses.asdict(report)
+    if log is not None:
+        fields = {"log": log, **fields}
     for frame, value in zip(report.frames, fields["frames"], strict=True):
         value["location"] = places.get(frame, frame.location)
     cause = report.caused_by

@@ -4,7 +4,7 @@
 soon as a report's first line is complete, `CrashReport` when the report is.
 """
 
-from kboot.crash.model import CrashKind, CrashReport, Event, Frame, Opened
+from kboot.crash.model import COMPLAINTS, CrashKind, CrashReport, Event, Frame, Opened
 from kboot.crash.scanner import Scanner
 
-__all__ = ["CrashKind", "CrashReport", "Event", "Frame", "Opened", "Scanner"]
+__all__ = ["COMPLAINTS", "CrashKind", "CrashReport", "Event", "Frame", "Opened", "Scanner"]

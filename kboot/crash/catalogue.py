@@ -35,6 +35,9 @@ class Rule:
     is_vague: bool = False
     #: The header of die(), which may follow another first line: "Oops: 0002 [#1]".
     is_die: bool = False
+    #: A first line that is also printed for a program's own fault: only a header of die() behind it
+    #: makes it a report.
+    needs_die: bool = False
 
     @property
     def is_panic(self) -> bool:
@@ -51,6 +54,7 @@ def row(
     needs_trace: bool = False,
     is_vague: bool = False,
     is_die: bool = False,
+    needs_die: bool = False,
 ) -> Rule:
     """A row of the catalogue."""
     return Rule(
@@ -58,9 +62,10 @@ def row(
         anchor=anchor,
         pattern=re.compile(pattern),
         label=label,
-        needs_trace=needs_trace,
+        needs_trace=needs_trace or needs_die,
         is_vague=is_vague,
         is_die=is_die,
+        needs_die=needs_die,
     )
 
 
@@ -99,8 +104,14 @@ _SANITIZERS = (
     # "array-index-out-of-bounds in fs/x.c:12:3"; up to 5.4 "Undefined behaviour in fs/x.c:12:3".
     row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} in \S+[:/]", "UBSAN: {what}"),
     row(
-        K.UBSAN, "UBSAN: ", rf"Internal error: UBSAN: {_WHAT}:? .*\[#", "UBSAN: {what}", is_die=True
+        K.UBSAN,
+        "UBSAN: ",
+        rf"(?:Internal error|Oops(?: -)?): UBSAN: {_WHAT}(?:: .*|\s*)\[#",
+        "UBSAN: {what}",
+        is_die=True,
     ),
+    # Where a trap is all that is compiled in: x86 since 6.13, before its die().
+    row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} (?:at|in) {AT}(?<=0x)", "UBSAN: {what}"),
     row(K.MEMORY_LEAK, "BUG", r"BUG: memory leak$", "memory leak"),
     row(K.MEMORY_LEAK, "unreferenced object 0x", r"unreferenced object 0x", "memory leak"),
     row(
@@ -163,6 +174,8 @@ _STALLS = (
         r"INFO: task (?P<task>.+):(?P<pid>\d+) (?:blocked|blocked in I/O wait|can't die) for more",
         "task hung",
     ),
+    # A task's name may have any characters, also a line feed.
+    row(K.HUNG_TASK, "INFO: ", r"INFO: task (?!.*blocked).{0,16}$", "task hung", needs_trace=True),
     row(K.WORKQUEUE_LOCKUP, "BUG", r"BUG: workqueue lockup - pool", "workqueue lockup"),
 )
 
@@ -178,6 +191,14 @@ _MEMORY = (
         r"BUG [\w:.,()-]+ (?:\(.*\)|Tainted: .*|Not tainted.*): (?P<what>[\w -]+)",
         "slab: {what}",
     ),
+    # All that is left of a report whose first lines were dropped.
+    row(
+        K.SLAB_CORRUPTION,
+        "INFO: ",
+        rf"INFO: (?:Allocated|Freed) in {AT}.* age=\d",
+        "slab: damaged object",
+        needs_trace=True,
+    ),
     row(K.SLAB_CORRUPTION, "Slab corruption", r"Slab corruption", "slab corruption"),
     row(K.SLAB_CORRUPTION, "slab error in", rf"slab error in {AT}", "slab error"),
 )
@@ -186,6 +207,8 @@ _MEMORY = (
 _NO_ACCESS = r"(?:paging req|[\w ]+? (?:at|for|from|in|on|to)\b|[\w ]+ at$)"
 _BUGS = (
     row(K.BUG, "BUG", r"[Kk]ernel BUG at (?P<file>\S+:\d+|[0-9a-f]{8,})", "kernel BUG"),
+    # Without CONFIG_DEBUG_BUGVERBOSE.
+    row(K.BUG, "BUG", rf"[Kk]ernel BUG at {AT}(?<=0x)", "kernel BUG"),
     row(K.BUG, "[#", r"Kernel (?:BUG|bug detected)\s?\[#\d", "kernel BUG", is_die=True),
     row(
         K.NULL_DEREFERENCE,
@@ -207,6 +230,23 @@ _BUGS = (
         "page fault",
     ),
     row(K.STACK_OVERFLOW, "BUG", r"BUG: (?:\w+ )?stack guard page was hit", "stack overflow"),
+    # s390, before the registers and the panic.
+    row(
+        K.STACK_OVERFLOW,
+        "ernel stack overflow",
+        r"Kernel stack overflow\.?$",
+        "stack overflow",
+        needs_trace=True,
+    ),
+    # arm has no trap for it: __div0() prints a trace and goes on.
+    row(K.DIVIDE_ERROR, "by zero in kernel", r"Division by zero in kernel", "division by zero"),
+    row(
+        K.WARNING,
+        "duplicate filename",
+        r"sysfs: cannot create duplicate filename",
+        "duplicate name in sysfs",
+        needs_trace=True,
+    ),
     row(K.STACK_OVERFLOW, "Insufficient stack", "Insufficient stack space to", "stack overflow"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: sleeping function called from", "sleeping in atomic context"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: (?:\w+ )?scheduling while atomic", "scheduling while atomic"),
@@ -232,16 +272,63 @@ _BUGS = (
         r"(?:mce: )?\[Hardware Error\]: CPU \d+: Machine Check Exception",
         "machine check",
     ),
+    # arm, before its "Unhandled fault".
     row(
         K.OOPS,
-        "Unhandled fault",
-        r"Unhandled fault(?:: .*\(0x[0-9a-f]+\))? at 0x",
+        "Alignment trap: ",
+        r"Alignment trap: not handling instruction",
         "unhandled fault",
+        needs_die=True,
+    ),
+    row(
+        K.OOPS,
+        "Unhandled ",
+        r"Unhandled (?P<what>fault|prefetch abort)(?:: .*\(0x[0-9a-f]+\))? at 0x",
+        "unhandled {what}",
+        needs_die=True,
+    ),
+    # arm64 since 5.12, the successor of "Bad mode in".
+    row(
+        K.OOPS,
+        "Unhandled ",
+        r"Unhandled (?:\d+-bit )?(?:\w+ )?(?P<what>\w+) exception on CPU ?\d+",
+        "unhandled {what} exception",
     ),
     row(K.BUG, "CFI failure", rf"CFI failure at {AT}", "CFI failure"),
     row(K.BUG, "CFI failure", r"CFI failure \(target: ", "CFI failure"),
     row(K.OOPS, "SError Interrupt", r"SError Interrupt on CPU ?\d+, code", "SError"),
     row(K.OOPS, "Bad mode in ", r"Bad mode in .* handler detected", "bad mode"),
+)
+
+#: See `model.COMPLAINTS`.
+_COMPLAINTS = (
+    row(
+        K.COMPLAINT,
+        "page allocation failure",
+        r"(?P<task>\S.{0,15}): page allocation failure[:.]",
+        "page allocation failure",
+        needs_trace=True,
+    ),
+    row(
+        K.COMPLAINT,
+        "nobody cared",
+        r"irq \d+: nobody cared",
+        "interrupt that nobody handles",
+        needs_trace=True,
+    ),
+    row(
+        K.COMPLAINT,
+        "MSR access error",
+        r"unchecked MSR access error: (?P<what>RDMSR|WRMSR)",
+        "unchecked {what}",
+        needs_trace=True,
+    ),
+    row(
+        K.COMPLAINT,
+        "dev_watchdog+0x",
+        rf"WARNING: .* (?=dev_watchdog\+0x){AT}",
+        "transmit queue timed out",
+    ),
 )
 
 _PANICS = (
@@ -257,17 +344,29 @@ _PANICS = (
         "stack corruption",
     ),
     panic(K.STACK_CORRUPTION, r"stack-protector|corrupted stack end", "stack corruption"),
-    panic(K.STACK_OVERFLOW, r"[Kk]ernel stack overflow", "stack overflow"),
+    panic(K.PANIC, r"[Kk]ernel stack overflow", "panic: kernel stack overflow"),
     panic(K.HARD_LOCKUP, r"Watchdog detected hard LOCKUP", "hard lockup"),
     row(K.PANIC, PANIC, r"Kernel panic - not syncing: (?P<message>.*\S)", "panic: {message}"),
     row(K.PANIC, PANIC, r"Kernel panic - not syncing", "panic", needs_trace=True),
 )
 
 _DIES = (
-    die(K.GENERAL_PROTECTION, "general protection", "general protection fault"),
-    die(K.DIVIDE_ERROR, "divide error", "divide error"),
+    die(
+        K.GENERAL_PROTECTION,
+        "(?:segment-related )?general[_ ]protection",
+        "general protection fault",
+    ),
+    die(
+        K.DIVIDE_ERROR,
+        r"(?:(?:fixpoint|decimal|HFP) )?divide[_ ](?:error|exception)",
+        "divide error",
+    ),
     die(K.BUG, "BUG|Kernel BUG", "kernel BUG"),
-    die(K.INVALID_OPCODE, "invalid opcode|[Uu]ndefined instr|[Ii]llegal instr", "invalid opcode"),
+    die(
+        K.INVALID_OPCODE,
+        "invalid op(?:code)?|invalid_op|[Uu]ndefined instr|[Ii]llegal instr",
+        "invalid opcode",
+    ),
     die(K.DOUBLE_FAULT, "double fault", "double fault"),
     die(K.STACK_OVERFLOW, "kernel stack overflow", "stack overflow"),
     die(
@@ -292,7 +391,15 @@ _WARNINGS = (
         "WARNING",
     ),
     # Up to 3.11 without CPU and task.
-    row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT}(?<=0x)", "WARNING"),
+    row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT}(?<=0x|\(\))", "WARNING"),
+    # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
+    row(
+        K.WARNING,
+        "WARNING: ",
+        r"WARNING: at (?P<file>[^\s:]+):\d+$",
+        "WARNING",
+        needs_trace=True,
+    ),
     # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123".
     row(
         K.WARNING,
@@ -312,6 +419,16 @@ _WARNINGS = (
     row(K.WARNING, "WARNING: ", r"WARNING: (?P<what>\S.*)", "WARNING: {what}", needs_trace=True),
 )
 
+#: Whatever else an architecture has die() say: for lines that no other rule knows.
+ANY_DIE = row(
+    K.OOPS,
+    "[#",
+    r"[A-Za-z][^\[\]]{2,99}\[#\d{1,4}\](?=:?$| ?SMP| ?PREEMPT|:? [A-Z])",
+    "oops",
+    is_die=True,
+    needs_trace=True,
+)
+
 #: In order of precedence: the most specific row first.
 RULES = (
     *_SANITIZERS,
@@ -321,6 +438,7 @@ RULES = (
     *_BUGS,
     *_PANICS,
     *_DIES,
+    *_COMPLAINTS,
     *_WARNINGS,
 )
 
@@ -332,7 +450,6 @@ FILTER = (
     b"Kernel panic",
     b"[#",
     b"nable to handle",
-    b"NULL pointer",
     b"UBSAN: ",
     b"ANIC: ",
     b"LOCKUP",
@@ -340,12 +457,18 @@ FILTER = (
     b"unreferenced object 0x",
     b"Machine Check Exception",
     b"Bad mode in ",
-    b"Unhandled fault",
+    b"Unhandled ",
+    b"Alignment trap: ",
     b"SError Interrupt",
-    b"CFI failure",
     b"suspected memory leak",
     b"Insufficient stack",
     b"Slab corruption",
     b"slab error in",
     b"Busy inodes after",
+    b" failure",
+    b"ernel stack overflow",
+    b"by zero in kernel",
+    b"duplicate filename",
+    b"nobody cared",
+    b"MSR access error",
 )

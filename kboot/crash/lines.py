@@ -7,9 +7,11 @@ level ``<4>``, the kernel's time ``[   12.345678]`` and its caller ``[ T123]`` (
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import NamedTuple
 
+_MARK_SIZE = 4
 # ECMA-48: CSI, then OSC and the other strings with their terminator (BEL is xterm's), then the
 # short ones (``ESC c``, ``ESC ( B``). What is left of a cut one at the end of a line goes too.
 _ESCAPE = re.compile(
@@ -22,7 +24,9 @@ _ESCAPE = re.compile(
 # Amlogic kernels put the CPU behind the time: "[  153.449188@2]".
 # dmesg -H writes "[Nov23 05:24]" and then "[  +0.000012]"; -d appends "<    0.000012>".
 _DELTA = r"(?: <[ \d.+]{1,16}>)?"
-_TIME = rf"\[(?: *\+?\d{{1,9}}\.(?:\d{{3,9}})?(?:@\d+)?|[A-Z][a-z]{{2}} ?\d\d? \d\d:\d\d){_DELTA}\]"
+_TIME = (
+    rf"\[(?: *\+?\d{{1,11}}\.(?:\d{{3,9}})?(?:@\d+)?|[A-Z][a-z]{{2}} ?\d\d? \d\d:\d\d){_DELTA}\]"
+)
 _CALLER = r"(?: ?\[ *([TC]\d+)(?:/[TC]?\d+)?\])?"
 # Vendors put CPU and task behind the time: MediaTek "(0)[123:name]", Huawei "[pid:1,cpu0,name]",
 # Samsung "[0:  swapper/0:    1]".
@@ -31,12 +35,12 @@ _VENDOR = (
     r"| {1,2}[A-Z]?\[\d: *[^\]:]{1,16}: *\d+\])?"
 )
 # A log that was cut begins in the midst of a time.
-_CUT_TIME = r"\d{1,9}\.\d{6}\]"
+_CUT_TIME = r"\d{1,11}\.\d{6}\]"
 _KERNEL_PREFIX = re.compile(rf"(?:<\d+>)?(?:{_TIME}|{_CUT_TIME}){_CALLER}{_VENDOR} ?")
 #: In the midst of a line only a time as the kernel itself writes it counts.
 #: Between time and words where journalctl -o short-monotonic printed them.
 _HOST = re.compile(r"(?:[\w.-]+ )?kernel: ")
-_FULL_TIME = r"\[ *\d{1,9}\.\d{6}(?:@\d+)?\]"
+_FULL_TIME = r"\[ *\d{1,11}\.\d{6}(?:@\d+)?\]"
 _TIME_AND_CALLER = re.compile(rf"{_FULL_TIME}{_CALLER}{_VENDOR} ?")
 _CALLER_ONLY = re.compile(r"(?:<\d+>)?\[ *([TC]\d+)(?:/[TC]?\d+)?\] ")
 
@@ -64,6 +68,47 @@ _LOG_PREFIX = re.compile(
     """,
     re.VERBOSE,
 )
+
+
+class Encoding:
+    """Makes UTF-8 of a log in UTF-16, as Windows' tools write it; leaves every other log alone.
+
+    Told by the byte order mark with a character of one byte behind it: noise on a line is not like
+    that.
+    """
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._is_known = False
+        #: It is known to be none in UTF-16.
+        self.is_plain = False
+        self._decoder: codecs.IncrementalDecoder | None = None
+
+    def to_utf8(self, data: bytes) -> bytes:
+        """The next bytes of the log; nothing until there are enough to tell."""
+        if not self._is_known:
+            data = self._head + data
+            if len(data) < _MARK_SIZE and any(
+                mark.startswith(data[:2]) for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            ):
+                self._head = data
+                return b""
+            self._is_known, self._head = True, b""
+            data = self._begin(data)
+            self.is_plain = self._decoder is None
+        return data if self._decoder is None else self._decoder.decode(data).encode()
+
+    def rest(self) -> bytes:
+        """What is left at the end of the log."""
+        head, self._head = self._head, b""
+        return head
+
+    def _begin(self, data: bytes) -> bytes:
+        if data[:2] == codecs.BOM_UTF16_LE and 0 < data[2] < 0x80 and not data[3]:
+            self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
+        elif data[:2] == codecs.BOM_UTF16_BE and 0 < data[3] < 0x80 and not data[2]:
+            self._decoder = codecs.getincrementaldecoder("utf-16-be")("replace")
+        return data if self._decoder is None else data[2:]
 
 
 class KernelLine(NamedTuple):
@@ -102,6 +147,13 @@ def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
     if text[:1] != " " and "kernel: " in text and (host := _HOST.match(text)) is not None:
         text = text[host.end() :]
     return KernelLine(text, stamp[1] or "", True, number, start, end)
+
+
+def before_last_stamp(raw: bytes) -> bytes:
+    """What stands on a line before its last message: another message, if it has two."""
+    line = without_escapes(raw).decode("utf-8", "replace")
+    last = _last_stamp(line)
+    return line[: last.start()].encode() if last is not None else b""
 
 
 def _last_stamp(text: str) -> re.Match[str] | None:

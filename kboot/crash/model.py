@@ -46,12 +46,24 @@ class CrashKind(StrEnum):
     HUNG_TASK = "hung-task"
     WORKQUEUE_LOCKUP = "workqueue-lockup"
     NETDEV_LEAK = "netdev-leak"
+    COMPLAINT = "complaint"
     OOM_PANIC = "oom-panic"
     INIT_KILLED = "init-killed"
     NO_INIT = "no-init"
     NO_ROOT = "no-root"
     UNEXPECTED_RESET = "unexpected-reset"
     HANG = "hang"
+
+
+#: Kinds that are no fault of the kernel's own, as long as it goes on: what it says of its hardware
+#: (machine checks, an interrupt that nobody handles, a transmit queue that hangs, an MSR that does
+#: not exist) and of memory that it could not have at once. They are reported, but no test fails for
+#: them.
+#:
+#: Not even reported: hardware errors that were corrected (``mce: ... events logged``, EDAC, APEI,
+#: PCIe AER), NMIs for unknown reasons, tasks killed for want of memory, notes of drivers that begin
+#: with ``WARNING:`` and have no trace.
+COMPLAINTS = frozenset({CrashKind.COMPLAINT, CrashKind.MACHINE_CHECK})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from kboot.crash.catalogue import Rule
 from kboot.crash.lines import KernelLine
 from kboot.crash.model import CrashKind, CrashReport, Event, Opened
-from kboot.crash.report import Draft, build
+from kboot.crash.report import MARKED, Draft, build
 
 K = CrashKind
 
@@ -28,10 +28,21 @@ COLLECTORS = frozenset(
 #: The first line of another CPU's contribution.
 FOREIGN_CPU = re.compile(r"\s*NMI backtrace for cpu \d+")
 
+_HEADING = re.compile(r"\s*(?:Call [Tt]race|Backtrace):")
 _TRACE = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|CPU: \d+ |Modules linked in|RIP: |pc : "
-    r"|PC is at|epc : |NIP |Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\]"
+    r"|PC is at|epc : |NIP |Krnl PSW|Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\]"
     r"|\S+ is (?:trying|freeing|leaving)|backtrace)"
+)
+#: What comes next behind a report's first line.
+_GOES_ON = re.compile(
+    _TRACE.pattern
+    + r"|\s*(?:#PF: |PGD |Mem abort info|Oops|Internal error|.*\[#\d+\]|Tainted|Not tainted)"
+)
+#: Where the stack itself begins.
+_STACK = re.compile(
+    r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|backtrace"
+    r"|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\])"
 )
 #: First words of lines that stand in reports, beside frames, registers and dumps.
 _WORDS = r"""
@@ -45,7 +56,7 @@ _WORDS = r"""
     other.info|Possible|the.existing|Chain.exists|to.a|which|but|and|the.dep|Showing|lock|may.lead|INITIAL
     INFO:.(?:lockdep|Slab|Object|Allocated|Freed|NMI)|Disabling.lock|in_atomic|preempt_count|Preemption|RCU
     Sending.NMI|NMI.backtrace|Dumping.ftrace|Rebooting|Shutting.down|SMP|Trace|last.function|memory.used
-    kthread|Stack.dump|blocking|PKRU|mm|vma|file|addr|page_owner|use.of|shadow|Memory.cgroup|rcu|runnable
+    kthread|Stack.dump|Register|blocking|PKRU|mm|vma|file|addr|page_owner|use.of|shadow|Memory.cgroup|rcu|runnable
 """
 _WORD = "|".join(_WORDS.split())
 _REGISTER = r"(?:[ER]?(?:IP|SP|FLAGS|[A-D]X|[SD]I|BP)|R\d\d|[CDEFGS]S|[CD]R\d|FSGS|PSR)[:=\d ]"
@@ -62,6 +73,7 @@ _OWN_LINES = re.compile(
       | (?:{_WORD})\b
       | \d+-\.*: | \(detected\ | \(t= | ->\s | \#\d+: | >?[0-9a-f]{{8,16}}: | ffff[0-9a-f]+\s
       | 0x[0-9a-f]+
+      | >?[0-9a-fA-F]{4, 16}:?\ +[0-9a-f]{8, 16}\b              # a dump of memory
       | [=-]{{20,}} | ---\[ | \*{{3}} | \d+\ locks?\ held | no\ locks\ held | \(.*\)\{{ | \{{
       | \S+\ (?:is\ (?:trying|freeing|leaving)|just\ changed|takes)
     )
@@ -83,15 +95,20 @@ _BEFORE_DIE = frozenset(
         K.OOPS,
         K.GENERAL_PROTECTION,
         K.KFENCE,
+        K.UBSAN,
     }
 )
 _DIE_WITHIN = 40
+#: Lines of a WARN's message, before the line that says where.
+_MESSAGE_LINES = 8
 _INLINE_DEPTH = 8
 
 
 def classify(draft: Draft, text: str) -> Verdict:
     """Look at one more line of the report's own context; note on the draft what it shows."""
-    if not draft.has_trace and _TRACE.match(text):
+    if not draft.has_stack and _STACK.match(text):
+        draft.has_trace = draft.has_stack = True
+    elif not draft.has_trace and _TRACE.match(text):
         draft.has_trace = True
     first = text[:1]
     if (first in _CLOSERS or "[ end " in text) and _CLOSING.match(text):
@@ -113,11 +130,24 @@ def continues(draft: Draft, rule: Rule) -> bool:
     if rule.is_die and draft.kind in _BEFORE_DIE and not draft.has_die:
         # "Bad mode in" and others show the registers first.
         shown = draft.has_trace and draft.kind not in (K.OOPS, K.PAGE_FAULT, K.NULL_DEREFERENCE)
-        draft.has_die = len(draft.lines) < _DIE_WITHIN and not shown
+        within = _DIE_WITHIN if draft.has_trace else _MAX_FOREIGN_WITHOUT_STACK
+        draft.has_die = len(draft.lines) < within and not shown
         return draft.has_die
     if draft.rule.is_panic:
         return rule.is_panic
-    return bool(rule.needs_trace) or _repeats(draft, rule)
+    if rule.is_die and draft.has_die and draft.has_stack:
+        return False
+    return bool(rule.needs_trace) or _repeats(draft, rule) or _explains(draft, rule)
+
+
+def _explains(draft: Draft, rule: Rule) -> bool:
+    """Whether `draft` is, so far, only the message of a WARN or BUG that `rule` has found."""
+    names_file = "file" in rule.pattern.groupindex
+    # Permissive CFI since 6.1 has a WARNING without a file.
+    is_warn = rule.kind is K.WARNING and not rule.needs_trace
+    is_site = is_warn or (rule.kind is K.BUG and names_file)
+    is_message = draft.kind is K.BUG and "file" not in draft.rule.pattern.groupindex
+    return is_site and is_message and not draft.has_trace and len(draft.lines) <= _MESSAGE_LINES
 
 
 def _repeats(draft: Draft, rule: Rule) -> bool:
@@ -139,14 +169,30 @@ def _repeats(draft: Draft, rule: Rule) -> bool:
 _MAX_LINES = 2500
 #: Lines in a row that belong to no report: it is over.
 _MAX_FOREIGN = 25
+#: The same for a report of which the stack is still to come.
+_MAX_FOREIGN_WITHOUT_STACK = 200
 #: Lines of others in a row: whoever wrote the report has gone on to something else.
 _MAX_SILENCE = 300
+#: Kinds that are believed without a trace if the log stops in the midst of it.
+_SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.SLAB_CORRUPTION, K.PANIC})
 #: A first line that needs a trace must get it within this many lines.
 _TRACE_WITHIN = 15
 _NONE: list[Draft] = []
 _OWN = Verdict.OWN
+#: Lines after a report's end marker in which its panic comes: x86 shows the registers once more.
+_PANIC_WITHIN = 40
+#: Lines of others there that tell that the kernel goes on.
+_ENOUGH = 3
 #: A panic this many lines after a report may be its consequence.
 _CHAIN_LINES = 60
+#: Lines in which a report whose first line's caller is garbled goes on.
+_ADOPTED_WITHIN = 8
+
+
+def _most_foreign(draft: Draft) -> int:
+    """Lines of others in a row that a report may have in its midst."""
+    waits = draft.kind in MARKED and not draft.has_stack
+    return _MAX_FOREIGN_WITHOUT_STACK if waits else _MAX_FOREIGN
 
 
 class Drafts:
@@ -162,8 +208,20 @@ class Drafts:
     def begin(self, rule: Rule, match: re.Match[str], line: KernelLine) -> None:
         """Take a report's first line, unless a report that runs already has it as its next one."""
         mine = self._of(line)
+        if not mine and line.caller:
+            mine = self._adopted(line)
+        if not rule.is_panic:
+            for draft in [each for each in mine if each.closed_at]:
+                self._complete(draft, cut=False)
+            mine = self._of(line)
         # A log that two daemons write has every line twice.
-        first = [match.string[match.start() :]]
+        words = match.string[match.start() :]
+        first = [words]
+        for draft in mine:
+            draft.doubled |= draft.lines == first
+            if draft.doubled and draft.lines[-1].strip() == words:
+                self._note_end(draft, line)
+                return
         if any(draft.lines == first or continues(draft, rule) for draft in mine):
             self.extend(line)
             return
@@ -171,6 +229,8 @@ class Drafts:
             if rule.is_panic and not draft.rule.is_panic:
                 # "Fatal exception", "panic_on_warn": the trace of the cause may still follow.
                 draft.panicked = True
+                draft.closed_at = 0
+                draft.ended = False
                 self._add(draft, line)
             else:
                 self._complete(draft, cut=False)
@@ -191,15 +251,47 @@ class Drafts:
         if not mine and FOREIGN_CPU.match(line.text):
             collectors = [d for d in self.open if d.kind in COLLECTORS]
             mine = self._by_caller[line.caller] = collectors[-1:]
+        elif not mine and line.caller and "" in self._by_caller:
+            mine = self._adopted(line)
         for draft in mine if len(mine) < 2 else list(mine):
             self._add(draft, line)
         if not line.number % 64:
             self._complete_forgotten(line.number)
 
+    def _adopted(self, line: KernelLine) -> list[Draft]:
+        """The report whose first line's caller cannot be read, if `line` goes on with it."""
+        for draft in self._by_caller.get("", _NONE):
+            near = line.number - draft.start_line <= _ADOPTED_WITHIN
+            if near and not draft.stamped and not draft.has_trace and _GOES_ON.match(line.text):
+                self._forget(draft)
+                draft.caller, draft.stamped = line.caller, True
+                self.open.append(draft)
+                self._by_caller[line.caller] = [draft]
+                return [draft]
+        return _NONE
+
+    def again(self, line: KernelLine) -> None:
+        """Note that the line before has come once more."""
+        for draft in self.open:
+            self._note_end(draft, line)
+
+    def _note_end(self, draft: Draft, line: KernelLine) -> None:
+        """`line` repeats the one before: it belongs to the report if that one does."""
+        if draft.end_line == line.number - 1:
+            draft.end_line, draft.end_offset = line.number, line.end
+
     def _complete_forgotten(self, number: int) -> None:
         for draft in list(self.open):
             if number - draft.end_line > _MAX_SILENCE:
                 self._complete(draft, cut=False)
+
+    def believe_cut(self) -> None:
+        """The log stops in the midst of a line: what is missing would confirm the open reports."""
+        for draft in self.open:
+            is_kernels = draft.stamped and draft.prefix is None
+            whole = draft.kept >= len(draft.lines) - 1
+            if not draft.announced and is_kernels and whole and draft.kind in _SURE_WITHOUT_TRACE:
+                self._announce(draft)
 
     def complete_all(self, *, cut: bool) -> None:
         """Complete every open report. `cut`: nothing more will come."""
@@ -224,8 +316,19 @@ class Drafts:
         text = line.text
         if draft.prefix is not None and (prefix := draft.prefix.match(text)) is not None:
             text = text[prefix.end() :]
+        if draft.doubled and text == draft.lines[-1]:
+            self._note_end(draft, line)
+            return
         draft.lines.append(text)
         count = len(draft.lines)
+        if draft.closed_at:
+            if draft.has_stack or not _HEADING.match(text):
+                draft.foreign_after += classify(draft, text) is Verdict.FOREIGN
+                if count - draft.closed_at >= _PANIC_WITHIN or draft.foreign_after >= _ENOUGH:
+                    self._complete(draft, cut=False)
+                return
+            draft.closed_at = 0
+            draft.ended = False
         verdict = classify(draft, text)
         if verdict is _OWN:
             draft.kept = count
@@ -234,19 +337,24 @@ class Drafts:
             if draft.announced and count < _MAX_LINES:
                 return
         if verdict is Verdict.END:
-            draft.kept = count
-            draft.end_line = line.number
-            draft.end_offset = line.end
-            draft.ended = True
-            self._complete(draft, cut=False)
+            self._close(draft, line)
         elif not draft.announced:
             self._doubt(draft, count)
-        elif count >= _MAX_LINES or count - draft.kept >= _MAX_FOREIGN:
+        elif count >= _MAX_LINES or count - draft.kept >= _most_foreign(draft):
+            self._complete(draft, cut=False)
+
+    def _close(self, draft: Draft, line: KernelLine) -> None:
+        """Its end marker has come; a panic that it leads to may still follow."""
+        draft.kept = draft.closed_at = len(draft.lines)
+        draft.end_line = line.number
+        draft.end_offset = line.end
+        draft.ended = True
+        if draft.rule.is_panic or draft.panicked or (draft.has_stack and not draft.has_die):
             self._complete(draft, cut=False)
 
     def _doubt(self, draft: Draft, count: int) -> None:
         """A report that is none unless a trace follows."""
-        if draft.has_trace:
+        if draft.has_trace and (draft.has_die or not draft.rule.needs_die):
             self._announce(draft)
         elif count >= _TRACE_WITHIN:
             self._forget(draft)

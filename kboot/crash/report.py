@@ -63,10 +63,14 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+")
 _LOCK_KINDS = frozenset({K.DEADLOCK, K.INVALID_WAIT_CONTEXT})
 _LOCK_ANCHORS = frozenset({"lock held when", "held lock freed"})
 
+#: What differs from line to line of one report in a log that names the levels.
+_LEVEL = re.compile(
+    r"\b(?:emerg|alert|crit|critical|err|error|warn|warning|notice|info|debug)\b", re.IGNORECASE
+)
 #: Characters of a prefix; what is longer is a program's talk.
 _MAX_PREFIX = 200
 #: Kinds whose reports end with a marker, so that one without it was cut.
-_MARKED = frozenset(
+MARKED = frozenset(
     {
         K.OOPS,
         K.PAGE_FAULT,
@@ -116,6 +120,15 @@ class Draft:
     announced: bool = False
     has_trace: bool = False
     has_die: bool = False
+    #: The heading of a stack trace was seen.
+    has_stack: bool = False
+    #: How many of `lines` there were with its end marker; 0 while that has not come. Its panic may
+    #: follow, and on arm64 up to 4.6 its stack.
+    closed_at: int = 0
+    #: Lines since then that are not its own.
+    foreign_after: int = 0
+    #: Its first line came twice in a row, so all its lines may.
+    doubled: bool = False
     panicked: bool = False
     #: What an unknown log writer put before the first line, and may put before the others.
     prefix: re.Pattern[str] | None = None
@@ -146,7 +159,8 @@ def _prefix(before: str) -> re.Pattern[str] | None:
     words = before.rstrip()
     if not words or len(words) > _MAX_PREFIX:
         return None
-    shape = re.sub(r"(?:\\ )+", r"\\s*", re.sub(r"\d+", r"\\d+", re.escape(words)))
+    shape = re.sub(r"\d+", r"\\d+", re.escape(words))
+    shape = re.sub(r"(?:\\ )+", r"\\s*", _LEVEL.sub(r"\\w+", shape))
     return re.compile(r"\s*" + shape + before[len(words) :][:1])
 
 
@@ -181,7 +195,7 @@ def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashRep
         cpu=cpu,
         taint=taint["taint"].replace(" ", "") if taint else None,
         fatal=kind in _FATAL or draft.panicked or draft.rule.is_panic,
-        truncated=cut and not draft.ended and kind in _MARKED,
+        truncated=cut and not draft.ended and kind in MARKED,
         caused_by=caused_by,
         text=text,
     )

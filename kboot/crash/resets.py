@@ -31,6 +31,8 @@ _MOST_READ = 1000
 _ENOUGH = 3
 #: Of so many lines before a second banner, one is enough to know that its log has come to its end.
 _LAST_LINES = 3
+#: Seconds on the clock of a kernel that surely runs.
+_UP_S = 1
 
 
 class Step(Enum):
@@ -150,6 +152,10 @@ class ResetWatch:
     def _new_boot(self, line: KernelLine, before: bytes, *, kernel: bool) -> Step:
         if self.suspect is not None:
             return Step.NOTHING
+        if not (kernel or self._began or self._kernel_runs):
+            # The log begins while a kernel runs, whose first line it does not have.
+            text = before.decode(errors="replace")
+            self._kernel_runs = (boot_messages.last_time_s(text) or 0) >= _UP_S
         if self._kernel_runs and not self._may_restart:
             self.suspect, self._suspects_kernel = line, kernel
             self._time_before_s = boot_messages.last_time_s(before.decode(errors="replace"))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kboot.crash import resets
-from kboot.crash.catalogue import FILTER, RULES, Rule, row
-from kboot.crash.lines import KernelLine, parse
+from kboot.crash.catalogue import ANY_DIE, FILTER, RULES, Rule, row
+from kboot.crash.lines import Encoding, KernelLine, before_last_stamp, parse
 from kboot.crash.model import CrashKind, Event, Opened
 from kboot.crash.open_reports import Drafts
 from kboot.crash.report import Draft
@@ -51,6 +51,12 @@ def _find_behind_name(words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match
     return None
 
 
+def _find_any_die(words: str) -> tuple[Rule, re.Match[str]] | None:
+    """The header of die() with words that no rule knows."""
+    match = ANY_DIE.pattern.match(words) if ANY_DIE.anchor in words else None
+    return None if match is None or _QUOTING.search(words) else (ANY_DIE, match)
+
+
 class TriggerFinder:
     """Knows of a console what it takes to doubt a line: whether its kernel stamps its lines."""
 
@@ -72,8 +78,8 @@ class TriggerFinder:
                 doubted = not line.stamped and (self.stamped_log or rule.is_vague)
                 return (_DOUBTED[rule] if doubted else rule), match
         if line.stamped:
-            return _find_behind_name(words, rules)
-        return self._find_glued(words, rules)
+            return _find_behind_name(words, rules) or _find_any_die(words)
+        return self._find_glued(words, rules) or _find_any_die(words)
 
     def _find_glued(self, words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
         """A first line behind a prompt or a program's unfinished line."""
@@ -97,9 +103,16 @@ class TriggerFinder:
 
 
 #: Every line that begins a report, or that `ResetWatch` wants, contains one of these.
-_LITERALS = FILTER + resets.LITERALS
+# Each is a search through the whole log, so two firmwares' banners share one.
+_LITERALS = (
+    *FILTER,
+    b"(version",
+    *(literal for literal in resets.LITERALS if b"(version" not in literal),
+)
 _CANDIDATE = re.compile(b"|".join(re.escape(literal) for literal in _LITERALS))
 
+#: A time in the midst of a line.
+_TORN = re.compile(rb"[^\]] \[ *\d{1,11}\.\d{6}\]")
 #: A longer line is read by its first and last bytes only: nothing the kernel prints comes near.
 _LONG_LINE = 16384
 _LINE_PART = 4096
@@ -125,13 +138,23 @@ class Scanner:
         self._resets = ResetWatch()
         self._triggers = TriggerFinder()
         self._recent = b""
+        self._last_raw = b""
+        self._last_read = 0
+        self._encoding = Encoding()
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes; return what they completed."""
+        if not self._encoding.is_plain:
+            data = self._encoding.to_utf8(data)
+        self._take(data)
+        return self._drafts.take()
+
+    def _take(self, data: bytes) -> None:
+        """Take bytes in UTF-8."""
         cut = data.rfind(b"\n") + 1
         if not cut:
             self._keep(data)
-            return self._drafts.take()
+            return
         if self._partial_size:
             first = data.find(b"\n") + 1
             if self._partial_size + first > _LONG_LINE:
@@ -142,7 +165,6 @@ class Scanner:
                 self._drop_partial()
         self._region(data, cut)
         self._keep(data[cut:])
-        return self._drafts.take()
 
     def quiet(self) -> list[Event]:
         """The line has been silent for a while: complete the open reports, and stay usable."""
@@ -151,8 +173,10 @@ class Scanner:
 
     def close(self) -> list[Event]:
         """The log has ended: complete everything."""
+        self._take(self._encoding.rest())
         if self._partial_size:
             self._finish_partial(b"")
+            self._drafts.believe_cut()
         if self._resets.end() and self._resets.suspect is not None:
             self._report_reset(self._resets.suspect)
         self._drafts.complete_all(cut=True)
@@ -191,7 +215,10 @@ class Scanner:
     def _region(self, data: bytes, end: int) -> None:
         """Read whole lines: `data` up to `end`."""
         # Searching for each literal in turn is faster than one pattern for all of them.
-        if not any(literal in data for literal in _LITERALS):
+        for literal in _LITERALS:
+            if literal in data:
+                break
+        else:
             self._calm(data, 0, end)
             return
         position = 0
@@ -217,13 +244,18 @@ class Scanner:
             size = line_end - position
             self._line += 1
             self._offset += size
-            raw = _shortened(data[position:line_end])
+            raw = data[position:line_end]
+            if size > _LONG_LINE:
+                raw = _shortened(raw)
             line = parse(raw, self._line, self._offset - size, self._offset)
             if line.stamped:
                 self._triggers.stamped_log = True
             if self._resets.wants_all:
                 self._watch(line, raw)
-            self._drafts.extend(line)
+            if self._is_again(line, raw):
+                self._drafts.again(line)
+            else:
+                self._drafts.extend(line)
             position = line_end
         self._line += data.count(b"\n", position, end)
         self._offset += end - position
@@ -237,13 +269,29 @@ class Scanner:
         if candidate or self._resets.wants_all:
             self._watch(line, raw)
         self._remember(raw, 0, len(raw))
+        if self._is_again(line, raw):
+            self._drafts.again(line)
+            return
         if candidate:
-            trigger = self._triggers.find(line)
+            trigger = self._triggers.find(line) or self._find_torn(raw, line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:
             self._drafts.begin(*trigger, line)
         elif self._drafts.open:
             self._drafts.extend(line)
+
+    def _is_again(self, line: KernelLine, raw: bytes) -> bool:
+        """Whether it is the line before, time included: two consoles write to one line."""
+        again = line.stamped and self._last_read == line.number - 1 and self._last_raw == raw
+        self._last_raw, self._last_read = raw, line.number
+        return again
+
+    def _find_torn(self, raw: bytes, line: KernelLine) -> tuple[Rule, re.Match[str]] | None:
+        """A first line that another CPU's message has cut short."""
+        if not line.stamped or _TORN.search(raw) is None:
+            return None
+        torn = parse(before_last_stamp(raw), line.number, line.start, line.end)
+        return self._triggers.find(torn) if torn.stamped else None
 
     def _remember(self, data: bytes, position: int, end: int) -> None:
         """Keep the end of what was read."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kboot.config import parse
 from kboot.console import Console
-from kboot.crash import CrashKind, CrashReport
+from kboot.crash import COMPLAINTS, CrashKind, CrashReport
 from kboot.deadline import Deadline
 from kboot.errors import (
     ConfigError,
@@ -155,6 +155,11 @@ class ExpectedCrash:
         return any(link is report for taken in self._reports for link in chain(taken))
 
 
+def is_complaint(report: CrashReport) -> bool:
+    """Whether it is one that the kernel survived, of hardware or memory: no test fails for it."""
+    return report.kind in COMPLAINTS and not report.fatal
+
+
 def chain(report: CrashReport) -> Iterator[CrashReport]:
     """The report, what caused it, what caused that, and so on."""
     link: CrashReport | None = report
@@ -191,7 +196,7 @@ def expecting(
         others = [
             report
             for report in console.reports[before:]
-            if not crash.includes(report) and not tolerates(report)
+            if not (crash.includes(report) or tolerates(report) or is_complaint(report))
         ]
     if crash.reports:
         others = [other for other in others if other.start_offset > crash.report.start_offset]
@@ -296,7 +301,11 @@ class ReportFilter:
 
     def sort(self, reports: Sequence[CrashReport]) -> list[CrashReport]:
         """The new reports that nobody asked for. Those of a kernel's death are no part of it."""
-        new = [report for report in reports[self._seen :] if not report.fatal]
+        new = [
+            report
+            for report in reports[self._seen :]
+            if not report.fatal and not is_complaint(report)
+        ]
         self._seen = len(reports)
         return [report for report in new if not self._covered(report)]
 

@@ -88,6 +88,8 @@ def test_json_is_one_object_per_report_and_line() -> None:
     [
         (b"\x1f\x8b\x08\x00rest", "gzip"),
         (b"\x7fELF\x02\x01", "ELF"),
+        ("[    1.000000] x".encode("utf-16-le"), "iconv -f UTF-16LE"),
+        ("[    1.000000] x".encode("utf-16-be"), "iconv -f UTF-16BE"),
         (None, "there is no such file"),
     ],
 )
@@ -145,3 +147,72 @@ def test_a_stripped_vmlinux_is_refused(tmp_path: Path, vmlinux: Path) -> None:
     done = crash("--vmlinux", str(stripped), str(log))
     assert done.returncode == 2
     assert "has no symbol table" in done.stderr.decode()
+
+
+def two_boots(path: Path) -> Path:
+    banner = b"[    0.000000] Linux version 6.1.0 (a@b) (gcc) #1 SMP\n"
+    panics = [b"[    1.000000] Kernel panic - not syncing: boot %d\n" % n for n in (1, 2, 3)]
+    path.write_bytes(b"SeaBIOS (version 1)\n" + b"".join(banner + panic for panic in panics))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("option", "boots"),
+    [
+        (("--boot", "last"), [3]),
+        (("--boot", "1"), [1]),
+        (("--boot", "2"), [2]),
+        (("--since-boot", "2"), [2, 3]),
+        (("--since-boot", "1"), [1, 2, 3]),
+        (("--since-boot", "last"), [3]),
+    ],
+)
+def test_a_log_of_several_boots_can_be_read_from_one_of_them(
+    tmp_path: Path, option: tuple[str, str], boots: list[int]
+) -> None:
+    done = crash("--json", *option, str(two_boots(tmp_path / "log")))
+    texts = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+    assert [int(text[-1]) for text in texts] == boots
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--boot", "7"), "there is no boot 7, but 3"),
+        (("--boot", "0"), "neither a boot's number"),
+        (("--boot", "1", "--since-boot", "1"), "exclude each other"),
+    ],
+)
+def test_a_boot_that_is_not_there_is_refused(
+    tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    done = crash(*options, str(two_boots(tmp_path / "log")))
+    assert done.returncode == 2
+    assert words in done.stderr.decode()
+
+
+def test_many_logs_make_a_table_of_titles(tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "below"
+    logs.mkdir(parents=True)
+    for name in ("a", "b"):
+        (logs / name).write_bytes(oops())
+    (logs / "c").write_bytes(b"[    1.000000] Kernel panic - not syncing: alone\n")
+    (logs / "d.gz").write_bytes(b"\x1f\x8b\x08\x00rest")
+    done = crash(str(logs.parent))
+    header, first, second = done.stdout.decode().splitlines()
+    assert done.returncode == 1
+    assert header.split() == ["REPORTS", "LOGS", "TITLE", "FIRST"]
+    assert first.split() == f"2 2 general protection fault in inner {logs / 'a'}:1".split()
+    assert second.split() == f"1 1 panic: alone {logs / 'c'}:1".split()
+    assert "d.gz is not a console log but gzip" in done.stderr.decode()
+    lines = crash("--json", str(logs / "a"), str(logs / "c")).stdout.splitlines()
+    assert [json.loads(line)["log"] for line in lines] == [str(logs / "a"), str(logs / "c")]
+
+
+def test_a_complaint_alone_is_shown_and_exits_with_0(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    trace = b"CPU: 0 PID: 7 Comm: t Not tainted 6.1.0 #1\nCall Trace:\n outer+0x5/0x9\n"
+    log.write_bytes(b"irq 17: nobody cared (try booting with the irqpoll option)\n" + trace)
+    done = crash(str(log))
+    assert done.returncode == 0
+    assert "interrupt that nobody handles" in done.stdout.decode()

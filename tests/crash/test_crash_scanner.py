@@ -288,3 +288,13 @@ def test_a_log_with_every_line_twice_holds_one_report() -> None:
     stamped = [f"Nov  3 15:20:05 box kernel: {line}" for line in golden.lines]
     doubled = [line for line in stamped for _ in range(2)]
     assert [report.title for report in reports(encode(doubled))] == [golden.title]
+
+
+def test_a_reset_is_one_although_the_log_begins_while_the_kernel_runs() -> None:
+    before = "[  500.720639] kvm: exiting hardware virtualization"
+    loader = [SEABIOS, "Booting from Hard Disk 0...", "early console in extract_kernel"]
+    found = reports(encode([before, *loader, *BOOT, *AFTER]))
+    assert [(each.kind, each.start_line) for each in found] == [("unexpected-reset", 2)]
+    goodbye = "[  500.800000] reboot: Restarting system"
+    assert reports(encode([before, goodbye, *loader, *BOOT, *AFTER])) == []
+    assert reports(encode([*loader, *BOOT, *AFTER])) == []
