@@ -68,9 +68,9 @@ def check_command_line(extra: str) -> None:
 def check_command_line_fits(line: str, *, architecture: str, firmware: str) -> None:
     """`ConfigError` if a whole command line is longer than what kernels take."""
     limit = _COMMAND_LINE_SIZES[architecture] - 1
-    if firmware == "uefi":
-        # iPXE puts the image's name in front.
-        limit -= len("kernel ")
+    # Under UEFI, iPXE puts the image's name in front. Under BIOS, that of 2025 keeps a byte for the
+    # zero at the end, which the kernel's own limit does not count.
+    limit -= len("kernel ") if firmware == "uefi" else 1
     size = len(line.encode())
     if size > limit:
         raise ConfigError(

@@ -31,7 +31,8 @@ def text_of(size: int, *, firmware: str) -> str:
 def test_the_longest_command_line_reaches_the_kernel_whole(
     firmware: str, debian_kernel: Path, tmp_path: Path
 ) -> None:
-    size = X86_LIMIT - (len("kernel ") if firmware == "uefi" else 0)
+    # Of iPXE's builds, some take one byte less under BIOS.
+    size = X86_LIMIT - (len("kernel ") if firmware == "uefi" else 1)
     config = Config(
         kernel=str(debian_kernel),
         accel="tcg",
@@ -50,7 +51,7 @@ def test_the_longest_command_line_reaches_the_kernel_whole(
 def test_what_is_not_ascii_counts_by_its_bytes(debian_kernel: Path) -> None:
     kernel = read_kernel(debian_kernel)
     half = "a.b=" + "é" * (X86_LIMIT // 2)
-    with pytest.raises(ConfigError, match="2047 and drops the rest"):
+    with pytest.raises(ConfigError, match="2046 and drops the rest"):
         settings_for(kernel, Config(cmdline=half))
 
 
@@ -61,5 +62,5 @@ def test_a_command_line_that_is_too_long_is_refused_before_anything_starts(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "takes 2047 and drops the rest; shorten it by" in line
+    assert "takes 2046 and drops the rest; shorten it by" in line
     assert "scheduled" not in done.stdout
