@@ -195,6 +195,8 @@ class Kubelet:
         that it would have led them to.
         """
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+        # Workers would outlive a main process that is killed; a container's go with it.
+        text = text.replace("worker_processes 2;", "master_process off;")
         text = text.replace("/srv/", f"{running.directory}/srv/")
         text = text.replace("/etc/kboot/token/", f"{running.directory}/")
         text = text.replace("/dev/stdout", str(running.log))
