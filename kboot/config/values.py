@@ -142,6 +142,7 @@ Isolation = Literal["auto", "test", "module", "session", "none"]
 Network = Literal["open", "isolated"]
 Warnings = Literal["fail", "report"]
 Channel = Literal["auto", "console", "ssh"]
+Annotations = Literal["auto", "github", "none"]
 
 #: The places to boot in.
 BACKENDS = ("qemu", "kubevirt")
@@ -312,4 +313,17 @@ class Config(ClusterConfig):
     report: Path | None = field(
         default=None,
         metadata=about("write the test run as one HTML file", "FILE", parse.path),
+    )
+    summary: Path | None = field(
+        default=None,
+        metadata=about("write a summary of the test run in Markdown", "FILE", parse.path),
+    )
+    annotations: Annotations = field(
+        default="auto",
+        metadata=about(
+            "mark failed tests in a repository's files: github prints its workflow commands, auto "
+            "does so on GitHub",
+            "NAME",
+            choices=get_args(Annotations),
+        ),
     )

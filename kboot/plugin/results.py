@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kboot.errors import ConfigError, KbootError
+from kboot.plugin import workers
 from kboot.plugin.options import option, read_config
 from kboot.plugin.reporting import Handover
 
@@ -80,6 +81,7 @@ class RunRecorder:
         self._looked = False
         self._notes: list[str] = []
         self._lines: list[str] = []
+        self._annotations: list[str] = []
 
     # ------------------------------------------------------------------------ what comes in
 
@@ -159,6 +161,10 @@ class RunRecorder:
         """Say where the reports are."""
         for line in self._lines:
             terminalreporter.write_line(f"kboot: {line}")
+        for line in self._annotations:
+            # For the runner that reads our output: at the beginning of a line, and plain.
+            terminalreporter.ensure_newline()
+            terminalreporter.write_line(line)
 
     def _is_wanted(self) -> bool:
         """Whether anything is to be written at the end."""
@@ -169,7 +175,7 @@ class RunRecorder:
             except ConfigError:
                 # The tests that need the configuration report it.
                 return False
-            if getattr(self._config, "workeroutput", None) is None and _outputs(settings):
+            if not workers.worker_id(self._config) and _is_recorded(settings):
                 self._settings = settings
                 _forget(settings.evidence)
         return self._settings is not None
@@ -182,10 +188,19 @@ class RunRecorder:
             from kboot.results.report import html_report  # noqa: PLC0415
 
             self._write_file(settings.report, lambda: html_report(run))
+        if settings.summary:
+            from kboot.results.summary import markdown  # noqa: PLC0415
+
+            self._write_file(settings.summary, lambda: markdown(run))
+        if _annotates(settings):
+            from kboot.results.summary import github_annotations, path_in  # noqa: PLC0415
+
+            repository = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
+            self._annotations = github_annotations(run, path_in(repository, self._config.rootpath))
 
     def _write_file(self, path: Path, content: Callable[[], str]) -> None:
-        write_text(path, content())
-        self._lines.append(f"report: {path}")
+        write_text(path, content(), append=str(path) == os.environ.get("GITHUB_STEP_SUMMARY"))
+        self._lines.append(f"written: {path}")
 
     def _run(self) -> Run:
         from kboot import __version__  # noqa: PLC0415
@@ -217,14 +232,22 @@ def register(config: pytest.Config) -> None:
     config.pluginmanager.register(RunRecorder(config), "kboot-results")
 
 
-def _outputs(settings: Config) -> list[Path]:
-    """What is to be written."""
-    return [path for path in (settings.evidence, settings.report) if path]
+def _is_recorded(settings: Config) -> bool:
+    """Whether a run has to be remembered."""
+    wanted = (settings.evidence, settings.report, settings.summary)
+    return any(wanted) or _annotates(settings)
+
+
+def _annotates(settings: Config) -> bool:
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    return settings.annotations == "github" or (
+        settings.annotations == "auto" and on_github and settings.kernel is not None
+    )
 
 
 def check_outputs(settings: Config) -> None:
     """`ConfigError` if a file that is to be written at the end of a run cannot be."""
-    for path in filter(None, (settings.report,)):
+    for path in filter(None, (settings.report, settings.summary)):
         if path.is_dir():
             raise ConfigError(f"{path}: is a directory; name a file")
         if not path.parent.is_dir():
@@ -233,13 +256,14 @@ def check_outputs(settings: Config) -> None:
             raise ConfigError(f"{path}: cannot be written: no permission")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all. `ConfigError`."""
+def write_text(path: Path, text: str, *, append: bool = False) -> None:
+    """Write a file, whole or not at all; or append to it. `ConfigError`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # A device, such as /dev/stdout, is written as it is.
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8", errors="replace")
+        if append or (path.exists() and not path.is_file()):
+            with path.open("a", encoding="utf-8", errors="replace") as file:
+                file.write(text)
             return
         partial.write_text(text, encoding="utf-8", errors="replace")
         partial.replace(path)
