@@ -35,7 +35,7 @@ ROWS = (
     {"machine"},
     {"isolation", "shared_server", "testing"},
     {"session"},
-    {"supervisor"},
+    {"supervisor", "bisect"},
     {"acceptance"},
     {"plugin", "cli"},
 )
