@@ -248,6 +248,18 @@ class PersistentMachine:
     holder: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRun:
+    """A run as it is found where machines run, whoever started it."""
+
+    #: One line for people: its name, whether it lives, and how that is known.
+    summary: str
+    #: What belongs to it, one line for each.
+    details: tuple[str, ...] = ()
+    #: The same for programs.
+    values: Mapping[str, object]
+
+
 @runtime_checkable
 class PersistentBackend(Backend, Protocol):
     """A backend for one named machine, which stays when the process that looks after it ends."""
