@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+from kboot import arch
 from kboot.deadline import Deadline
 
 Firmware = Literal["bios", "uefi"]
@@ -30,7 +31,7 @@ class MachineSpec:
     #: How it starts from empty memory; a reset always goes through its firmware.
     firmware_start: FirmwareStart = "real"
     #: The architecture as Linux names it (``uname -m``).
-    architecture: str = "x86_64"
+    architecture: str = arch.DEFAULT.name
     #: None for one that the backend chooses, and that stays the machine's own through restarts.
     mac_address: str | None = None
     #: Whether the guest's ssh port is to be reached from here, see `SshVirtualMachine`.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+from kboot import arch
 from kboot.backend import Firmware, FirmwareStart
 from kboot.config import parse
 from kboot.config.parse import about
@@ -292,7 +293,7 @@ class Config(ClusterConfig):
         default="kboot", metadata=about("the password to log in with", "TEXT", parse.text)
     )
     qemu: str = field(
-        default="qemu-system-x86_64", metadata=about("the QEMU program", "PROGRAM", parse.word)
+        default=arch.DEFAULT.qemu, metadata=about("the QEMU program", "PROGRAM", parse.word)
     )
     qemu_arguments: tuple[str, ...] = field(
         default=(),

@@ -140,7 +140,7 @@ def is_quiet(command_line: str) -> bool:
 
 
 def _consoles(expected: Expected) -> list[str]:
-    """The devices of its ``console=`` parameters: ``console=ttyS0,115200n8`` is ``ttyS0``."""
+    """The devices of its ``console=`` parameters, without their speed and so on."""
     words = expected.command_line.split()
     return [
         word.removeprefix("console=").partition(",")[0]
@@ -172,7 +172,7 @@ def _early_advice(expected: Expected) -> str:
     if not early:
         return (
             "it may have died before its console was up: "
-            f"add earlyprintk={expected.console},115200 to its command line to see"
+            f"add {expected.early_console} to its command line to see"
         )
     return f"it died before it could print anything, or {early[0]} is not the line that kboot reads"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from kboot import arch
 from kboot.backend import Fetch
 
 
@@ -88,7 +89,9 @@ class Expected:
     release: str
     command_line: str
     #: The guest's name for the serial line that is read.
-    console: str = "ttyS0"
+    console: str = arch.DEFAULT.console
+    #: What makes its kernel talk there early.
+    early_console: str = arch.DEFAULT.early_console
 
     def concerns(self, fetch: Fetch) -> bool:
         """Whether a request to the server was of this boot of this machine."""

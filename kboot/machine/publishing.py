@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kboot import ipxe
+from kboot import arch, ipxe
 from kboot.backend import BootServer, OnProgress, Progress, ignore_progress
 from kboot.kernel import Kernel
 from kboot.machine.phases import Expected
@@ -126,6 +126,7 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
         command_line=command_line,
     )
     base = server.url("")
+    row = arch.of(settings.spec.architecture)
     expected = Expected(
         nonce=nonce,
         query=query,
@@ -137,7 +138,8 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
         },
         release=load.kernel.release,
         command_line=command_line,
-        console=ipxe.CONSOLES[settings.spec.architecture],
+        console=row.console,
+        early_console=row.early_console,
     )
     return expected, text
 

@@ -102,7 +102,7 @@ def parts(
         "user": settings.user,
         "architecture": settings.spec.architecture,
         # What runs in the guest's shell must be what this version talks to.
-        "kboot": f"{__version__} {guest_digest()}",
+        "kboot": f"{__version__} {guest_digest(settings.spec.architecture)}",
         # What it fetched is what this version asks for.
         "boot script": ipxe.script_digest(),
     }
@@ -117,7 +117,11 @@ def save(machine: Machine, store: SnapshotStore, key: Mapping[str, str]) -> Save
     vm = machine.vm
     if not isinstance(vm, SnapshotVirtualMachine):
         raise InfraError(f"{machine.machine_description}: this machine cannot be saved")
-    agent = prepare(machine.console_guest, Deadline(WAKE_LIMIT_S))
+    agent = prepare(
+        machine.console_guest,
+        Deadline(WAKE_LIMIT_S),
+        architecture=machine.settings.spec.architecture,
+    )
 
     def fill(directory: Path) -> Mapping[str, Any]:
         (directory / CONSOLE).write_bytes(machine.console.raw(0))

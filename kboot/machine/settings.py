@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kboot import ipxe
+from kboot import arch, ipxe
 from kboot.backend import MachineSpec
 from kboot.config import Channel, Config, Warnings
 from kboot.guest.ssh import authorized_key
@@ -63,7 +63,7 @@ def settings_for(
     `ConfigError` if the two do not fit, if the root file system is not one, or if the command line
     is longer than what the kernel takes.
     """
-    require_architecture(kernel, "x86_64")
+    require_architecture(kernel, arch.DEFAULT.name)
     ipxe.check_command_line(config.cmdline)
     if images_of:
         return _fitting(replace(images_of, command_line=config.cmdline))
