@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 #: Each row may import from the rows above it, and a package from itself. Modules side by side in
 #: one row do not know each other.
 ROWS = (
-    {"errors", "boot_messages"},
+    {"errors", "boot_messages", "ipxe_errors"},
     {"deadline", "locks", "log", "statistics", "capacity", "arch"},
     {"process", "backend", "rpc", "templates"},
     {"state"},

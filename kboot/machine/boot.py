@@ -12,6 +12,7 @@ from kboot import boot_messages
 from kboot.backend import Fetch
 from kboot.boot_messages import KernelMessage, Reading, read_word
 from kboot.errors import InfraError, KbootError, WrongKernel
+from kboot.ipxe_errors import IpxeError, error_in
 from kboot.machine import faults
 from kboot.machine.phases import (
     ORDER,
@@ -44,6 +45,8 @@ class Boot:
         self._nonce_seen = False
         self._banner_seen = False
         self._doubt: str | None = None
+        #: The last one that iPXE has printed.
+        self._ipxe_error: IpxeError | None = None
 
     # --------------------------------------------------------------------------- what comes in
 
@@ -158,6 +161,7 @@ class Boot:
             last=max(self.reached, key=ORDER.index, default=None),
             again=self.again,
             limit_s=limit_s,
+            ipxe_error=self._ipxe_error,
         )
         return faults.unless_doubted(error, self.doubt)
 
@@ -174,11 +178,12 @@ class Boot:
         """A line of what runs before the kernel."""
         if boot_messages.has_lease(line):
             self.reach(Phase.DHCP, time, "console")
+        self._ipxe_error = error_in(line) or self._ipxe_error
         if Phase.HANDOFF not in self.reached:
             for nonce in (boot_messages.script_nonce(line), boot_messages.handoff_nonce(line)):
                 self._require_nonce(nonce)
             if last_words := boot_messages.nothing_to_boot(line):
-                raise faults.nothing_to_boot(last_words)
+                raise faults.nothing_to_boot(last_words, self._ipxe_error)
         if boot_messages.handoff_nonce(line):
             self.reach(Phase.HANDOFF, time, "console")
         if stopped := boot_messages.stopped_script(line):
