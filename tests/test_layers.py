@@ -28,6 +28,7 @@ ROWS = (
     {"config"},
     {"kernel", "checks"},
     {"rootfs", "crash"},
+    {"results"},
     {"console", "snapshots", "ipxe"},
     {"guest", "nginx"},
     {"qemu", "kubevirt"},
