@@ -40,6 +40,8 @@ class Boot:
         self.waits_for_reset = again
         self._reset_delay_s = 0
         self.reached: dict[Phase, Milestone] = {}
+        #: When each witness has seen a phase first.
+        self.sightings: dict[tuple[Phase, Witness], float] = {}
         self._fetched: set[str] = set()
         #: A whole line has named this boot's nonce in the kernel's command line.
         self._nonce_seen = False
@@ -56,8 +58,9 @@ class Boot:
         It is no earlier than the start: a reset may print before whoever asked for it knows that
         it was done, and the server's clock is another one.
         """
+        time = max(time, self.start)
+        self.sightings.setdefault((phase, witness), time)
         if phase not in self.reached:
-            time = max(time, self.start)
             self.reached[phase] = Milestone(phase=phase, time=time, witness=witness)
 
     def see_line(self, line: str, time: float) -> None:
@@ -179,6 +182,9 @@ class Boot:
         if boot_messages.has_lease(line):
             self.reach(Phase.DHCP, time, "console")
         self._ipxe_error = error_in(line) or self._ipxe_error
+        if boot_messages.script_nonce(line):
+            # That the script was fetched is the server's to say.
+            self.sightings.setdefault((Phase.SCRIPT, "console"), max(time, self.start))
         if Phase.HANDOFF not in self.reached:
             for nonce in (boot_messages.script_nonce(line), boot_messages.handoff_nonce(line)):
                 self._require_nonce(nonce)

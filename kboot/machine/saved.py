@@ -82,6 +82,8 @@ class SavedMachine:
             )
         for fetch in self.fetches:
             boot.see_fetch(fetch, start)
+        # What it fetched is looked at now, and was fetched then.
+        boot.sightings = {(phase, witness): start + after for phase, after, witness in self.boot}
         return boot
 
 
