@@ -28,7 +28,6 @@ ROWS = (
     {"config"},
     {"kernel", "checks"},
     {"rootfs", "crash"},
-    {"results"},
     {"console", "snapshots", "ipxe"},
     {"guest", "nginx"},
     {"qemu", "kubevirt", "evidence"},
