@@ -138,7 +138,7 @@ def _files(logs: tuple[Path, ...]) -> Iterator[Path | None]:
         for path in sorted(path for path in log.rglob("*") if path.is_file()):
             try:
                 with path.open("rb") as file:
-                    _refuse_packed(path, file.peek(8))
+                    refuse_packed(path, file.peek(8))
             except (ConfigError, OSError) as error:
                 click.echo(f"skipped: {error}", err=True)
             else:
@@ -184,7 +184,7 @@ def _events(log: Path | None, reader: _Reader) -> Iterator[Event]:
     else:
         try:
             with log.open("rb") as file:
-                _refuse_packed(log, file.peek(8))
+                refuse_packed(log, file.peek(8))
                 while data := file.read(_PIECE):
                     yield from reader.feed(data)
         except FileNotFoundError as error:
@@ -222,7 +222,8 @@ def _of_machine(name: str | None, reader: _Reader) -> Iterator[Event]:
     yield from filter(counts, reader.close())
 
 
-def _refuse_packed(log: Path, head: bytes) -> None:
+def refuse_packed(log: Path, head: bytes) -> None:
+    """`ConfigError` if a file that begins so is no log."""
     for magic, what in _PACKED.items():
         if head.startswith(magic):
             raise ConfigError(f"{log} is not a console log but {what}; unpack it first")
