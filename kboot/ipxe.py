@@ -16,6 +16,9 @@ CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 #: arch/*/include/uapi/asm/setup.h. The rest of a longer one it drops without a word.
 _COMMAND_LINE_SIZES = {"x86_64": 2048, "aarch64": 2048}
 
+#: The name of a machine's boot script on the server, in a folder of the machine's own.
+SCRIPT_NAME = "boot.ipxe"
+
 #: How often the script tries to load, and the seconds between.
 ATTEMPTS = 3
 RETRY_DELAY_S = 2

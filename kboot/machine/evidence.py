@@ -1,7 +1,7 @@
 """What a boot leaves behind: a directory with enough in it to understand it, and to repeat it.
 
-``boot.ipxe serial.log serial.timing access.jsonl nginx.conf nginx.log qemu.argv qemu.log
-result.json``
+``boot.ipxe served.json serial.log serial.timing access.jsonl nginx.conf nginx.log qemu.argv
+qemu.log result.json``
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError
 from kboot.log import logger
+from kboot.machine.script_watch import rows
 
 if TYPE_CHECKING:
     from kboot.machine.machine import Machine
@@ -67,6 +68,7 @@ def result(machine: Machine, error: BaseException | None, *, duration_s: float) 
         "machine": machine.machine_description,
         "duration_s": round(duration_s, 3),
         "boots": [boot.durations_s() for boot in machine.boots],
+        "scripts": [rows(boot.script.chained, boot.start) for boot in machine.boots],
         "boot_ids": machine.boot_ids,
         # Then the first boot is that of the machine which was saved.
         "restored_from": machine.restored_from,
