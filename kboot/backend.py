@@ -107,6 +107,12 @@ class BootServer(Protocol):
     def write(self, name: str, text: str) -> str:
         """Publish or replace a small text atomically and return its URL as the guest sees it."""
 
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """Have these files, and no others, below `folder`, beside what `write` has put there.
+
+        Names may have folders of their own. Returns those that were new, changed or gone.
+        """
+
     def url(self, path: str) -> str:
         """The URL of `path` as the guest sees it, whether anything is there or not."""
 

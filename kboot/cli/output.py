@@ -189,5 +189,6 @@ def show_event(event: dict[str, Any]) -> None:
     if event["event"] == "notice":
         click.echo(f"  {event['text']}", err=True)
     if event["event"] == "phase":
-        click.echo(say_phase(event["phase"], event["seconds"], event["witness"]))
+        what = event.get("script") or event["phase"]
+        click.echo(say_phase(what, event["seconds"], event["witness"]))
         sys.stdout.flush()

@@ -309,4 +309,22 @@ class Config(ClusterConfig):
             parse.path,
         ),
     )
+    #: None: kboot's own.
+    ipxe_script: Path | None = field(
+        default=None,
+        metadata=about(
+            "the boot script in place of kboot's: a Jinja template, or plain iPXE",
+            "FILE",
+            parse.path,
+        ),
+    )
+    serve: Path | None = field(
+        default=None,
+        metadata=about(
+            "a directory that the boot server publishes beside the boot script: chained scripts, "
+            "menus, images",
+            "DIRECTORY",
+            parse.path,
+        ),
+    )
     nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))

@@ -49,27 +49,30 @@ def late(
     again: bool,
     limit_s: float | None = None,
     ipxe_error: IpxeError | None = None,
+    advice: str = "",
 ) -> KbootError:
     """A boot has come no further than into `phase`; `again` if the machine should have rebooted.
 
     `last` is the last milestone that it reached. `limit_s` is the time for the whole boot, if that
-    is what has run out. `ipxe_error` is the last one that iPXE has printed.
+    is what has run out. `ipxe_error` is the last one that iPXE has printed, and
+    `advice` what is known to be wrong with the boot script.
     """
     waited = f"{waited_s:.0f} s"
     limit = "" if limit_s is None else f"the boot reached its time limit (timeout {limit_s:g} s): "
     if phase is Phase.LINUX:
-        advice = _console_advice(expected)
         return GuestTimeout(
-            f"{limit}the kernel was started and printed nothing in {waited}; {advice}"
+            f"{limit}the kernel was started and printed nothing in {waited}; "
+            f"{_console_advice(expected)}"
         )
     if again and phase in {Phase.SCHEDULED, Phase.FIRMWARE}:
         return NoReboot(f"{limit}the machine did not reboot in {waited}")
     after = f" after {last}" if last else ""
     # Until the kernel runs, nothing can be its fault.
     error = GuestTimeout if phase in {Phase.INIT, Phase.READY} else InfraError
-    advice = _prompt_advice(expected) if phase is Phase.READY else ""
     if phase in _IN_IPXE:
-        advice = _last_error(ipxe_error)
+        advice = _last_error(ipxe_error) + advice
+    else:
+        advice = _prompt_advice(expected) if phase is Phase.READY else ""
     return error(f"{limit}{_LATE[phase]}: nothing more{after} for {waited}{advice}")
 
 
@@ -127,9 +130,14 @@ def script_failed(expected: Expected, step: str, error: str) -> KbootError:
     return InfraError(f"iPXE could not load the {what}: {explained}")
 
 
-def nothing_to_boot(last_words: str, ipxe_error: IpxeError | None = None) -> InfraError:
-    """The firmware gave up. `ipxe_error` is the last one that iPXE has printed."""
-    remedy = _last_error(ipxe_error)
+def nothing_to_boot(
+    last_words: str, ipxe_error: IpxeError | None = None, *, advice: str = ""
+) -> InfraError:
+    """The firmware gave up. `ipxe_error` is the last one that iPXE has printed.
+
+    `advice` is what is known to be wrong with the boot script.
+    """
+    remedy = _last_error(ipxe_error) + advice
     if any(word in last_words for word in ("PXE-E", "NBP", ">>Start")):
         # EDK II's own PXE client: it takes a URL for the name of a file on a TFTP server.
         remedy = (

@@ -154,6 +154,27 @@ def test_the_token_is_told_to_nobody(
         assert TOKEN not in text
 
 
+def test_a_tree_is_published_and_follows_what_changes(
+    cluster: Cluster, server: BootServer, tmp_path: Path
+) -> None:
+    menu, image = tmp_path / "menu.ipxe", tmp_path / "an image"
+    menu.write_text("#!ipxe\n")
+    image.write_bytes(b"data")
+    names = {"menu.ipxe": menu, "deep/er/an image": image}
+    assert server.publish_tree("m", names) == ["deep/er/an image", "menu.ipxe"]
+    (pod,) = cluster.kubelet.running.values()
+    (place,) = (pod.directory / "srv/files/scripts").glob("*/m")
+    assert (place / "deep/er/an image").read_bytes() == b"data"
+    sent = len(cluster.calls("PUT"))
+    assert server.publish_tree("m", names) == []
+    assert len(cluster.calls("PUT")) == sent
+    menu.write_text("#!ipxe\nshell\n")
+    assert server.publish_tree("m", {"menu.ipxe": menu}) == ["deep/er/an image", "menu.ipxe"]
+    assert [path.name for path in place.iterdir() if path.is_file()] == ["menu.ipxe"]
+    assert (place / "menu.ipxe").read_text() == "#!ipxe\nshell\n"
+    assert not (place / "deep/er/an image").exists()
+
+
 def test_requests_of_machines_are_read_from_the_pods_log(
     cluster: Cluster, server: BootServer
 ) -> None:
