@@ -128,7 +128,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: workers.Node) -> None:
     """Each worker of pytest-xdist is told where to find the run's boot server."""
-    workers.lend_to(node)
+    workers.tell_of_shared_server(node)
 
 
 @pytest.hookimpl(trylast=True)
@@ -170,13 +170,13 @@ def kboot_session(
     worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
-    lender = workers.lender_of(request.config)
-    if lender:
-        workers.sign_in(lender, worker)
+    shared_server = workers.shared_server_of(request.config)
+    if shared_server:
+        workers.sign_in(shared_server, worker)
     with (
         signals.unwinding(request.config.stash) as unwinding,
         open_session(
-            config, evidence=evidence, prefix=f"{worker or 'm'}-", lender=lender
+            config, evidence=evidence, prefix=f"{worker or 'm'}-", shared_server=shared_server
         ) as session,
     ):
         yield session
