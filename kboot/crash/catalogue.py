@@ -442,7 +442,7 @@ RULES = (
     *_WARNINGS,
 )
 
-#: Every first line contains one of these: few, because each is a search through the whole log.
+#: Every first line contains one of these. Each is a search through the whole log.
 FILTER = (
     b"BUG",
     b"WARNING: ",

@@ -104,13 +104,17 @@ class TriggerFinder:
 
 
 #: Every line that begins a report, or that `ResetWatch` wants, contains one of these.
-# Each is a search through the whole log, so two firmwares' banners share one.
 _LITERALS = (
     *FILTER,
     b"(version",
     *(literal for literal in resets.LITERALS if b"(version" not in literal),
 )
 _CANDIDATE = re.compile(b"|".join(re.escape(literal) for literal in _LITERALS))
+#: Letters by which the literals differ most from what kernels print all day. A search for all the
+#: literals takes half the time where a piece of the log, and each literal, is reduced to them.
+_TELLING = b"#(-.:BDEFGIKLNSUV[egjklmnopqrsu"
+_REST = bytes(set(range(256)) - set(_TELLING))
+_REDUCED = tuple(dict.fromkeys(literal.translate(None, _REST) for literal in _LITERALS))
 
 #: A time in the midst of a line.
 _TORN = re.compile(rb"[^\]] \[ *\d{1,11}\.\d{6}\]")
@@ -216,8 +220,9 @@ class Scanner:
     def _region(self, data: bytes, end: int) -> None:
         """Read whole lines: `data` up to `end`."""
         # Searching for each literal in turn is faster than one pattern for all of them.
-        for literal in _LITERALS:
-            if literal in data:
+        reduced = data.translate(None, _REST)
+        for literal in _REDUCED:
+            if literal in reduced:
                 break
         else:
             self._calm(data, 0, end)
