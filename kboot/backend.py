@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+from kboot import arch
 from kboot.deadline import Deadline
 
 Firmware = Literal["bios", "uefi"]
@@ -30,7 +31,7 @@ class MachineSpec:
     #: How it starts from empty memory; a reset always goes through its firmware.
     firmware_start: FirmwareStart = "real"
     #: The architecture as Linux names it (``uname -m``).
-    architecture: str = "x86_64"
+    architecture: str = arch.DEFAULT.name
     #: None for one that the backend chooses, and that stays the machine's own through restarts.
     mac_address: str | None = None
     #: Whether the guest's ssh port is to be reached from here, see `SshVirtualMachine`.
@@ -105,6 +106,12 @@ class BootServer(Protocol):
 
     def write(self, name: str, text: str) -> str:
         """Publish or replace a small text atomically and return its URL as the guest sees it."""
+
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """Have these files, and no others, below `folder`, beside what `write` has put there.
+
+        Names may have folders of their own. Returns those that were new, changed or gone.
+        """
 
     def url(self, path: str) -> str:
         """The URL of `path` as the guest sees it, whether anything is there or not."""
@@ -246,6 +253,18 @@ class PersistentMachine:
     condition: str
     #: Who looks after it now: ``user@host, process 123``; empty for nobody.
     holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRun:
+    """A run as it is found where machines run, whoever started it."""
+
+    #: One line for people: its name, whether it lives, and how that is known.
+    summary: str
+    #: What belongs to it, one line for each.
+    details: tuple[str, ...] = ()
+    #: The same for programs.
+    values: Mapping[str, object]
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ import shutil
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot import process, state, templates
@@ -102,6 +102,8 @@ class Nginx:
         self._guest_host = guest_host
         self._process: process.Process
         self._put: dict[FileStamp, str] = {}
+        #: What was published in each folder of the scripts, by name.
+        self._trees: dict[str, dict[str, FileStamp]] = {}
         self._fetches = FetchLog()
         #: For who reads on in the access log.
         self._reading = threading.Lock()
@@ -122,10 +124,7 @@ class Nginx:
 
     def put(self, artifact: Path, on_progress: OnProgress = ignore_progress) -> str:
         """Publish a file under its sha256 and return its URL. `ConfigError` if it is unreadable."""
-        try:
-            stamp = FileStamp.of(artifact)
-        except OSError as error:
-            raise _unreadable(artifact, error) from error
+        stamp = _stamp(artifact)
         if stamp not in self._put:
             self._put[stamp] = self._store(artifact, stamp.size, on_progress)
         return self.url(f"artifacts/{self._put[stamp]}")
@@ -152,6 +151,19 @@ class Nginx:
         self._hand_over(target.parent, new)
         new.replace(target)
         return self.url(f"scripts/{name}")
+
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """See `kboot.backend.BootServer`."""
+        stamps = {name: _stamp(path) for name, path in files.items()}
+        known = self._trees.get(folder, {})
+        place = self._files / "scripts" / folder
+        for name in known.keys() - stamps.keys():
+            (place / name).unlink(missing_ok=True)
+        changed = [name for name in stamps if known.get(name) != stamps[name]]
+        for name in changed:
+            self._link(self.put(files[name]), place, name)
+        self._trees[folder] = stamps
+        return sorted({*changed, *(known.keys() - stamps.keys())})
 
     def fetches(self) -> Sequence[Fetch]:
         """The newest requests, in the order in which they ended."""
@@ -281,6 +293,16 @@ class Nginx:
             new.unlink(missing_ok=True)
         return digest.hexdigest()
 
+    def _link(self, url: str, place: Path, name: str) -> None:
+        """Give a file that was published another name."""
+        target = place / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._hand_over(*(place / each for each in Path(name).parents))
+        new = target.with_name(f".{target.name}.new")
+        new.unlink(missing_ok=True)
+        os.link(self._files / "artifacts" / url.rpartition("/")[2], new)
+        new.replace(target)
+
     def _hand_over(self, *paths: Path) -> None:
         for path in paths:
             if self._user is not None:
@@ -302,6 +324,13 @@ def _pieces(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             while piece := file.read(_PIECE_BYTES):
                 yield piece
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _stamp(path: Path) -> FileStamp:
+    try:
+        return FileStamp.of(path)
     except OSError as error:
         raise _unreadable(path, error) from error
 

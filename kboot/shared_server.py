@@ -104,6 +104,9 @@ _VERBS: Mapping[str, Callable[[BootServer, Arguments], object]] = {
     "put": lambda server, each: server.put(Path(each["path"])),
     "remove": lambda server, each: server.remove(each["url"]),
     "write": lambda server, each: server.write(each["name"], each["text"]),
+    "publish_tree": lambda server, each: server.publish_tree(
+        each["folder"], {name: Path(path) for name, path in each["files"].items()}
+    ),
     "fetches": _fetches,
     "catch_up": lambda server, each: server.catch_up(Deadline(each["limit_s"])),
     "check": lambda server, _: server.check(),
@@ -168,6 +171,12 @@ class _Server:
         """Publish or replace a small text atomically and return its URL."""
         url: str = self._client.ask("write", name=name, text=text)
         return url
+
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """See `kboot.backend.BootServer`."""
+        paths = {name: str(path.absolute()) for name, path in files.items()}
+        changed: Sequence[str] = self._client.ask("publish_tree", folder=folder, files=paths)
+        return changed
 
     def fetches(self) -> Sequence[Fetch]:
         """The newest requests, in order, from all machines of the run."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+from kboot import arch
 from kboot.backend import Firmware, FirmwareStart
 from kboot.config import parse
 from kboot.config.parse import about
@@ -292,7 +293,7 @@ class Config(ClusterConfig):
         default="kboot", metadata=about("the password to log in with", "TEXT", parse.text)
     )
     qemu: str = field(
-        default="qemu-system-x86_64", metadata=about("the QEMU program", "PROGRAM", parse.word)
+        default=arch.DEFAULT.qemu, metadata=about("the QEMU program", "PROGRAM", parse.word)
     )
     qemu_arguments: tuple[str, ...] = field(
         default=(),
@@ -305,6 +306,24 @@ class Config(ClusterConfig):
             "the iPXE (a UEFI program) that boots local UEFI machines; else the network card's, or "
             "if that has none, the distribution's",
             "FILE",
+            parse.path,
+        ),
+    )
+    #: None: kboot's own.
+    ipxe_script: Path | None = field(
+        default=None,
+        metadata=about(
+            "the boot script in place of kboot's: a Jinja template, or plain iPXE",
+            "FILE",
+            parse.path,
+        ),
+    )
+    serve: Path | None = field(
+        default=None,
+        metadata=about(
+            "a directory that the boot server publishes beside the boot script: chained scripts, "
+            "menus, images",
+            "DIRECTORY",
             parse.path,
         ),
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 
-from kboot.crash.catalogue import Rule
 from kboot.crash.lines import KernelLine
 from kboot.crash.model import CrashKind, CrashReport, Event, Opened
 from kboot.crash.report import MARKED, Draft, build
+from kboot.crash.rule import Rule
 
 K = CrashKind
 
@@ -140,13 +140,17 @@ def continues(draft: Draft, rule: Rule) -> bool:
     return bool(rule.needs_trace) or _repeats(draft, rule) or _explains(draft, rule)
 
 
+#: "BUG: key ... has not been registered!" comes before a WARN of lockdep's own.
+_MESSAGES = frozenset({K.BUG, K.LOCK_MISUSE})
+
+
 def _explains(draft: Draft, rule: Rule) -> bool:
     """Whether `draft` is, so far, only the message of a WARN or BUG that `rule` has found."""
     names_file = "file" in rule.pattern.groupindex
     # Permissive CFI since 6.1 has a WARNING without a file.
     is_warn = rule.kind is K.WARNING and not rule.needs_trace
     is_site = is_warn or (rule.kind is K.BUG and names_file)
-    is_message = draft.kind is K.BUG and "file" not in draft.rule.pattern.groupindex
+    is_message = draft.kind in _MESSAGES and "file" not in draft.rule.pattern.groupindex
     return is_site and is_message and not draft.has_trace and len(draft.lines) <= _MESSAGE_LINES
 
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kboot.crash import resets
-from kboot.crash.catalogue import ANY_DIE, FILTER, RULES, Rule, row
+from kboot.crash.catalogue import ANY_DIE, FILTER, RULES
 from kboot.crash.lines import Encoding, KernelLine, before_last_stamp, parse
 from kboot.crash.model import CrashKind, Event, Opened
 from kboot.crash.open_reports import Drafts
 from kboot.crash.report import Draft
 from kboot.crash.resets import ResetWatch, Step
+from kboot.crash.rule import Rule, row
 
 #: Somebody quotes a kernel message: in a command, a script, a search, a log of tests.
 _QUOTING = re.compile(

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from kboot import arch
 from kboot.errors import ConfigError
 from kboot.kernel.compression import LZ4_FRAME, compression_of, decompressed
 from kboot.kernel.elf import parse_elf
 
 HEAD_SIZE = 1024
 
-#: IMAGE_FILE_MACHINE_* of the PE header that EFI images have -> ``uname -m``.
-_PE_MACHINES = {0x8664: "x86_64", 0xAA64: "aarch64", 0x5064: "riscv64", 0x6264: "loongarch64"}
 #: Compression names in an EFI zboot header -> those in `MAGIC`.
 _ZBOOT_COMPRESSION = {b"gzip": "gzip", b"xzkern": "xz", b"lzma": "lzma", b"zstd": "zstd"}
 #: A release, which becomes part of file names, and the rest.
@@ -98,13 +97,11 @@ def _read_bzimage(label: str, file: IO[bytes], head: bytes, size: int) -> ImageF
         raise not_a_kernel(label, f"an x86 boot image that calls itself {version[:60]!r}")
     (load_flags,) = struct.unpack_from("<H", head, 0x236)
     is_64_bit = protocol >= 0x20C and bool(load_flags & 1)
-    return ImageFacts(architecture="x86_64" if is_64_bit else "i686", version=version)
+    return ImageFacts(architecture=arch.name_of_bzimage(is_64_bit=is_64_bit), version=version)
 
 
 def _raw_architecture(head: bytes) -> str | None:
-    if head[0x38:0x3C] == b"ARM\x64":
-        return "aarch64"
-    return "riscv64" if head[0x38:0x3C] == b"RSC\x05" else None
+    return arch.name_of_image(head[0x38:0x3C])
 
 
 def _read_zboot(label: str, file: IO[bytes], head: bytes, size: int) -> ImageFacts:
@@ -116,7 +113,7 @@ def _read_zboot(label: str, file: IO[bytes], head: bytes, size: int) -> ImageFac
     (pe_offset,) = struct.unpack_from("<I", head.ljust(64, b"\0"), 0x3C)
     file.seek(pe_offset)
     pe = file.read(6)
-    architecture = _PE_MACHINES.get(int.from_bytes(pe[4:6], "little"))
+    architecture = arch.name_of_pe(int.from_bytes(pe[4:6], "little"))
     if pe[:4] != b"PE\0\0" or architecture is None:
         raise not_a_kernel(label, "a compressed EFI image with no architecture that kboot knows")
     name = head[24:56].split(b"\0", 1)[0]

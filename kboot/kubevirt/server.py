@@ -11,9 +11,10 @@ import json
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from kboot import nginx
 from kboot.backend import Fetch, OnProgress, ignore_progress
@@ -212,6 +213,8 @@ class ClusterServer:
             client, run, token=token, claim=settings.cluster_claim, check=self.check
         )
         self._put: dict[FileStamp, str] = {}
+        #: What was published in each folder of the scripts, by name.
+        self._trees: dict[str, dict[str, FileStamp]] = {}
         self._log = AccessLog(client, run)
 
     # ------------------------------------------------------------------ what the protocol promises
@@ -238,6 +241,20 @@ class ClusterServer:
         """Publish or replace a small text atomically and return its URL."""
         self._files.write(f"scripts/{self._run.identifier}/{name}", text.encode())
         return self.url(f"scripts/{name}")
+
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """See `kboot.backend.BootServer`."""
+        stamps = {name: stamp_of(path) for name, path in files.items()}
+        known = self._trees.get(folder, {})
+        place = f"scripts/{self._run.identifier}/{folder}"
+        gone = known.keys() - stamps.keys()
+        for name in gone:
+            self._files.remove_at(f"{place}/{quote(name)}")
+        changed = [name for name in stamps if known.get(name) != stamps[name]]
+        for name in changed:
+            self._files.put_at(f"{place}/{quote(name)}", files[name], stamps[name])
+        self._trees[folder] = stamps
+        return sorted({*changed, *gone})
 
     def fetches(self) -> Sequence[Fetch]:
         """The newest requests, in the order in which they ended."""
@@ -334,6 +351,7 @@ class RecreatingServer(ClusterServer):
             manifest = manifests.from_yaml(self._manifest())
             create_when_allowed(self._client, manifest, f"boot server {self._run.name}", deadline)
             self._put.clear()
+            self._trees.clear()
             self._log.forget()
             self.wait_until_ready(deadline)
 

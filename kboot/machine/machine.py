@@ -23,7 +23,7 @@ from kboot.machine.channels import Channels
 from kboot.machine.expectations import ExpectedCrash, ReportFilter, crash_of
 from kboot.machine.follower import Follower, OnPhase
 from kboot.machine.phases import Expected, Phase
-from kboot.machine.publishing import Load, publish_script
+from kboot.machine.publishing import Load, publish_script, publish_tree
 from kboot.machine.saved import WAKE_LIMIT_S, SavedMachine
 from kboot.machine.settings import MachineSettings
 from kboot.results.cases import SuiteResults
@@ -399,6 +399,7 @@ class Machine:
         """The next boot begins after the byte `offset` of the console's record, or else now."""
         self.console.expect_reset()
         self._crash = None
+        publish_tree(self.server, self.settings, self.evidence_directory)
         self.follower.accept_resets()
         self._begin_boot(self.console.mark() if offset is None else offset)
 

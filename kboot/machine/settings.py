@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kboot import ipxe
+from kboot import arch, ipxe, ipxe_script
 from kboot.backend import MachineSpec
 from kboot.config import Channel, Config, Warnings
 from kboot.guest.ssh import authorized_key
+from kboot.ipxe_script import UserScript
+from kboot.ipxe_tree import NOTHING, ServedTree, read_tree
 from kboot.kernel import Kernel, require_architecture
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs, resolve_rootfs
 
@@ -32,6 +34,10 @@ class MachineSettings:
     channel: Channel = "console"
     #: What a test makes of reports that the kernel survives, see `Machine.check_reports`.
     warnings: Warnings = "fail"
+    #: The user's own boot script; None for kboot's.
+    boot_script: UserScript | None = None
+    #: What the boot server publishes beside it.
+    serve: Path | None = None
 
     def named(self, name: str) -> MachineSettings:
         """The same for a machine of this name."""
@@ -46,6 +52,7 @@ class MachineSettings:
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         spec = {each.name: getattr(self.spec, each.name) for each in fields(self.spec)}
         del own["spec"], own["password"], spec["boot_file"]
+        own["boot_script"] = self.boot_script and str(self.boot_script.path)
         return {"machine_name": spec.pop("name"), **spec, **own}
 
 
@@ -63,10 +70,18 @@ def settings_for(
     `ConfigError` if the two do not fit, if the root file system is not one, or if the command line
     is longer than what the kernel takes.
     """
-    require_architecture(kernel, "x86_64")
+    require_architecture(kernel, arch.DEFAULT.name)
     ipxe.check_command_line(config.cmdline)
+    script = _boot_script(config.ipxe_script, config.serve)
     if images_of:
-        return _fitting(replace(images_of, command_line=config.cmdline))
+        return _fitting(
+            replace(
+                images_of,
+                command_line=config.cmdline,
+                boot_script=script,
+                serve=config.serve,
+            )
+        )
     rootfs = resolve_rootfs(
         config.rootfs, architecture=kernel.architecture, password=config.password
     )
@@ -84,6 +99,8 @@ def settings_for(
         password=config.password,
         timeout_s=config.timeout_s,
         warnings=config.warnings,
+        boot_script=script,
+        serve=config.serve,
     )
     return _fitting(settings.reached_by(channel))
 
@@ -112,6 +129,30 @@ def _fitting(settings: MachineSettings) -> MachineSettings:
         line, architecture=settings.spec.architecture, firmware=settings.spec.firmware
     )
     return settings
+
+
+def served(settings: MachineSettings) -> ServedTree:
+    """What is to be published beside the boot script, as it is now."""
+    script = settings.boot_script.path if settings.boot_script else None
+    return _tree(settings.serve, script)
+
+
+def _tree(directory: Path | None, script: Path | None) -> ServedTree:
+    if directory is None:
+        return NOTHING
+    return read_tree(directory, script=script, script_name=ipxe.SCRIPT_NAME)
+
+
+def _boot_script(path: Path | None, serve: Path | None) -> UserScript | None:
+    """The user's own boot script, read and checked; what iPXE may stumble over is logged."""
+    tree = _tree(serve, path)
+    if path is None:
+        return None
+    script = ipxe_script.read_script(path)
+    for finding in script.check(tree.scripts):
+        if finding.kind != "unhandled":
+            ipxe_script.warn_once(path, finding)
+    return script
 
 
 def _keys(user: str) -> Path:

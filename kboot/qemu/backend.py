@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
-from kboot import nginx, process, state
+from kboot import arch, nginx, process, state
 from kboot.backend import BootServer, Firmware, MachineSpec
 from kboot.config import Network
 from kboot.deadline import Deadline
@@ -25,7 +25,7 @@ from kboot.qemu.virtual_machine import QemuVirtualMachine
 from kboot.snapshots import Entry, SnapshotStore
 
 #: The architectures kboot has a machine for.
-_MACHINES = {"x86_64"}
+_MACHINES = {arch.DEFAULT.name}
 
 
 class QemuBackend:
@@ -59,7 +59,7 @@ class QemuBackend:
         if firmware == "bios":
             return None
         try:
-            find_uefi("x86_64")
+            find_uefi(arch.DEFAULT.name)
             _ = self._uefi_ipxe
         except InfraError as error:
             return str(error)

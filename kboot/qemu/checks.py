@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from kboot import nginx, process, state
+from kboot import arch, nginx, process, state
 from kboot.checks import Check, Finding, Level
 from kboot.config import Config
 from kboot.errors import KbootError
@@ -33,20 +33,24 @@ def _setpriv(_: Config) -> Finding:
 def _qemu(config: Config) -> Finding:
     machines = _output(config.qemu, "-machine", "help")
     devices = _output(config.qemu, "-device", "help")
-    for what, listing, wanted in (("machine", machines, "q35"), ("device", devices, '"e1000e"')):
+    row = arch.DEFAULT
+    for what, listing, wanted in (
+        ("machine", machines, row.machine.partition(",")[0]),
+        ("device", devices, f'"{row.network_card}"'),
+    ):
         if wanted not in listing:
             return Finding(
                 level="error",
                 subject="qemu",
                 text=f"{config.qemu} has no {what} {wanted}",
-                remedy="use a full QEMU for x86: apt-get install qemu-system-x86",
+                remedy=f"use a full QEMU for {row.name}: apt-get install {row.qemu_package}",
             )
     return Finding(level="ok", subject="qemu", text=accel.qemu_version(config.qemu))
 
 
 def _ipxe(config: Config) -> Finding:
     # For every network card, QEMU names one image with a part for BIOS and one for UEFI.
-    image = "efi-e1000e.rom"
+    image = arch.DEFAULT.card_rom
     folders = [Path(line) for line in _output(config.qemu, "-L", "help").splitlines()]
     for folder in folders:
         if (folder / image).is_file():
@@ -61,7 +65,7 @@ def _ipxe(config: Config) -> Finding:
 
 def _uefi(config: Config) -> Finding:
     try:
-        found = firmware.find_uefi("x86_64")
+        found = firmware.find_uefi(arch.DEFAULT.name)
         ipxe = _uefi_ipxe(config)
     except KbootError as error:
         wanted = config.firmware == "uefi"

@@ -1,1 +1,1 @@
-"""Results that people and CI systems read: test suites of a kernel, evidence. Pure functions."""
+"""What a run found, from its evidence on disk: pure functions of it."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from kboot import arch
 from kboot.cache import keep_file
 from kboot.errors import ConfigError
 from kboot.kernel.compression import MAGIC, compression_of
@@ -32,7 +33,7 @@ def overlay_initramfs(files: Mapping[str, bytes | Path]) -> Path:
 def resolve_rootfs(
     value: str,
     *,
-    architecture: str = "x86_64",
+    architecture: str = arch.DEFAULT.name,
     password: str = "kboot",  # noqa: S107  # as in `tiny_initramfs`
 ) -> list[Path]:
     """The initramfs images, in order, that a user asks for: ``tiny``, or the path of one.

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from kboot import arch
+from kboot.arch import Architecture
 from kboot.cache import FileStamp, keep_file
 from kboot.errors import ConfigError
 from kboot.kernel.elf import parse_elf
@@ -29,12 +31,12 @@ _BUSYBOX = "usr/bin/busybox"
 #: Fixed, so that the same password gives the same image.
 _SALT = "kboot"
 #: What this process has made already, by all that it is made of.
-_made: dict[tuple[Path, FileStamp, str, bool], Path] = {}
+_made: dict[tuple[Path, FileStamp, str, str, bool], Path] = {}
 
 
 def tiny_initramfs(
     *,
-    architecture: str = "x86_64",
+    architecture: str = arch.DEFAULT.name,
     password: str = "kboot",  # noqa: S107  # of a throw-away guest, and meant to be known
     autologin: bool = False,
 ) -> Path:
@@ -53,15 +55,17 @@ def tiny_initramfs(
     busybox = _static_busybox(architecture)
     # Making it takes a third of a second, and who boots many machines asks for it each time.
     place = cache_directory("rootfs")
-    key = (place, FileStamp.of(busybox), password, autologin)
+    key = (place, FileStamp.of(busybox), architecture, password, autologin)
     made = _made.get(key)
     if made is None or not made.is_file():
-        image = _image(busybox, password, autologin=autologin)
+        image = _image(busybox, arch.of(architecture), password, autologin=autologin)
         made = _made[key] = keep_file(place, "tiny.cpio.gz", image)
     return made
 
 
-def _image(busybox: Path, password: str, *, autologin: bool) -> Iterable[bytes]:
+def _image(
+    busybox: Path, architecture: Architecture, password: str, *, autologin: bool
+) -> Iterable[bytes]:
     """The content of the image."""
     entries = [
         *(directory(path) for path in ("dev", "mnt", "proc", "root", "run", "sys", "tmp", "var")),
@@ -73,6 +77,7 @@ def _image(busybox: Path, password: str, *, autologin: bool) -> Iterable[bytes]:
         regular(_BUSYBOX, busybox, executable=True),
         *_applets(busybox),
         *_system_files(),
+        regular("etc/kboot/console", f"{architecture.console}\n".encode()),
         Entry(path="etc/shadow", mode=0o100600, content=_shadow(password)),
     ]
     if autologin:

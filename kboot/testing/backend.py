@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot.backend import Fetch, Firmware, MachineSpec, OnProgress, ignore_progress
@@ -90,6 +90,11 @@ class FakeServer:
         url = self.url(f"scripts/{name}")
         self._texts[url] = text
         return url
+
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """Publish files."""
+        self._files.update({self.url(f"scripts/{folder}/{name}"): files[name] for name in files})
+        return sorted(files)
 
     def fetches(self) -> Sequence[Fetch]:
         """Every request so far."""
