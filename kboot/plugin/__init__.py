@@ -15,7 +15,7 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, KbootError
-from kboot.plugin import hookspecs, signals, workers
+from kboot.plugin import hookspecs, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
     MARKER,
@@ -253,9 +253,21 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         result = yield
         if handover := item.stash.get(_HANDOVER, None):
             handover.machine.check_reports()
+            for suite in handover.suites:
+                suite.check()
     finally:
         _tell_of_crashes(item)
+        _tell_of_cases(item)
     return result
+
+
+def _tell_of_cases(item: pytest.Item) -> None:
+    handover = item.stash.get(_HANDOVER, None)
+    if handover is None or not handover.suites:
+        return
+    subtests.report_cases(item, handover.suites, handover.machine.tolerates)
+    for suite in handover.suites:
+        item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
 
 
 def _tell_of_crashes(item: pytest.Item) -> None:
@@ -309,12 +321,17 @@ class _JUnit:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """After pytest has added the report."""
         correct_junit(self._config, report)
+        subtests.split_junit(self._config, report)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List what the kernel reported and tests had allowed."""
-    lines = allowed_lines(chain.from_iterable(terminalreporter.stats.values()))
-    if lines:
-        terminalreporter.section("kboot: reports of the kernel that tests allow")
+    """List what test suites have given, and what the kernel reported and tests had allowed."""
+    reports = list(chain.from_iterable(terminalreporter.stats.values()))
+    for title, lines in (
+        ("kboot: test suites", subtests.summary_lines(reports)),
+        ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
+    ):
+        if lines:
+            terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kboot.crash import CrashReport
     from kboot.guest import CommandRecord
     from kboot.machine import Machine
+    from kboot.results.cases import SuiteResults
 
 #: The name of the property that holds a report that a test allowed.
 _ALLOWED = "kboot.allowed"
@@ -91,6 +92,12 @@ class Handover:
         self.time = datetime.now(UTC)
         #: How many reports the hooks were told of.
         self.told = self.known
+        self._suites_before = len(machine.suites)
+
+    @property
+    def suites(self) -> Sequence[SuiteResults]:
+        """What the test's own test suites have given."""
+        return self.machine.suites[self._suites_before :]
 
 
 def new_reports(handover: Handover) -> Sequence[CrashReport]:

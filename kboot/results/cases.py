@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kboot.crash import CrashReport
+from kboot.errors import GuestError, SuiteFailed
 
 
 class Status(StrEnum):
@@ -27,6 +29,9 @@ class Status(StrEnum):
     #: A suite that ran to its end and had no cases.
     EMPTY = "no cases"
 
+
+#: So many bad cases are named in one line.
+_NAMED = 3
 
 #: A suite with one of these has not passed.
 BAD = frozenset({Status.FAILED, Status.TIMEOUT, Status.CRASHED, Status.NOT_RUN})
@@ -75,6 +80,57 @@ class Case:
     def bad(self) -> bool:
         """Whether it keeps its suite from having passed."""
         return self.status in BAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteResults:
+    """What one run of suites has given."""
+
+    #: The command, module or log that they come from.
+    source: str
+    #: In their order; suites as a whole stand behind their cases.
+    cases: tuple[Case, ...]
+    #: Of the command; None if it has none, or did not end.
+    exit_status: int | None = None
+    #: What ended the run before its time.
+    error: GuestError | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no case and no suite is bad, and nothing ended them."""
+        return self.error is None and passed(self.cases)
+
+    @property
+    def counts(self) -> Mapping[Status, int]:
+        """How many cases ended how."""
+        return count(self.cases)
+
+    def check(self) -> None:
+        """`SuiteFailed` names the bad cases, if there are any; otherwise what ended the run."""
+        bad = [case for case in to_report(self.cases) if case.bad]
+        if bad:
+            first = ", ".join(f"{case.full_name}: {case.status}" for case in bad[:_NAMED])
+            more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+            raise SuiteFailed(f"{self.source}: {in_words(self.counts)}: {first}{more}")
+        if self.error is not None:
+            raise self.error
+
+
+def expect_failures(cases: Iterable[Case], expected: Mapping[str, str]) -> list[Case]:
+    """The cases, those that failed and are expected to (pattern of the name -> why) marked so.
+
+    Patterns are as in file names: ``suite/case*``. A crash is never expected.
+    """
+    return [_expected(case, expected) for case in cases]
+
+
+def _expected(case: Case, expected: Mapping[str, str]) -> Case:
+    if case.status not in {Status.FAILED, Status.TIMEOUT}:
+        return case
+    for pattern, reason in expected.items():
+        if fnmatch.fnmatchcase(case.full_name, pattern):
+            return replace(case, status=Status.EXPECTED_FAILURE, reason=reason)
+    return case
 
 
 def count(cases: Iterable[Case]) -> Mapping[Status, int]:

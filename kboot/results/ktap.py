@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from kboot import boot_messages
 from kboot.crash import COMPLAINTS, CrashKind, CrashReport, Scanner
 from kboot.results import ktap_lines
-from kboot.results.cases import Case
+from kboot.results.cases import Case, Status
 from kboot.results.ktap_lines import LineReader, Result, Words, outcome
 from kboot.results.ktap_suites import RESET, Level, Track
 
@@ -55,6 +55,19 @@ class Parser:
             self._take(raw)
         return self._take_cases()
 
+    def take_output(self, text: str, time_s: float | None) -> list[Case]:
+        """A whole line that a program has printed, and the kernel's time then."""
+        self.line += 1
+        self._take_words(Words(text.rstrip("\r\n\0 "), time_s, stamped=False))
+        return self._take_cases()
+
+    def take_message(self, raw: bytes) -> list[Case]:
+        """A whole line of the kernel's, whether it bears its time or not."""
+        self.line += 1
+        for words in self._reader.words(raw[:_LONG_LINE]):
+            self._take_words(words._replace(stamped=True))
+        return self._take_cases()
+
     def crash(self, report: CrashReport) -> list[Case]:
         """The kernel reported this, behind what was fed so far."""
         track = self._last_track()
@@ -67,13 +80,19 @@ class Parser:
                 each.end(RESET)
         return self._take_cases()
 
-    def close(self, reason: str = _LOG_ENDS, *, complete: bool = False) -> list[Case]:
-        """The log has ended, and why. `complete`: its last line is whole without a newline, too."""
+    def close(
+        self, reason: str = _LOG_ENDS, *, complete: bool = False, status: Status | None = None
+    ) -> list[Case]:
+        """The log has ended, and why. `complete`: its last line is whole without a newline, too.
+
+        The case that ran, if one did, has this `status`; unless given, it was not run.
+        """
         partial, self._partial = self._partial, b""
         if partial:
             self._take_last(partial, complete=complete)
+        running = self._last_track()
         for track in self._tracks:
-            track.end(reason)
+            track.end(reason, status if track is running else None)
         return self._take_cases()
 
     def _take_cases(self) -> list[Case]:

@@ -94,6 +94,10 @@ class Track:
         self._last_time_s: float | None = None
         #: Number of the last line that was about suites.
         self.last_line = 0
+        #: What the case that ran died of, once it has.
+        self._died_of = ""
+        #: How it ended, if it has not crashed.
+        self._cut_status: Status | None = None
 
     # ---------------------------------------------------------------------------- what is told
 
@@ -302,15 +306,15 @@ class Track:
                     {"status": Status.NOT_RUN, "name": "", "number": number, "reason": reason}
                 )
 
-    _died_of = ""
-
     def _cut(self, reason: str) -> Outcome:
         """How a case ended that ran when all ended."""
         title = first_title(self._reports)
         self._died_of = title
         if title:
             return Outcome(Status.CRASHED, self._guess(), "", title)
-        status = Status.CRASHED if reason == RESET else Status.NOT_RUN
+        status = Status.CRASHED if reason == RESET else self._cut_status or Status.NOT_RUN
+        # All others never began.
+        self._cut_status = None
         return Outcome(status, self._guess(), "", reason)
 
     def _end_without_result(self, level: Level, reason: str) -> None:
@@ -331,7 +335,7 @@ class Track:
         if level.skip_reason and not level.has_cases:
             fields = {"status": Status.SKIPPED, "directive": "SKIP", "reason": level.skip_reason}
             self._completed(Case(**fields, name="", number=1))
-        elif self._reports and level.plan is None:
+        elif (self._reports or self._cut_status) and level.plan is None:
             # Nobody can tell whether it had ended.
             cut = self._cut(reason)
             self._completed(
@@ -349,8 +353,10 @@ class Track:
             self._completed(Case(**fields, name="", number=1, suite=True))
         self._forget()
 
-    def end(self, reason: str) -> None:
-        """Nothing more comes."""
+    def end(self, reason: str, status: Status | None = None) -> None:
+        """Nothing more comes. What ran has this `status`, if it has not crashed."""
+        self._cut_status = status if self.is_open else None
+        self._died_of = ""
         cut = True
         while self.levels:
             level = self.levels[-1]
@@ -359,8 +365,7 @@ class Track:
             reason = f"{self._died_of}, in an earlier case" if self._died_of else reason
             self.levels.pop()
             self._end_without_result(level, level.bail_out or reason)
-        self._last_time_s = None
-        self._died_of = ""
+        self._last_time_s = self._cut_status = None
 
     # ------------------------------------------------------------------------------- the cases
 
