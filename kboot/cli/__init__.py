@@ -58,6 +58,7 @@ class LazyGroup(click.Group):
         "test": ("kboot.cli.test:test", "Run the acceptance tests on a kernel."),
         "crash": ("kboot.cli.crash:crash", "Find kernel crashes in a console log."),
         "ktap": ("kboot.cli.ktap:ktap", "Read results of kernel test suites in a log."),
+        "report": ("kboot.cli.report:report", "Make one HTML file of a run's evidence."),
         "up": ("kboot.cli.machines:up", "Start a persistent machine."),
         "down": ("kboot.cli.machines:down", "Stop and remove it."),
         "list": ("kboot.cli.machines:list_machines", "List persistent machines."),

@@ -328,3 +328,7 @@ class Config(ClusterConfig):
         ),
     )
     nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))
+    report: Path | None = field(
+        default=None,
+        metadata=about("write the test run as one HTML file", "FILE", parse.path),
+    )

@@ -15,7 +15,7 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, KbootError
-from kboot.plugin import hookspecs, signals, subtests, workers
+from kboot.plugin import hookspecs, results, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
     MARKER,
@@ -81,6 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
+    results.register(config)
     if option(config, "kernel") is None:
         return
     try:
@@ -294,6 +295,8 @@ def pytest_runtest_makereport(
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
+    if handover:
+        results.note_machine(report, handover)
     if report.failed and handover:
         report.sections.extend(sections(handover))
     mark_verdict(report, error)
