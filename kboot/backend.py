@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from kboot import arch
 from kboot.deadline import Deadline
+from kboot.server_faults import Fault, FaultHandle, FaultKind
 
 Firmware = Literal["bios", "uefi"]
 
@@ -56,6 +57,8 @@ class Fetch:
     #: Whether the answer was sent to its end.
     complete: bool
     user_agent: str
+    #: The fault that it met, see `kboot.server_faults`; empty for none.
+    fault: str = ""
 
 
 class Stream(Protocol):
@@ -127,6 +130,29 @@ class BootServer(Protocol):
 
     def catch_up(self, deadline: Deadline) -> None:
         """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""
+
+    def faults_fault(self) -> str | None:
+        """None if it can do wrong on purpose, or else why not."""
+
+    def set_fault(self, fault: Fault) -> int:
+        """Set a fault; its number. Users call `fault`."""
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """Take a fault away, or all."""
+
+    def fault_hits(self, number: int) -> int:
+        """How often a fault has happened."""
+
+    def fault(
+        self,
+        path: str,
+        kind: FaultKind | None = None,
+        *,
+        times: int | None = None,
+        machine: str = "",
+        **how: Any,
+    ) -> FaultHandle:
+        """See `kboot.server_faults.Faulty`."""
 
     def check(self) -> None:
         """Return if the server is fine; raise `InfraError` if it is not."""

@@ -236,6 +236,11 @@ class Session:
             self._sorted.add(saved.key)
         return machine
 
+    def clear_faults(self) -> None:
+        """Have the boot server do right again, if there is one."""
+        if "server" in vars(self):
+            self.server.clear_faults()
+
     def power_off(self) -> None:
         """Power off the machine that is on, if one is, and write its evidence."""
         if self._running:

@@ -18,6 +18,7 @@ from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.machine import open_backend
 from kboot.nginx import FetchLog
+from kboot.server_faults import Fault, Faulty
 
 __all__ = ["SharedServer", "share_server", "use_shared_server"]
 
@@ -109,6 +110,10 @@ _VERBS: Mapping[str, Callable[[BootServer, Arguments], object]] = {
     "publish_tree": lambda server, each: server.publish_tree(
         each["folder"], {name: Path(path) for name, path in each["files"].items()}
     ),
+    "faults_fault": lambda server, _: server.faults_fault(),
+    "set_fault": lambda server, each: server.set_fault(Fault(**each["fault"])),
+    "clear_faults": lambda server, each: server.clear_faults(each["number"]),
+    "fault_hits": lambda server, each: server.fault_hits(each["number"]),
     "fetches": _fetches,
     "catch_up": lambda server, each: server.catch_up(Deadline(each["limit_s"])),
     "check": lambda server, _: server.check(),
@@ -144,13 +149,15 @@ def use_shared_server(directory: Path) -> Iterator[SharedServer]:
         yield SharedServer(server=_Server(client, answer["base"]), run=answer["run"])
 
 
-class _Server:
+class _Server(Faulty):
     """A boot server that is another process's (see `kboot.backend.BootServer`)."""
 
     def __init__(self, client: rpc.Client, base: str) -> None:
         self._client = client
         self._base = base
         self._fetches = FetchLog()
+        #: The numbers of those that were set from here.
+        self._faults: list[int] = []
         #: How far the owner's are read.
         self._position = 0
         self._reading = threading.Lock()
@@ -200,6 +207,27 @@ class _Server:
     def catch_up(self, deadline: Deadline) -> None:
         """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""
         self._client.ask("catch_up", limit_s=deadline.remaining)
+
+    def faults_fault(self) -> str | None:
+        """None if the server can do wrong on purpose, or else why not."""
+        reason: str | None = self._client.ask("faults_fault")
+        return reason
+
+    def set_fault(self, fault: Fault) -> int:
+        """Set a fault, for all processes of the run; its number."""
+        number: int = self._client.ask("set_fault", fault=fault.as_dict())
+        self._faults.append(number)
+        return number
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """Take a fault away, or all that this process has set."""
+        for each in self._faults if number is None else [number]:
+            self._client.ask("clear_faults", number=each)
+
+    def fault_hits(self, number: int) -> int:
+        """How often a fault has happened."""
+        hits: int = self._client.ask("fault_hits", number=number)
+        return hits
 
     def check(self) -> None:
         """Raise `InfraError` if the server is not fine, or the process that has it gone."""

@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 ROWS = (
     {"errors", "boot_messages", "ipxe_errors"},
     {"deadline", "locks", "log", "statistics", "capacity", "arch"},
+    {"server_faults"},
     {"process", "backend", "rpc", "templates"},
     {"state"},
     {"cache"},
@@ -31,7 +32,8 @@ ROWS = (
     {"console", "snapshots", "ipxe", "ipxe_lint"},
     {"ipxe_script"},
     {"ipxe_tree"},
-    {"guest", "nginx"},
+    {"guest", "fault_proxy"},
+    {"nginx"},
     {"qemu", "kubevirt", "evidence"},
     {"results"},
     {"machine"},

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 #: The machine of a test, from when it got it.
 _HANDOVER = pytest.StashKey[Handover]()
+#: The run's session, while there is one.
+_SESSION = pytest.StashKey["Session"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -180,7 +182,9 @@ def kboot_session(
             config, evidence=evidence, prefix=f"{worker or 'm'}-", shared_server=shared_server
         ) as session,
     ):
+        request.config.stash[_SESSION] = session
         yield session
+        del request.config.stash[_SESSION]
         unwinding.hold()
 
 
@@ -269,6 +273,16 @@ def _tell_of_cases(item: pytest.Item) -> None:
     subtests.report_cases(item, handover.suites, handover.machine.tolerates)
     for suite in handover.suites:
         item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """What a test has had the boot server do wrong ends with it."""
+    try:
+        return (yield)
+    finally:
+        if session := item.config.stash.get(_SESSION, None):
+            session.clear_faults()
 
 
 def _tell_of_crashes(item: pytest.Item) -> None:

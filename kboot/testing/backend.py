@@ -15,6 +15,7 @@ from kboot.cache import sha256_of
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.kernel import read_kernel
+from kboot.server_faults import Fault, Faulty
 from kboot.testing.guest import PROMPT, FakeGuest, GuestAction, Script
 from kboot.testing.recording import RECORDED_BOOT, BootScript, Recording
 
@@ -57,7 +58,7 @@ class FakeBackend:
             vm.stream.close()
 
 
-class FakeServer:
+class FakeServer(Faulty):
     """A boot server that nobody can reach; see `kboot.backend.BootServer`."""
 
     _BASE = "http://192.0.2.1/fake/"
@@ -107,6 +108,21 @@ class FakeServer:
 
     def catch_up(self, deadline: Deadline) -> None:
         """It is never late."""
+
+    def faults_fault(self) -> str | None:
+        """Why it cannot do wrong on purpose."""
+        return "a boot server that nobody reaches does no wrong on purpose"
+
+    def set_fault(self, _fault: Fault) -> int:
+        """It cannot."""
+        raise ConfigError(str(self.faults_fault()))
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """There are none."""
+
+    def fault_hits(self, _number: int) -> int:
+        """There are none."""
+        return 0
 
     def check(self) -> None:
         """It is always fine."""
