@@ -216,3 +216,95 @@ def test_a_complaint_alone_is_shown_and_exits_with_0(tmp_path: Path) -> None:
     done = crash(str(log))
     assert done.returncode == 0
     assert "interrupt that nobody handles" in done.stdout.decode()
+
+
+LINKED = 0xFFFFFFFF81000000
+
+
+def bare_oops(address: int, *, moved: int | None = None, release: str = "6.1.0") -> bytes:
+    """An oops, and its panic, of a kernel that prints no names."""
+    lines = [
+        f"Linux version {release} (a@b) (gcc) #1 SMP",
+        "general protection fault: 0000 [#1] SMP",
+        f"CPU: 0 PID: 7 Comm: t Not tainted {release} #1",
+        f"RIP: 0010:{address:#x}",
+        "Call Trace:",
+        f" {address:#x}",
+        "---[ end trace 0000000000000000 ]---",
+    ]
+    if moved is not None:
+        lines.append("Kernel panic - not syncing: Fatal exception")
+        lines.append(f"Kernel Offset: {moved:#x} from {LINKED:#x} (relocation range: 0x0-0x1)")
+    return b"".join(b"[    1.%06d] %s\n" % (n, line.encode()) for n, line in enumerate(lines))
+
+
+@pytest.fixture
+def system_map(tmp_path: Path) -> Path:
+    path = tmp_path / "System.map-6.1.0"
+    names = ["_text", "tdev_read", "tdev_open", "_etext"]
+    path.write_text("".join(f"{LINKED + 0x1000 * n:x} T {name}\n" for n, name in enumerate(names)))
+    return path
+
+
+def test_a_system_map_names_what_a_kernel_shows_as_addresses(
+    tmp_path: Path, system_map: Path
+) -> None:
+    log = tmp_path / "log"
+    # Each boot has an offset of its own, which only its panic tells, at its very end.
+    early = bare_oops(LINKED + 0x1010 + 0x3000000)
+    first = early + bare_oops(LINKED + 0x1010 + 0x3000000, moved=0x3000000).partition(b"\n")[2]
+    log.write_bytes(first + bare_oops(LINKED + 0x2010 + 0x5000000, moved=0x5000000))
+    done = crash("--json", "--symbols", str(system_map), str(log))
+    titles = [json.loads(line)["title"] for line in done.stdout.splitlines()]
+    oopses = [title for title in titles if not title.startswith("panic")]
+    assert oopses == [f"general protection fault in tdev_{x}" for x in ("read", "read", "open")]
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_addresses_that_nobody_knows_are_told(tmp_path: Path, system_map: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(bare_oops(LINKED + 0x1010 + 0x3000000))
+    done = crash("--symbols", str(system_map), str(log))
+    assert done.stdout.decode().startswith("general protection fault\n")
+    (remark,) = done.stderr.decode().splitlines()
+    assert "was moved (KASLR)" in remark
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (bare_oops(LINKED + 0x1010, release="6.9.9"), "is Linux 6.1.0, but the log is of Linux"),
+        (
+            oops().replace(
+                b"made_up+0x5/0x9",
+                b"tdev_read+0x1/0x40\n tdev_open+0x2/0x50\n _text+0x3/0x60",
+            ),
+            "is of another kernel than the log: tdev_read has 0x1000 bytes there, and 0x40",
+        ),
+    ],
+    ids=["release", "sizes"],
+)
+def test_another_kernels_symbols_are_refused(
+    tmp_path: Path, system_map: Path, log: bytes, words: str
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(log)
+    done = crash("--symbols", str(system_map), str(path))
+    assert done.returncode == 2
+    assert words in done.stderr.decode()
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_vmlinux_has_names_files_and_lines_for_addresses(tmp_path: Path) -> None:
+    source, image, log = tmp_path / "kernel.c", tmp_path / "vmlinux", tmp_path / "log"
+    source.write_text(C_SOURCE, encoding="utf-8")
+    place = ["-nostdlib", "-static", "-mcmodel=kernel", f"-Wl,-Ttext={LINKED:#x},-e,main"]
+    command = ["gcc", "-g", "-O1", "-fno-pie", "-no-pie", *place, "-o", str(image), str(source)]
+    subprocess.run(command, check=True)
+    listing = subprocess.run(["nm", str(image)], check=True, capture_output=True, text=True).stdout
+    inner = int(next(line for line in listing.splitlines() if line.endswith(" inner"))[:16], 16)
+    log.write_bytes(bare_oops(inner + 1 + 0x3000000, moved=0x3000000))
+    done = crash("--symbols", str(image), str(log))
+    text = done.stdout.decode()
+    assert text.startswith("general protection fault in inner\n"), done.stderr
+    assert "kernel.c:5" in text
