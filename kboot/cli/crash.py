@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import select
 import sys
 from collections.abc import Iterator
@@ -19,18 +20,18 @@ from kboot.cli.output import print_table
 from kboot.crash import COMPLAINTS, CrashKind, CrashReport, Event, Frame, Scanner
 from kboot.crash.boots import BootFinder
 from kboot.errors import ConfigError
+from kboot.kernel.compression import compression_of
+from kboot.kernel.elf import MAGIC
+from kboot.kernel.image import HEAD_SIZE, is_image, looks_like
 
 #: A kernel that dies writes its report in one go; this much silence means it is done.
 _QUIET_S = 2.0
 _PIECE = 1 << 16
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"PK\x03\x04": "zip",
-    b"\x7fELF": "an ELF file",
-}
+_HEAD = 8192
+_MAY_BE_LOGS = frozenset({"text", "a script", "nothing but zeros", "unknown binary data"})
+#: A line of a log, among whatever noise a serial line has.
+_TEXT_LINE = re.compile(rb"(?:^|\n)[\t\x1b -~]{10,}\r?\n")
+_CONTROL = re.compile(rb"[\x01-\x06\x0e-\x1a\x1c-\x1f]")
 _HUMAN_FRAMES = 24
 
 
@@ -143,7 +144,7 @@ def _files(logs: tuple[Path, ...]) -> Iterator[Path | None]:
         for path in sorted(path for path in log.rglob("*") if path.is_file()):
             try:
                 with path.open("rb") as file:
-                    _refuse_packed(path, file.peek(8))
+                    _refuse_other(path, file.peek(_HEAD))
             except (ConfigError, OSError) as error:
                 click.echo(f"skipped: {error}", err=True)
             else:
@@ -191,7 +192,7 @@ def _events(log: Path | None, reader: _Reader) -> Iterator[Event]:
     else:
         try:
             with log.open("rb") as file:
-                _refuse_packed(log, file.peek(8))
+                _refuse_other(log, file.peek(_HEAD))
                 if reader.symbols is not None:
                     reader.symbols.note_moves(log)
                 while data := file.read(_PIECE):
@@ -231,10 +232,22 @@ def _of_machine(name: str | None, reader: _Reader) -> Iterator[Event]:
     yield from filter(counts, reader.close())
 
 
-def _refuse_packed(log: Path, head: bytes) -> None:
-    for magic, what in _PACKED.items():
-        if head.startswith(magic):
-            raise ConfigError(f"{log} is not a console log but {what}; unpack it first")
+def _refuse_other(log: Path, head: bytes) -> None:
+    """`ConfigError` if a file with these first bytes is something else than a log."""
+    form = "zip" if head.startswith(b"PK\3\4") else compression_of(head)
+    if form is not None:
+        raise ConfigError(f"{log} is not a console log but {form}; unpack it first")
+    if head.startswith(MAGIC):
+        what = "an ELF file"
+    else:
+        what = "a Linux kernel image" if is_image(head) else looks_like(head[:HEAD_SIZE])
+    if what in _MAY_BE_LOGS:
+        is_binary = len(_CONTROL.findall(head)) * 20 > len(head) and not _TEXT_LINE.search(head)
+        what = "unknown binary data" if is_binary else ""
+    if what:
+        raise ConfigError(
+            f"{log} is not a console log but {what}; give what the kernel has printed"
+        )
     even, odd = head[0:8:2], head[1:8:2]
     for name, letters, zeros in (("LE", even, odd), ("BE", odd, even)):
         if len(head) >= len(even) * 2 > 0 and all(letters) and not any(zeros):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kboot.testing import write_kernel
 from tests.crash.crash_logs import DATA
 
 C_SOURCE = """\
@@ -87,7 +88,12 @@ def test_json_is_one_object_per_report_and_line() -> None:
     ("content", "words"),
     [
         (b"\x1f\x8b\x08\x00rest", "gzip"),
-        (b"\x7fELF\x02\x01", "ELF"),
+        (b"BZh91AY", "bzip2"),
+        (b"PK\x03\x04\x14", "zip"),
+        (b"\x7fELF\x02\x01", "not a console log but an ELF file"),
+        (b"QFI\xfb\0\0\0\3", "not a console log but a qcow2 disk image"),
+        (b"070701" + b"0" * 90, "not a console log but an initramfs"),
+        (bytes(range(256)) * 40, "not a console log but unknown binary data"),
         ("[    1.000000] x".encode("utf-16-le"), "iconv -f UTF-16LE"),
         ("[    1.000000] x".encode("utf-16-be"), "iconv -f UTF-16BE"),
         (None, "there is no such file"),
@@ -103,6 +109,23 @@ def test_what_is_no_log_gets_one_line_and_exit_code_2(
     assert done.returncode == 2
     assert words in done.stderr.decode()
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_kernel_given_as_a_log_is_called_what_it_is(tmp_path: Path) -> None:
+    done = crash(str(write_kernel(tmp_path / "vmlinuz")))
+    assert done.returncode == 2
+    assert "vmlinuz is not a console log but a Linux kernel image" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"", b"\0" * 9000, bytes(range(1, 256)) * 4, "журнал ядра\n".encode(), b"\xff\xfe\x01\x02"],
+    ids=["nothing", "zeros", "any bytes", "Russian", "broken"],
+)
+def test_noise_at_the_start_makes_no_log_a_binary(tmp_path: Path, noise: bytes) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(noise + b"\n" + oops())
+    assert b"general protection fault" in crash(str(log)).stdout
 
 
 def test_standard_input_is_followed_live() -> None:
