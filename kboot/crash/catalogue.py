@@ -113,6 +113,15 @@ _MEMORY = (
         r"BUG [\w:.,()-]+ (?:\(.*\)|Tainted: .*|Not tainted.*): (?P<what>[\w -]+)",
         "slab: {what}",
     ),
+    # Up to 3.1 without the taint.
+    row(
+        K.SLAB_CORRUPTION,
+        "BUG",
+        r"BUG [\w:.,()-]+: (?P<what>(?:Poison|(?:Left |Right )?Redzone|Object padding) overwritten"
+        r"|Object (?:already free|is on free-list)|Free(?:chain|list|pointer) corrupt\w*"
+        r"|Objects remaining[\w -]*|Invalid object pointer)",
+        "slab: {what}",
+    ),
     # Up to 5.14; since then a WARN.
     row(
         K.SLAB_CORRUPTION,
@@ -143,7 +152,12 @@ _MEMORY = (
 #: What cannot be handled: the words of arm64's fault_info[], and of others' own.
 _NO_ACCESS = r"(?:paging req|[\w ]+? (?:at|for|from|in|on|to)\b|[\w ]+ at$)"
 _BUGS = (
-    row(K.BUG, "BUG", r"[Kk]ernel BUG at (?P<file>\S+:\d+|(?:0x)?[0-9a-f]{8,})", "kernel BUG"),
+    row(
+        K.BUG,
+        "BUG",
+        r"[Kk]ernel BUG (?:in \S+ )?at (?P<file>\S+:\d+|(?:0x)?[0-9a-f]{8,})",
+        "kernel BUG",
+    ),
     # Without CONFIG_DEBUG_BUGVERBOSE.
     row(K.BUG, "BUG", rf"[Kk]ernel BUG at {AT_OFFSET}", "kernel BUG"),
     row(K.BUG, "[#", r"Kernel (?:BUG|bug detected)\s?\[#\d", "kernel BUG", is_die=True),
