@@ -328,3 +328,12 @@ class Config(ClusterConfig):
         ),
     )
     nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))
+    retry: int = field(
+        default=0,
+        metadata=about(
+            "how often a failed test is run again, on a pristine machine; one that then passes is "
+            "flaky",
+            "N",
+            parse.number(0, 1000),
+        ),
+    )
