@@ -332,3 +332,12 @@ class Config(ClusterConfig):
         default=None,
         metadata=about("write the test run as one HTML file", "FILE", parse.path),
     )
+    retry: int = field(
+        default=0,
+        metadata=about(
+            "how often a failed test is run again, on a pristine machine; one that then passes is "
+            "flaky",
+            "N",
+            parse.number(0, 1000),
+        ),
+    )

@@ -15,7 +15,7 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, KbootError
-from kboot.plugin import hookspecs, results, signals, subtests, workers
+from kboot.plugin import hookspecs, results, retry, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
     MARKER,
@@ -211,6 +211,9 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
 
     config, fresh = config_for(request.node)
     pytest_config = request.config
+    if retry.is_repeated(request.node):
+        # What has failed on a machine has left its traces there.
+        kboot_session.power_off()
 
     def remember(machine: Machine) -> None:
         # Also one that fails to come up: the report of the test shows its console.
@@ -241,9 +244,21 @@ def guest(machine: Machine) -> Guest:
 # --------------------------------------------------------------------------------- judgement
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """With the setting ``retry``, run what fails again."""
+    if not retry.applies(item):
+        return None
+    retry.run(item, nextitem)
+    return True
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Tell the hooks what the kernel reported in a boot that failed."""
+    if _HANDOVER in item.stash:
+        # Of an earlier run of the same test.
+        del item.stash[_HANDOVER]
     try:
         return (yield)
     except BaseException:
@@ -270,7 +285,9 @@ def _tell_of_cases(item: pytest.Item) -> None:
     handover = item.stash.get(_HANDOVER, None)
     if handover is None or not handover.suites:
         return
-    subtests.report_cases(item, handover.suites, handover.machine.tolerates)
+    for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
+        if not retry.hold(item, report):
+            item.ihook.pytest_runtest_logreport(report=report)
     for suite in handover.suites:
         item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
 
@@ -319,7 +336,12 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """A fault of the host is an error, and one of the kernel a failure, whenever it happened."""
+    """A fault of the host is an error, and one of the kernel a failure, whenever it happened.
+
+    What fails only sometimes is flaky.
+    """
+    if (counts := retry.flaky(report)) is not None:
+        return "flaky", "K", f"FLAKY {counts}"
     match verdict_of(report):
         case "error":
             return "error", "E", "ERROR"
@@ -338,13 +360,14 @@ class _JUnit:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """After pytest has added the report."""
         correct_junit(self._config, report)
-        subtests.split_junit(self._config, report)
+        retry.mark_junit(subtests.split_junit(self._config, report), report)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List what test suites have given, and what the kernel reported and tests had allowed."""
     reports = list(chain.from_iterable(terminalreporter.stats.values()))
     for title, lines in (
+        ("kboot: tests that were run again", retry.summary_lines(reports)),
         ("kboot: test suites", subtests.summary_lines(reports)),
         ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
     ):
