@@ -53,7 +53,7 @@ HOMES = {
     "websocket": {"kubevirt"},
     "yaml": {"kubevirt"},
     "paramiko": {"guest"},
-    "requests": {"kernel"},
+    "requests": {"kernel", "results"},
     "jinja2": {"templates"},
     "click": {"cli"},
     "rich": {"cli"},

@@ -59,6 +59,7 @@ class LazyGroup(click.Group):
         "crash": ("kboot.cli.crash:crash", "Find kernel crashes in a console log."),
         "ktap": ("kboot.cli.ktap:ktap", "Read results of kernel test suites in a log."),
         "report": ("kboot.cli.report:report", "Make one HTML file of a run's evidence."),
+        "compare": ("kboot.cli.compare:compare", "Compare two runs: failures, crashes, times."),
         "up": ("kboot.cli.machines:up", "Start a persistent machine."),
         "down": ("kboot.cli.machines:down", "Stop and remove it."),
         "list": ("kboot.cli.machines:list_machines", "List persistent machines."),

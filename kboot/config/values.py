@@ -143,6 +143,8 @@ Isolation = Literal["auto", "test", "module", "session", "none"]
 Network = Literal["open", "isolated"]
 Warnings = Literal["fail", "report"]
 Channel = Literal["auto", "console", "ssh"]
+Annotations = Literal["auto", "github", "none"]
+Submit = Literal["no", "yes"]
 
 #: The places to boot in.
 BACKENDS = ("qemu", "kubevirt")
@@ -339,5 +341,62 @@ class Config(ClusterConfig):
             "flaky",
             "N",
             parse.number(0, 1000),
+        ),
+    )
+    summary: Path | None = field(
+        default=None,
+        metadata=about("write a summary of the test run in Markdown", "FILE", parse.path),
+    )
+    annotations: Annotations = field(
+        default="auto",
+        metadata=about(
+            "mark failed tests in a repository's files: github prints its workflow commands, auto "
+            "does so on GitHub",
+            "NAME",
+            choices=get_args(Annotations),
+        ),
+    )
+    kcidb: Path | None = field(
+        default=None,
+        metadata=about("write the test run as a report for KCIDB, in JSON", "FILE", parse.path),
+    )
+    kcidb_origin: str = field(
+        default="kboot",
+        metadata=about(
+            "the CI system's name in KCIDB",
+            "NAME",
+            parse.matching("[a-z0-9_]+", "a name of a-z, 0-9 and _"),
+        ),
+    )
+    kcidb_build: str = field(
+        default="",
+        metadata=about(
+            "the id of the kernel's build in KCIDB, if that knows it already",
+            "ORIGIN:ID",
+            parse.matching("([a-z0-9_]+:.+)?", "an id; write ORIGIN:ID"),
+        ),
+    )
+    kcidb_repository: str = field(
+        default="",
+        metadata=about(
+            "the git repository that the kernel was built from",
+            "URL",
+            parse.matching("(https://.+)?", "an https URL"),
+        ),
+    )
+    kcidb_commit: str = field(
+        default="",
+        metadata=about(
+            "the commit that the kernel was built from",
+            "HASH",
+            parse.matching("([0-9a-f]{40})?", "a whole hash, of 40 digits"),
+        ),
+    )
+    kcidb_submit: Submit = field(
+        default="no",
+        metadata=about(
+            "whether to send the report; the variable KCIDB_REST has the address and the token",
+            "WHETHER",
+            choices=get_args(Submit),
         ),
     )

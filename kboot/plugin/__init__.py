@@ -326,6 +326,7 @@ def pytest_runtest_makereport(
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
+    results.note_fault(report, error)
     if handover:
         results.note_machine(report, handover)
     if report.failed and handover:
