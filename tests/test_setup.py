@@ -30,6 +30,7 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "mtype": "mtools",
     "nginx": "nginx-light",
+    "nm": "binutils",
     "openssl": "openssl",
     "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",
