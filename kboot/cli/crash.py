@@ -14,10 +14,10 @@ from pathlib import Path
 
 import click
 
-from kboot.cli.crash_symbols import CrashSymbols, open_symbols
+from kboot.cli.crash_symbols import CrashSymbols, names_of_push, open_symbols
 from kboot.cli.options import complete_name_or_file, find_machine
 from kboot.cli.output import print_table
-from kboot.crash import COMPLAINTS, CrashKind, CrashReport, Event, Frame, Scanner
+from kboot.crash import COMPLAINTS, AddressNames, CrashKind, CrashReport, Event, Frame, Scanner
 from kboot.crash.boots import BootFinder
 from kboot.errors import ConfigError
 from kboot.kernel.compression import compression_of
@@ -54,9 +54,9 @@ class _Boot(click.ParamType[int]):
 class _Reader:
     """Scans a log, and notes where its boots begin."""
 
-    def __init__(self, symbols: CrashSymbols | None) -> None:
+    def __init__(self, symbols: CrashSymbols | None, names: AddressNames | None) -> None:
         self.boots = BootFinder()
-        self.scanner = Scanner(symbols.names if symbols else None)
+        self.scanner = Scanner(names)
         self.symbols = symbols
         self.quiet = self.scanner.quiet
         self.close = self.scanner.close
@@ -165,7 +165,7 @@ def _reports(
     log: Path | None, symbols: CrashSymbols | None, boot: int | None, since_boot: int | None
 ) -> Iterator[CrashReport]:
     """The reports of a log, or of some of its boots."""
-    reader = _Reader(symbols)
+    reader = _Reader(symbols, symbols.names if symbols else _names_of_machine(log))
     reports = (event for event in _events(log, reader) if isinstance(event, CrashReport))
     number = boot if boot is not None else since_boot
     if number is None:
@@ -230,6 +230,16 @@ def _of_machine(name: str | None, reader: _Reader) -> Iterator[Event]:
     for data in console_of(name, "start"):
         yield from filter(counts, reader.feed(data))
     yield from filter(counts, reader.close())
+
+
+def _names_of_machine(log: Path | None) -> AddressNames | None:
+    """Names by the symbols that came with a machine's kernel."""
+    from kboot.supervisor.client import ask  # noqa: PLC0415  files do without
+
+    if log is not None and not _is_machine(log):
+        return None
+    name = find_machine(None if log is None else str(log), {})
+    return names_of_push(ask(name, "status")["next"])
 
 
 def refuse_other(log: Path, head: bytes) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kboot import process
 from kboot.crash import AddressNames, CrashReport, Frame
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, KbootError
+from kboot.kernel import read_kernel
 from kboot.kernel.elf import MAGIC, Symbol, Vmlinux
-from kboot.kernel.symbols import SymbolTable, read_symbols
+from kboot.kernel.symbols import SymbolsOfKernel, SymbolTable, read_symbols
 
 _RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([0-9a-f]{40})\b)?")
 #: Where a boot begins, and how far its kernel was moved, which it only tells when it panics.
@@ -105,6 +107,23 @@ def open_symbols(path: Path) -> Iterator[CrashSymbols]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         image = Vmlinux(content, str(path)) if content[:4] == MAGIC else None
         yield CrashSymbols(path, table, image)
+
+
+def names_of_push(push: Mapping[str, Any] | None) -> AddressNames | None:
+    """Names by the symbols that came with the one kernel that a machine has run.
+
+    None where there have been several, which the machine's log does not tell apart, or where the
+    kernel's file is another one by now.
+    """
+    if push is None or push["number"] != 1:
+        return None
+    try:
+        kernel = read_kernel(Path(push["kernel"]))
+    except KbootError:
+        return None
+    if kernel.symbols is None or kernel.sha256 != push["sha256"]:
+        return None
+    return AddressNames(SymbolsOfKernel(lambda: kernel))
 
 
 def _address(frame: Frame, symbols: list[Symbol]) -> int | None:

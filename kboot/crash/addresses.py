@@ -12,7 +12,8 @@ from typing import Protocol
 _HEX = r"[0-9a-f]{8,16}"
 _ADDRESS = re.compile(
     rf"""
-      Function\ entered\ at\ \[<(?P<callee>{_HEX})>\]\ from\ \[<(?P<caller>{_HEX})>\]    # arm
+      Kernel\ Offset:\ .*
+    | Function\ entered\ at\ \[<(?P<callee>{_HEX})>\]\ from\ \[<(?P<caller>{_HEX})>\]    # arm
     | (?P<stack>^[ \t]*(?:\[<?{_HEX}>?\]\ *)*(?:\?\ )?)0x(?P<back>{_HEX})\b(?![+/])
     | (?P<known>\[<{_HEX}>\]\ +)?(?<![\w+/])0x(?P<plain>{_HEX})\b(?![+/])
     | \[<(?P<alone>{_HEX})>\](?=[ \t]*$)
@@ -20,8 +21,6 @@ _ADDRESS = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 _OFFSET = re.compile(r"Kernel Offset: (?:0x([0-9a-f]+) from 0x([0-9a-f]+)|disabled)")
-#: Between the address that arm64 calls the image's and the one of its first function.
-_NEAR = 4 << 20
 
 
 class Symbols(Protocol):
@@ -30,6 +29,10 @@ class Symbols(Protocol):
     @property
     def base(self) -> int:
         """Where the kernel's image begins."""
+
+    @property
+    def in_upper_half(self) -> bool:
+        """Whether its addresses are in the upper half of the address space, as of most kernels."""
 
     def find(self, address: int, *, is_return: bool = False) -> object | None:
         """What is at the address, which prints as a kernel prints it; None if that is not known."""
@@ -55,16 +58,27 @@ class AddressNames:
         if told is None or told[1] is None:
             return None if told is None else 0
         offset, linked = int(told[1], 16), int(told[2], 16)
-        return 0 if abs(self._symbols.base - linked - offset) < min(_NEAR, offset) else offset
+        base = self._symbols.base
+        return 0 if abs(base - linked - offset) < abs(base - linked) else offset
 
     def put(self, text: str, start: int) -> str:
         """The text with names. The report begins `start` bytes behind the log's start."""
-        if "0x" not in text and "[<" not in text:
+        # Symbols may be read from a file only when they are asked for.
+        if not any(self._is_kernels(match) for match in _ADDRESS.finditer(text)):
             return text
         move = self.move_told_by(text)
         if move is None:
             move = next((by for place, by in reversed(self.moves) if place <= start), 0)
         return _ADDRESS.sub(lambda match: self._replaced(match, move), text)
+
+    def _is_kernels(self, match: re.Match[str]) -> bool:
+        digits = match["callee"] or match["back"] or match["plain"] or match["alone"]
+        return digits is not None and self._may_be_kernels(digits)
+
+    def _may_be_kernels(self, digits: str) -> bool:
+        """Whether the address is in the kernel's half, where there is one."""
+        bits = 63 if len(digits) > 8 else 31
+        return not self._symbols.in_upper_half or int(digits, 16) >> bits > 0
 
     def _replaced(self, match: re.Match[str], move: int) -> str:
         if match["callee"]:
@@ -73,6 +87,8 @@ class AddressNames:
                 return match[0]
             return f"[<{match[1]}>] ({callee}) from [<{match[2]}>] ({caller})"
         digits = match["back"] or match["plain"] or match["alone"]
+        if digits is None:
+            return match[0]
         name = self._name(digits, move, is_return=match["back"] is not None)
         if name is None:
             return match[0]
@@ -87,8 +103,7 @@ class AddressNames:
         address = int(digits, 16) - move
         place = self._symbols.find(address, is_return=is_return)
         if place is None:
-            # The kernel's half of the address space.
-            self.unnamed += address >= 1 << (63 if len(digits) > 8 else 31)
+            self.unnamed += self._may_be_kernels(digits)
             return None
         self.named += 1
         return str(place)

@@ -233,7 +233,7 @@ def _named(draft: Draft, text: str) -> Iterator[str]:
     if draft.rule.kind is K.WORKQUEUE_LOCKUP or "workqueue" in draft.match.string:
         for work in _WORK.finditer(text):
             yield stack.base_name(work["running"] or work["last"])
-    if (handlers := _HANDLERS.search(text)) is not None:
+    if draft.rule.anchor == "nobody cared" and (handlers := _HANDLERS.search(text)) is not None:
         yield from map(stack.base_name, _HANDLER.findall(handlers["list"]))
     where = None
     if "-safe -> " in draft.match.string:

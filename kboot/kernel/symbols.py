@@ -79,6 +79,11 @@ class SymbolTable:
         self.base = min(bases, default=self.start)
         self._sizes: dict[str, int | None] | None = None
 
+    @property
+    def in_upper_half(self) -> bool:
+        """Whether its addresses are in the upper half of the address space; s390's are not."""
+        return self.start >= 1 << 31
+
     def find(self, address: int, *, is_return: bool = False) -> Place | None:
         """The function at `address`; None if none is there.
 
@@ -172,6 +177,9 @@ class SymbolsOfKernel:
         self._kernel = kernel
         self._of: Kernel | None = None
         self._table: SymbolTable | None = None
+
+    #: So are those of all architectures that machines have.
+    in_upper_half = True
 
     @property
     def base(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kboot.cli.crash_symbols import names_of_push
 from kboot.config import Config
 from kboot.crash import AddressNames, CrashReport, Scanner
 from kboot.errors import ConfigError
@@ -86,6 +87,30 @@ def test_a_machines_crash_has_the_names_that_came_with_its_kernel(tmp_path: Path
         with machine.expect_crash("panic") as crash:
             machine.panic()
     assert "write_sysrq_trigger" in [frame.function for frame in crash.report.frames]
+
+
+class UnreadSymbols:
+    """Must not be asked for anything."""
+
+    in_upper_half = True
+
+    @property
+    def base(self) -> int:
+        raise AssertionError
+
+    def find(self, address: int, *, is_return: bool = False) -> None:
+        raise AssertionError(hex(address), is_return)
+
+
+def test_a_report_that_has_its_names_reads_no_symbols() -> None:
+    recorded = (RECORDED_BOOT / "serial.log").read_text(encoding="utf-8")
+    lines = recorded[recorded.index("Kernel panic") :].splitlines()
+    (report,) = scan(
+        [re.sub(r"^\[.*?\] ", "", line) for line in lines], AddressNames(UnreadSymbols())
+    )
+    assert "Kernel Offset: 0x" in report.text
+    esr = ["Internal error: Oops: 0000000096000004 [#1] SMP", "  ESR = 0x0000000096000004"]
+    assert scan([*esr, "pc : tdev_read+0x1/0x2"], AddressNames(UnreadSymbols()))
 
 
 ARM_OLD = [
@@ -216,3 +241,17 @@ def test_a_kernel_that_was_built_anew_takes_its_symbols_with_it(tmp_path: Path) 
     write_kernel(image, "6.99.1-mine")
     path.write_text("broken", encoding="ascii")
     assert symbols_of(kernel) is None
+
+
+def test_a_persistent_machines_log_is_read_with_its_kernels_symbols(tmp_path: Path) -> None:
+    image = write_kernel(tmp_path / "vmlinuz", "6.99.1-mine")
+    kernel = read_kernel(image)
+    push = {"number": 1, "kernel": str(image), "sha256": kernel.sha256}
+    assert names_of_push(push) is None
+    system_map(tmp_path / "System.map-6.99.1-mine", "tdev_read")
+    names = names_of_push(push)
+    assert names is not None
+    assert names.put(f"RIP: 0010:{BASE + 0x1010:#x}", 0).endswith("tdev_read+0x10/0x1000")
+    # Which of two kernels has printed a line cannot be told; nor what a file was before.
+    for other in ({"number": 2}, {"sha256": "0" * 64}, {"kernel": str(tmp_path / "gone")}):
+        assert names_of_push(push | other) is None
