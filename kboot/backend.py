@@ -198,8 +198,10 @@ class Backend(Protocol):
     def name(self) -> str:
         """The name users choose it by."""
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
-        """None if its machines can have this firmware, or else why not."""
+    def firmware_fault(
+        self, firmware: Firmware, architecture: str = arch.DEFAULT.name
+    ) -> str | None:
+        """None if its machines of an architecture can have this firmware, or else why not."""
 
     def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
         """Start a boot server."""

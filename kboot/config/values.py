@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from kboot import arch
-from kboot.backend import Firmware, FirmwareStart
+from kboot.arch import DEBIAN_MIRROR
+from kboot.backend import FirmwareStart
 from kboot.config import parse
 from kboot.config.parse import about
 from kboot.errors import ConfigError
@@ -139,6 +139,7 @@ class ClusterConfig:
 
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+FirmwareChoice = Literal["auto", "bios", "uefi"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
 Network = Literal["open", "isolated"]
 Warnings = Literal["fail", "report"]
@@ -208,9 +209,13 @@ class Config(ClusterConfig):
     cpus: int = field(
         default=1, metadata=about("the machine's processors", "N", parse.number(1, 255))
     )
-    firmware: Firmware = field(
-        default="bios",
-        metadata=about("the machine's firmware", "NAME", choices=get_args(Firmware)),
+    firmware: FirmwareChoice = field(
+        default="auto",
+        metadata=about(
+            "the machine's firmware; auto is bios where the architecture has one, else uefi",
+            "NAME",
+            choices=get_args(FirmwareChoice),
+        ),
     )
     network: Network = field(
         default="open",
@@ -294,8 +299,12 @@ class Config(ClusterConfig):
     password: str = field(
         default="kboot", metadata=about("the password to log in with", "TEXT", parse.text)
     )
-    qemu: str = field(
-        default=arch.DEFAULT.qemu, metadata=about("the QEMU program", "PROGRAM", parse.word)
+    #: None: the one for the kernel's architecture.
+    qemu: str | None = field(
+        default=None,
+        metadata=about(
+            "the QEMU program; else the one for the kernel's architecture", "PROGRAM", parse.word
+        ),
     )
     qemu_arguments: tuple[str, ...] = field(
         default=(),
@@ -398,5 +407,14 @@ class Config(ClusterConfig):
             "whether to send the report; the variable KCIDB_REST has the address and the token",
             "WHETHER",
             choices=get_args(Submit),
+        ),
+    )
+    debian_mirror: str = field(
+        default=DEBIAN_MIRROR,
+        metadata=about(
+            "the Debian mirror that busybox and iPXE for other architectures than this host's are "
+            "fetched from",
+            "URL",
+            parse.source,
         ),
     )

@@ -23,8 +23,10 @@ INTERFACE = "default"
 _IPXE_VOLUME = "ipxe"
 
 
-def firmware_fault(firmware: Firmware, settings: ClusterConfig) -> str | None:
+def firmware_fault(firmware: Firmware, architecture: str, settings: ClusterConfig) -> str | None:
     """None if machines are sure to boot from the network with this firmware, or else why not."""
+    if firmware == "bios" and not arch.of(architecture).has_bios:
+        return f"a machine for {architecture} has no BIOS"
     if firmware == "bios" or settings.cluster_ipxe_disk:
         return None
     return (

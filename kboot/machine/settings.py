@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kboot import arch, ipxe, ipxe_script
-from kboot.backend import MachineSpec
+from kboot.backend import Firmware, MachineSpec
 from kboot.config import Channel, Config, Warnings
+from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
 from kboot.ipxe_script import UserScript
 from kboot.ipxe_tree import NOTHING, ServedTree, read_tree
@@ -70,10 +71,10 @@ def settings_for(
     `ConfigError` if the two do not fit, if the root file system is not one, or if the command line
     is longer than what the kernel takes.
     """
-    require_architecture(kernel, arch.DEFAULT.name)
     ipxe.check_command_line(config.cmdline)
     script = _boot_script(config.ipxe_script, config.serve)
     if images_of:
+        require_architecture(kernel, images_of.spec.architecture)
         return _fitting(
             replace(
                 images_of,
@@ -82,8 +83,12 @@ def settings_for(
                 serve=config.serve,
             )
         )
+    spec = _spec(kernel, config, machine_name)
     rootfs = resolve_rootfs(
-        config.rootfs, architecture=kernel.architecture, password=config.password
+        config.rootfs,
+        architecture=kernel.architecture,
+        password=config.password,
+        mirror=config.debian_mirror,
     )
     for image in config.initrd:
         check_initrd(image)
@@ -92,7 +97,7 @@ def settings_for(
     channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
     settings = MachineSettings(
-        spec=_spec(kernel, config, machine_name),
+        spec=spec,
         command_line=config.cmdline,
         initrds=(*rootfs, *modules, *config.initrd, *keys),
         user=config.user,
@@ -105,6 +110,23 @@ def settings_for(
     return _fitting(settings.reached_by(channel))
 
 
+def firmware_for(kernel: Kernel, config: Config) -> Firmware:
+    """The firmware of a machine for `kernel`. `ConfigError` if there is no such machine."""
+    row = arch.of(kernel.architecture, wanted_by=str(kernel.source))
+    if config.firmware == "bios" and not row.has_bios:
+        raise ConfigError(
+            f"{kernel.source}: a kernel for {row.name}, whose machines have no BIOS; "
+            "leave firmware out, or say firmware = uefi"
+        )
+    firmware = row.firmware(config.firmware)
+    if firmware == "uefi" and not kernel.has_efi_stub:
+        raise ConfigError(
+            f"{kernel.source}: a kernel without an EFI stub, which UEFI cannot start; "
+            "build it with CONFIG_EFI_STUB=y" + (", or boot it by BIOS" if row.has_bios else "")
+        )
+    return firmware
+
+
 def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
     """The machine: each of its fields that is a setting of the same name has its value."""
     names = {each.name for each in fields(MachineSpec)} & {each.name for each in fields(config)}
@@ -112,7 +134,8 @@ def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
         name=name,
         architecture=kernel.architecture,
         extra_arguments=config.qemu_arguments,
-        **{each: getattr(config, each) for each in names},
+        firmware=firmware_for(kernel, config),
+        **{each: getattr(config, each) for each in names - {"firmware"}},
     )
 
 

@@ -99,16 +99,18 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """One line on what is tested, if a kernel was named on the command line."""
     if option(config, "kernel") is None:
         return None
+    from kboot.machine import firmware_for  # noqa: PLC0415
     from kboot.session import kernel_of  # noqa: PLC0415
 
     settings = read_config(config)
     try:
         kernel = kernel_of(settings)
+        firmware = firmware_for(kernel, settings)
     except KbootError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     return (
         f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
-        f"backend {settings.backend}, {settings.firmware}, rootfs {settings.rootfs}"
+        f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
     )
 
 

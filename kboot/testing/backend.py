@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from kboot import arch
 from kboot.backend import Fetch, Firmware, MachineSpec, OnProgress, ignore_progress
 from kboot.cache import sha256_of
 from kboot.deadline import Deadline
@@ -39,7 +40,9 @@ class FakeBackend:
         self._commands = {} if commands is None else commands
         self._server = FakeServer()
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
+    def firmware_fault(
+        self, firmware: Firmware, _architecture: str = arch.DEFAULT.name
+    ) -> str | None:
         """None if its machines can have this firmware, or else why not."""
         return None if firmware == "bios" else "a replayed boot is the one of a BIOS machine"
 
