@@ -27,6 +27,7 @@ ROWS = (
     {"cache"},
     {"config"},
     {"kernel", "checks"},
+    {"disks"},
     {"rootfs", "crash"},
     {"console", "snapshots", "ipxe"},
     {"guest", "nginx"},

@@ -31,6 +31,7 @@ PACKAGES = {
     "mtype": "mtools",
     "nginx": "nginx-light",
     "openssl": "openssl",
+    "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",
     "strip": "binutils",

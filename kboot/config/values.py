@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kboot.backend import Firmware, FirmwareStart
-from kboot.config import parse
+from kboot.config import disks, parse
 from kboot.config.parse import about
 from kboot.errors import ConfigError
 
@@ -309,3 +309,14 @@ class Config(ClusterConfig):
         ),
     )
     nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))
+    #: As `kboot.config.disks.read_disks` takes them, with absolute paths.
+    disk: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "a disk of the machine: blank, an image (file or URL), container:IMAGE, pvc:NAME or "
+            "clone:NAME; then size=SIZE, ro, keep, bus=virtio, nvme or scsi; may be repeated",
+            "[NAME=]SOURCE[,OPTION]...",
+            disks.disks,
+            repeated=True,
+        ),
+    )

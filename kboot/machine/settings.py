@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kboot import ipxe
-from kboot.backend import MachineSpec
-from kboot.config import Channel, Config, Warnings
+from kboot.backend import Disk, MachineSpec
+from kboot.config import Channel, Config, Warnings, read_disks
+from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
 from kboot.kernel import Kernel, require_architecture
-from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs, resolve_rootfs
+from kboot.rootfs import (
+    check_initrd,
+    disk_links,
+    disk_modules,
+    module_initramfs,
+    modules_there,
+    overlay_initramfs,
+    resolve_rootfs,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +63,16 @@ def settings_for(
     kernel: Kernel,
     config: Config,
     *,
-    machine_name: str = "m0",
+    machine_name: str | None = None,
     images_of: MachineSettings | None = None,
 ) -> MachineSettings:
     """The settings for `kernel` under this configuration.
 
-    With `images_of`, the images are those, and no file is looked at.
+    With `images_of`, the images are those, and no file is looked at. A `machine_name` is that of a
+    persistent machine.
 
-    `ConfigError` if the two do not fit, if the root file system is not one, or if the command line
-    is longer than what the kernel takes.
+    `ConfigError` if the two do not fit, if a disk cannot be kept, if the root file system is not
+    one, or if the command line is longer than what the kernel takes.
     """
     require_architecture(kernel, "x86_64")
     ipxe.check_command_line(config.cmdline)
@@ -72,20 +83,43 @@ def settings_for(
     )
     for image in config.initrd:
         check_initrd(image)
-    modules = (module_initramfs(kernel, config.module),) if config.module else ()
+    is_tiny = config.rootfs == "tiny"
+    disks = read_disks(config.disk)
+    if machine_name is None:
+        _require_nothing_to_keep(disks)
+    names = (*modules_there(kernel, _own_modules(config, disks)), *config.module)
+    modules = (module_initramfs(kernel, names),) if names else ()
+    links = (overlay_initramfs(disk_links(disks)),) if disks and is_tiny else ()
     # The tiny system has no ssh server, unless the user brings one and says so.
-    channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
+    channel = config.channel if not is_tiny or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
     settings = MachineSettings(
-        spec=_spec(kernel, config, machine_name),
+        spec=_spec(kernel, config, machine_name or "m0"),
         command_line=config.cmdline,
-        initrds=(*rootfs, *modules, *config.initrd, *keys),
+        initrds=(*rootfs, *modules, *links, *config.initrd, *keys),
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
         warnings=config.warnings,
     )
     return _fitting(settings.reached_by(channel))
+
+
+def _own_modules(config: Config, disks: Iterable[Disk]) -> Sequence[str]:
+    """The modules that a system of kboot's needs for its machine."""
+    if config.rootfs == "tiny":
+        return disk_modules(disks)
+    return ()
+
+
+def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
+    for disk in disks:
+        # A claim is kept by its cluster, whoever writes to it.
+        if disk.keep and disk.kind != "pvc":
+            raise ConfigError(
+                f"disk {disk.name}: a machine that ends with its test keeps no disk; leave out "
+                "keep, or start a persistent machine: kboot up"
+            )
 
 
 def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
@@ -95,6 +129,7 @@ def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
         name=name,
         architecture=kernel.architecture,
         extra_arguments=config.qemu_arguments,
+        disks=read_disks(config.disk),
         **{each: getattr(config, each) for each in names},
     )
 
