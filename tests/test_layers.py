@@ -28,6 +28,7 @@ ROWS = (
     {"cache"},
     {"config"},
     {"kernel", "checks"},
+    {"disks"},
     {"rootfs", "crash"},
     {"console", "snapshots", "ipxe", "ipxe_lint"},
     {"ipxe_script"},

@@ -33,6 +33,7 @@ PACKAGES = {
     "nm": "binutils",
     "openssl": "openssl",
     "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",
     "strip": "binutils",

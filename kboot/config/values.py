@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from kboot.arch import DEBIAN_MIRROR
 from kboot.backend import FirmwareStart
-from kboot.config import parse
+from kboot.config import disks, parse
 from kboot.config.parse import about
 from kboot.errors import ConfigError
 
@@ -416,5 +416,16 @@ class Config(ClusterConfig):
             "fetched from",
             "URL",
             parse.source,
+        ),
+    )
+    #: As `kboot.config.disks.read_disks` takes them, with absolute paths.
+    disk: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "a disk of the machine: blank, an image (file or URL), container:IMAGE, pvc:NAME or "
+            "clone:NAME; then size=SIZE, ro, keep, bus=virtio, nvme or scsi; may be repeated",
+            "[NAME=]SOURCE[,OPTION]...",
+            disks.disks,
+            repeated=True,
         ),
     )
