@@ -32,7 +32,7 @@ ROWS = (
     {"guest", "nginx"},
     {"qemu", "kubevirt"},
     {"machine"},
-    {"isolation", "shared_server", "testing"},
+    {"isolation", "shared_server", "standby", "testing"},
     {"session"},
     {"supervisor"},
     {"acceptance"},

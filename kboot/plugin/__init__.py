@@ -40,12 +40,19 @@ from kboot.plugin.reporting import (
 if TYPE_CHECKING:
     from kboot.backend import BootServer
     from kboot.guest import Guest
+    from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
     from kboot.session import Session
 
 #: The machine of a test, from when it got it.
 _HANDOVER = pytest.StashKey[Handover]()
+
+#: What a test run shares, from when a test needed it first.
+_SESSION = pytest.StashKey["Session"]()
+
+#: The test after this one, None for the last one.
+_NEXT = pytest.StashKey[pytest.Item | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -176,7 +183,11 @@ def kboot_session(
     with (
         signals.unwinding(request.config.stash) as unwinding,
         open_session(
-            config, evidence=evidence, prefix=f"{worker or 'm'}-", lender=lender
+            config,
+            evidence=evidence,
+            prefix=f"{worker or 'm'}-",
+            lender=lender,
+            workers=workers.count(request.config),
         ) as session,
     ):
         yield session
@@ -202,29 +213,37 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
     The setting ``isolation`` says whether other tests have had it before. The marker ``kboot``
     chooses the machine, and ``fresh=True`` demands one that was booted for this very test.
     """
-    from kboot.isolation import User  # noqa: PLC0415
-
     config, fresh = config_for(request.node)
-    pytest_config = request.config
+    request.config.stash[_SESSION] = kboot_session
 
     def remember(machine: Machine) -> None:
         # Also one that fails to come up: the report of the test shows its console.
         request.node.stash[_HANDOVER] = Handover(machine)
         machine.report_filter.allowances = allowances(request.node)
 
-    kboot_session.on_evidence = lambda directory: pytest_config.hook.pytest_kboot_evidence_written(
-        config=pytest_config, directory=directory
-    )
+    _tell_hook_of_evidence(kboot_session, request.config)
     machine = kboot_session.machine(
         kboot_session.settings(config),
         name=request.node.name,
         fresh=fresh,
         isolation=config.isolation,
-        user=User(test=request.node.nodeid, module=request.node.nodeid.partition("::")[0]),
+        user=_user(request.node),
         on_machine=remember,
     )
     request.node.ihook.pytest_kboot_machine_ready(item=request.node, machine=machine)
     return machine
+
+
+def _tell_hook_of_evidence(session: Session, config: pytest.Config) -> None:
+    session.on_evidence = lambda directory: config.hook.pytest_kboot_evidence_written(
+        config=config, directory=directory
+    )
+
+
+def _user(item: pytest.Item) -> User:
+    from kboot.isolation import User  # noqa: PLC0415
+
+    return User(test=item.nodeid, module=item.nodeid.partition("::")[0])
 
 
 @pytest.fixture
@@ -247,8 +266,36 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Remember which test is next: its machine may be restored while this one runs."""
+    item.stash[_NEXT] = nextitem
+    return (yield)
+
+
+def _prepare_next(item: pytest.Item) -> None:
+    """Have the next test's machine restored while this one runs."""
+    session = item.config.stash.get(_SESSION, None)
+    following = item.stash.get(_NEXT, None)
+    if session is None or following is None:
+        return
+    if "machine" not in getattr(following, "fixturenames", ()):
+        return
+    try:
+        config, fresh = config_for(following)
+        if not fresh:
+            settings = session.settings(config)
+            session.prepare(settings, user=_user(following), isolation=config.isolation)
+    except KbootError:
+        # It is the next test's, which will raise it.
+        return
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """A test whose kernel crashed or complained has failed, even if it has not looked."""
+    _prepare_next(item)
     try:
         result = yield
         if handover := item.stash.get(_HANDOVER, None):
