@@ -38,7 +38,7 @@ ROWS = (
     {"qemu", "kubevirt", "evidence"},
     {"results"},
     {"machine"},
-    {"isolation", "shared_server", "testing"},
+    {"isolation", "shared_server", "standby", "testing"},
     {"session"},
     {"supervisor"},
     {"acceptance"},

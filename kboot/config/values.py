@@ -142,6 +142,7 @@ Accelerator = Literal["auto", "kvm", "tcg"]
 FirmwareChoice = Literal["auto", "bios", "uefi"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
 Network = Literal["open", "isolated"]
+Standby = Literal["auto", "on", "off"]
 Warnings = Literal["fail", "report"]
 Channel = Literal["auto", "console", "ssh"]
 Annotations = Literal["auto", "github", "none"]
@@ -274,6 +275,15 @@ class Config(ClusterConfig):
             "else session",
             "NAME",
             choices=get_args(Isolation),
+        ),
+    )
+    standby: Standby = field(
+        default="auto",
+        metadata=about(
+            "whether the next test's machine is restored while a test runs; auto: where the host "
+            "has a processor and memory to spare",
+            "WHEN",
+            choices=get_args(Standby),
         ),
     )
     snapshot_cache_mib: int = field(

@@ -213,12 +213,12 @@ def _attached(
         try:
             yield machine
         except BaseException as error:
-            evidence.write(evidence_directory, machine, error, duration_s=time.monotonic() - start)
+            evidence.write(machine, error, duration_s=time.monotonic() - start)
             raise
         # Nobody may have looked at the machine after it died.
         fatal = console.fatal
         crash = KernelCrash(fatal.title, fatal) if fatal else None
-        evidence.write(evidence_directory, machine, crash, duration_s=time.monotonic() - start)
+        evidence.write(machine, crash, duration_s=time.monotonic() - start)
 
 
 def present_boot(said: bytes) -> int:

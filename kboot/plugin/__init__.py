@@ -40,6 +40,7 @@ from kboot.plugin.reporting import (
 if TYPE_CHECKING:
     from kboot.backend import BootServer
     from kboot.guest import Guest
+    from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
     from kboot.session import Session
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 _HANDOVER = pytest.StashKey[Handover]()
 #: The run's session, while there is one.
 _SESSION = pytest.StashKey["Session"]()
+
+#: The test after this one, None for the last one.
+_NEXT = pytest.StashKey[pytest.Item | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -181,7 +185,11 @@ def kboot_session(
     with (
         signals.unwinding(request.config.stash) as unwinding,
         open_session(
-            config, evidence=evidence, prefix=f"{worker or 'm'}-", shared_server=shared_server
+            config,
+            evidence=evidence,
+            prefix=f"{worker or 'm'}-",
+            shared_server=shared_server,
+            workers=workers.count(request.config),
         ) as session,
     ):
         request.config.stash[_SESSION] = session
@@ -209,10 +217,7 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
     The setting ``isolation`` says whether other tests have had it before. The marker ``kboot``
     chooses the machine, and ``fresh=True`` demands one that was booted for this very test.
     """
-    from kboot.isolation import User  # noqa: PLC0415
-
     config, fresh = config_for(request.node)
-    pytest_config = request.config
     if retry.is_repeated(request.node):
         # What has failed on a machine has left its traces there.
         kboot_session.power_off()
@@ -222,19 +227,29 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
         request.node.stash[_HANDOVER] = Handover(machine)
         machine.report_filter.allowances = allowances(request.node)
 
-    kboot_session.on_evidence = lambda directory: pytest_config.hook.pytest_kboot_evidence_written(
-        config=pytest_config, directory=directory
-    )
+    _tell_hook_of_evidence(kboot_session, request.config)
     machine = kboot_session.machine(
         kboot_session.settings(config),
         name=request.node.name,
         fresh=fresh,
         isolation=config.isolation,
-        user=User(test=request.node.nodeid, module=request.node.nodeid.partition("::")[0]),
+        user=_user(request.node),
         on_machine=remember,
     )
     request.node.ihook.pytest_kboot_machine_ready(item=request.node, machine=machine)
     return machine
+
+
+def _tell_hook_of_evidence(session: Session, config: pytest.Config) -> None:
+    session.on_evidence = lambda directory: config.hook.pytest_kboot_evidence_written(
+        config=config, directory=directory
+    )
+
+
+def _user(item: pytest.Item) -> User:
+    from kboot.isolation import User  # noqa: PLC0415
+
+    return User(test=item.nodeid, module=item.nodeid.partition("::")[0])
 
 
 @pytest.fixture
@@ -248,7 +263,11 @@ def guest(machine: Machine) -> Guest:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """With the setting ``retry``, run what fails again."""
+    """Remember which test is next: its machine may be restored while this one runs.
+
+    With the setting ``retry``, run what fails again.
+    """
+    item.stash[_NEXT] = nextitem
     if not retry.applies(item):
         return None
     retry.run(item, nextitem)
@@ -268,9 +287,28 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
         raise
 
 
+def _prepare_next(item: pytest.Item) -> None:
+    """Have the next test's machine restored while this one runs."""
+    session = item.config.stash.get(_SESSION, None)
+    following = item.stash.get(_NEXT, None)
+    if session is None or following is None:
+        return
+    if "machine" not in getattr(following, "fixturenames", ()):
+        return
+    try:
+        config, fresh = config_for(following)
+        if not fresh:
+            settings = session.settings(config)
+            session.prepare(settings, user=_user(following), isolation=config.isolation)
+    except KbootError:
+        # It is the next test's, which will raise it.
+        return
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """A test whose kernel crashed or complained has failed, even if it has not looked."""
+    _prepare_next(item)
     try:
         result = yield
         if handover := item.stash.get(_HANDOVER, None):
