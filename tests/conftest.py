@@ -91,6 +91,15 @@ def second_kernel() -> Path:
 
 
 @pytest.fixture(scope="session")
+def arm64_kernel() -> Path:
+    """A real kernel for another architecture than most hosts'; ``make test`` fetches it."""
+    path = Path(__file__).parent.parent / "build" / "kernel" / "arm64.deb"
+    if not path.is_file():
+        pytest.fail(f"no kernel at {path}: run make {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
 def saved_zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     """The zoo's kernel module, built, and its machine, saved."""
     from tests.zoo.zoo import open_zoo

@@ -30,7 +30,10 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "mtype": "mtools",
     "nginx": "nginx-light",
+    "nm": "binutils",
     "openssl": "openssl",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",
     "strip": "binutils",
@@ -45,7 +48,10 @@ ESSENTIAL = {
 OPTIONAL = {"kubectl"}
 
 #: What is called by what is called: a module's build runs pahole, a link needs the C library.
-INDIRECT = {"dwarves", "libelf-dev", "libc6-dev", "ovmf", "ipxe-qemu", "python3-venv"}
+INDIRECT = {
+    *("dwarves", "libelf-dev", "libc6-dev", "ovmf", "ipxe-qemu", "python3-venv"),
+    "qemu-efi-aarch64",
+}
 
 #: Functions that take a command, or the name of a program.
 _CALLS = {"run", "spawn", "start_detached", "Popen", "check_output", "find_program", "_mtools"}

@@ -27,7 +27,7 @@ from kboot.kernel.image import HEAD_SIZE, is_image, looks_like
 #: A kernel that dies writes its report in one go; this much silence means it is done.
 _QUIET_S = 2.0
 _PIECE = 1 << 16
-_HEAD = 8192
+LOG_HEAD_SIZE = 8192
 _MAY_BE_LOGS = frozenset({"text", "a script", "nothing but zeros", "unknown binary data"})
 #: A line of a log, among whatever noise a serial line has.
 _TEXT_LINE = re.compile(rb"(?:^|\n)[\t\x1b -~]{10,}\r?\n")
@@ -144,7 +144,7 @@ def _files(logs: tuple[Path, ...]) -> Iterator[Path | None]:
         for path in sorted(path for path in log.rglob("*") if path.is_file()):
             try:
                 with path.open("rb") as file:
-                    _refuse_other(path, file.peek(_HEAD))
+                    refuse_other(path, file.peek(LOG_HEAD_SIZE))
             except (ConfigError, OSError) as error:
                 click.echo(f"skipped: {error}", err=True)
             else:
@@ -192,7 +192,7 @@ def _events(log: Path | None, reader: _Reader) -> Iterator[Event]:
     else:
         try:
             with log.open("rb") as file:
-                _refuse_other(log, file.peek(_HEAD))
+                refuse_other(log, file.peek(LOG_HEAD_SIZE))
                 if reader.symbols is not None:
                     reader.symbols.note_moves(log)
                 while data := file.read(_PIECE):
@@ -242,7 +242,7 @@ def _names_of_machine(log: Path | None) -> AddressNames | None:
     return names_of_push(ask(name, "status")["next"])
 
 
-def _refuse_other(log: Path, head: bytes) -> None:
+def refuse_other(log: Path, head: bytes) -> None:
     """`ConfigError` if a file with these first bytes is something else than a log."""
     form = "zip" if head.startswith(b"PK\3\4") else compression_of(head)
     if form is not None:

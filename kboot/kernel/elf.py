@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from kboot import arch
 from kboot.errors import ConfigError
 
 MAGIC = b"\x7fELF"
 
 _PT_INTERP = 3
-#: e_machine -> the architecture as ``uname -m`` says it.
-_MACHINES = {3: "i686", 62: "x86_64", 183: "aarch64", 243: "riscv64", 258: "loongarch64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +65,7 @@ def parse_elf(data: bytes) -> Elf | None:
     sizes = struct.unpack_from("<HHHHH", data, 54)
     return Elf(
         data=data,
-        architecture=_MACHINES.get(machine, f"machine {machine}"),
+        architecture=arch.name_of_elf(machine) or f"machine {machine}",
         _program_headers=(program_offset, sizes[0], sizes[1]),
         _section_headers=(section_offset, sizes[2], sizes[3]),
         _names_index=sizes[4],

@@ -44,6 +44,8 @@ class Kernel:
     system_map: Path | None = None
     #: How to get at `modules`.
     find_modules: Callable[[], Path | None] = field(default=_no_modules, repr=False, compare=False)
+    #: Whether UEFI can start it.
+    has_efi_stub: bool = True
 
     def config(self) -> str | None:
         """The text of its configuration, or None if that did not come with it."""
@@ -191,6 +193,7 @@ def _kernel(
         vmlinux=vmlinux if vmlinux.is_file() else None,
         system_map=system_map if system_map.is_file() else None,
         find_modules=find_modules,
+        has_efi_stub=facts.has_efi_stub,
     )
 
 

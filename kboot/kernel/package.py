@@ -125,6 +125,16 @@ def unpack_modules(package: Path, release: str) -> Path | None:
     return modules if (modules / "kernel").is_dir() else None
 
 
+def extract_file(package: Path, path: str, target: IO[bytes]) -> bool:
+    """Write a file that the package installs, by its path below ``/``; False if it has none."""
+    with contextlib.closing(_files([package])) as files:
+        for name, content in files:
+            if name == PurePosixPath(path):
+                shutil.copyfileobj(content, target, 1 << 20)
+                return True
+    return False
+
+
 def _cache_of(packages: Sequence[Path]) -> Path:
     digests = [sha256_of(package) for package in packages]
     together = hashlib.sha256("".join(digests).encode()).hexdigest()

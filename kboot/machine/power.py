@@ -22,7 +22,7 @@ from kboot.console import Console
 from kboot.console.text import normalise
 from kboot.crash import AddressNames, Scanner
 from kboot.deadline import Deadline
-from kboot.errors import InfraError, KernelCrash
+from kboot.errors import ConfigError, InfraError, KernelCrash
 from kboot.kernel import Kernel
 from kboot.kernel.symbols import SymbolsOfKernel
 from kboot.machine import evidence
@@ -57,6 +57,9 @@ def power_on(
     can be saved. Both need a `SnapshotBackend`. The boot's `nonce` is a new one unless it is given.
     """
     start = time.monotonic()
+    for disk in settings.spec.disks:
+        if fault := backend.disk_fault(disk):
+            raise ConfigError(f"disk {disk.name}: {fault}")
     with disk_faults_named(evidence_directory):
         evidence.prepare(evidence_directory)
         expected = publish_script(

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -135,9 +134,8 @@ def test_standard_input_is_followed_live() -> None:
         assert running.stdout is not None
         running.stdin.write(b"[    1.000000] Kernel panic - not syncing: now\n")
         running.stdin.flush()
-        began = time.monotonic()
+        # The input has not ended yet.
         assert running.stdout.readline() == b"panic: now\n"
-        assert time.monotonic() - began < 20
         running.stdin.close()
         assert running.wait(20) == 1
 
