@@ -116,6 +116,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests COUN
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
 	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
 	$(bin)/python -m tests.soak_machines $(KERNEL)
+	$(bin)/python -m tests.soak_fleet $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
 
 build: $(ready) ## build the wheel and the source archive into build/dist
