@@ -40,6 +40,7 @@ ROWS = (
     {"machine"},
     {"isolation", "shared_server", "standby", "testing"},
     {"session"},
+    {"fleet"},
     {"supervisor"},
     {"acceptance"},
     {"plugin", "cli"},

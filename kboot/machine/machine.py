@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
@@ -63,6 +63,8 @@ class Machine:
         self.boot_ids: list[str] = []
         #: The snapshot that it went on from instead of being booted; None if it was booted.
         self.restored_from: str | None = None
+        #: Called each time it has become ready, before anybody else may use it.
+        self.on_ready: Callable[[], None] = lambda: None
         #: Decides about what the kernel reported in passing.
         self.report_filter = ReportFilter()
         self._expected = expected
@@ -151,6 +153,8 @@ class Machine:
             vm = self.vm
             speed_fault = vm.speed_fault() if isinstance(vm, EmulatedVirtualMachine) else None
             raise faults.unless_slow(error, speed_fault) from error
+
+        self.on_ready()
 
     def _wait_until_ready(self, deadline: Deadline) -> None:
         self.follower.follow(deadline, lambda: self.boot.ready)

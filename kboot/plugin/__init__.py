@@ -18,10 +18,12 @@ from kboot.errors import ConfigError, KbootError
 from kboot.plugin import hookspecs, results, retry, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
+    FLEET_MARKER,
     MARKER,
     allowances,
     config_for,
     dest,
+    fleet_for,
     option,
     read_config,
 )
@@ -39,6 +41,7 @@ from kboot.plugin.reporting import (
 
 if TYPE_CHECKING:
     from kboot.backend import BootServer
+    from kboot.fleet import Fleet
     from kboot.guest import Guest
     from kboot.isolation import User
     from kboot.kernel import Kernel
@@ -47,6 +50,10 @@ if TYPE_CHECKING:
 
 #: The machine of a test, from when it got it.
 _HANDOVER = pytest.StashKey[Handover]()
+
+#: The machines of a test's fleet, in the order in which they came.
+_FLEET = pytest.StashKey[list[Handover]]()
+
 #: The run's session, while there is one.
 _SESSION = pytest.StashKey["Session"]()
 
@@ -84,6 +91,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         f"{ALLOW_MARKER}(kind=None, match=None): a report of the kernel that does not fail this "
         "test, by its kind, or by a pattern for its title or first line, or both",
+    )
+    config.addinivalue_line(
+        "markers",
+        f"{FLEET_MARKER}(**roles): the machines of the fixture fleet, as control=3, or with "
+        "settings of that role, worker={'count': 5, 'memory': '1G'}",
     )
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
@@ -156,10 +168,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
-        if item.get_closest_marker(MARKER) or item.get_closest_marker(ALLOW_MARKER):
+        if any(map(item.get_closest_marker, (MARKER, ALLOW_MARKER, FLEET_MARKER))):
             try:
                 config_for(item)
                 allowances(item)
+                if item.get_closest_marker(FLEET_MARKER):
+                    fleet_for(item)
             except ConfigError as error:
                 raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
 
@@ -258,6 +272,27 @@ def guest(machine: Machine) -> Guest:
     return machine.guest
 
 
+@pytest.fixture
+def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fleet]:
+    """Machines with roles on one network, for this test alone: see the marker ``kboot_fleet``."""
+    from kboot.fleet import open_fleet  # noqa: PLC0415
+
+    item = request.node
+    roles, configs = fleet_for(item)
+    handovers = item.stash[_FLEET] = []
+
+    def remember(machine: Machine) -> None:
+        machine.report_filter.allowances = allowances(item)
+        handovers.append(Handover(machine))
+
+    _tell_hook_of_evidence(kboot_session, request.config)
+    if "machine" not in request.fixturenames:
+        # It may take the memory that these need.
+        kboot_session.power_off()
+    with open_fleet(kboot_session, roles, configs, on_machine=remember) as fleet:
+        yield fleet
+
+
 # --------------------------------------------------------------------------------- judgement
 
 
@@ -311,7 +346,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     _prepare_next(item)
     try:
         result = yield
-        if handover := item.stash.get(_HANDOVER, None):
+        for handover in _handovers(item):
             handover.machine.check_reports()
             for suite in handover.suites:
                 suite.check()
@@ -322,14 +357,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def _tell_of_cases(item: pytest.Item) -> None:
-    handover = item.stash.get(_HANDOVER, None)
-    if handover is None or not handover.suites:
-        return
-    for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
-        if not retry.hold(item, report):
-            item.ihook.pytest_runtest_logreport(report=report)
-    for suite in handover.suites:
-        item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
+    for handover in _handovers(item):
+        for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
+            if not retry.hold(item, report):
+                item.ihook.pytest_runtest_logreport(report=report)
+        for suite in handover.suites:
+            item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -342,8 +375,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
             session.clear_faults()
 
 
+def _handovers(item: pytest.Item) -> list[Handover]:
+    """The machines that a test has got."""
+    alone = item.stash.get(_HANDOVER, None)
+    return [*([alone] if alone else []), *item.stash.get(_FLEET, [])]
+
+
 def _tell_of_crashes(item: pytest.Item) -> None:
-    if handover := item.stash.get(_HANDOVER, None):
+    for handover in _handovers(item):
         for report in new_reports(handover):
             item.ihook.pytest_kboot_crash_seen(item=item, machine=handover.machine, report=report)
 
@@ -357,20 +396,21 @@ def pytest_runtest_makereport(
     shown = True
     if isinstance(error, KbootError) and not item.config.getoption("fulltrace"):
         shown = hide_our_frames(error)
-    handover = item.stash.get(_HANDOVER, None)
-    if call.when == "call" and handover:
-        machine = handover.machine
-        # A test that failed by itself does not leave its reports to the next one.
-        machine.report_filter.sort(machine.console.reports)
-        item.user_properties.extend(properties(machine))
+    handovers = _handovers(item)
+    if call.when == "call":
+        for machine in (each.machine for each in handovers):
+            # A test that failed by itself does not leave its reports to the next one.
+            machine.report_filter.sort(machine.console.reports)
+            item.user_properties.extend(properties(machine))
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
     results.note_fault(report, error)
-    if handover:
-        results.note_machine(report, handover)
-    if report.failed and handover:
-        report.sections.extend(sections(handover))
+    if handovers:
+        results.note_machine(report, handovers[0])
+    if report.failed:
+        for handover in handovers:
+            report.sections.extend(sections(handover, named=len(handovers) > 1))
     mark_verdict(report, error)
     return report
 
