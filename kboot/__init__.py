@@ -13,7 +13,7 @@ The errors, by who has to act::
     `-- GuestError    the kernel or its user space: counts as failure
         |-- GuestTimeout: NoCrash, NoReboot (HungAfterPanic)
         |-- KernelCrash: WrongCrash, SecondCrash
-        `-- CommandFailed, RebootLoop, WrongKernel
+        `-- CommandFailed, RebootLoop, SuiteFailed, WrongKernel
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         ProcessTimeout,
         RebootLoop,
         SecondCrash,
+        SuiteFailed,
         WrongCrash,
         WrongKernel,
     )
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         settings_for,
     )
     from kboot.machine.boot import Boot
+    from kboot.results.cases import Case, Status, SuiteResults
     from kboot.rootfs import module_initramfs, overlay_initramfs, resolve_rootfs, tiny_initramfs
     from kboot.session import Session, open_session
 
@@ -82,6 +84,7 @@ __all__ = [
     "Boot",
     "BootRecord",
     "BootServer",
+    "Case",
     "CaseResult",
     "Check",
     "ClusterError",
@@ -126,6 +129,9 @@ __all__ = [
     "Scanner",
     "SecondCrash",
     "Session",
+    "Status",
+    "SuiteFailed",
+    "SuiteResults",
     "VirtualMachine",
     "WrongCrash",
     "WrongKernel",
@@ -151,6 +157,7 @@ _HOMES = {
     "Boot": "kboot.machine.boot",
     "BootRecord": "kboot.evidence",
     "BootServer": "kboot.backend",
+    "Case": "kboot.results.cases",
     "CaseResult": "kboot.evidence",
     "Check": "kboot.checks",
     "ClusterError": "kboot.errors",
@@ -195,6 +202,9 @@ _HOMES = {
     "Scanner": "kboot.crash",
     "SecondCrash": "kboot.errors",
     "Session": "kboot.session",
+    "Status": "kboot.results.cases",
+    "SuiteFailed": "kboot.errors",
+    "SuiteResults": "kboot.results.cases",
     "VirtualMachine": "kboot.backend",
     "WrongCrash": "kboot.errors",
     "WrongKernel": "kboot.errors",

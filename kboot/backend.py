@@ -6,14 +6,52 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from kboot import arch
 from kboot.deadline import Deadline
+from kboot.server_faults import Fault, FaultHandle, FaultKind
 
 Firmware = Literal["bios", "uefi"]
 
 #: With ``saved``, where the backend can: in a state in which firmware and DHCP are done.
 FirmwareStart = Literal["real", "saved"]
+
+
+DiskBus = Literal["virtio", "nvme", "scsi"]
+
+#: What a disk begins with: nothing, an image file, an image in a registry, a cluster's volume
+#: claim, or a disk that was cloned before (a golden one).
+DiskKind = Literal["blank", "image", "container", "pvc", "clone"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A disk of a machine. It begins anew with each power-on; its source is never written to."""
+
+    #: Its serial number in the guest, unique in the machine: ``[a-z0-9-]``, at most 20 characters.
+    name: str
+    kind: DiskKind
+    #: The path or URL of an image, or the name of what else it is; empty for a blank one.
+    source: str = ""
+    #: None for that of its source.
+    size_mib: int | None = None
+    read_only: bool = False
+    #: Whether what the guest writes outlives the machine's power-off.
+    keep: bool = False
+    bus: DiskBus = "virtio"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """That a machine is on a network with others; given by `MachineNetwork.link`."""
+
+    #: The network's name, among those of its backend.
+    network: str
+    #: What the machine is called there.
+    member: str
+    #: Of a card for this network; None if it is the one that it boots from.
+    mac_address: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +68,16 @@ class MachineSpec:
     #: How it starts from empty memory; a reset always goes through its firmware.
     firmware_start: FirmwareStart = "real"
     #: The architecture as Linux names it (``uname -m``).
-    architecture: str = "x86_64"
+    architecture: str = arch.DEFAULT.name
     #: None for one that the backend chooses, and that stays the machine's own through restarts.
     mac_address: str | None = None
     #: Whether the guest's ssh port is to be reached from here, see `SshVirtualMachine`.
     ssh: bool = False
     #: Passed to the hypervisor as they are; only the qemu backend takes any.
     extra_arguments: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    #: The networks that it is on with other machines.
+    links: tuple[Link, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +96,8 @@ class Fetch:
     #: Whether the answer was sent to its end.
     complete: bool
     user_agent: str
+    #: The fault that it met, see `kboot.server_faults`; empty for none.
+    fault: str = ""
 
 
 class Stream(Protocol):
@@ -106,6 +149,12 @@ class BootServer(Protocol):
     def write(self, name: str, text: str) -> str:
         """Publish or replace a small text atomically and return its URL as the guest sees it."""
 
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """Have these files, and no others, below `folder`, beside what `write` has put there.
+
+        Names may have folders of their own. Returns those that were new, changed or gone.
+        """
+
     def url(self, path: str) -> str:
         """The URL of `path` as the guest sees it, whether anything is there or not."""
 
@@ -120,6 +169,29 @@ class BootServer(Protocol):
 
     def catch_up(self, deadline: Deadline) -> None:
         """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""
+
+    def faults_fault(self) -> str | None:
+        """None if it can do wrong on purpose, or else why not."""
+
+    def set_fault(self, fault: Fault) -> int:
+        """Set a fault; its number. Users call `fault`."""
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """Take a fault away, or all."""
+
+    def fault_hits(self, number: int) -> int:
+        """How often a fault has happened."""
+
+    def fault(
+        self,
+        path: str,
+        kind: FaultKind | None = None,
+        *,
+        times: int | None = None,
+        machine: str = "",
+        **how: Any,
+    ) -> FaultHandle:
+        """See `kboot.server_faults.Faulty`."""
 
     def check(self) -> None:
         """Return if the server is fine; raise `InfraError` if it is not."""
@@ -165,8 +237,13 @@ class Backend(Protocol):
     def name(self) -> str:
         """The name users choose it by."""
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
-        """None if its machines can have this firmware, or else why not."""
+    def firmware_fault(
+        self, firmware: Firmware, architecture: str = arch.DEFAULT.name
+    ) -> str | None:
+        """None if its machines of an architecture can have this firmware, or else why not."""
+
+    def disk_fault(self, disk: Disk) -> str | None:
+        """None if its machines can have such a disk, or else why not, with the remedy."""
 
     def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
         """Start a boot server."""
@@ -248,6 +325,18 @@ class PersistentMachine:
     holder: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRun:
+    """A run as it is found where machines run, whoever started it."""
+
+    #: One line for people: its name, whether it lives, and how that is known.
+    summary: str
+    #: What belongs to it, one line for each.
+    details: tuple[str, ...] = ()
+    #: The same for programs.
+    values: Mapping[str, object]
+
+
 @runtime_checkable
 class PersistentBackend(Backend, Protocol):
     """A backend for one named machine, which stays when the process that looks after it ends."""
@@ -316,3 +405,70 @@ class SnapshotBackend(Backend, Protocol):
         savable: bool = False,
     ) -> AbstractContextManager[SnapshotVirtualMachine]:
         """As `Backend.power_on`; from the state in `saved`, and so that it can be saved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """What a guest has to set on a card of its own for a network."""
+
+    #: What the card's address looks like when the guest finds it, for a shell's ``case``.
+    pattern: str
+    #: The address that it must have.
+    mac_address: str
+    #: With the length of the network's prefix: ``10.98.0.1/24``.
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathCondition:
+    """What happens to frames on the way from one machine to another."""
+
+    #: The share that is lost; with 1, all of them.
+    loss: float = 0.0
+    delay_s: float = 0.0
+
+
+class MachineNetwork(Protocol):
+    """A network of machines, each of which has a name there: a member."""
+
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """The kernel modules that its card needs."""
+
+    @property
+    def search_domain(self) -> str:
+        """The DNS domain in which the members' names are found; empty if no DNS knows them."""
+
+    def link(self, member: str) -> Link:
+        """For the `MachineSpec` of this member."""
+
+    def interface(self, member: str) -> Interface | None:
+        """What its guest has to set; None if DHCP has done it."""
+
+    def addresses(self) -> Mapping[str, str]:
+        """The IP address of each member, as far as they are known now."""
+
+    def set_links(self, machines: Mapping[str, VirtualMachine], *, up: bool) -> Mapping[str, float]:
+        """Plug in or pull the cables of these members, all at once.
+
+        When each was done, in monotonic seconds.
+        """
+
+    def path_fault(self) -> str | None:
+        """None if `set_paths` can be used, or else why not."""
+
+    def set_paths(self, paths: Mapping[tuple[str, str], PathCondition]) -> float:
+        """From now on, these are the conditions from one member to another; all others are good.
+
+        The moment at which that began for all of them, in monotonic seconds.
+        """
+
+
+@runtime_checkable
+class NetworkBackend(Backend, Protocol):
+    """A backend that can put machines on a network of their own. Ask for it with ``isinstance``."""
+
+    def open_network(
+        self, members: Sequence[str], deadline: Deadline
+    ) -> AbstractContextManager[MachineNetwork]:
+        """A network for these members, whose machines are still to be powered on."""

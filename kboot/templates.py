@@ -52,6 +52,51 @@ def render(name: str, **values: object) -> str:
     return _environment().get_template(f"{name}.j2").render(**values)
 
 
+class TemplateError(ValueError):
+    """A template of the user's is wrong; `line` is where, 0 if that is not known."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def variables_of(text: str) -> list[tuple[str, int]]:
+    """The variables that a template wants from outside, each with its first line.
+
+    `TemplateError` if it is no template.
+    """
+    import jinja2.meta  # noqa: PLC0415  as above
+
+    try:
+        tree = _environment().parse(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(error.message or "not a template", error.lineno) from error
+    wanted = jinja2.meta.find_undeclared_variables(tree)
+    lines: dict[str, int] = {}
+    for name in tree.find_all(jinja2.nodes.Name):
+        if name.name in wanted:
+            lines.setdefault(name.name, name.lineno)
+    return sorted(lines.items(), key=lambda item: item[1])
+
+
+def render_text(text: str, **values: object) -> str:
+    """Render a template of the user's. `TemplateError` if that goes wrong."""
+    try:
+        return _environment().from_string(text).render(**values)
+    except Exception as error:  # a template can do anything that Python can
+        raise TemplateError(str(error), _line_of(error)) from error
+
+
+def _line_of(error: BaseException) -> int:
+    """The line of a user's template in which something was raised."""
+    line, trace = 0, error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
 #: Escape sequences of terminals, control characters, and those that reverse what is read.
 _UNPRINTABLE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])"

@@ -1,7 +1,7 @@
 """What a boot leaves behind: a directory with enough in it to understand it, and to repeat it.
 
-``boot.ipxe serial.log serial.timing access.jsonl nginx.conf nginx.log qemu.argv qemu.log
-result.json``
+``boot.ipxe served.json serial.log serial.timing access.jsonl nginx.conf nginx.log qemu.argv
+qemu.log result.json``
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from kboot.evidence import FORMAT_VERSION
 from kboot.log import logger
 from kboot.machine.boot import Boot
 from kboot.machine.phases import ORDER
+from kboot.machine.script_watch import rows
 
 if TYPE_CHECKING:
     from kboot.machine.machine import Machine
@@ -79,6 +80,7 @@ def result(machine: Machine, error: BaseException | None, *, duration_s: float) 
         "machine": machine.machine_description,
         "duration_s": round(duration_s, 3),
         "boots": [_boot(boot, start) for boot in machine.boots],
+        "scripts": [rows(boot.script.chained, boot.start) for boot in machine.boots],
         "boot_ids": machine.boot_ids,
         # Then the first boot is that of the machine which was saved.
         "restored_from": machine.restored_from,
@@ -112,14 +114,13 @@ def _boot(boot: Boot, start: float) -> dict[str, Any]:
     }
 
 
-def write(
-    directory: Path, machine: Machine, error: BaseException | None, *, duration_s: float
-) -> None:
+def write(machine: Machine, error: BaseException | None, *, duration_s: float) -> None:
     """Write all but the serial record, which the console writes as it comes.
 
     A host that cannot be asked any more, or a full disk, costs a part of the evidence and a
     warning, never the error that it is evidence of.
     """
+    directory = machine.evidence_directory
     faults: dict[str, None] = {}
     with _kept(faults):
         machine.server.evidence(directory)

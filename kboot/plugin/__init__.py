@@ -15,13 +15,15 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, KbootError
-from kboot.plugin import hookspecs, results, signals, workers
+from kboot.plugin import hookspecs, results, retry, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
+    FLEET_MARKER,
     MARKER,
     allowances,
     config_for,
     dest,
+    fleet_for,
     option,
     read_config,
 )
@@ -39,13 +41,24 @@ from kboot.plugin.reporting import (
 
 if TYPE_CHECKING:
     from kboot.backend import BootServer
+    from kboot.fleet import Fleet
     from kboot.guest import Guest
+    from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
     from kboot.session import Session
 
 #: The machine of a test, from when it got it.
 _HANDOVER = pytest.StashKey[Handover]()
+
+#: The machines of a test's fleet, in the order in which they came.
+_FLEET = pytest.StashKey[list[Handover]]()
+
+#: The run's session, while there is one.
+_SESSION = pytest.StashKey["Session"]()
+
+#: The test after this one, None for the last one.
+_NEXT = pytest.StashKey[pytest.Item | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -79,6 +92,11 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{ALLOW_MARKER}(kind=None, match=None): a report of the kernel that does not fail this "
         "test, by its kind, or by a pattern for its title or first line, or both",
     )
+    config.addinivalue_line(
+        "markers",
+        f"{FLEET_MARKER}(**roles): the machines of the fixture fleet, as control=3, or with "
+        "settings of that role, worker={'count': 5, 'memory': '1G'}",
+    )
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
     results.register(config)
@@ -97,16 +115,18 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """One line on what is tested, if a kernel was named on the command line."""
     if option(config, "kernel") is None:
         return None
+    from kboot.machine import firmware_for  # noqa: PLC0415
     from kboot.session import kernel_of  # noqa: PLC0415
 
     settings = read_config(config)
     try:
         kernel = kernel_of(settings)
+        firmware = firmware_for(kernel, settings)
     except KbootError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     return (
         f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
-        f"backend {settings.backend}, {settings.firmware}, rootfs {settings.rootfs}"
+        f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
     )
 
 
@@ -129,7 +149,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: workers.Node) -> None:
     """Each worker of pytest-xdist is told where to find the run's boot server."""
-    workers.lend_to(node)
+    workers.tell_of_shared_server(node)
 
 
 @pytest.hookimpl(trylast=True)
@@ -148,10 +168,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
-        if item.get_closest_marker(MARKER) or item.get_closest_marker(ALLOW_MARKER):
+        if any(map(item.get_closest_marker, (MARKER, ALLOW_MARKER, FLEET_MARKER))):
             try:
                 config_for(item)
                 allowances(item)
+                if item.get_closest_marker(FLEET_MARKER):
+                    fleet_for(item)
             except ConfigError as error:
                 raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
 
@@ -171,16 +193,22 @@ def kboot_session(
     worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
-    lender = workers.lender_of(request.config)
-    if lender:
-        workers.sign_in(lender, worker)
+    shared_server = workers.shared_server_of(request.config)
+    if shared_server:
+        workers.sign_in(shared_server, worker)
     with (
         signals.unwinding(request.config.stash) as unwinding,
         open_session(
-            config, evidence=evidence, prefix=f"{worker or 'm'}-", lender=lender
+            config,
+            evidence=evidence,
+            prefix=f"{worker or 'm'}-",
+            shared_server=shared_server,
+            workers=workers.count(request.config),
         ) as session,
     ):
+        request.config.stash[_SESSION] = session
         yield session
+        del request.config.stash[_SESSION]
         unwinding.hold()
 
 
@@ -203,29 +231,39 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
     The setting ``isolation`` says whether other tests have had it before. The marker ``kboot``
     chooses the machine, and ``fresh=True`` demands one that was booted for this very test.
     """
-    from kboot.isolation import User  # noqa: PLC0415
-
     config, fresh = config_for(request.node)
-    pytest_config = request.config
+    if retry.is_repeated(request.node):
+        # What has failed on a machine has left its traces there.
+        kboot_session.power_off()
 
     def remember(machine: Machine) -> None:
         # Also one that fails to come up: the report of the test shows its console.
         request.node.stash[_HANDOVER] = Handover(machine)
         machine.report_filter.allowances = allowances(request.node)
 
-    kboot_session.on_evidence = lambda directory: pytest_config.hook.pytest_kboot_evidence_written(
-        config=pytest_config, directory=directory
-    )
+    _tell_hook_of_evidence(kboot_session, request.config)
     machine = kboot_session.machine(
         kboot_session.settings(config),
         name=request.node.name,
         fresh=fresh,
         isolation=config.isolation,
-        user=User(test=request.node.nodeid, module=request.node.nodeid.partition("::")[0]),
+        user=_user(request.node),
         on_machine=remember,
     )
     request.node.ihook.pytest_kboot_machine_ready(item=request.node, machine=machine)
     return machine
+
+
+def _tell_hook_of_evidence(session: Session, config: pytest.Config) -> None:
+    session.on_evidence = lambda directory: config.hook.pytest_kboot_evidence_written(
+        config=config, directory=directory
+    )
+
+
+def _user(item: pytest.Item) -> User:
+    from kboot.isolation import User  # noqa: PLC0415
+
+    return User(test=item.nodeid, module=item.nodeid.partition("::")[0])
 
 
 @pytest.fixture
@@ -234,12 +272,49 @@ def guest(machine: Machine) -> Guest:
     return machine.guest
 
 
+@pytest.fixture
+def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fleet]:
+    """Machines with roles on one network, for this test alone: see the marker ``kboot_fleet``."""
+    from kboot.fleet import open_fleet  # noqa: PLC0415
+
+    item = request.node
+    roles, configs = fleet_for(item)
+    handovers = item.stash[_FLEET] = []
+
+    def remember(machine: Machine) -> None:
+        machine.report_filter.allowances = allowances(item)
+        handovers.append(Handover(machine))
+
+    _tell_hook_of_evidence(kboot_session, request.config)
+    if "machine" not in request.fixturenames:
+        # It may take the memory that these need.
+        kboot_session.power_off()
+    with open_fleet(kboot_session, roles, configs, on_machine=remember) as fleet:
+        yield fleet
+
+
 # --------------------------------------------------------------------------------- judgement
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Remember which test is next: its machine may be restored while this one runs.
+
+    With the setting ``retry``, run what fails again.
+    """
+    item.stash[_NEXT] = nextitem
+    if not retry.applies(item):
+        return None
+    retry.run(item, nextitem)
+    return True
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Tell the hooks what the kernel reported in a boot that failed."""
+    if _HANDOVER in item.stash:
+        # Of an earlier run of the same test.
+        del item.stash[_HANDOVER]
     try:
         return (yield)
     except BaseException:
@@ -247,20 +322,67 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
         raise
 
 
+def _prepare_next(item: pytest.Item) -> None:
+    """Have the next test's machine restored while this one runs."""
+    session = item.config.stash.get(_SESSION, None)
+    following = item.stash.get(_NEXT, None)
+    if session is None or following is None:
+        return
+    if "machine" not in getattr(following, "fixturenames", ()):
+        return
+    try:
+        config, fresh = config_for(following)
+        if not fresh:
+            settings = session.settings(config)
+            session.prepare(settings, user=_user(following), isolation=config.isolation)
+    except KbootError:
+        # It is the next test's, which will raise it.
+        return
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """A test whose kernel crashed or complained has failed, even if it has not looked."""
+    _prepare_next(item)
     try:
         result = yield
-        if handover := item.stash.get(_HANDOVER, None):
+        for handover in _handovers(item):
             handover.machine.check_reports()
+            for suite in handover.suites:
+                suite.check()
     finally:
         _tell_of_crashes(item)
+        _tell_of_cases(item)
     return result
 
 
+def _tell_of_cases(item: pytest.Item) -> None:
+    for handover in _handovers(item):
+        for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
+            if not retry.hold(item, report):
+                item.ihook.pytest_runtest_logreport(report=report)
+        for suite in handover.suites:
+            item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """What a test has had the boot server do wrong ends with it."""
+    try:
+        return (yield)
+    finally:
+        if session := item.config.stash.get(_SESSION, None):
+            session.clear_faults()
+
+
+def _handovers(item: pytest.Item) -> list[Handover]:
+    """The machines that a test has got."""
+    alone = item.stash.get(_HANDOVER, None)
+    return [*([alone] if alone else []), *item.stash.get(_FLEET, [])]
+
+
 def _tell_of_crashes(item: pytest.Item) -> None:
-    if handover := item.stash.get(_HANDOVER, None):
+    for handover in _handovers(item):
         for report in new_reports(handover):
             item.ihook.pytest_kboot_crash_seen(item=item, machine=handover.machine, report=report)
 
@@ -274,27 +396,33 @@ def pytest_runtest_makereport(
     shown = True
     if isinstance(error, KbootError) and not item.config.getoption("fulltrace"):
         shown = hide_our_frames(error)
-    handover = item.stash.get(_HANDOVER, None)
-    if call.when == "call" and handover:
-        machine = handover.machine
-        # A test that failed by itself does not leave its reports to the next one.
-        machine.report_filter.sort(machine.console.reports)
-        item.user_properties.extend(properties(machine))
+    handovers = _handovers(item)
+    if call.when == "call":
+        for machine in (each.machine for each in handovers):
+            # A test that failed by itself does not leave its reports to the next one.
+            machine.report_filter.sort(machine.console.reports)
+            item.user_properties.extend(properties(machine))
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
     results.note_fault(report, error)
-    if handover:
-        results.note_machine(report, handover)
-    if report.failed and handover:
-        report.sections.extend(sections(handover))
+    if handovers:
+        results.note_machine(report, handovers[0])
+    if report.failed:
+        for handover in handovers:
+            report.sections.extend(sections(handover, named=len(handovers) > 1))
     mark_verdict(report, error)
     return report
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """A fault of the host is an error, and one of the kernel a failure, whenever it happened."""
+    """A fault of the host is an error, and one of the kernel a failure, whenever it happened.
+
+    What fails only sometimes is flaky.
+    """
+    if (counts := retry.flaky(report)) is not None:
+        return "flaky", "K", f"FLAKY {counts}"
     match verdict_of(report):
         case "error":
             return "error", "E", "ERROR"
@@ -313,12 +441,18 @@ class _JUnit:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """After pytest has added the report."""
         correct_junit(self._config, report)
+        retry.mark_junit(subtests.split_junit(self._config, report), report)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List what the kernel reported and tests had allowed."""
-    lines = allowed_lines(chain.from_iterable(terminalreporter.stats.values()))
-    if lines:
-        terminalreporter.section("kboot: reports of the kernel that tests allow")
+    """List what test suites have given, and what the kernel reported and tests had allowed."""
+    reports = list(chain.from_iterable(terminalreporter.stats.values()))
+    for title, lines in (
+        ("kboot: tests that were run again", retry.summary_lines(reports)),
+        ("kboot: test suites", subtests.summary_lines(reports)),
+        ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
+    ):
+        if lines:
+            terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kboot.crash import CrashReport
     from kboot.guest import CommandRecord
     from kboot.machine import Machine
+    from kboot.results.cases import SuiteResults
 
 #: The name of the property that holds a report that a test allowed.
 _ALLOWED = "kboot.allowed"
@@ -32,6 +33,8 @@ _COMMANDS = 10
 _OUTPUT_LINES = 10
 #: The attribute of a report that says whose fault it is.
 _VERDICT = "kboot_verdict"
+#: The attribute of one of a fault of the host's.
+_INFRA = "kboot_infra"
 #: kboot's own code, but for the tests that it brings along.
 _PACKAGE = Path(__file__).parent.parent
 
@@ -93,6 +96,12 @@ class Handover:
         self.console_start = machine.console.mark()
         #: How many reports the hooks were told of.
         self.told = self.known
+        self._suites_before = len(machine.suites)
+
+    @property
+    def suites(self) -> Sequence[SuiteResults]:
+        """What the test's own test suites have given."""
+        return self.machine.suites[self._suites_before :]
 
 
 def new_reports(handover: Handover) -> Sequence[CrashReport]:
@@ -102,10 +111,11 @@ def new_reports(handover: Handover) -> Sequence[CrashReport]:
     return reports
 
 
-def sections(handover: Handover) -> list[tuple[str, str]]:
+def sections(handover: Handover, *, named: bool = False) -> list[tuple[str, str]]:
     """For a failed test's report: crashes, commands, the console's end, where the evidence is.
 
     Of the kernel's reports, those since the test got its machine, and the one that it died of.
+    With `named`, each says of which machine it is.
     """
     from kboot.guest.frames import without_frames  # noqa: PLC0415  only with a machine
 
@@ -123,7 +133,7 @@ def sections(handover: Handover) -> list[tuple[str, str]]:
     tail = "\n".join(shown[-_TAIL_LINES:])
     found.append((f"kboot console, last {_TAIL_LINES} lines", tail))
     found.append(("kboot evidence", str(machine.evidence_directory)))
-    return found
+    return [(f"{machine.name}: {title}", text) for title, text in found] if named else found
 
 
 def transcript(commands: Iterable[CommandRecord]) -> str:
@@ -147,10 +157,17 @@ def mark_verdict(report: pytest.TestReport, error: BaseException | None) -> None
 
     To pytest, what fails in its call has failed, and what fails in its set-up is an error.
     """
+    if isinstance(error, InfraError):
+        setattr(report, _INFRA, True)
     if isinstance(error, InfraError) and report.when == "call":
         setattr(report, _VERDICT, "error")
     if isinstance(error, GuestError) and report.when == "setup":
         setattr(report, _VERDICT, "failed")
+
+
+def is_infra(report: object) -> bool:
+    """Whether a report is of a fault of the host's."""
+    return getattr(report, _INFRA, False)
 
 
 def verdict_of(report: object) -> str | None:

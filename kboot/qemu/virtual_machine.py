@@ -7,20 +7,26 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from kboot import process, state
-from kboot.backend import MachineSpec, Stream
+from kboot.backend import Link, MachineSpec, Stream
 from kboot.capacity import host_cpus
 from kboot.deadline import Deadline
-from kboot.errors import GuestError, InfraError
+from kboot.disks import in_use_fault
+from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
 from kboot.qemu.argv import Accelerator, Flash, Wiring, argv, as_text
+from kboot.qemu.disks import MachineDisks
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
+from kboot.snapshots import sparse
+
+#: Gives the far end of a cable to a link's network, for each start of QEMU.
+Plug = Callable[[Link], socket.socket]
 
 
 class SocketStream:
@@ -70,13 +76,15 @@ class QemuVirtualMachine:
         tftp: Path | None = None,
         ipxe: Path | None = None,
         forwarder: str | None = None,
+        plug: Plug | None = None,
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
         A machine that is `savable` costs a copy of that state. With `firmware`, every start from
         empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
         `ipxe` is a UEFI program that boots from the network in place of the card's ROM. A
-        `forwarder` isolates the guest, see `argv`.
+        `forwarder` isolates the guest, see `argv`. `plug` connects it to the networks of its links;
+        without it, their cards are there and not connected.
         """
         self.spec = spec
         self._saved = saved
@@ -84,12 +92,14 @@ class QemuVirtualMachine:
         self._tftp = tftp
         self._ipxe = ipxe
         self._forwarder = forwarder
+        self._plug = plug
         self._savable = savable
         self._program = program
         self._accelerator: Accelerator = accelerator
         self._directory = directory
         self._log = directory / "qemu.log"
         self._flash = self._prepare_flash()
+        self._disks = MachineDisks(spec.disks, directory, machine=spec.name)
         self._power = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._process: process.Process
@@ -142,6 +152,7 @@ class QemuVirtualMachine:
             try:
                 snapshot.save_devices(self._qmp, directory / snapshot.DEVICES, deadline)
                 self._memory.save(directory)
+                self._disks.save(directory)
             except OSError as error:
                 raise InfraError(f"the machine cannot be saved: {error}") from error
             finally:
@@ -176,6 +187,12 @@ class QemuVirtualMachine:
         with self._lock:
             self._command("set_link", name="net0", up=up)
 
+    def set_segment_link(self, *, up: bool) -> None:
+        """Plug in or pull the cables to the networks that it is on with others."""
+        with self._lock:
+            for number in range(1, len(self.spec.links) + 1):
+                self._command("set_link", name=f"net{number}", up=up)
+
     def check(self) -> None:
         """Raise `InfraError` if QEMU is gone or gave up, `GuestError` if the guest powered off."""
         with self._lock:
@@ -195,11 +212,13 @@ class QemuVirtualMachine:
     def evidence(self, directory: Path) -> None:
         """Write qemu.argv, to be run by hand with the serial port on the terminal, and qemu.log."""
         flash = self._flash and replace(self._flash, variables=self._flash.template)
-        command = self._argv(Wiring.by_hand(), flash)
+        commands, disks = self._disks.by_hand()
+        command = self._argv(Wiring.by_hand(), flash, disks)
         if flash is not None:
             # The machine's own variables are gone by then; their template must stay as it is.
             command.append("-snapshot")
-        (directory / "qemu.argv").write_text(as_text(command), encoding="utf-8")
+        text = "".join(f"{each}\n" for each in commands) + as_text(command)
+        (directory / "qemu.argv").write_text(text, encoding="utf-8")
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(self._log, directory / "qemu.log")
 
@@ -223,6 +242,7 @@ class QemuVirtualMachine:
             self._start(deadline, saved)
 
     def _start(self, deadline: Deadline, saved: Path | None) -> None:
+        disks = self._disks.begin(saved, savable=self._savable)
         with contextlib.ExitStack() as stack:
             memory = self._open_memory(saved)
             inherited: tuple[int, ...] = ()
@@ -235,16 +255,30 @@ class QemuVirtualMachine:
             self._stream = SocketStream(serial)
             stack.callback(self._stream.close)
             stack.callback(control.close)
-            # Ours until QEMU has them; when it ends, both lines end as well.
-            with serial_far, control_far:
+            # Ours until QEMU has them; when it ends, all lines end as well.
+            with serial_far, control_far, contextlib.ExitStack() as cables_far:
+                plug = self._plug
+                cables = {
+                    link.network: cables_far.enter_context(plug(link)).fileno()
+                    for link in self.spec.links
+                    if plug is not None
+                }
                 wiring = Wiring.inherited(
                     serial_fd=serial_far.fileno(), control_fd=control_far.fileno()
                 )
                 self._process = stack.enter_context(
                     process.spawn(
-                        self._argv(wiring, self._flash, memory, incoming=saved is not None),
+                        self._argv(
+                            *(wiring, self._flash, disks, memory),
+                            incoming=saved is not None,
+                            cables=cables,
+                        ),
                         log=self._log,
-                        pass_fds=(serial_far.fileno(), control_far.fileno(), *inherited),
+                        pass_fds=(
+                            *(serial_far.fileno(), control_far.fileno()),
+                            *inherited,
+                            *cables.values(),
+                        ),
                         env=state.environment(self._directory.parent),
                         stop_grace_s=0.5,
                     )
@@ -255,7 +289,10 @@ class QemuVirtualMachine:
                     snapshot.load_devices(self._qmp, saved / snapshot.DEVICES, deadline)
             except QmpClosed:
                 self._process.wait(2)
-                raise InfraError(f"QEMU did not start: {self._process.last_words()}") from None
+                words = self._process.last_words()
+                if fault := in_use_fault(words):
+                    raise ConfigError(fault) from None
+                raise InfraError(f"QEMU did not start: {words}") from None
             self._powered_off = False
             self._power = stack.pop_all()
         logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
@@ -275,9 +312,11 @@ class QemuVirtualMachine:
         self,
         wiring: Wiring,
         flash: Flash | None,
+        disks: Sequence[str],
         memory: GuestMemory | None = None,
         *,
         incoming: bool = False,
+        cables: Mapping[str, int] | None = None,
     ) -> list[str]:
         return argv(
             self.spec,
@@ -290,6 +329,8 @@ class QemuVirtualMachine:
             tftp=self._tftp,
             ipxe=self._ipxe,
             forwarder=self._forwarder,
+            disks=disks,
+            cables={name: str(number) for name, number in (cables or {}).items()},
         )
 
     def _prepare_flash(self) -> Flash | None:
@@ -297,7 +338,9 @@ class QemuVirtualMachine:
             return None
         found = firmware.find_uefi(self.spec.architecture)
         variables = self._directory / "uefi-variables.fd"
-        shutil.copyfile(found.variables_template, variables)
+        with found.variables_template.open("rb") as source, variables.open("wb") as target:
+            # Some are 64 MiB of zeros, and each machine has its own.
+            sparse.copy(source.fileno(), target.fileno())
         return Flash(
             code=found.code,
             variables=variables,

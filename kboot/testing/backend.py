@@ -7,14 +7,26 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kboot.backend import Fetch, Firmware, MachineSpec, OnProgress, ignore_progress
+from kboot import arch
+from kboot.backend import (
+    Disk,
+    Fetch,
+    Firmware,
+    Link,
+    MachineSpec,
+    OnProgress,
+    PathCondition,
+    VirtualMachine,
+    ignore_progress,
+)
 from kboot.cache import sha256_of
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.kernel import read_kernel
+from kboot.server_faults import Fault, Faulty
 from kboot.testing.guest import PROMPT, FakeGuest, GuestAction, Script
 from kboot.testing.recording import RECORDED_BOOT, BootScript, Recording
 
@@ -38,9 +50,15 @@ class FakeBackend:
         self._commands = {} if commands is None else commands
         self._server = FakeServer()
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
+    def firmware_fault(
+        self, firmware: Firmware, _architecture: str = arch.DEFAULT.name
+    ) -> str | None:
         """None if its machines can have this firmware, or else why not."""
         return None if firmware == "bios" else "a replayed boot is the one of a BIOS machine"
+
+    def disk_fault(self, disk: Disk) -> str | None:
+        """None if its machines can have such a disk: what the guest says of it is made up."""
+        return None if disk.kind == "blank" else "a replayed boot reads no disk; give a blank one"
 
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[FakeServer]:
@@ -56,8 +74,60 @@ class FakeBackend:
         finally:
             vm.stream.close()
 
+    @contextlib.contextmanager
+    def open_network(self, members: Sequence[str], deadline: Deadline) -> Iterator[FakeNetwork]:
+        """A network that remembers what was done to it."""
+        yield FakeNetwork(members)
 
-class FakeServer:
+
+class FakeNetwork:
+    """A network on which nothing is sent; see `kboot.backend.MachineNetwork`."""
+
+    def __init__(self, members: Sequence[str]) -> None:
+        self._members = tuple(members)
+        #: Whose cables are pulled at the moment.
+        self.pulled: set[str] = set()
+        #: The conditions that hold at the moment.
+        self.paths: Mapping[tuple[str, str], PathCondition] = {}
+
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def search_domain(self) -> str:
+        """There is no DNS."""
+        return ""
+
+    def link(self, member: str) -> Link:
+        """Its only card."""
+        return Link(network="fake", member=member)
+
+    def interface(self, _member: str) -> None:
+        """There is nothing to set."""
+        return
+
+    def addresses(self) -> Mapping[str, str]:
+        """None is known."""
+        return {}
+
+    def set_links(self, machines: Mapping[str, VirtualMachine], *, up: bool) -> Mapping[str, float]:
+        """Remember it."""
+        self.pulled = self.pulled - machines.keys() if up else self.pulled | machines.keys()
+        return dict.fromkeys(machines, time.monotonic())
+
+    def path_fault(self) -> None:
+        """It can."""
+        return
+
+    def set_paths(self, paths: Mapping[tuple[str, str], PathCondition]) -> float:
+        """Remember them."""
+        self.paths = dict(paths)
+        return time.monotonic()
+
+
+class FakeServer(Faulty):
     """A boot server that nobody can reach; see `kboot.backend.BootServer`."""
 
     _BASE = "http://192.0.2.1/fake/"
@@ -91,6 +161,11 @@ class FakeServer:
         self._texts[url] = text
         return url
 
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """Publish files."""
+        self._files.update({self.url(f"scripts/{folder}/{name}"): files[name] for name in files})
+        return sorted(files)
+
     def fetches(self) -> Sequence[Fetch]:
         """Every request so far."""
         return tuple(self._fetches)
@@ -102,6 +177,21 @@ class FakeServer:
 
     def catch_up(self, deadline: Deadline) -> None:
         """It is never late."""
+
+    def faults_fault(self) -> str | None:
+        """Why it cannot do wrong on purpose."""
+        return "a boot server that nobody reaches does no wrong on purpose"
+
+    def set_fault(self, _fault: Fault) -> int:
+        """It cannot."""
+        raise ConfigError(str(self.faults_fault()))
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """There are none."""
+
+    def fault_hits(self, _number: int) -> int:
+        """There are none."""
+        return 0
 
     def check(self) -> None:
         """It is always fine."""
