@@ -41,7 +41,7 @@ ROWS = (
     {"isolation", "shared_server", "standby", "testing"},
     {"session"},
     {"fleet"},
-    {"supervisor"},
+    {"supervisor", "bisect"},
     {"acceptance"},
     {"plugin", "cli"},
 )

@@ -60,6 +60,7 @@ class LazyGroup(click.Group):
         "ktap": ("kboot.cli.ktap:ktap", "Read results of kernel test suites in a log."),
         "report": ("kboot.cli.report:report", "Make one HTML file of a run's evidence."),
         "compare": ("kboot.cli.compare:compare", "Compare two runs: failures, crashes, times."),
+        "bisect": ("kboot.cli.bisect:bisect", "Find the commit that brought a failure."),
         "up": ("kboot.cli.machines:up", "Start a persistent machine."),
         "down": ("kboot.cli.machines:down", "Stop and remove it."),
         "list": ("kboot.cli.machines:list_machines", "List persistent machines."),

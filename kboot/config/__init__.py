@@ -11,6 +11,7 @@ from kboot.config.parse import working_directory
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
 from kboot.config.values import (
     BACKENDS,
+    OF_RESULTS,
     Accelerator,
     Channel,
     ClusterConfig,
@@ -23,6 +24,7 @@ from kboot.config.values import (
 
 __all__ = [
     "BACKENDS",
+    "OF_RESULTS",
     "RESERVED_VARIABLES",
     "SETTINGS",
     "Accelerator",

@@ -148,6 +148,14 @@ Channel = Literal["auto", "console", "ssh"]
 Annotations = Literal["auto", "github", "none"]
 Submit = Literal["no", "yes"]
 
+#: Settings that are about what becomes of a test run's results.
+OF_RESULTS = frozenset(
+    {
+        *("report", "summary", "annotations", "kcidb", "kcidb_origin", "kcidb_build"),
+        *("kcidb_repository", "kcidb_commit", "kcidb_submit"),
+    }
+)
+
 #: The places to boot in.
 BACKENDS = ("qemu", "kubevirt")
 
