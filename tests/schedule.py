@@ -9,6 +9,7 @@ _TESTS = Path(__file__).parent
 #: Files that share what takes long to make: see the session's fixtures in conftest.py.
 _TOGETHER = {
     "test_expectations_boot.py": "zoo",
+    "test_suites_boot.py": "zoo",
     "test_zoo.py": "zoo",
 }
 
