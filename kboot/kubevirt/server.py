@@ -21,7 +21,7 @@ from kboot.backend import Fetch, OnProgress, ignore_progress
 from kboot.cache import FileStamp
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.errors import ClusterError, InfraError
+from kboot.errors import ClusterError, ConfigError, InfraError
 from kboot.kubevirt import diagnosis, manifests
 from kboot.kubevirt.api import PODS, Client, Watch
 from kboot.kubevirt.api.watch import lines, shut
@@ -29,6 +29,7 @@ from kboot.kubevirt.file_store import FileStore, stamp_of
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.watches import Patience, create_when_allowed, wait_for
 from kboot.log import logger, step
+from kboot.server_faults import Fault, Faulty
 
 if TYPE_CHECKING:
     import urllib3
@@ -189,7 +190,7 @@ class AccessLog:
                     self._answer = None
 
 
-class ClusterServer:
+class ClusterServer(Faulty):
     """A boot server (see `kboot.backend.BootServer`). Made by `kboot.kubevirt.backend`."""
 
     def __init__(
@@ -267,6 +268,24 @@ class ClusterServer:
     def catch_up(self, deadline: Deadline) -> None:
         """Read the pod's log once more: what is followed may lag, or stand still unnoticed."""
         self._log.catch_up(deadline)
+
+    def faults_fault(self) -> str | None:
+        """Why it cannot do wrong on purpose."""
+        return (
+            "a boot server on a cluster does no wrong on purpose: its nginx stands there alone; "
+            "use the qemu backend for that"
+        )
+
+    def set_fault(self, _fault: Fault) -> int:
+        """It cannot."""
+        raise ConfigError(str(self.faults_fault()))
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """There are none."""
+
+    def fault_hits(self, _number: int) -> int:
+        """There are none."""
+        return 0
 
     def check(self) -> None:
         """Raise `ClusterError` if the server's pod is gone or has failed."""

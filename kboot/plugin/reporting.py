@@ -92,6 +92,8 @@ class Handover:
         #: How many reports of the kernel earlier tests have had.
         self.known = machine.report_filter.seen
         self.time = datetime.now(UTC)
+        #: In bytes of the console's record.
+        self.console_start = machine.console.mark()
         #: How many reports the hooks were told of.
         self.told = self.known
         self._suites_before = len(machine.suites)

@@ -20,6 +20,7 @@ from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
+from kboot.kernel.debian import fetch_file
 from kboot.locks import lock_file
 from kboot.log import step
 from kboot.qemu.accel import qemu_version
@@ -75,13 +76,18 @@ def choose(
     accelerator: Accelerator,
     wanted: Path | None = None,
     architecture: Architecture = arch.DEFAULT,
+    mirror: str = arch.DEBIAN_MIRROR,
 ) -> Path | None:
     """The iPXE that boots UEFI machines: `wanted`, else None for the ROM's, else the host's.
 
-    `ConfigError` if `wanted` is no such program, `InfraError` if none of them is there.
+    Where distributions have none, it is Debian's, fetched from its `mirror`. `ConfigError` if
+    `wanted` is no such program, `InfraError` if none of them can be had.
     """
-    if wanted is None and rom_has_ipxe(program, accelerator, architecture=architecture):
+    has_rom = architecture.card_rom is not None
+    if wanted is None and has_rom and rom_has_ipxe(program, accelerator, architecture=architecture):
         return None
+    if architecture.ipxe_file and find_program(wanted, architecture) is None:
+        return fetch_file(architecture.ipxe_file, architecture=architecture.debian, mirror=mirror)
     return require_program(wanted, architecture)
 
 
@@ -112,13 +118,38 @@ def rom_has_ipxe(
         return known[key]
 
 
-def _probe(spec: MachineSpec, program: str, accelerator: Accelerator, deadline: Deadline) -> bool:
+def boot_fault(
+    program: str, accelerator: Accelerator, architecture: Architecture, limit_s: float
+) -> str | None:
+    """None if a UEFI machine runs iPXE, and that a script from DHCP; or else why not."""
+    try:
+        ipxe = choose(program, accelerator, architecture=architecture)
+        spec = replace(_PROBE, architecture=architecture.name)
+        if _probe(spec, program, accelerator, Deadline(limit_s), ipxe):
+            return None
+    except InfraError as error:
+        return str(error)
+    return "the firmware found nothing to boot"
+
+
+def _probe(
+    spec: MachineSpec,
+    program: str,
+    accelerator: Accelerator,
+    deadline: Deadline,
+    ipxe: Path | None = None,
+) -> bool:
     with state.run_directory() as run:
         folder = run / "probe"
         folder.mkdir()
         (folder / _SCRIPT).write_text(f"#!ipxe\necho {_MARKER}\nsleep 60\n", encoding="ascii")
         machine = QemuVirtualMachine(
-            spec, program=program, accelerator=accelerator, directory=folder, tftp=folder
+            spec,
+            program=program,
+            accelerator=accelerator,
+            directory=folder,
+            tftp=folder,
+            ipxe=ipxe,
         )
         with (
             machine.powered_on(deadline),
