@@ -135,6 +135,11 @@ class Machine:
         return self._expected.command_line
 
     @property
+    def expected(self) -> Expected:
+        """What its kernel, its command line and its console have to be."""
+        return self._expected
+
+    @property
     def fetches(self) -> Sequence[Fetch]:
         """What this machine has asked the boot server for, in all its boots."""
         ours = filter(self._expected.concerns, self.server.fetches())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kboot.config import SETTINGS
-from kboot.errors import ConfigError, KbootError
+from kboot.errors import ConfigError, GuestError, KbootError
 from kboot.plugin import hookspecs, results, retry, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
+    from kboot.machine.kunit import KUnit
     from kboot.session import Session
 
 #: The machine of a test, from when it got it.
@@ -293,6 +294,23 @@ def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fl
         yield fleet
 
 
+@pytest.fixture
+def kunit(request: pytest.FixtureRequest) -> KUnit:
+    """KUnit in the kernel of the test's machine.
+
+    Where that crashes when it boots, the cases of suites that are built in are reported as well.
+    """
+    from kboot.machine.kunit import KUnit, read_boot  # noqa: PLC0415
+
+    try:
+        machine: Machine = request.getfixturevalue("machine")
+    except GuestError:
+        if handover := request.node.stash.get(_HANDOVER, None):
+            read_boot(handover.machine)
+        raise
+    return KUnit(machine)
+
+
 # --------------------------------------------------------------------------------- judgement
 
 
@@ -319,6 +337,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     except BaseException:
         _tell_of_crashes(item)
+        _tell_of_cases(item)
         raise
 
 
