@@ -22,6 +22,7 @@ LONGEST_FIRST = (
     "test_persistent.py",
     "test_persistent_loop.py",
     "test_failures.py",
+    "test_arm64.py",
     "test_qemu_network_boot.py",
     "test_persistent_both.py",
     "test_healthy_kernels.py",

@@ -15,9 +15,10 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, KbootError
-from kboot.plugin import hookspecs, signals, workers
+from kboot.plugin import hookspecs, matrix, signals, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
+    CHOICES,
     MARKER,
     allowances,
     config_for,
@@ -56,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             setting.pytest_option,
             dest=dest(setting),
             metavar=setting.metavar,
-            action="append" if setting.repeated else "store",
+            action="append" if setting.repeated or setting.name in CHOICES else "store",
             default=None,
             help=setting.help,
         )
@@ -86,6 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         # Before anything is collected: a wrong path is better told at once.
         read_config(config)
+        matrix.combinations(config)
     except ConfigError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -100,6 +102,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     from kboot.session import kernel_of  # noqa: PLC0415
 
     settings = read_config(config)
+    where = f"backend {settings.backend}, rootfs {settings.rootfs}"
+    if found := matrix.combinations(config):
+        return "\n".join(
+            [f"kboot: {where}; each test with:", *(f"  {each.about}" for each in found)]
+        )
     try:
         kernel = kernel_of(settings)
         firmware = firmware_for(kernel, settings)
@@ -146,6 +153,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     workers.end(config)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With several kernels, or kinds of firmware, a test runs once for each."""
+    matrix.parametrize(metafunc)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
@@ -167,19 +179,23 @@ def kboot_session(
     """What the run shares: backend, boot server, and the machine that is on."""
     from kboot.session import open_session  # noqa: PLC0415
 
-    config = read_config(request.config)
+    chosen: matrix.Combination | None = getattr(request, "param", None)
+    config = read_config(request.config, chosen.settings if chosen else None)
     evidence = config.evidence or tmp_path_factory.mktemp("kboot-evidence", numbered=True)
     worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
+    prefix = f"{worker or 'm'}-"
+    if chosen:
+        # The next one may share directory and boot server.
+        evidence /= chosen.name
+        prefix += f"{matrix.combinations(request.config).index(chosen)}-"
     lender = workers.lender_of(request.config)
     if lender:
         workers.sign_in(lender, worker)
     with (
         signals.unwinding(request.config.stash) as unwinding,
-        open_session(
-            config, evidence=evidence, prefix=f"{worker or 'm'}-", lender=lender
-        ) as session,
+        open_session(config, evidence=evidence, prefix=prefix, lender=lender) as session,
     ):
         yield session
         unwinding.hold()
@@ -206,7 +222,8 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
     """
     from kboot.isolation import User  # noqa: PLC0415
 
-    config, fresh = config_for(request.node)
+    chosen = matrix.combination_of(request.node)
+    config, fresh = config_for(request.node, chosen.settings if chosen else None)
     pytest_config = request.config
 
     def remember(machine: Machine) -> None:

@@ -40,14 +40,22 @@ def dest(setting: Setting) -> str:
     return f"kboot_{setting.name}"
 
 
+#: Options that may be repeated for a run with each of the values, see `kboot.plugin.matrix`.
+CHOICES = frozenset({"kernel", "firmware"})
+
+
 def option(config: pytest.Config, name: str) -> Any:
     """What was given on pytest's command line for the setting `name`; None if nothing was."""
     return config.getoption(f"kboot_{name}", default=None)
 
 
 def read_config(config: pytest.Config, extra: Mapping[str, object] | None = None) -> Config:
-    """The configuration of the run, or with `extra` that of a test. `ConfigError` for mistakes."""
+    """The configuration of the run, or with `extra` that of a test. `ConfigError` for mistakes.
+
+    Of the options that may be repeated for a choice, it has the first one.
+    """
     options = {setting.name: option(config, setting.name) for setting in SETTINGS}
+    options |= {name: options[name][0] for name in CHOICES if options[name]}
     return load(
         options | dict(extra or {}),
         os.environ,
@@ -56,8 +64,11 @@ def read_config(config: pytest.Config, extra: Mapping[str, object] | None = None
     )
 
 
-def config_for(item: pytest.Item) -> tuple[Config, bool]:
-    """The configuration of a test's machine, and whether it must be a fresh one."""
+def config_for(item: pytest.Item, run: Mapping[str, object] | None = None) -> tuple[Config, bool]:
+    """The configuration of a test's machine, and whether it must be a fresh one.
+
+    `run` is what is chosen for the test, unless its markers choose otherwise.
+    """
     chosen: dict[str, object] = {}
     for marker in item.iter_markers(MARKER):
         if marker.args:
@@ -75,7 +86,7 @@ def config_for(item: pytest.Item) -> tuple[Config, bool]:
             f"the marker {MARKER} has no setting {', '.join(sorted(unknown))}; "
             f"it has fresh, {', '.join(sorted(OF_MACHINES))}"
         )
-    return read_config(item.config, chosen), fresh
+    return read_config(item.config, {**(run or {}), **chosen}), fresh
 
 
 def allowances(item: pytest.Item) -> list[Wanted]:
