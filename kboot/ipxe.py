@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from kboot import arch, templates
 from kboot.errors import ConfigError
 
+#: The name of a machine's boot script on the server, in a folder of the machine's own.
+SCRIPT_NAME = "boot.ipxe"
+
 #: How often the script tries to load, and the seconds between.
 ATTEMPTS = 3
 RETRY_DELAY_S = 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -207,6 +209,15 @@ def test_variables_of_kboots_own_are_not_settings(variable: str, tmp_path: Path)
 def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "kboot.toml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"kboot\.toml: cannot be read: "):
+        load({}, {}, tmp_path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("gone")])
+def test_a_kboot_toml_that_is_no_file_is_not_passed_over(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(tmp_path / "kboot.toml")
+    with pytest.raises(ConfigError, match=r"kboot.toml: is no file; settings are read from it"):
         load({}, {}, tmp_path)
 
 

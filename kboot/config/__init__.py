@@ -6,6 +6,7 @@ pytest's (``--kboot-memory``, and ``--kernel``), the variables (``KBOOT_MEMORY``
 documentation are all made from `SETTINGS`.
 """
 
+from kboot.config.disks import read_disks
 from kboot.config.parse import working_directory
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
 from kboot.config.values import (
@@ -35,5 +36,6 @@ __all__ = [
     "Warnings",
     "load",
     "markdown_table",
+    "read_disks",
     "working_directory",
 ]

@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 from kboot.errors import ConfigError
-from kboot.plugin.options import MARKER, option, read_config
-
-#: The fixture that there is one of for each combination; all that has to do with machines uses it.
-SESSION = "kboot_session"
+from kboot.plugin.options import MARKER, SESSION, option, read_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +100,3 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
 def _chooses_firmware(metafunc: pytest.Metafunc) -> bool:
     return any("firmware" in marker.kwargs for marker in metafunc.definition.iter_markers(MARKER))
-
-
-def combination_of(item: pytest.Item) -> Combination | None:
-    """What a test runs with; None where there is no choice."""
-    callspec = getattr(item, "callspec", None)
-    found = callspec.params.get(SESSION) if callspec else None
-    return found if isinstance(found, Combination) else None

@@ -21,6 +21,8 @@ ALLOW_MARKER = "kboot_allow_warning"
 OF_MACHINES = frozenset(
     {
         *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
+        *("ipxe_script", "serve"),
+        "disk",
         *(
             "memory",
             "module",
@@ -64,10 +66,23 @@ def read_config(config: pytest.Config, extra: Mapping[str, object] | None = None
     )
 
 
-def config_for(item: pytest.Item, run: Mapping[str, object] | None = None) -> tuple[Config, bool]:
+#: The fixture that there is one of for each combination; all that has to do with machines uses it.
+SESSION = "kboot_session"
+
+
+def instance_settings(item: pytest.Item) -> Mapping[str, object]:
+    """What this instance of a test is run with; empty where there is no choice."""
+    callspec = getattr(item, "callspec", None)
+    found: Mapping[str, object] = (
+        getattr(callspec.params.get(SESSION), "settings", {}) if callspec else {}
+    )
+    return found
+
+
+def config_for(item: pytest.Item) -> tuple[Config, bool]:
     """The configuration of a test's machine, and whether it must be a fresh one.
 
-    `run` is what is chosen for the test, unless its markers choose otherwise.
+    Its markers choose before what this instance of it is run with, see `kboot.plugin.matrix`.
     """
     chosen: dict[str, object] = {}
     for marker in item.iter_markers(MARKER):
@@ -86,7 +101,7 @@ def config_for(item: pytest.Item, run: Mapping[str, object] | None = None) -> tu
             f"the marker {MARKER} has no setting {', '.join(sorted(unknown))}; "
             f"it has fresh, {', '.join(sorted(OF_MACHINES))}"
         )
-    return read_config(item.config, {**(run or {}), **chosen}), fresh
+    return read_config(item.config, {**instance_settings(item), **chosen}), fresh
 
 
 def allowances(item: pytest.Item) -> list[Wanted]:

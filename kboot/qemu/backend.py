@@ -11,12 +11,12 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from kboot import arch, nginx, process, state
-from kboot.backend import BootServer, Firmware, MachineSpec
+from kboot.backend import BootServer, Disk, Firmware, MachineSpec
 from kboot.config import Network
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.log import step
-from kboot.qemu import accel, network_boot, saved_firmware
+from kboot.qemu import accel, disks, network_boot, saved_firmware
 from kboot.qemu.argv import SERVER_ADDRESS
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
@@ -91,6 +91,10 @@ class QemuBackend:
             return str(error)
         return None
 
+    def disk_fault(self, disk: Disk) -> str | None:
+        """None if its machines can have such a disk, or else why not."""
+        return disks.fault(disk)
+
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
         """Start a private nginx on loopback."""
@@ -101,6 +105,8 @@ class QemuBackend:
 
     def snapshot_fault(self, spec: MachineSpec) -> str | None:
         """None if such a machine can be saved, or else why not."""
+        if fault := disks.snapshot_fault(spec.disks):
+            return fault
         option = opaque_option(spec.extra_arguments)
         return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
 
@@ -146,7 +152,8 @@ class QemuBackend:
                 ipxe=emulator.ipxe_of(spec),
                 forwarder=self._forwarder,
             )
-            with machine.powered_on(deadline):
+            # Its disks may have been downloaded meanwhile.
+            with machine.powered_on(Deadline(deadline.seconds) if spec.disks else deadline):
                 yield machine
         finally:
             shutil.rmtree(folder, ignore_errors=True)

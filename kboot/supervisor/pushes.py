@@ -317,11 +317,12 @@ def _changed(config: Config, wanted: Wanted) -> tuple[Config, bool, bool]:
 
 
 def _same(one: Push, other: Push) -> bool:
-    return (one.load.kernel_url, one.load.initrd_urls, one.load.settings.command_line) == (
-        other.load.kernel_url,
-        other.load.initrd_urls,
-        other.load.settings.command_line,
-    )
+    def parts(push: Push) -> tuple[object, ...]:
+        load, settings = push.load, push.load.settings
+        script = settings.boot_script and settings.boot_script.text
+        return load.kernel_url, load.initrd_urls, settings.command_line, script, settings.serve
+
+    return parts(one) == parts(other)
 
 
 def _is_initramfs(path: Path) -> bool:
