@@ -15,15 +15,17 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, GuestError, KbootError
-from kboot.plugin import hookspecs, results, retry, signals, subtests, workers
+from kboot.plugin import hookspecs, matrix, results, retry, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
+    CHOICES,
     FLEET_MARKER,
     MARKER,
     allowances,
     config_for,
     dest,
     fleet_for,
+    instance_settings,
     option,
     read_config,
 )
@@ -70,7 +72,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             setting.pytest_option,
             dest=dest(setting),
             metavar=setting.metavar,
-            action="append" if setting.repeated else "store",
+            action="append" if setting.repeated or setting.name in CHOICES else "store",
             default=None,
             help=setting.help,
         )
@@ -106,6 +108,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         # Before anything is collected: a wrong path is better told at once.
         read_config(config)
+        matrix.combinations(config)
     except ConfigError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -120,6 +123,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     from kboot.session import kernel_of  # noqa: PLC0415
 
     settings = read_config(config)
+    where = f"backend {settings.backend}, rootfs {settings.rootfs}"
+    if found := matrix.combinations(config):
+        return "\n".join(
+            [f"kboot: {where}; each test with:", *(f"  {each.about}" for each in found)]
+        )
     try:
         kernel = kernel_of(settings)
         firmware = firmware_for(kernel, settings)
@@ -166,6 +174,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     workers.end(config)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With several kernels, or kinds of firmware, a test runs once for each."""
+    matrix.parametrize(metafunc)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
@@ -189,11 +202,17 @@ def kboot_session(
     """What the run shares: backend, boot server, and the machine that is on."""
     from kboot.session import open_session  # noqa: PLC0415
 
-    config = read_config(request.config)
+    chosen: matrix.Combination | None = getattr(request, "param", None)
+    config = read_config(request.config, chosen.settings if chosen else None)
     evidence = config.evidence or tmp_path_factory.mktemp("kboot-evidence", numbered=True)
     worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
+    prefix = f"{worker or 'm'}-"
+    if chosen:
+        # The next one may share directory and boot server.
+        evidence /= chosen.name
+        prefix += f"{matrix.combinations(request.config).index(chosen)}-"
     shared_server = workers.shared_server_of(request.config)
     if shared_server:
         workers.sign_in(shared_server, worker)
@@ -202,7 +221,7 @@ def kboot_session(
         open_session(
             config,
             evidence=evidence,
-            prefix=f"{worker or 'm'}-",
+            prefix=prefix,
             shared_server=shared_server,
             workers=workers.count(request.config),
         ) as session,
@@ -348,6 +367,9 @@ def _prepare_next(item: pytest.Item) -> None:
     if session is None or following is None:
         return
     if "machine" not in getattr(following, "fixturenames", ()):
+        return
+    if instance_settings(following) != instance_settings(item):
+        # Its session is another one.
         return
     try:
         config, fresh = config_for(following)
