@@ -41,6 +41,17 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A directory of this host that the guest can mount: ``mount -t 9p TAG /mnt``."""
+
+    #: At most 31 characters; the first share has the tag ``share`` unless it is given.
+    tag: str
+    #: Absolute.
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """Everything about a virtual machine that a test may choose, the same on every backend."""
 
@@ -62,6 +73,7 @@ class MachineSpec:
     #: Passed to the hypervisor as they are; only the qemu backend takes any.
     extra_arguments: tuple[str, ...] = ()
     disks: tuple[Disk, ...] = ()
+    shares: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +207,9 @@ class Backend(Protocol):
 
     def disk_fault(self, disk: Disk) -> str | None:
         """None if its machines can have such a disk, or else why not, with the remedy."""
+
+    def share_fault(self) -> str | None:
+        """None if its machines can have directories of this host, or else why not."""
 
     def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
         """Start a boot server."""

@@ -27,6 +27,7 @@ PACKAGES = {
     "mcopy": "mtools",
     "mformat": "mtools",
     "mmd": "mtools",
+    "mkfs.ext4": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "mtype": "mtools",
     "nginx": "nginx-light",
@@ -40,10 +41,11 @@ PACKAGES = {
 #: Of Debian's essential packages: on every system.
 ESSENTIAL = {
     *("bash", "cat", "cksum", "dash", "dpkg-deb", "env", "gzip", "ldd", "ls", "mkdir", "nohup"),
-    *("setpriv", "setsid", "sh", "sleep", "timeout", "true"),
+    *("setpriv", "setsid", "sh", "sleep", "timeout", "true", "zcat"),
 }
-#: Without it, what it is compared with is measured alone.
-OPTIONAL = {"kubectl"}
+#: Without kubectl, what it is compared with is measured alone; without apt-get, Debian's own mirror
+#: is taken.
+OPTIONAL = {"apt-get", "kubectl"}
 
 #: What is called by what is called: a module's build runs pahole, a link needs the C library.
 INDIRECT = {"dwarves", "libelf-dev", "libc6-dev", "ovmf", "ipxe-qemu", "python3-venv"}
