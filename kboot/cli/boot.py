@@ -124,4 +124,5 @@ def _print_machine(machine: Machine) -> None:
 
 
 def _print_phase(milestone: Milestone, seconds: float) -> None:
-    click.echo(say_phase(milestone.phase, seconds, milestone.witness))
+    what = milestone.detail or milestone.phase
+    click.echo(say_phase(what, seconds, milestone.witness))

@@ -16,9 +16,10 @@ from kboot.cli.options import (
     name_argument,
     resolve_name,
 )
-from kboot.cli.output import age, print_json, print_table, say_state, show_event
+from kboot.cli.output import print_json, print_table, say_state, show_event
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError
+from kboot.log import age
 
 #: What `kboot up` calls a machine that is given no name.
 _DEFAULT_NAME = "default"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
 
-from kboot.cli.options import json_option
-from kboot.cli.output import age, print_json, print_table, say_size
+from kboot.cli.options import config_options, json_option, load_config
+from kboot.cli.output import print_json, print_table, say_size
 from kboot.errors import ConfigError
+from kboot.log import age
 
 _UNUSED_DAYS = 30.0
 
@@ -28,9 +30,9 @@ def rootfs() -> None:
 
 @rootfs.command()
 @click.argument("system", metavar="debian[:SUITE][+PACKAGE,...]")
-@click.option("--password", default="kboot", metavar="TEXT", help="Root's.  [default: kboot]")
+@config_options("password", "debian_mirror")
 @click.option("--again", is_flag=True, help="Fetch its packages again, though it is there.")
-def build(*, system: str, password: str, again: bool) -> None:
+def build(*, system: str, again: bool, **options: Any) -> None:
     """Make a Debian system now; else, its first boot does."""
     from kboot.rootfs import (  # noqa: PLC0415  --help does not need it
         debian_initramfs,
@@ -41,7 +43,8 @@ def build(*, system: str, password: str, again: bool) -> None:
 
     if not is_debian(system):
         raise ConfigError(f"{system!r} is not debian[:SUITE][+PACKAGE,...]")
-    wanted = read_debian(system, password=password)
+    config = load_config(options)
+    wanted = read_debian(system, password=config.password, mirror=config.debian_mirror)
     if again:
         forget_system(wanted)
     start = time.monotonic()

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 from collections.abc import Iterator
 
+from kboot import arch
 from kboot.backend import BootServer, Disk, Firmware, MachineSpec, VirtualMachine
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
@@ -37,9 +38,11 @@ class KubevirtBackend:
         """The run's identifier, for `join_kubevirt`."""
         return self.run.identifier
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
+    def firmware_fault(
+        self, firmware: Firmware, architecture: str = arch.DEFAULT.name
+    ) -> str | None:
         """None if its machines can have this firmware, or else why not."""
-        return vm_manifest.firmware_fault(firmware, self.settings)
+        return vm_manifest.firmware_fault(firmware, architecture, self.settings)
 
     def disk_fault(self, disk: Disk) -> str | None:
         """None if its machines can have such a disk, or else why not."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kboot import ipxe
-from kboot.backend import Disk, MachineSpec
+from kboot import arch, ipxe, ipxe_script
+from kboot.backend import Disk, Firmware, MachineSpec
 from kboot.config import Channel, Config, Warnings, read_disks, read_shares
 from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
+from kboot.ipxe_script import UserScript
+from kboot.ipxe_tree import NOTHING, ServedTree, read_tree
 from kboot.kernel import Kernel, require_architecture
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
 from kboot.rootfs.system import system_for
@@ -35,6 +37,10 @@ class MachineSettings:
     channel: Channel = "console"
     #: What a test makes of reports that the kernel survives, see `Machine.check_reports`.
     warnings: Warnings = "fail"
+    #: The user's own boot script; None for kboot's.
+    boot_script: UserScript | None = None
+    #: What the boot server publishes beside it.
+    serve: Path | None = None
 
     def named(self, name: str) -> MachineSettings:
         """The same for a machine of this name."""
@@ -49,6 +55,7 @@ class MachineSettings:
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         spec = {each.name: getattr(self.spec, each.name) for each in fields(self.spec)}
         del own["spec"], own["password"], spec["boot_file"]
+        own["boot_script"] = self.boot_script and str(self.boot_script.path)
         return {"machine_name": spec.pop("name"), **spec, **own}
 
 
@@ -67,10 +74,19 @@ def settings_for(
     `ConfigError` if the two do not fit, if a disk cannot be kept, if the root file system is not
     one, or if the command line is longer than what the kernel takes.
     """
-    require_architecture(kernel, "x86_64")
     ipxe.check_command_line(config.cmdline)
+    script = _boot_script(config.ipxe_script, config.serve)
     if images_of:
-        return _fitting(replace(images_of, command_line=config.cmdline))
+        require_architecture(kernel, images_of.spec.architecture)
+        return _fitting(
+            replace(
+                images_of,
+                command_line=config.cmdline,
+                boot_script=script,
+                serve=config.serve,
+            )
+        )
+    spec = _spec(kernel, config, machine_name or "m0")
     disks = read_disks(config.disk)
     if machine_name is None:
         _require_nothing_to_keep(disks)
@@ -80,6 +96,7 @@ def settings_for(
         disks=disks,
         shares=read_shares(config.share),
         password=config.password,
+        mirror=config.debian_mirror,
         command_line=config.cmdline,
     )
     for image in config.initrd:
@@ -89,7 +106,6 @@ def settings_for(
     # One without an ssh server has it only where the user brings one, and says so.
     channel = config.channel if system.may_have_ssh or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
-    spec = _spec(kernel, config, machine_name or "m0")
     settings = MachineSettings(
         spec=replace(spec, disks=system.disks, shares=system.shares),
         command_line=config.cmdline,
@@ -98,8 +114,27 @@ def settings_for(
         password=config.password,
         timeout_s=config.timeout_s,
         warnings=config.warnings,
+        boot_script=script,
+        serve=config.serve,
     )
     return _fitting(settings.reached_by(channel))
+
+
+def firmware_for(kernel: Kernel, config: Config) -> Firmware:
+    """The firmware of a machine for `kernel`. `ConfigError` if there is no such machine."""
+    row = arch.of(kernel.architecture, wanted_by=str(kernel.source))
+    if config.firmware == "bios" and not row.has_bios:
+        raise ConfigError(
+            f"{kernel.source}: a kernel for {row.name}, whose machines have no BIOS; "
+            "leave firmware out, or say firmware = uefi"
+        )
+    firmware = row.firmware(config.firmware)
+    if firmware == "uefi" and not kernel.has_efi_stub:
+        raise ConfigError(
+            f"{kernel.source}: a kernel without an EFI stub, which UEFI cannot start; "
+            "build it with CONFIG_EFI_STUB=y" + (", or boot it by BIOS" if row.has_bios else "")
+        )
+    return firmware
 
 
 def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
@@ -119,7 +154,8 @@ def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
         name=name,
         architecture=kernel.architecture,
         extra_arguments=config.qemu_arguments,
-        **{each: getattr(config, each) for each in names},
+        firmware=firmware_for(kernel, config),
+        **{each: getattr(config, each) for each in names - {"firmware"}},
     )
 
 
@@ -136,6 +172,30 @@ def _fitting(settings: MachineSettings) -> MachineSettings:
         line, architecture=settings.spec.architecture, firmware=settings.spec.firmware
     )
     return settings
+
+
+def served(settings: MachineSettings) -> ServedTree:
+    """What is to be published beside the boot script, as it is now."""
+    script = settings.boot_script.path if settings.boot_script else None
+    return _tree(settings.serve, script)
+
+
+def _tree(directory: Path | None, script: Path | None) -> ServedTree:
+    if directory is None:
+        return NOTHING
+    return read_tree(directory, script=script, script_name=ipxe.SCRIPT_NAME)
+
+
+def _boot_script(path: Path | None, serve: Path | None) -> UserScript | None:
+    """The user's own boot script, read and checked; what iPXE may stumble over is logged."""
+    tree = _tree(serve, path)
+    if path is None:
+        return None
+    script = ipxe_script.read_script(path)
+    for finding in script.check(tree.scripts):
+        if finding.kind != "unhandled":
+            ipxe_script.warn_once(path, finding)
+    return script
 
 
 def _keys(user: str) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from kboot import arch
 from kboot.backend import MachineSpec
 from kboot.qemu import shares
 
@@ -82,6 +83,7 @@ def argv(
     is a busybox, whose ``nc`` leads to the boot server. `disks` are the words for the disks.
     """
     command = [program]
+    row = arch.of(spec.architecture)
 
     def option(*words: str) -> None:
         command.extend(words)
@@ -89,16 +91,15 @@ def argv(
     option("-name", f"kboot-{spec.name}")
     option("-no-user-config")
     option("-nodefaults")
-    # Without graphics=off, SeaBIOS and iPXE write to a VGA we do not have (QEMU 7.2).
     if memory is None:
-        option("-machine", "q35,graphics=off")
+        option("-machine", row.machine)
     else:
-        option("-machine", "q35,graphics=off,memory-backend=ram")
+        option("-machine", f"{row.machine},memory-backend=ram")
         share = "on" if memory.shared else "off"
         size = f"{spec.memory_mib}M"
         option("-object", f"memory-backend-file,id=ram,{size=!s},mem-path={memory.path},{share=!s}")
     option("-accel", accelerator)
-    option("-cpu", "host" if accelerator == "kvm" else "max")
+    option("-cpu", "host" if accelerator == "kvm" else row.emulated_cpu)
     option("-smp", str(spec.cpus))
     option("-m", f"{spec.memory_mib}M")
     option("-display", "none")
@@ -112,10 +113,9 @@ def argv(
     boot_file = _escaped(spec.boot_file)
     files = "" if tftp is None else f",tftp={_escaped(tftp)}"
     option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{_reach(spec, forwarder)}")
-    # e1000e: iPXE loads about 100 MB/s through it, and 30 MB/s through virtio-net (ROMs of 2019).
     mac_address = spec.mac_address or _MAC_ADDRESS
     rom = "" if ipxe is None else ",romfile="
-    option("-device", f"e1000e,netdev=net0,mac={mac_address},bootindex=1{rom}")
+    option("-device", f"{row.network_card},netdev=net0,mac={mac_address},bootindex=1{rom}")
     if ipxe is not None:
         # UEFI starts it before it looks at any device, after each reset as well.
         option("-kernel", str(ipxe))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from kboot import process
+from kboot import arch, process
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
@@ -21,9 +21,6 @@ from kboot.qemu.argv import Accelerator, Memory, Wiring, argv
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.qmp import Qmp
 from kboot.snapshots import sparse
-
-#: The firmware that QEMU brings itself, as its machine and its network card name them.
-_ROMS = ("bios-256k.bin", "efi-e1000e.rom")
 
 
 def identity(
@@ -66,7 +63,7 @@ def identity(
 
 def firmware_stamps(spec: MachineSpec, program: str, ipxe: Path | None = None) -> str:
     """The firmware files of such a machine, each with its length and date."""
-    files = [path for folder in _data_folders(program) for path in _roms(folder)]
+    files = [path for folder in _data_folders(program) for path in _roms(folder, spec)]
     if ipxe is not None:
         files.append(ipxe)
     if spec.firmware == "uefi":
@@ -75,8 +72,9 @@ def firmware_stamps(spec: MachineSpec, program: str, ipxe: Path | None = None) -
     return ", ".join(_stamp(path) for path in files)
 
 
-def _roms(folder: Path) -> list[Path]:
-    return [path for name in _ROMS if (path := folder / name).is_file()]
+def _roms(folder: Path, spec: MachineSpec) -> list[Path]:
+    names = arch.of(spec.architecture).roms
+    return [path for name in names if (path := folder / name).is_file()]
 
 
 @lru_cache

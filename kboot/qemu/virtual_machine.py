@@ -23,6 +23,7 @@ from kboot.qemu.argv import Accelerator, Flash, Wiring, argv, as_text
 from kboot.qemu.disks import MachineDisks
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
+from kboot.snapshots import sparse
 
 
 class SocketStream:
@@ -309,7 +310,9 @@ class QemuVirtualMachine:
             return None
         found = firmware.find_uefi(self.spec.architecture)
         variables = self._directory / "uefi-variables.fd"
-        shutil.copyfile(found.variables_template, variables)
+        with found.variables_template.open("rb") as source, variables.open("wb") as target:
+            # Some are 64 MiB of zeros, and each machine has its own.
+            sparse.copy(source.fileno(), target.fileno())
         return Flash(
             code=found.code,
             variables=variables,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from kboot.rootfs.debian import (
-    NETWORK_MODULES,
     DebianSystem,
     KeptSystem,
     debian_initramfs,
@@ -19,7 +18,6 @@ from kboot.rootfs.overlay import check_initrd, overlay_initramfs, resolve_rootfs
 from kboot.rootfs.tiny import tiny_initramfs
 
 __all__ = [
-    "NETWORK_MODULES",
     "DebianSystem",
     "KeptSystem",
     "check_initrd",

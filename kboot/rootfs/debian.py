@@ -18,10 +18,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from kboot import process
+from kboot import arch, process
 from kboot.cache import keep_directory
 from kboot.errors import ConfigError, InfraError, ProcessError
 from kboot.locks import lock_file
@@ -62,8 +61,7 @@ ExecStart=/bin/sh -c 'while read -r module; do insmod "$module"; done < /etc/kbo
 [Install]
 WantedBy=sysinit.target
 """
-#: The drivers of the network card that machines have.
-NETWORK_MODULES = ("e1000e",)
+_APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 _LIMIT_S = 1800.0
 _KEPT_IMAGE = "debian.cpio.zst"
 _ABOUT = "about.json"
@@ -80,6 +78,7 @@ class DebianSystem:
     #: Beside those that every one has; sorted.
     packages: tuple[str, ...] = ()
     password: str = "kboot"  # noqa: S105  of a throw-away guest, and meant to be known
+    mirror: str = arch.DEBIAN_MIRROR
 
     @property
     def label(self) -> str:
@@ -105,13 +104,23 @@ def is_debian(value: str) -> bool:
     return _DECLARED.fullmatch(value) is not None
 
 
-def read_debian(value: str, *, password: str = "kboot") -> DebianSystem:  # noqa: S107  as above
+def read_debian(
+    value: str,
+    *,
+    password: str = "kboot",  # noqa: S107  as above
+    mirror: str = arch.DEBIAN_MIRROR,
+) -> DebianSystem:
     """What ``debian[:SUITE][+PACKAGE,...]`` declares. `ConfigError` if it does not."""
     found = _DECLARED.fullmatch(value)
     if found is None:
         raise ConfigError(f"rootfs {value}: not debian[:SUITE][+PACKAGE,...]")
     packages = tuple(sorted(filter(None, (found["packages"] or "").split(","))))
-    return DebianSystem(suite=found["suite"] or DEFAULT_SUITE, packages=packages, password=password)
+    return DebianSystem(
+        suite=found["suite"] or DEFAULT_SUITE,
+        packages=packages,
+        password=password,
+        mirror=mirror,
+    )
 
 
 def debian_initramfs(system: DebianSystem, on_step: OnStep = lambda _: None) -> Path:
@@ -178,7 +187,7 @@ def _place() -> Path:
 
 
 def _key(system: DebianSystem) -> str:
-    recipe = [dataclasses.asdict(system), _command(system, "mirror"), _SETUP, _NETWORK]
+    recipe = [dataclasses.asdict(system), _command(system), _SETUP, _NETWORK]
     recipe += [_MODULES_UNIT, _MASKED]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
 
@@ -194,7 +203,7 @@ rm -rf var/lib/apt/lists/* var/cache/apt/*.bin var/log/*.log var/cache/debconf/*
 """
 
 
-def _command(system: DebianSystem, mirror: str) -> list[str]:
+def _command(system: DebianSystem) -> list[str]:
     """The command that makes the system, but for its output."""
     return [
         "mmdebstrap",
@@ -210,7 +219,7 @@ def _command(system: DebianSystem, mirror: str) -> list[str]:
         '--customize-hook=chroot "$1" sh < "$KBOOT_FILES/setup"',
         system.suite,
         "-",
-        mirror,
+        system.mirror,
     ]
 
 
@@ -219,9 +228,13 @@ def _make(system: DebianSystem, directory: Path, on_step: OnStep) -> None:
     with _workplace(directory) as place:
         _write_files(system, place)
         environ = {"KBOOT_FILES": str(place), "TMPDIR": str(place), "LC_ALL": "C"}
-        command = [str(tar) if word == "-" else word for word in _command(system, _mirror())]
+        command = [str(tar) if word == "-" else word for word in _command(system)]
         on_step(f"mmdebstrap {system.label}")
-        with process.spawn(command, log=log, env=environ, stop_grace_s=30.0) as running:
+        if os.geteuid() == 0:
+            # What it mounts ends with it, however it ends: else whoever clears the directory
+            # would clear the host's /sys.
+            command = [*_APART, *command]
+        with process.spawn(command, log=log, env=environ, stop_grace_s=0.5) as running:
             _follow(running, on_step)
             status = running.exit_status()
         if status != 0:
@@ -295,17 +308,6 @@ def explained(text: str, system: DebianSystem) -> ConfigError | InfraError:
             "programs of the package uidmap"
         )
     return ProcessError(f"rootfs {system.label}: {text}")
-
-
-@cache
-def _mirror() -> str:
-    """This host's mirror of Debian, or the one that leads to one nearby."""
-    with contextlib.suppress(ProcessError):
-        argv = ["apt-get", "indextargets", "--format", "$(REPO_URI)"]
-        found = process.run([*argv, "Origin: Debian", "Label: Debian"], timeout_s=20).stdout
-        if lines := found.decode().split():
-            return lines[0]
-    return "http://deb.debian.org/debian"
 
 
 def pack(tar: Path, target: Path) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kboot import arch
 from kboot.backend import Disk, Share
 from kboot.disks import Partition, find_root, read_image
 from kboot.errors import ConfigError
 from kboot.kernel import Kernel
 from kboot.kernel.image import HEAD_SIZE, looks_like
-from kboot.rootfs.debian import NETWORK_MODULES, is_debian
+from kboot.rootfs.debian import is_debian
 from kboot.rootfs.disks import disk_links, disk_modules
 from kboot.rootfs.modules import ModuleTree, modules_there
 from kboot.rootfs.overlay import overlay_initramfs, resolve_rootfs
@@ -57,6 +58,7 @@ def system_for(
     disks: Sequence[Disk] = (),
     shares: Sequence[Share] = (),
     password: str,
+    mirror: str = arch.DEBIAN_MIRROR,
     command_line: str = "",
 ) -> System:
     """What the setting `rootfs` means, for a machine with these disks and shares besides.
@@ -66,7 +68,12 @@ def system_for(
     """
     require_share_drivers(kernel, shares)
     found = _system_for(
-        value, kernel, disks=tuple(disks), password=password, command_line=command_line
+        value,
+        kernel,
+        disks=tuple(disks),
+        password=password,
+        mirror=mirror,
+        command_line=command_line,
     )
     all_shares = (*found.shares, *shares)
     needed = [*found.modules, *(_SHARE_MODULES if all_shares else ())]
@@ -79,23 +86,36 @@ def system_for(
     )
 
 
+def network_modules(kernel: Kernel) -> tuple[str, ...]:
+    """The drivers of the network card that machines for this kernel have."""
+    return (arch.of(kernel.architecture, wanted_by=str(kernel.source)).network_card,)
+
+
 def _system_for(
-    value: str, kernel: Kernel, *, disks: tuple[Disk, ...], password: str, command_line: str
+    value: str,
+    kernel: Kernel,
+    *,
+    disks: tuple[Disk, ...],
+    password: str,
+    mirror: str,
+    command_line: str,
 ) -> System:
     if named := _OF_DISK.fullmatch(value):
-        return _on_disk(named[1], disks, kernel, command_line)
+        return _on_disk(named[1], disks, kernel, command_line, mirror)
     if value != "tiny" and not is_debian(value):
         if Path(value).is_dir():
-            return _on_directory(Path(value), disks, kernel)
+            return _on_directory(Path(value), disks, kernel, mirror)
         if _is_disk_image(Path(value)):
             root = Disk(name=ROOT, kind="image", source=value)
-            return _on_disk(ROOT, (root, *disks), kernel, command_line)
-    images = resolve_rootfs(value, architecture=kernel.architecture, password=password)
+            return _on_disk(ROOT, (root, *disks), kernel, command_line, mirror)
+    images = resolve_rootfs(
+        value, architecture=kernel.architecture, password=password, mirror=mirror
+    )
     if value == "tiny":
         links = _overlay(disk_links(disks))
         modules = tuple(disk_modules(disks))
         return System(images=(*images, *links), modules=modules, disks=disks, may_have_ssh=False)
-    modules = (*NETWORK_MODULES, *disk_modules(disks)) if is_debian(value) else ()
+    modules = (*network_modules(kernel), *disk_modules(disks)) if is_debian(value) else ()
     return System(images=tuple(images), modules=modules, disks=disks)
 
 
@@ -116,7 +136,9 @@ def _is_disk_image(path: Path) -> bool:
     return ext or is_vmdk or head.startswith(b"XFSB") or looks_like(head).startswith(is_disk)
 
 
-def _on_disk(name: str, disks: tuple[Disk, ...], kernel: Kernel, command_line: str) -> System:
+def _on_disk(
+    name: str, disks: tuple[Disk, ...], kernel: Kernel, command_line: str, mirror: str
+) -> System:
     """A root file system on the disk of this name."""
     disk = next((each for each in disks if each.name == name), None)
     if disk is None:
@@ -133,10 +155,10 @@ def _on_disk(name: str, disks: tuple[Disk, ...], kernel: Kernel, command_line: s
     }
     return System(
         images=(
-            tiny_initramfs(architecture=kernel.architecture),
+            tiny_initramfs(architecture=kernel.architecture, mirror=mirror),
             *_overlay({**links, "/etc/kboot/root": _variables(about)}),
         ),
-        modules=(*disk_modules(disks), *types, *NETWORK_MODULES),
+        modules=(*disk_modules(disks), *types, *network_modules(kernel)),
         disks=disks,
     )
 
@@ -163,7 +185,7 @@ def _partition_of(disk: Disk, command_line: str) -> Partition | None:
     )
 
 
-def _on_directory(path: Path, disks: tuple[Disk, ...], kernel: Kernel) -> System:
+def _on_directory(path: Path, disks: tuple[Disk, ...], kernel: Kernel, mirror: str) -> System:
     """A directory of this host as root file system, read-only with an overlay in memory."""
     if not any((path / shell).exists() or (path / shell).is_symlink() for shell in _SHELLS):
         raise ConfigError(f"rootfs {path}: a directory without bin/sh, so no system is in it")
@@ -174,7 +196,7 @@ def _on_directory(path: Path, disks: tuple[Disk, ...], kernel: Kernel) -> System
         "/etc/kboot/autologin": b"",
     }
     return System(
-        images=(tiny_initramfs(architecture=kernel.architecture), *_overlay(files)),
+        images=(tiny_initramfs(architecture=kernel.architecture, mirror=mirror), *_overlay(files)),
         modules=(*_OVERLAY_MODULES, *disk_modules(disks)),
         disks=disks,
         shares=(Share(tag=ROOT, path=str(path), read_only=True),),

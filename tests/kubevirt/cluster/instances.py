@@ -14,7 +14,7 @@ from tests.kubevirt.cluster.guests import Guest
 from tests.kubevirt.cluster.store import Object
 
 #: The factor by which this cluster is quicker than the recorded one.
-SPEED = 0.2
+SPEED = 0.05
 
 
 class Instance:

@@ -173,7 +173,7 @@ class Virt:
         self.store.status("virtualmachines", vm, printableStatus="Stopping")
         await endings.end_instance(self, instance, phase)
         self.store.status("virtualmachines", vm, printableStatus="Stopped")
-        end = asyncio.get_running_loop().time() + _STOPPING_S * SPEED
+        end = asyncio.get_running_loop().time() + self.ending_s
         while self._has(pod) and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
         self.store.delete("pods", pod)
