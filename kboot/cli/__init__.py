@@ -77,6 +77,7 @@ class LazyGroup(click.Group):
         "put": ("kboot.cli.guest:put", "Copy a file into the guest."),
         "get": ("kboot.cli.guest:get", "Copy a file out of the guest."),
         "disks": ("kboot.cli.disks:disks", "List kept disks, remove or clone them."),
+        "rootfs": ("kboot.cli.rootfs:rootfs", "Make, list or remove root file systems."),
         "take": ("kboot.cli.machines:take", "Take over a machine on a cluster."),
         "doctor": ("kboot.cli.doctor:doctor", "Check this host or cluster."),
         "cache": ("kboot.cli.maintenance:cache", "List or clear saved machines."),

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from kboot.arch import DEBIAN_MIRROR
 from kboot.backend import FirmwareStart
-from kboot.config import disks, parse
+from kboot.config import disks, parse, shares
 from kboot.config.parse import about
 from kboot.errors import ConfigError
 
@@ -181,11 +181,14 @@ class Config(ClusterConfig):
     backend: str = field(
         default="qemu", metadata=about("where machines run", "NAME", choices=BACKENDS)
     )
-    #: ``tiny``, or a path.
+    #: ``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, or a path.
     rootfs: str = field(
         default="tiny",
         metadata=about(
-            "the root file system: tiny (busybox), or an initramfs image", "tiny|FILE", parse.rootfs
+            "the root file system: tiny (busybox), debian (made by mmdebstrap), an initramfs, a "
+            "disk image, a directory of this host, or one of the machine's disks",
+            "tiny|debian[:SUITE][+PACKAGE,...]|FILE|DIR|disk:NAME",
+            parse.rootfs,
         ),
     )
     initrd: tuple[Path, ...] = field(
@@ -430,8 +433,8 @@ class Config(ClusterConfig):
     debian_mirror: str = field(
         default=DEBIAN_MIRROR,
         metadata=about(
-            "the Debian mirror that busybox and iPXE for other architectures than this host's are "
-            "fetched from",
+            "the Debian mirror that Debian systems are fetched from, and busybox and iPXE for "
+            "other architectures than this host's",
             "URL",
             parse.source,
         ),
@@ -444,6 +447,17 @@ class Config(ClusterConfig):
             "clone:NAME; then size=SIZE, ro, keep, bus=virtio, nvme or scsi; may be repeated",
             "[NAME=]SOURCE[,OPTION]...",
             disks.disks,
+            repeated=True,
+        ),
+    )
+    #: As `kboot.config.shares.read_shares` takes them, with absolute paths.
+    share: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "a directory of this host that a local machine's guest can mount (9p, by its TAG: "
+            "share0, share1, ... unless given); may be repeated",
+            "DIR[:TAG][:ro]",
+            shares.shares,
             repeated=True,
         ),
     )

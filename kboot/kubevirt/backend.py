@@ -48,6 +48,10 @@ class KubevirtBackend:
         """None if its machines can have such a disk, or else why not."""
         return disks.fault(disk)
 
+    def share_fault(self) -> str | None:
+        """None if its machines can have directories of this host, or else why not."""
+        return "a cluster's machine does not see directories of this host; give it a disk: --disk"
+
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
         """Start an nginx Pod of the run."""

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kboot import arch, ipxe, ipxe_script
 from kboot.backend import Disk, Firmware, MachineSpec
-from kboot.config import Channel, Config, Warnings, read_disks
+from kboot.config import Channel, Config, Warnings, read_disks, read_shares
 from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
 from kboot.ipxe_script import UserScript
 from kboot.ipxe_tree import NOTHING, ServedTree, read_tree
 from kboot.kernel import Kernel, require_architecture
-from kboot.rootfs import (
-    check_initrd,
-    disk_links,
-    disk_modules,
-    module_initramfs,
-    modules_there,
-    overlay_initramfs,
-    resolve_rootfs,
-)
+from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
+from kboot.rootfs.system import system_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,28 +87,29 @@ def settings_for(
             )
         )
     spec = _spec(kernel, config, machine_name or "m0")
-    rootfs = resolve_rootfs(
-        config.rootfs,
-        architecture=kernel.architecture,
-        password=config.password,
-        mirror=config.debian_mirror,
-    )
-    for image in config.initrd:
-        check_initrd(image)
-    is_tiny = config.rootfs == "tiny"
     disks = read_disks(config.disk)
     if machine_name is None:
         _require_nothing_to_keep(disks)
-    names = (*modules_there(kernel, _own_modules(config, disks)), *config.module)
+    system = system_for(
+        config.rootfs,
+        kernel,
+        disks=disks,
+        shares=read_shares(config.share),
+        password=config.password,
+        mirror=config.debian_mirror,
+        command_line=config.cmdline,
+    )
+    for image in config.initrd:
+        check_initrd(image)
+    names = (*system.modules, *config.module)
     modules = (module_initramfs(kernel, names),) if names else ()
-    links = (overlay_initramfs(disk_links(disks)),) if disks and is_tiny else ()
-    # The tiny system has no ssh server, unless the user brings one and says so.
-    channel = config.channel if not is_tiny or config.channel == "ssh" else "console"
+    # One without an ssh server has it only where the user brings one, and says so.
+    channel = config.channel if system.may_have_ssh or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
     settings = MachineSettings(
-        spec=spec,
+        spec=replace(spec, disks=system.disks, shares=system.shares),
         command_line=config.cmdline,
-        initrds=(*rootfs, *modules, *links, *config.initrd, *keys),
+        initrds=(*system.images, *modules, *config.initrd, *keys),
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
@@ -143,13 +137,6 @@ def firmware_for(kernel: Kernel, config: Config) -> Firmware:
     return firmware
 
 
-def _own_modules(config: Config, disks: Iterable[Disk]) -> Sequence[str]:
-    """The modules that a system of kboot's needs for its machine."""
-    if config.rootfs == "tiny":
-        return disk_modules(disks)
-    return ()
-
-
 def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
     for disk in disks:
         # A claim is kept by its cluster, whoever writes to it.
@@ -168,7 +155,6 @@ def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
         architecture=kernel.architecture,
         extra_arguments=config.qemu_arguments,
         firmware=firmware_for(kernel, config),
-        disks=read_disks(config.disk),
         **{each: getattr(config, each) for each in names - {"firmware"}},
     )
 

@@ -31,6 +31,7 @@ OF_MACHINES = frozenset(
             "password",
             "qemu_arguments",
             "rootfs",
+            "share",
             "timeout",
             "user",
             "warnings",

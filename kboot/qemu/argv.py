@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from kboot import arch
 from kboot.backend import MachineSpec
+from kboot.qemu import shares
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -132,6 +133,7 @@ def argv(
         option("-drive", _pflash(0, flash.code, flash.format, readonly=True))
         option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
     option(*disks)
+    option(*shares.words(spec.shares))
     option(*spec.extra_arguments)
     return command
 

@@ -17,7 +17,7 @@ from kboot.config import Network
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.log import step
-from kboot.qemu import accel, disks, network_boot, saved_firmware
+from kboot.qemu import accel, disks, network_boot, saved_firmware, shares
 from kboot.qemu.argv import SERVER_ADDRESS
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
@@ -98,6 +98,10 @@ class QemuBackend:
         """None if its machines can have such a disk, or else why not."""
         return disks.fault(disk)
 
+    def share_fault(self) -> str | None:
+        """None if its machines can have directories of this host, or else why not."""
+        return None
+
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
         """Start a private nginx on loopback."""
@@ -124,7 +128,8 @@ class QemuBackend:
 
     def snapshot_fault(self, spec: MachineSpec) -> str | None:
         """None if such a machine can be saved, or else why not."""
-        if fault := disks.snapshot_fault(spec.disks):
+        fault = disks.snapshot_fault(spec.disks) or shares.snapshot_fault(spec.shares)
+        if fault:
             return fault
         option = opaque_option(spec.extra_arguments)
         return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
