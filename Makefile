@@ -115,6 +115,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests COUN
 	done
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
 	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
+	$(bin)/python -m tests.soak_ipxe 1000
 	$(bin)/python -m tests.soak_machines $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
 

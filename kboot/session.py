@@ -17,7 +17,9 @@ from kboot.isolation import Snapshots, User, condition, may_share, resolve
 from kboot.kernel import Kernel, local_path, read_kernel
 from kboot.log import logger
 from kboot.machine import Machine, MachineSettings, open_backend, power_on, settings_for
+from kboot.machine.ipxe_machine import IpxeMachine, power_on_ipxe
 from kboot.machine.saved import SavedMachine
+from kboot.machine.settings import spec_for
 from kboot.shared_server import SharedServer, use_shared_server
 from kboot.snapshots import SnapshotStore
 from kboot.state import cache_directory
@@ -111,10 +113,12 @@ class Session:
     @cached_property
     def snapshots(self) -> Snapshots:
         """The saved machines that this run's may go on from."""
-        store = SnapshotStore(
-            cache_directory("snapshots"), limit_mib=self.config.snapshot_cache_mib
-        )
-        return Snapshots(self.backend, self.kernel, self._stack.enter_context(store))
+        return Snapshots(self.backend, self.kernel, self._store)
+
+    @cached_property
+    def _store(self) -> SnapshotStore:
+        place, limit_mib = cache_directory("snapshots"), self.config.snapshot_cache_mib
+        return self._stack.enter_context(SnapshotStore(place, limit_mib=limit_mib))
 
     def settings(self, config: Config) -> MachineSettings:
         """The settings of a machine under `config`."""
@@ -235,6 +239,47 @@ class Session:
         if saved:
             self._sorted.add(saved.key)
         return machine
+
+    @property
+    def next_name(self) -> str:
+        """The name of the next machine."""
+        return f"{self._prefix}{self._count + 1}"
+
+    @contextlib.contextmanager
+    def powered_on(self, settings: MachineSettings, *, name: str) -> Iterator[Machine]:
+        """A machine that is switched on for this ``with``, and that nobody has waited for yet."""
+        self.power_off()
+        self._count += 1
+        directory = self._evidence / f"{self._count:03d}-{_file_name(name)}"
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: self.on_evidence(directory))
+            yield stack.enter_context(
+                power_on(
+                    self.backend,
+                    self.server,
+                    self.kernel,
+                    settings.named(f"{self._prefix}{self._count}"),
+                    evidence_directory=directory,
+                )
+            )
+
+    @contextlib.contextmanager
+    def ipxe(self, config: Config, *, name: str) -> Iterator[IpxeMachine]:
+        """A pristine machine at iPXE's prompt, under `config`; no other one is on meanwhile."""
+        self.power_off()
+        self._count += 1
+        directory = self._evidence / f"{self._count:03d}-{_file_name(name)}"
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: self.on_evidence(directory))
+            yield stack.enter_context(
+                power_on_ipxe(
+                    self.backend,
+                    self.server,
+                    spec_for(config, f"{self._prefix}{self._count}"),
+                    evidence_directory=directory,
+                    store=self._store,
+                )
+            )
 
     def clear_faults(self) -> None:
         """Have the boot server do right again, if there is one."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
+from kboot.boot_messages import IpxeBuild, ipxe_build
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
@@ -131,6 +132,11 @@ class Machine:
     def command_line(self) -> str:
         """The kernel's command line."""
         return self._expected.command_line
+
+    @property
+    def ipxe(self) -> IpxeBuild | None:
+        """The iPXE that has booted it last; None if none has said so on its console."""
+        return ipxe_build(line.text for line in self.console.lines())
 
     @property
     def fetches(self) -> Sequence[Fetch]:

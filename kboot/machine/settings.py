@@ -92,7 +92,7 @@ def settings_for(
     channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
     settings = MachineSettings(
-        spec=_spec(kernel, config, machine_name),
+        spec=spec_for(config, machine_name, architecture=kernel.architecture),
         command_line=config.cmdline,
         initrds=(*rootfs, *modules, *config.initrd, *keys),
         user=config.user,
@@ -105,12 +105,12 @@ def settings_for(
     return _fitting(settings.reached_by(channel))
 
 
-def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
+def spec_for(config: Config, name: str, *, architecture: str = arch.DEFAULT.name) -> MachineSpec:
     """The machine: each of its fields that is a setting of the same name has its value."""
     names = {each.name for each in fields(MachineSpec)} & {each.name for each in fields(config)}
     return MachineSpec(
         name=name,
-        architecture=kernel.architecture,
+        architecture=architecture,
         extra_arguments=config.qemu_arguments,
         **{each: getattr(config, each) for each in names},
     )

@@ -33,6 +33,7 @@ from kboot.plugin.reporting import (
     mark_verdict,
     new_reports,
     properties,
+    script_lines,
     sections,
     verdict_of,
 )
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from kboot.guest import Guest
     from kboot.kernel import Kernel
     from kboot.machine import Machine
+    from kboot.machine.ipxe_machine import IpxeMachine
     from kboot.session import Session
 
 #: The machine of a test, from when it got it.
@@ -109,6 +111,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return (
         f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
         f"backend {settings.backend}, {settings.firmware}, rootfs {settings.rootfs}"
+        + (f", iPXE {settings.ipxe}" if settings.ipxe else "")
+        + (f", boot script {settings.ipxe_script}" if settings.ipxe_script else "")
     )
 
 
@@ -145,6 +149,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what the workers shared."""
     workers.end(config)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Boot scripts are tried where there is one of the user's."""
+    ours = Path(__file__).parent.parent / "acceptance" / "test_ipxe_script.py"
+    if collection_path == ours and read_config(config).ipxe_script is None:
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -236,6 +248,14 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
 def guest(machine: Machine) -> Guest:
     """The booted system, logged in."""
     return machine.guest
+
+
+@pytest.fixture
+def ipxe(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[IpxeMachine]:
+    """A machine at iPXE's prompt, its network up, for this test alone."""
+    config, _ = config_for(request.node)
+    with kboot_session.ipxe(config, name=request.node.name) as machine:
+        yield machine
 
 
 # --------------------------------------------------------------------------------- judgement
@@ -346,6 +366,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = list(chain.from_iterable(terminalreporter.stats.values()))
     for title, lines in (
         ("kboot: test suites", subtests.summary_lines(reports)),
+        ("kboot: the boot script under faults", script_lines(reports)),
         ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
     ):
         if lines:

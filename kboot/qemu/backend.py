@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 from kboot import arch, nginx, process, state
@@ -17,7 +17,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.log import step
 from kboot.qemu import accel, network_boot, saved_firmware
-from kboot.qemu.argv import SERVER_ADDRESS
+from kboot.qemu.argv import SERVER_ADDRESS, Ipxe
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
 from kboot.qemu.snapshot import SavedFirmware, identity, opaque_option
@@ -41,11 +41,11 @@ class QemuBackend:
         accelerator: str,
         nginx: str,
         firmware_store: Callable[[], SnapshotStore],
-        ipxe_efi: Path | None = None,
+        ipxe: Path | None = None,
         network: Network = "open",
     ) -> None:
         self._directory = directory
-        self._ipxe_efi = ipxe_efi
+        self._ipxe = ipxe
         self._firmware_store = firmware_store
         self._program = process.find_program(program)
         self._nginx = process.find_program(nginx)
@@ -60,7 +60,8 @@ class QemuBackend:
             return None
         try:
             find_uefi(arch.DEFAULT.name)
-            _ = self._uefi_ipxe
+            if self._ipxe is None:
+                _ = self._ipxe_of(MachineSpec(firmware=firmware))
         except InfraError as error:
             return str(error)
         return None
@@ -128,13 +129,10 @@ class QemuBackend:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _ipxe_of(self, spec: MachineSpec) -> Path | None:
+    def _ipxe_of(self, spec: MachineSpec) -> Ipxe | None:
         """What boots such a machine from the network; None for the card's ROM."""
-        return self._uefi_ipxe if spec.firmware == "uefi" else None
-
-    @cached_property
-    def _uefi_ipxe(self) -> Path | None:
-        return network_boot.choose(self._program, self._accelerator, self._ipxe_efi)
+        wanted = replace(spec, ipxe=spec.ipxe or self._ipxe)
+        return network_boot.choose(self._program, self._accelerator, wanted)
 
     def _saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
         """The state that such a machine starts from, made if need be; None for a real start."""
@@ -185,16 +183,16 @@ def open_qemu(
     accelerator: str,
     nginx: str,
     snapshot_cache_mib: int,
-    ipxe_efi: Path | None = None,
+    ipxe: Path | None = None,
     network: Network = "open",
 ) -> Iterator[QemuBackend]:
     """The backend, for the length of a run: it owns a run directory.
 
     `accelerator` is ``auto``, ``kvm`` or ``tcg``; `program` and `nginx` name the two programs or
-    give their paths. `ipxe_efi` boots UEFI machines; None for the network card's ROM where that has
-    iPXE, and for the distribution's where not. States of firmware are kept among the saved
-    machines, which have `snapshot_cache_mib` together. An ``isolated`` `network` leads to the boot
-    server only. `ProcessError` if a program is missing.
+    give their paths. `ipxe` boots machines that have none of their own; None for the network card's
+    ROM, and for the distribution's where UEFI does not boot with that. States of firmware are kept
+    among the saved machines, which have `snapshot_cache_mib` together. An ``isolated`` `network`
+    leads to the boot server only. `ProcessError` if a program is missing.
     """
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(state.run_directory())
@@ -210,6 +208,6 @@ def open_qemu(
             accelerator=accelerator,
             nginx=nginx,
             firmware_store=firmware_store,
-            ipxe_efi=ipxe_efi,
+            ipxe=ipxe,
             network=network,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from kboot import arch, nginx, process, state
+from kboot.backend import MachineSpec
 from kboot.checks import Check, Finding, Level
 from kboot.config import Config
 from kboot.errors import KbootError
@@ -79,8 +80,9 @@ def _uefi_ipxe(config: Config) -> str:
     accelerator: Literal["kvm", "tcg"] = "kvm"
     if config.accel == "tcg" or accel.kvm_fault(program) is not None:
         accelerator = "tcg"
-    ipxe = network_boot.choose(program, accelerator, config.ipxe_efi)
-    return "booted by the network card's iPXE" if ipxe is None else f"booted by {ipxe}"
+    spec = MachineSpec(firmware="uefi", ipxe=config.ipxe if config.firmware == "uefi" else None)
+    ipxe = network_boot.choose(program, accelerator, spec)
+    return "booted by the network card's iPXE" if ipxe is None else f"booted by {ipxe.path}"
 
 
 def _nginx(config: Config) -> Finding:

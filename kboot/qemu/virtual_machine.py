@@ -18,7 +18,7 @@ from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
-from kboot.qemu.argv import Accelerator, Flash, Wiring, argv, as_text
+from kboot.qemu.argv import Accelerator, Flash, Ipxe, Wiring, argv, as_text
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
 
@@ -68,14 +68,14 @@ class QemuVirtualMachine:
         savable: bool = False,
         firmware: SavedFirmware | None = None,
         tftp: Path | None = None,
-        ipxe: Path | None = None,
+        ipxe: Ipxe | None = None,
         forwarder: str | None = None,
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
         A machine that is `savable` costs a copy of that state. With `firmware`, every start from
         empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
-        `ipxe` is a UEFI program that boots from the network in place of the card's ROM. A
+        `ipxe` boots from the network in place of the card's ROM. A
         `forwarder` isolates the guest, see `argv`.
         """
         self.spec = spec
