@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from kboot.errors import ConfigError
 
@@ -22,6 +23,16 @@ class KvmProbe:
     #: The device by which the guest ends QEMU, and the exit status that it causes.
     arguments: tuple[str, ...]
     exit_status: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DebianFile:
+    """A file in a package of Debian's."""
+
+    package: str
+    #: Below ``/``.
+    path: str
+    suite: str = "trixie"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +84,9 @@ class Architecture:
     network_card: str
     #: The firmware that QEMU brings itself, as its machine and its network card name them.
     roms: tuple[str, ...]
-    #: The one of them that boots from the network.
-    card_rom: str
-    #: None where there is none: KVM is then not used.
+    #: The one of them that boots from the network; None if none does.
+    card_rom: str | None
+    #: None for iPXE, started by UEFI.
     kvm_probe: KvmProbe | None
     #: Code and variables of UEFI where there are no descriptors, below the root: as Debian and
     #: Ubuntu, Fedora, Arch and openSUSE have them.
@@ -85,6 +96,16 @@ class Architecture:
     ipxe_places: tuple[Path, ...]
     #: How to get one of them.
     ipxe_remedy: str
+    #: What is fetched where there is none; None where distributions have one.
+    ipxe_file: DebianFile | None
+    #: What is fetched for the tiny system where this host's busybox is for other processors.
+    busybox_file: DebianFile = DebianFile(package="busybox-static", path="usr/bin/busybox")
+
+    def firmware(self, wanted: Literal["auto", "bios", "uefi"]) -> Literal["bios", "uefi"]:
+        """The firmware of a machine, where ``auto`` is what most of its kind have."""
+        if wanted == "auto":
+            return "bios" if self.has_bios else "uefi"
+        return wanted
 
     @property
     def is_hosts(self) -> bool:
@@ -211,6 +232,7 @@ X86_64 = Architecture(
         Path("/usr/share/ipxe/x86_64/ipxe.efi"),
     ),
     ipxe_remedy="apt-get install ipxe (Fedora: ipxe-bootimgs-x86, Arch: ipxe)",
+    ipxe_file=None,
 )
 
 
@@ -271,8 +293,8 @@ AARCH64 = Architecture(
     # Pointer authentication as the architecture defines it takes most of an emulated boot's time.
     emulated_cpu="max,pauth-impdef=on",
     network_card="e1000e",
-    roms=("efi-e1000e.rom",),
-    card_rom="efi-e1000e.rom",
+    roms=(),
+    card_rom=None,
     kvm_probe=None,
     uefi_places=(
         ("usr/share/AAVMF/AAVMF_CODE.fd", "usr/share/AAVMF/AAVMF_VARS.fd"),
@@ -286,7 +308,8 @@ AARCH64 = Architecture(
     uefi_package="qemu-efi-aarch64",
     # Debian since 13.
     ipxe_places=(Path("/usr/lib/ipxe/ipxe-arm64.efi"),),
-    ipxe_remedy="the file ipxe-arm64.efi is in the package ipxe of Debian 13",
+    ipxe_remedy="apt-get install ipxe (Debian 13)",
+    ipxe_file=DebianFile(package="ipxe", path="usr/lib/ipxe/ipxe-arm64.efi"),
 )
 
 ARCHITECTURES = (X86_64, AARCH64)
@@ -294,18 +317,33 @@ ARCHITECTURES = (X86_64, AARCH64)
 #: Of a machine about which nobody has said anything.
 DEFAULT = X86_64
 
+
+def host() -> Architecture:
+    """This host's, or if kboot has no machine for that, the one of which it has most."""
+    return next((row for row in ARCHITECTURES if row.is_hosts), DEFAULT)
+
+
+#: Where Debian's packages are, unless somebody says otherwise.
+DEBIAN_MIRROR = "https://deb.debian.org/debian"
+
 #: What can be told apart, and that kboot has no machine for.
 _OTHER_ELF_MACHINES = {3: "i686", 243: "riscv64", 258: "loongarch64"}
 _OTHER_PE_MACHINES = {0x5064: "riscv64", 0x6264: "loongarch64"}
 _OTHER_IMAGES = {b"RSC\x05": "riscv64"}
 
 
-def of(name: str) -> Architecture:
-    """The row of an architecture as ``uname -m`` says it. `ConfigError` if there is none."""
+def of(name: str, *, wanted_by: str = "") -> Architecture:
+    """The row of an architecture as ``uname -m`` says it.
+
+    `ConfigError` if there is none, about the kernel that it is `wanted_by`.
+    """
     for row in ARCHITECTURES:
         if row.name == name:
             return row
-    raise ConfigError(f"kboot has no machine for {name}; it has: {', '.join(sorted(names()))}")
+    kernel = f"{wanted_by}: a kernel for {name}: " if wanted_by else ""
+    raise ConfigError(
+        f"{kernel}kboot has no machine for {name}; it has: {', '.join(sorted(names()))}"
+    )
 
 
 def names() -> frozenset[str]:

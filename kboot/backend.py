@@ -18,6 +18,30 @@ Firmware = Literal["bios", "uefi"]
 FirmwareStart = Literal["real", "saved"]
 
 
+DiskBus = Literal["virtio", "nvme", "scsi"]
+
+#: What a disk begins with: nothing, an image file, an image in a registry, a cluster's volume
+#: claim, or a disk that was cloned before (a golden one).
+DiskKind = Literal["blank", "image", "container", "pvc", "clone"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A disk of a machine. It begins anew with each power-on; its source is never written to."""
+
+    #: Its serial number in the guest, unique in the machine: ``[a-z0-9-]``, at most 20 characters.
+    name: str
+    kind: DiskKind
+    #: The path or URL of an image, or the name of what else it is; empty for a blank one.
+    source: str = ""
+    #: None for that of its source.
+    size_mib: int | None = None
+    read_only: bool = False
+    #: Whether what the guest writes outlives the machine's power-off.
+    keep: bool = False
+    bus: DiskBus = "virtio"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """Everything about a virtual machine that a test may choose, the same on every backend."""
@@ -41,6 +65,7 @@ class MachineSpec:
     extra_arguments: tuple[str, ...] = ()
     #: What boots it from the network, a file; None for what its firmware or its network card has.
     ipxe: Path | None = None
+    disks: tuple[Disk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,8 +225,13 @@ class Backend(Protocol):
     def name(self) -> str:
         """The name users choose it by."""
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
-        """None if its machines can have this firmware, or else why not."""
+    def firmware_fault(
+        self, firmware: Firmware, architecture: str = arch.DEFAULT.name
+    ) -> str | None:
+        """None if its machines of an architecture can have this firmware, or else why not."""
+
+    def disk_fault(self, disk: Disk) -> str | None:
+        """None if its machines can have such a disk, or else why not, with the remedy."""
 
     def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
         """Start a boot server."""

@@ -188,7 +188,9 @@ class CaseResult:
     detail: str = ""
     started: datetime | None = None
     duration_s: float = 0.0
-    #: Relative to the directory that pytest was started in, and counted from 1.
+    #: Whose error ended it: ``host``, ``user`` or ``kernel``; empty for the test's own, and none.
+    fault: str = ""
+    #: Relative to pytest's root directory, and counted from 1.
     file: str = ""
     line: int | None = None
     #: Of pytest-xdist, such as ``gw0``.

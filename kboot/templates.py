@@ -104,11 +104,14 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def _printable(value: object) -> object:
+def printable(text: str) -> str:
+    """What people can read of a text that a guest or a test has printed; lines stay lines."""
+    return text if text.isprintable() else _UNPRINTABLE.sub("", text)
+
+
+def _finalize(value: object) -> object:
     # What is safe already is of the template's own, and has none.
-    if type(value) is str and not value.isprintable():
-        return _UNPRINTABLE.sub("", value)
-    return value
+    return printable(value) if type(value) is str else value
 
 
 def render_html(folder: Path, name: str, **values: object) -> str:
@@ -121,6 +124,6 @@ def render_html(folder: Path, name: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=True,
-        finalize=_printable,
+        finalize=_finalize,
     )
     return environment.get_template(f"{name}.j2").render(**values)

@@ -292,7 +292,11 @@ def test_a_program_may_give_paths_as_texts(
     [
         ("initrd", (7,), "Config(initrd=...): (7,) is not one line of text"),
         ("cpus", 0, "Config(cpus=...): 0 is not a whole number from 1 to 255"),
-        ("firmware", "uefy", "Config(firmware=...): 'uefy' is not one of bios, uefi; did you mean"),
+        (
+            "firmware",
+            "uefy",
+            "Config(firmware=...): 'uefy' is not one of auto, bios, uefi; did you mean",
+        ),
         ("timeout_s", -1.0, "Config(timeout_s=...): -1.0 is not a time above 0"),
         ("kernel", "a\0b", "is not one line of text"),
     ],

@@ -114,7 +114,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=False,
     )
-    assert f"kboot: report: {folder / 'report.html'}" in done.stdout
+    assert f"kboot: written: {folder / 'report.html'}" in done.stdout
     return folder
 
 

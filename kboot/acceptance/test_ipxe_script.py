@@ -33,14 +33,14 @@ def test_script_under_fault(
         pytest.skip(reason)
     settings = kboot_session.settings(kboot_session.config)
     url = boot_server.put(kernel.image)
-    machine_name = kboot_session.next_name
+    label = f"-trial{TRIALS.index(trial)}"
     error: KbootError | None = None
     start = time.monotonic()
     with boot_server.fault(
-        url, trial.kind, times=trial.times, machine=machine_name, **dict(trial.how)
+        url, trial.kind, times=trial.times, machine=f"*{label}", **dict(trial.how)
     ) as fault:
         try:
-            with kboot_session.powered_on(settings, name=request.node.name) as machine:
+            with kboot_session.powered_on(settings, name=request.node.name, label=label) as machine:
                 machine.wait_until_ready()
         except KbootError as raised:
             error = raised

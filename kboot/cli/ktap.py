@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from kboot.cli.crash import refuse_packed
+from kboot.cli.crash import LOG_HEAD_SIZE, refuse_other
 from kboot.cli.output import print_table
 from kboot.crash import CrashReport
 from kboot.errors import ConfigError
@@ -86,7 +86,7 @@ def _read(log: Path) -> bytes:
         return sys.stdin.buffer.read()
     try:
         with log.open("rb") as file:
-            refuse_packed(log, file.peek(8))
+            refuse_other(log, file.peek(LOG_HEAD_SIZE))
             return file.read()
     except FileNotFoundError as error:
         raise ConfigError(f"{log}: there is no such file") from error

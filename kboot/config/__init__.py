@@ -6,6 +6,7 @@ pytest's (``--kboot-memory``, and ``--kernel``), the variables (``KBOOT_MEMORY``
 documentation are all made from `SETTINGS`.
 """
 
+from kboot.config.disks import read_disks
 from kboot.config.parse import working_directory
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
 from kboot.config.values import (
@@ -14,6 +15,7 @@ from kboot.config.values import (
     Channel,
     ClusterConfig,
     Config,
+    FirmwareChoice,
     Isolation,
     Network,
     Warnings,
@@ -27,11 +29,13 @@ __all__ = [
     "Channel",
     "ClusterConfig",
     "Config",
+    "FirmwareChoice",
     "Isolation",
     "Network",
     "Setting",
     "Warnings",
     "load",
     "markdown_table",
+    "read_disks",
     "working_directory",
 ]

@@ -39,6 +39,11 @@ REPORTERS = _names(
     r"_*do_kernel_fault|die_kernel_fault|do_undefinstr|do_debug_exception|brk_handler|bug_handler",
     r"call_break_hook|do_alignment_fault|do_DataAbort|do_PrefetchAbort|__dabt_svc|__und_svc\w*",
     r"do_(?:tag_check|sect|alignment|tlb_conf|gpc|translation|kernel)_fault|__bad_stack",
+    # Of powerpc, s390, mips and loongarch.
+    r"_*(?:hash__)?_*do_(?:page|hash)_fault|_*bad_(?:kernel|page)_fault|(?:data|instruction)_access_\w+|program_check_\w+",
+    r"alignment_(?:common|exception)\w*|interrupt_return\w*|_*do_pgm_check|pgm_check_\w+|monitor_event_\w+|illegal_op",
+    r"do_(?:dat|protection|report_trap|fault_error|secure_storage)\w*|(?:specification|addressing|translation|data)_exception",
+    r"do_(?:ri|bp|tr|ade|ale|trap_or_bp|cpu|fpe)|handle_(?:ri|bp|tr|adel?|ades?|tlb\w+)(?:_int)?|tlb_do_page_fault_\d",
     r"do_undef\w*|do_el\w+|arm64_serror_panic|do_serror|handle_exception|do_trap_\w+|ret_from_exception",
     r"Ldiv0(?:_64)?|__div0|__report_bad_irq|note_interrupt|panic_bad_stack|handle_stack_overflow|handle_bad_stack|excp_\w+|xen_\w*fault",
     # Sanitizers and hardening.
@@ -77,7 +82,7 @@ LOCKS = _names(
     r"class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
     r"_*(?:un)?lock_sock\w*|_*release_sock\w*|task_blocks_on_rt_mutex|_*rt_mutex\w*|remove_waiter",
-    r"raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
+    r"inode_(?:un)?lock(?:_\w+)?|inode_trylock\w*|raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
 )
 
 #: Helpers that touch what they are given.
@@ -396,8 +401,8 @@ def _stacks(entries: Sequence[Entry], text: str) -> list[list[str]]:
         rank = min(rank, own_rank)
         own = [entry for entry in entries if start <= entry.position < end]
         functions = _functions(own)
-        if all(entry.is_pc for entry in own):
-            registers += functions
+        if all(entry.is_pc or entry.is_link for entry in own):
+            registers += _functions(entry for entry in own if entry.is_pc)
         elif functions:
             stacks.append((rank, [*registers, *functions]))
             rank, registers = _NOTICED, []

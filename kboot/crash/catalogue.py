@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kboot.crash.model import CrashKind
-from kboot.crash.rule import AT, PANIC, RCU, WATCHDOG, die, lockdep, panic, row
+from kboot.crash.rule import AT, AT_OFFSET, PANIC, RCU, WATCHDOG, die, lockdep, panic, row
 
 K = CrashKind
 
@@ -31,7 +31,7 @@ _SANITIZERS = (
         is_die=True,
     ),
     # Where a trap is all that is compiled in: x86 since 6.13, before its die().
-    row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} (?:at|in) {AT}(?<=0x)", "UBSAN: {what}"),
+    row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} (?:at|in) {AT_OFFSET}", "UBSAN: {what}"),
     row(K.MEMORY_LEAK, "BUG", r"BUG: memory leak$", "memory leak"),
     row(K.MEMORY_LEAK, "unreferenced object 0x", r"unreferenced object 0x", "memory leak"),
     row(
@@ -113,6 +113,15 @@ _MEMORY = (
         r"BUG [\w:.,()-]+ (?:\(.*\)|Tainted: .*|Not tainted.*): (?P<what>[\w -]+)",
         "slab: {what}",
     ),
+    # Up to 3.1 without the taint.
+    row(
+        K.SLAB_CORRUPTION,
+        "BUG",
+        r"BUG [\w:.,()-]+: (?P<what>(?:Poison|(?:Left |Right )?Redzone|Object padding) overwritten"
+        r"|Object (?:already free|is on free-list)|Free(?:chain|list|pointer) corrupt\w*"
+        r"|Objects remaining[\w -]*|Invalid object pointer)",
+        "slab: {what}",
+    ),
     # Up to 5.14; since then a WARN.
     row(
         K.SLAB_CORRUPTION,
@@ -143,9 +152,14 @@ _MEMORY = (
 #: What cannot be handled: the words of arm64's fault_info[], and of others' own.
 _NO_ACCESS = r"(?:paging req|[\w ]+? (?:at|for|from|in|on|to)\b|[\w ]+ at$)"
 _BUGS = (
-    row(K.BUG, "BUG", r"[Kk]ernel BUG at (?P<file>\S+:\d+|[0-9a-f]{8,})", "kernel BUG"),
+    row(
+        K.BUG,
+        "BUG",
+        r"[Kk]ernel BUG (?:in \S+ )?at (?P<file>\S+:\d+|(?:0x)?[0-9a-f]{8,})",
+        "kernel BUG",
+    ),
     # Without CONFIG_DEBUG_BUGVERBOSE.
-    row(K.BUG, "BUG", rf"[Kk]ernel BUG at {AT}(?<=0x)", "kernel BUG"),
+    row(K.BUG, "BUG", rf"[Kk]ernel BUG at {AT_OFFSET}", "kernel BUG"),
     row(K.BUG, "[#", r"Kernel (?:BUG|bug detected)\s?\[#\d", "kernel BUG", is_die=True),
     row(
         K.NULL_DEREFERENCE,
@@ -226,7 +240,7 @@ _BUGS = (
         needs_trace=True,
     ),
     # KVM on arm64, before the panic.
-    row(K.BUG, "BUG", rf"(?:kvm \[\d+\]: )?nVHE hyp BUG at: {AT}(?<=0x)", "nVHE hyp BUG"),
+    row(K.BUG, "BUG", rf"(?:kvm \[\d+\]: )?nVHE hyp BUG at: {AT_OFFSET}", "nVHE hyp BUG"),
     row(K.BUG, "Busy inodes after", r"VFS: Busy inodes after unmount of", "busy inodes"),
     row(K.DOUBLE_FAULT, "ANIC: ", r"(?:traps: )?PANIC: double fault", "double fault"),
     row(K.OOPS, "ANIC: ", r"(?:traps: )?PANIC: early exception", "early exception"),
@@ -378,7 +392,7 @@ _WARNINGS = (
         "WARNING",
     ),
     # Up to 3.11 without CPU and task.
-    row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT}(?<=0x|\(\))", "WARNING"),
+    row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT_OFFSET}", "WARNING"),
     # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
     row(
         K.WARNING,
@@ -406,7 +420,7 @@ _WARNINGS = (
     row(
         K.WARNING,
         "WARNING: ",
-        rf"WARNING: can't (?:access|dereference)[\w ]* registers at (?:\w+ for ip )?{AT}(?<=0x)",
+        rf"WARNING: can't (?:access|dereference)[\w ]* registers at (?:\w+ for ip )?{AT_OFFSET}",
         "stack that cannot be unwound",
     ),
     row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 
+from kboot.crash.addresses import AddressNames
 from kboot.crash.lines import KernelLine
 from kboot.crash.model import CrashKind, CrashReport, Event, Opened
 from kboot.crash.report import MARKED, Draft, build
@@ -41,7 +42,7 @@ _GOES_ON = re.compile(
 )
 #: Where the stack itself begins.
 _STACK = re.compile(
-    r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|backtrace"
+    r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|backtrace|Function entered at"
     r"|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\])"
 )
 #: First words of lines that stand in reports, beside frames, registers and dumps.
@@ -56,7 +57,7 @@ _WORDS = r"""
     other.info|Possible|the.existing|Chain.exists|to.a|which|but|and|the.dep|Showing|lock|may.lead|INITIAL
     INFO:.(?:lockdep|Slab|Object|Allocated|Freed|NMI)|Disabling.lock|in_atomic|preempt_count|Preemption|RCU
     Sending.NMI|NMI.backtrace|Dumping.ftrace|Rebooting|Shutting.down|SMP|Trace|last.function|memory.used
-    kthread|Stack.dump|Register|blocking|PKRU|mm|vma|file|addr|page_owner|use.of|shadow|Memory.cgroup|rcu|runnable
+    kthread|Function.entered|Stack.dump|Register|blocking|PKRU|mm|vma|file|addr|page_owner|use.of|shadow|Memory.cgroup|rcu|runnable
 """
 _WORD = "|".join(_WORDS.split())
 _REGISTER = r"(?:[ER]?(?:IP|SP|FLAGS|[A-D]X|[SD]I|BP)|R\d\d|[CDEFGS]S|[CD]R\d|FSGS|PSR)[:=\d ]"
@@ -202,7 +203,8 @@ def _most_foreign(draft: Draft) -> int:
 class Drafts:
     """All open reports of one console, by the context (task or CPU) that prints them."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: AddressNames | None = None) -> None:
+        self._names = names
         self.events: list[Event] = []
         self.last: CrashReport | None = None
         self.open: list[Draft] = []
@@ -388,7 +390,8 @@ class Drafts:
                 self._complete(other, cut=cut)
         self._forget(draft)
         if draft.announced:
-            self.last = build(draft, cut=cut, caused_by=self._cause(draft))
+            cause = self._cause(draft)
+            self.last = build(draft, cut=cut, caused_by=cause, names=self._names)
             self.events.append(self.last)
 
     def _cause(self, draft: Draft) -> CrashReport | None:

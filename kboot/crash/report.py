@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kboot.crash import blame, stack
+from kboot.crash.addresses import AddressNames
 from kboot.crash.lines import KernelLine
 from kboot.crash.model import CrashKind, CrashReport, Frame
 from kboot.crash.rule import Rule
@@ -181,9 +182,13 @@ def _kind(rule: Rule, match: re.Match[str]) -> CrashKind:
     return rule.kind
 
 
-def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashReport:
+def build(
+    draft: Draft, *, cut: bool, caused_by: CrashReport | None, names: AddressNames | None
+) -> CrashReport:
     """Make the report. `cut`: the log ended, or fell silent, before its end was seen."""
     text = "\n".join(draft.lines[: draft.kept])
+    if names is not None:
+        text = names.put(text, draft.start_offset)
     kind = draft.kind
     found = stack.entries(text)
     function = blame.choose(kind, list(_named(draft, text)), found, text)
@@ -220,7 +225,7 @@ def _frames(entries: list[stack.Entry], function: str | None) -> tuple[Frame, ..
 def _named(draft: Draft, text: str) -> Iterator[str]:
     """The functions that the report itself names, the innermost first."""
     if "at" in draft.match.groupdict():
-        for line in draft.lines[: draft.kept]:
+        for line in text.split("\n"):
             match = draft.rule.pattern.match(line.lstrip())
             if match is None:
                 break
@@ -228,7 +233,7 @@ def _named(draft: Draft, text: str) -> Iterator[str]:
     if draft.rule.kind is K.WORKQUEUE_LOCKUP or "workqueue" in draft.match.string:
         for work in _WORK.finditer(text):
             yield stack.base_name(work["running"] or work["last"])
-    if (handlers := _HANDLERS.search(text)) is not None:
+    if draft.rule.anchor == "nobody cared" and (handlers := _HANDLERS.search(text)) is not None:
         yield from map(stack.base_name, _HANDLER.findall(handlers["list"]))
     where = None
     if "-safe -> " in draft.match.string:

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from kboot.crash.model import CrashKind
 
-#: A symbol with offset, "func+0x12/0x34"; the group is `at`.
-AT = r"(?:\[<[0-9a-fx]+>\] )?(?P<at>(?![0-9a-f]{8,16}\b)[A-Za-z_][\w.$]*)(?:\+0x|\(\)|\b)"
+_FUNCTION = r"(?P<at>(?![0-9a-f]{8,16}\b)[A-Za-z_][\w.$]*)"
+#: What kernels without symbols print instead.
+_BARE = r"0x[0-9a-f]{8,16}\b(?:\(\))?"
+#: A symbol, mostly with its offset, "func+0x12/0x34"; the group is `at`.
+AT = rf"(?:\[<[0-9a-fx]+>\] )*(?:{_FUNCTION}(?:\+0x|\(\)|\b)|{_BARE})"
+#: The same where a mere word may stand as well.
+AT_OFFSET = rf"(?:\[<[0-9a-fx]+>\] )*(?:{_FUNCTION}(?:\+0x|\(\))|{_BARE})"
 #: What older kernels put in front of a soft or hard lockup.
 WATCHDOG = r"(?:NMI |Kernel )?(?:watchdog: )?(?:CPU\d+: )?"
 RCU = r"(?:rcu(?:_\w+)?: )?"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kboot.crash import resets
+from kboot.crash.addresses import AddressNames
 from kboot.crash.catalogue import ANY_DIE, FILTER, RULES
 from kboot.crash.lines import Encoding, KernelLine, before_last_stamp, parse
 from kboot.crash.model import CrashKind, Event, Opened
@@ -133,13 +134,15 @@ class Scanner:
     `quiet` and `expect_reset` are called).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: AddressNames | None = None) -> None:
+        """`names` are for the addresses that a kernel without symbols prints."""
         self._head = b""
         self._tail = b""
         self._partial_size = 0
         self._line = 0
         self._offset = 0
-        self._drafts = Drafts()
+        self._names = names
+        self._drafts = Drafts(names)
         self._resets = ResetWatch()
         self._triggers = TriggerFinder()
         self._recent = b""
@@ -279,6 +282,8 @@ class Scanner:
             self._drafts.again(line)
             return
         if candidate:
+            if self._names is not None:
+                line = line._replace(text=self._names.put(line.text, line.start))
             trigger = self._triggers.find(line) or self._find_torn(raw, line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:

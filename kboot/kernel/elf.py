@@ -122,6 +122,10 @@ class Vmlinux:
 
     def functions(self, names: frozenset[str]) -> dict[str, list[Symbol]]:
         """The functions of these names; static ones may share a name."""
+        return _with_sizes(self.symbols(), names)
+
+    def symbols(self) -> list[tuple[int, str]]:
+        """Address and name of every function. `ConfigError` if they were stripped off."""
         tables = [section for section in self._sections if section.type == _SYMTAB]
         if not tables:
             raise ConfigError(f"{self._name} has no symbol table; it was stripped")
@@ -131,7 +135,7 @@ class Vmlinux:
         for name, info, _, section, address, _ in _SYMBOL.iter_unpack(table):
             if info & 15 in _FUNCTION_TYPES and section:
                 addresses.append((address, self._string(strings.offset + name)))
-        return _with_sizes(addresses, names)
+        return addresses
 
     def _string(self, offset: int) -> str:
         end = self._image.find(b"\0", offset)

@@ -26,6 +26,7 @@ _ZBOOT_COMPRESSION = {b"gzip": "gzip", b"xzkern": "xz", b"lzma": "lzma", b"zstd"
 #: A release, which becomes part of file names, and the rest.
 _VERSION = re.compile(r"\d+\.\d+[^\s/]*(\s|$)")
 _BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s/\0]* [^\n\0]{0,1000})\n")
+_BUILD_NUMBER = re.compile(rb" #\d")
 _CHUNK_SIZE = 1 << 20
 
 
@@ -37,6 +38,8 @@ class ImageFacts:
     architecture: str
     #: The whole version, from the release on: ``6.1.0-56-amd64 (who@where) #1 SMP ...``.
     version: str
+    #: Whether UEFI can start it.
+    has_efi_stub: bool
 
     @property
     def release(self) -> str:
@@ -58,7 +61,7 @@ def read_image(path: Path, *, label: str = "") -> ImageFacts:
         if is_bzimage(head):
             return _read_bzimage(label, file, head, size)
         if (architecture := _raw_architecture(head)) is not None:
-            return ImageFacts(architecture=architecture, version=_find_banner(label, file, head))
+            return _read_raw(label, file, head, architecture)
         if _is_zboot(head):
             return _read_zboot(label, file, head, size)
     raise not_a_kernel(label, looks_like(head))
@@ -97,7 +100,31 @@ def _read_bzimage(label: str, file: IO[bytes], head: bytes, size: int) -> ImageF
         raise not_a_kernel(label, f"an x86 boot image that calls itself {version[:60]!r}")
     (load_flags,) = struct.unpack_from("<H", head, 0x236)
     is_64_bit = protocol >= 0x20C and bool(load_flags & 1)
-    return ImageFacts(architecture=arch.name_of_bzimage(is_64_bit=is_64_bit), version=version)
+    return ImageFacts(
+        architecture=arch.name_of_bzimage(is_64_bit=is_64_bit),
+        version=version,
+        has_efi_stub=_is_efi_program(head),
+    )
+
+
+def _is_efi_program(head: bytes) -> bool:
+    """Whether it begins like one; what an ``Image`` begins with is an instruction as well."""
+    at = int.from_bytes(head[0x3C:0x40], "little")
+    return head[:2] == b"MZ" and head[at : at + 4] == b"PE\0\0"
+
+
+def _read_raw(label: str, file: IO[bytes], head: bytes, architecture: str) -> ImageFacts:
+    # In all such headers, the lowest of the 64 bits of flags here tells big-endian ones.
+    if head[24] & 1:
+        raise ConfigError(
+            f"{label}: a big-endian kernel for {architecture}, which UEFI does not start; "
+            "build it with CONFIG_CPU_LITTLE_ENDIAN=y"
+        )
+    return ImageFacts(
+        architecture=architecture,
+        version=_find_banner(label, file, head),
+        has_efi_stub=_is_efi_program(head),
+    )
 
 
 def _raw_architecture(head: bytes) -> str | None:
@@ -126,18 +153,29 @@ def _read_zboot(label: str, file: IO[bytes], head: bytes, size: int) -> ImageFac
     file.seek(offset)
     payload = io.BytesIO(file.read(payload_size))
     with decompressed(payload, form, label) as content:
-        return ImageFacts(architecture=architecture, version=_find_banner(label, content, b""))
+        return ImageFacts(
+            architecture=architecture,
+            version=_find_banner(label, content, b""),
+            has_efi_stub=True,
+        )
 
 
 def _find_banner(label: str, file: IO[bytes], head: bytes) -> str:
-    """The version in an uncompressed kernel: its `linux_banner`, which is plain text."""
-    window = head
+    """The version in an uncompressed kernel: its `linux_banner`, which is plain text.
+
+    Since Linux 6.2 there are two, and one of them, which is printed nowhere, has no build's number.
+    """
+    window, found = head, b""
     while chunk := file.read(_CHUNK_SIZE):
         window = window[-2000:] + chunk
-        if match := _BANNER.search(window):
-            return match[1].decode(errors="replace")
-    if match := _BANNER.search(window):
-        return match[1].decode(errors="replace")
+        for match in _BANNER.finditer(window):
+            found = match[1]
+            if _BUILD_NUMBER.search(found):
+                return found.decode(errors="replace")
+    if last := _BANNER.search(window):
+        found = last[1]
+    if found:
+        return found.decode(errors="replace")
     raise ConfigError(f'{label}: no "Linux version" in it; truncated, or not a Linux kernel')
 
 

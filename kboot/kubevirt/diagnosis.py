@@ -142,8 +142,8 @@ def _instance_fault(vmi: Object, pods: list[Object]) -> str | None:
     unsynchronised = _condition(vmi, "Synchronized", status="False")
     if unsynchronised:
         text = str(unsynchronised.get("message", ""))
-        words = explain(0, text, path="", namespace=namespace) or _no_claim(text) or text
-        return f"machine {name}: {words}"
+        words = explain(0, text, path="", namespace=namespace) or _no_claim(text)
+        return f"machine {name}: {words or _no_disk(text) or text}"
     if message := _unscheduled(vmi):
         return _unschedulable(f"machine {name}", message, (), vmi["spec"].get("architecture"))
     if phase_of(vmi) == "Failed":
@@ -324,7 +324,18 @@ def _no_claim(message: str) -> str:
         return ""
     return (
         f"there is no volume claim {found[1] or found[2]}; create it, or name another one: "
-        "--cluster-claim for the boot server's files, --cluster-ipxe-disk for the machine's disk"
+        "--cluster-claim for the boot server's files, --cluster-ipxe-disk and --disk for the "
+        "machine's disks"
+    )
+
+
+def _no_disk(message: str) -> str:
+    """The words for a container image without a disk in it; empty if that is not the matter."""
+    if "failed to find disk file" not in message:
+        return ""
+    return (
+        "a container image of its disks has no disk in it: it needs a directory /disk with one "
+        f"image, for the user 107 to read ({message})"
     )
 
 

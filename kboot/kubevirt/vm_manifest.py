@@ -10,6 +10,7 @@ from kboot.backend import Firmware, MachineSpec
 from kboot.config import ClusterConfig
 from kboot.errors import ConfigError
 from kboot.kubevirt import patch
+from kboot.kubevirt.disks import add_disks
 from kboot.kubevirt.manifests import MACHINE_LABEL, Manifest, Run, labels, object_name
 
 #: Option 67 has one byte for its length (RFC 2132).
@@ -23,8 +24,10 @@ INTERFACE = "default"
 _IPXE_VOLUME = "ipxe"
 
 
-def firmware_fault(firmware: Firmware, settings: ClusterConfig) -> str | None:
+def firmware_fault(firmware: Firmware, architecture: str, settings: ClusterConfig) -> str | None:
     """None if machines are sure to boot from the network with this firmware, or else why not."""
+    if firmware == "bios" and not arch.of(architecture).has_bios:
+        return f"a machine for {architecture} has no BIOS"
     if firmware == "bios" or settings.cluster_ipxe_disk:
         return None
     return (
@@ -97,6 +100,7 @@ def _instance(name: str, spec: MachineSpec, settings: ClusterConfig) -> dict[str
         instance["startStrategy"] = "Paused"
     if settings.cluster_ipxe_disk and spec.firmware == "uefi":
         _add_ipxe_disk(instance, settings)
+    add_disks(instance, spec.disks, settings)
     return instance
 
 

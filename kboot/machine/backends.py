@@ -32,6 +32,7 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
                 snapshot_cache_mib=config.snapshot_cache_mib,
                 ipxe=config.ipxe,
                 network=config.network,
+                debian_mirror=config.debian_mirror,
             ) as backend:
                 yield backend
         case "kubevirt":

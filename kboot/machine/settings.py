@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kboot import arch, ipxe, ipxe_script
-from kboot.backend import MachineSpec
-from kboot.config import Channel, Config, Warnings
+from kboot.backend import Disk, Firmware, MachineSpec
+from kboot.config import Channel, Config, Warnings, read_disks
+from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
 from kboot.ipxe_script import UserScript
 from kboot.ipxe_tree import NOTHING, ServedTree, read_tree
 from kboot.kernel import Kernel, require_architecture
-from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs, resolve_rootfs
+from kboot.rootfs import (
+    check_initrd,
+    disk_links,
+    disk_modules,
+    module_initramfs,
+    modules_there,
+    overlay_initramfs,
+    resolve_rootfs,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,20 +70,21 @@ def settings_for(
     kernel: Kernel,
     config: Config,
     *,
-    machine_name: str = "m0",
+    machine_name: str | None = None,
     images_of: MachineSettings | None = None,
 ) -> MachineSettings:
     """The settings for `kernel` under this configuration.
 
-    With `images_of`, the images are those, and no file is looked at.
+    With `images_of`, the images are those, and no file is looked at. A `machine_name` is that of a
+    persistent machine.
 
-    `ConfigError` if the two do not fit, if the root file system is not one, or if the command line
-    is longer than what the kernel takes.
+    `ConfigError` if the two do not fit, if a disk cannot be kept, if the root file system is not
+    one, or if the command line is longer than what the kernel takes.
     """
-    require_architecture(kernel, arch.DEFAULT.name)
     ipxe.check_command_line(config.cmdline)
     script = _boot_script(config.ipxe_script, config.serve)
     if images_of:
+        require_architecture(kernel, images_of.spec.architecture)
         return _fitting(
             replace(
                 images_of,
@@ -82,19 +93,29 @@ def settings_for(
                 serve=config.serve,
             )
         )
+    spec = _spec(kernel, config, machine_name or "m0")
     rootfs = resolve_rootfs(
-        config.rootfs, architecture=kernel.architecture, password=config.password
+        config.rootfs,
+        architecture=kernel.architecture,
+        password=config.password,
+        mirror=config.debian_mirror,
     )
     for image in config.initrd:
         check_initrd(image)
-    modules = (module_initramfs(kernel, config.module),) if config.module else ()
+    is_tiny = config.rootfs == "tiny"
+    disks = read_disks(config.disk)
+    if machine_name is None:
+        _require_nothing_to_keep(disks)
+    names = (*modules_there(kernel, _own_modules(config, disks)), *config.module)
+    modules = (module_initramfs(kernel, names),) if names else ()
+    links = (overlay_initramfs(disk_links(disks)),) if disks and is_tiny else ()
     # The tiny system has no ssh server, unless the user brings one and says so.
-    channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
+    channel = config.channel if not is_tiny or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
     settings = MachineSettings(
-        spec=spec_for(config, machine_name, architecture=kernel.architecture),
+        spec=spec,
         command_line=config.cmdline,
-        initrds=(*rootfs, *modules, *config.initrd, *keys),
+        initrds=(*rootfs, *modules, *links, *config.initrd, *keys),
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
@@ -105,14 +126,61 @@ def settings_for(
     return _fitting(settings.reached_by(channel))
 
 
-def spec_for(config: Config, name: str, *, architecture: str = arch.DEFAULT.name) -> MachineSpec:
+def firmware_for(kernel: Kernel, config: Config) -> Firmware:
+    """The firmware of a machine for `kernel`. `ConfigError` if there is no such machine."""
+    row = arch.of(kernel.architecture, wanted_by=str(kernel.source))
+    if config.firmware == "bios" and not row.has_bios:
+        raise ConfigError(
+            f"{kernel.source}: a kernel for {row.name}, whose machines have no BIOS; "
+            "leave firmware out, or say firmware = uefi"
+        )
+    firmware = row.firmware(config.firmware)
+    if firmware == "uefi" and not kernel.has_efi_stub:
+        raise ConfigError(
+            f"{kernel.source}: a kernel without an EFI stub, which UEFI cannot start; "
+            "build it with CONFIG_EFI_STUB=y" + (", or boot it by BIOS" if row.has_bios else "")
+        )
+    return firmware
+
+
+def _own_modules(config: Config, disks: Iterable[Disk]) -> Sequence[str]:
+    """The modules that a system of kboot's needs for its machine."""
+    if config.rootfs == "tiny":
+        return disk_modules(disks)
+    return ()
+
+
+def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
+    for disk in disks:
+        # A claim is kept by its cluster, whoever writes to it.
+        if disk.keep and disk.kind != "pvc":
+            raise ConfigError(
+                f"disk {disk.name}: a machine that ends with its test keeps no disk; leave out "
+                "keep, or start a persistent machine: kboot up"
+            )
+
+
+def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
+    firmware = firmware_for(kernel, config)
+    return _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
+
+
+def spec_for(config: Config, name: str) -> MachineSpec:
+    """A machine that boots no kernel, of the architecture that machines have if none is named."""
+    row = arch.DEFAULT
+    return _spec_of(config, name, architecture=row.name, firmware=row.firmware(config.firmware))
+
+
+def _spec_of(config: Config, name: str, *, architecture: str, firmware: Firmware) -> MachineSpec:
     """The machine: each of its fields that is a setting of the same name has its value."""
     names = {each.name for each in fields(MachineSpec)} & {each.name for each in fields(config)}
     return MachineSpec(
         name=name,
         architecture=architecture,
         extra_arguments=config.qemu_arguments,
-        **{each: getattr(config, each) for each in names},
+        firmware=firmware,
+        disks=read_disks(config.disk),
+        **{each: getattr(config, each) for each in names - {"firmware"}},
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, KbootError
-from kboot.plugin import hookspecs, results, signals, subtests, workers
+from kboot.plugin import hookspecs, results, retry, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
     MARKER,
@@ -41,6 +41,7 @@ from kboot.plugin.reporting import (
 if TYPE_CHECKING:
     from kboot.backend import BootServer
     from kboot.guest import Guest
+    from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
     from kboot.machine.ipxe_machine import IpxeMachine
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 _HANDOVER = pytest.StashKey[Handover]()
 #: The run's session, while there is one.
 _SESSION = pytest.StashKey["Session"]()
+
+#: The test after this one, None for the last one.
+_NEXT = pytest.StashKey[pytest.Item | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -101,16 +105,18 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """One line on what is tested, if a kernel was named on the command line."""
     if option(config, "kernel") is None:
         return None
+    from kboot.machine import firmware_for  # noqa: PLC0415
     from kboot.session import kernel_of  # noqa: PLC0415
 
     settings = read_config(config)
     try:
         kernel = kernel_of(settings)
+        firmware = firmware_for(kernel, settings)
     except KbootError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     return (
         f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
-        f"backend {settings.backend}, {settings.firmware}, rootfs {settings.rootfs}"
+        f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
         + (f", iPXE {settings.ipxe}" if settings.ipxe else "")
         + (f", boot script {settings.ipxe_script}" if settings.ipxe_script else "")
     )
@@ -191,7 +197,11 @@ def kboot_session(
     with (
         signals.unwinding(request.config.stash) as unwinding,
         open_session(
-            config, evidence=evidence, prefix=f"{worker or 'm'}-", shared_server=shared_server
+            config,
+            evidence=evidence,
+            prefix=f"{worker or 'm'}-",
+            shared_server=shared_server,
+            workers=workers.count(request.config),
         ) as session,
     ):
         request.config.stash[_SESSION] = session
@@ -219,29 +229,39 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
     The setting ``isolation`` says whether other tests have had it before. The marker ``kboot``
     chooses the machine, and ``fresh=True`` demands one that was booted for this very test.
     """
-    from kboot.isolation import User  # noqa: PLC0415
-
     config, fresh = config_for(request.node)
-    pytest_config = request.config
+    if retry.is_repeated(request.node):
+        # What has failed on a machine has left its traces there.
+        kboot_session.power_off()
 
     def remember(machine: Machine) -> None:
         # Also one that fails to come up: the report of the test shows its console.
         request.node.stash[_HANDOVER] = Handover(machine)
         machine.report_filter.allowances = allowances(request.node)
 
-    kboot_session.on_evidence = lambda directory: pytest_config.hook.pytest_kboot_evidence_written(
-        config=pytest_config, directory=directory
-    )
+    _tell_hook_of_evidence(kboot_session, request.config)
     machine = kboot_session.machine(
         kboot_session.settings(config),
         name=request.node.name,
         fresh=fresh,
         isolation=config.isolation,
-        user=User(test=request.node.nodeid, module=request.node.nodeid.partition("::")[0]),
+        user=_user(request.node),
         on_machine=remember,
     )
     request.node.ihook.pytest_kboot_machine_ready(item=request.node, machine=machine)
     return machine
+
+
+def _tell_hook_of_evidence(session: Session, config: pytest.Config) -> None:
+    session.on_evidence = lambda directory: config.hook.pytest_kboot_evidence_written(
+        config=config, directory=directory
+    )
+
+
+def _user(item: pytest.Item) -> User:
+    from kboot.isolation import User  # noqa: PLC0415
+
+    return User(test=item.nodeid, module=item.nodeid.partition("::")[0])
 
 
 @pytest.fixture
@@ -261,9 +281,25 @@ def ipxe(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Ipx
 # --------------------------------------------------------------------------------- judgement
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Remember which test is next: its machine may be restored while this one runs.
+
+    With the setting ``retry``, run what fails again.
+    """
+    item.stash[_NEXT] = nextitem
+    if not retry.applies(item):
+        return None
+    retry.run(item, nextitem)
+    return True
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Tell the hooks what the kernel reported in a boot that failed."""
+    if _HANDOVER in item.stash:
+        # Of an earlier run of the same test.
+        del item.stash[_HANDOVER]
     try:
         return (yield)
     except BaseException:
@@ -271,9 +307,28 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
         raise
 
 
+def _prepare_next(item: pytest.Item) -> None:
+    """Have the next test's machine restored while this one runs."""
+    session = item.config.stash.get(_SESSION, None)
+    following = item.stash.get(_NEXT, None)
+    if session is None or following is None:
+        return
+    if "machine" not in getattr(following, "fixturenames", ()):
+        return
+    try:
+        config, fresh = config_for(following)
+        if not fresh:
+            settings = session.settings(config)
+            session.prepare(settings, user=_user(following), isolation=config.isolation)
+    except KbootError:
+        # It is the next test's, which will raise it.
+        return
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """A test whose kernel crashed or complained has failed, even if it has not looked."""
+    _prepare_next(item)
     try:
         result = yield
         if handover := item.stash.get(_HANDOVER, None):
@@ -290,7 +345,9 @@ def _tell_of_cases(item: pytest.Item) -> None:
     handover = item.stash.get(_HANDOVER, None)
     if handover is None or not handover.suites:
         return
-    subtests.report_cases(item, handover.suites, handover.machine.tolerates)
+    for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
+        if not retry.hold(item, report):
+            item.ihook.pytest_runtest_logreport(report=report)
     for suite in handover.suites:
         item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
 
@@ -329,6 +386,7 @@ def pytest_runtest_makereport(
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
+    results.note_fault(report, error)
     if handover:
         results.note_machine(report, handover)
     if report.failed and handover:
@@ -339,7 +397,12 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """A fault of the host is an error, and one of the kernel a failure, whenever it happened."""
+    """A fault of the host is an error, and one of the kernel a failure, whenever it happened.
+
+    What fails only sometimes is flaky.
+    """
+    if (counts := retry.flaky(report)) is not None:
+        return "flaky", "K", f"FLAKY {counts}"
     match verdict_of(report):
         case "error":
             return "error", "E", "ERROR"
@@ -358,13 +421,14 @@ class _JUnit:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """After pytest has added the report."""
         correct_junit(self._config, report)
-        subtests.split_junit(self._config, report)
+        retry.mark_junit(subtests.split_junit(self._config, report), report)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List what test suites have given, and what the kernel reported and tests had allowed."""
     reports = list(chain.from_iterable(terminalreporter.stats.values()))
     for title, lines in (
+        ("kboot: tests that were run again", retry.summary_lines(reports)),
         ("kboot: test suites", subtests.summary_lines(reports)),
         ("kboot: the boot script under faults", script_lines(reports)),
         ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),

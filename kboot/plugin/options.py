@@ -22,6 +22,7 @@ OF_MACHINES = frozenset(
     {
         *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
         *("ipxe", "ipxe_script", "serve"),
+        "disk",
         *(
             "memory",
             "module",

@@ -35,6 +35,8 @@ _COMMANDS = 10
 _OUTPUT_LINES = 10
 #: The attribute of a report that says whose fault it is.
 _VERDICT = "kboot_verdict"
+#: The attribute of one of a fault of the host's.
+_INFRA = "kboot_infra"
 #: kboot's own code, but for the tests that it brings along.
 _PACKAGE = Path(__file__).parent.parent
 
@@ -156,10 +158,17 @@ def mark_verdict(report: pytest.TestReport, error: BaseException | None) -> None
 
     To pytest, what fails in its call has failed, and what fails in its set-up is an error.
     """
+    if isinstance(error, InfraError):
+        setattr(report, _INFRA, True)
     if isinstance(error, InfraError) and report.when == "call":
         setattr(report, _VERDICT, "error")
     if isinstance(error, GuestError) and report.when == "setup":
         setattr(report, _VERDICT, "failed")
+
+
+def is_infra(report: object) -> bool:
+    """Whether a report is of a fault of the host's."""
+    return getattr(report, _INFRA, False)
 
 
 def verdict_of(report: object) -> str | None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kboot.errors import ConfigError, KbootError
+from kboot.errors import ConfigError, GuestError, InfraError, KbootError
+from kboot.plugin import workers
 from kboot.plugin.options import option, read_config
 from kboot.plugin.reporting import Handover
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: The attribute of a report that says which machine its test had; see `note_machine`.
 _MACHINE = "kboot_machine"
+#: The attribute that says whose error it is; see `note_fault`.
+_FAULT = "kboot_fault"
 #: In xdist's ``workeroutput``: the evidence directories of a worker, as texts.
 _DIRECTORIES = "kboot_evidence"
 #: Sections of a report that the evidence has whole.
@@ -35,6 +38,13 @@ _DETAIL = 40_000
 _MESSAGE = 400
 #: The worst first: a test has more than one report.
 _WORST = ("failed", "error", "flaky")
+
+
+def note_fault(report: pytest.TestReport, error: BaseException | None) -> None:
+    """Note in a test's report whose error it is, if it is one of kboot's."""
+    for kind, fault in ((InfraError, "host"), (ConfigError, "user"), (GuestError, "kernel")):
+        if isinstance(error, kind):
+            setattr(report, _FAULT, fault)
 
 
 def note_machine(report: pytest.TestReport, handover: Handover) -> None:
@@ -57,6 +67,7 @@ class _Case:
 
     outcome: str = ""
     message: str = ""
+    fault: str = ""
     detail: str = ""
     duration_s: float = 0.0
     start: float | None = None
@@ -80,6 +91,7 @@ class RunRecorder:
         self._looked = False
         self._notes: list[str] = []
         self._lines: list[str] = []
+        self._annotations: list[str] = []
 
     # ------------------------------------------------------------------------ what comes in
 
@@ -104,6 +116,7 @@ class RunRecorder:
         if outcome and (case.outcome not in _WORST or outcome in _WORST[:1]):
             case.outcome = outcome
             case.message = _message(report)[:_MESSAGE]
+            case.fault = getattr(report, _FAULT, "")
         if report.failed:
             case.detail = "\n\n".join(filter(None, (case.detail, _detail(report))))[:_DETAIL]
         case.duration_s += report.duration
@@ -159,6 +172,10 @@ class RunRecorder:
         """Say where the reports are."""
         for line in self._lines:
             terminalreporter.write_line(f"kboot: {line}")
+        for line in self._annotations:
+            # For the runner that reads our output: at the beginning of a line, and plain.
+            terminalreporter.ensure_newline()
+            terminalreporter.write_line(line)
 
     def _is_wanted(self) -> bool:
         """Whether anything is to be written at the end."""
@@ -169,7 +186,7 @@ class RunRecorder:
             except ConfigError:
                 # The tests that need the configuration report it.
                 return False
-            if getattr(self._config, "workeroutput", None) is None and _outputs(settings):
+            if not workers.worker_id(self._config) and _is_recorded(settings):
                 self._settings = settings
                 _forget(settings.evidence)
         return self._settings is not None
@@ -182,10 +199,38 @@ class RunRecorder:
             from kboot.results.report import html_report  # noqa: PLC0415
 
             self._write_file(settings.report, lambda: html_report(run))
+        if settings.summary:
+            from kboot.results.summary import markdown  # noqa: PLC0415
+
+            self._write_file(settings.summary, lambda: markdown(run))
+        if settings.kcidb:
+            self._write_kcidb(run, settings.kcidb, settings)
+        if _annotates(settings):
+            from kboot.results.summary import github_annotations, path_in  # noqa: PLC0415
+
+            repository = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
+            self._annotations = github_annotations(run, path_in(repository, self._config.rootpath))
+
+    def _write_kcidb(self, run: Run, path: Path, settings: Config) -> None:
+        import json  # noqa: PLC0415
+
+        from kboot.results import kcidb  # noqa: PLC0415
+
+        source = kcidb.Source(
+            origin=settings.kcidb_origin,
+            build=settings.kcidb_build,
+            repository=settings.kcidb_repository,
+            commit=settings.kcidb_commit,
+        )
+        report = kcidb.kcidb_report(run, source)
+        self._write_file(path, lambda: json.dumps(report, indent=1) + "\n")
+        if settings.kcidb_submit == "yes":
+            sent = kcidb.submit(report, os.environ.get(kcidb.VARIABLE, ""))
+            self._lines.append(f"submitted to KCIDB: {sent}")
 
     def _write_file(self, path: Path, content: Callable[[], str]) -> None:
-        write_text(path, content())
-        self._lines.append(f"report: {path}")
+        write_text(path, content(), append=str(path) == os.environ.get("GITHUB_STEP_SUMMARY"))
+        self._lines.append(f"written: {path}")
 
     def _run(self) -> Run:
         from kboot import __version__  # noqa: PLC0415
@@ -217,14 +262,28 @@ def register(config: pytest.Config) -> None:
     config.pluginmanager.register(RunRecorder(config), "kboot-results")
 
 
-def _outputs(settings: Config) -> list[Path]:
-    """What is to be written."""
-    return [path for path in (settings.evidence, settings.report) if path]
+def _is_recorded(settings: Config) -> bool:
+    """Whether a run has to be remembered."""
+    wanted = (settings.evidence, settings.report, settings.summary, settings.kcidb)
+    return any(wanted) or _annotates(settings)
+
+
+def _annotates(settings: Config) -> bool:
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    return settings.annotations == "github" or (
+        settings.annotations == "auto" and on_github and settings.kernel is not None
+    )
 
 
 def check_outputs(settings: Config) -> None:
     """`ConfigError` if a file that is to be written at the end of a run cannot be."""
-    for path in filter(None, (settings.report,)):
+    if settings.kcidb_submit == "yes":
+        from kboot.results import kcidb  # noqa: PLC0415
+
+        if not settings.kcidb:
+            raise ConfigError("kcidb_submit needs a file to write the report to; set kcidb")
+        kcidb.address(os.environ.get(kcidb.VARIABLE, ""))
+    for path in filter(None, (settings.report, settings.summary, settings.kcidb)):
         if path.is_dir():
             raise ConfigError(f"{path}: is a directory; name a file")
         if not path.parent.is_dir():
@@ -233,13 +292,14 @@ def check_outputs(settings: Config) -> None:
             raise ConfigError(f"{path}: cannot be written: no permission")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all. `ConfigError`."""
+def write_text(path: Path, text: str, *, append: bool = False) -> None:
+    """Write a file, whole or not at all; or append to it. `ConfigError`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # A device, such as /dev/stdout, is written as it is.
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8", errors="replace")
+        if append or (path.exists() and not path.is_file()):
+            with path.open("a", encoding="utf-8", errors="replace") as file:
+                file.write(text)
             return
         partial.write_text(text, encoding="utf-8", errors="replace")
         partial.replace(path)
@@ -272,6 +332,7 @@ def _result(name: str, case: _Case) -> CaseResult:
         id=name,
         outcome=case.outcome or "not run",
         message=case.message,
+        fault=case.fault,
         detail=case.detail,
         started=None if case.start is None else datetime.fromtimestamp(case.start, UTC),
         duration_s=round(case.duration_s, 4),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from kboot.crash import CrashReport
     from kboot.results.cases import Case, SuiteResults
 
@@ -40,12 +42,12 @@ def summary_lines(reports: Iterable[object]) -> list[str]:
     ]
 
 
-def report_cases(
+def reports_of(
     item: pytest.Item,
     suites: Sequence[SuiteResults],
     tolerates: Callable[[CrashReport], bool],
-) -> None:
-    """Report each case of these suites as a subtest.
+) -> Iterator[pytest.TestReport]:
+    """A subtest's report for each case of these suites; while one is used, nothing is captured.
 
     A case that passed while the kernel reported what `tolerates` does not let pass has failed.
     """
@@ -60,9 +62,10 @@ def report_cases(
     for case in (case for results in suites for case in to_report(results.cases)):
         base = _report(item, case, tolerates)
         context = SubtestContext(msg=case.full_name, kwargs={})
+        # There is no public way to a subtest that has run elsewhere.
         report = SubtestReport._new(base, context, captured_output=None, captured_logs=None)
         with shown():
-            item.ihook.pytest_runtest_logreport(report=report)
+            yield report
 
 
 def _report(
@@ -118,8 +121,8 @@ def _sections(case: Case) -> list[tuple[str, str]]:
     return [(name, text) for name, text in found if text]
 
 
-def split_junit(config: pytest.Config, report: pytest.TestReport) -> None:
-    """Give a case a ``<testcase>`` of its own.
+def split_junit(config: pytest.Config, report: pytest.TestReport) -> list[Element]:
+    """Give a case a ``<testcase>`` of its own. Returns what JUnit's file says of this report.
 
     pytest (9) puts what subtests say into that of their test, without their names, and those that
     passed nowhere.
@@ -128,9 +131,11 @@ def split_junit(config: pytest.Config, report: pytest.TestReport) -> None:
     from _pytest.junitxml import _NodeReporter, xml_key  # noqa: PLC0415
 
     xml = config.stash.get(xml_key, None)
-    if case is None or xml is None:
-        return
+    if xml is None or report.when == "teardown":
+        return []
     test = xml.node_reporter(report)
+    if case is None:
+        return test.nodes
     test.duration -= report.duration
     own = _NodeReporter(test.id, xml)
     own.attrs = {
@@ -147,6 +152,7 @@ def split_junit(config: pytest.Config, report: pytest.TestReport) -> None:
     if report.failed and report in xml.open_reports:
         xml.open_reports.remove(report)
     xml.node_reporters_ordered.append(own)
+    return own.nodes
 
 
 def _legal(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kboot import arch, process, state
 from kboot.arch import Architecture
-from kboot.errors import InfraError, ProcessTimeout
+from kboot.errors import ConfigError, InfraError, ProcessTimeout
 from kboot.log import logger
 from kboot.qemu.argv import Accelerator
 
@@ -30,10 +30,13 @@ def probe(
     program: str, accelerator: Accelerator, architecture: Architecture = arch.DEFAULT
 ) -> str | None:
     """Boot the probe: None if its guest ran, or else what went wrong, in a few words."""
+    limit_s = _PROBE_LIMIT_S if accelerator == "kvm" else _EMULATED_LIMIT_S
     guest = architecture.kvm_probe
     if guest is None:
-        return f"kboot has no guest for {architecture.name} to try it with"
-    limit_s = _PROBE_LIMIT_S if accelerator == "kvm" else _EMULATED_LIMIT_S
+        # It asks for versions and machines here.
+        from kboot.qemu import network_boot  # noqa: PLC0415
+
+        return network_boot.boot_fault(program, accelerator, architecture, limit_s)
     with state.run_directory() as folder:
         (folder / "probe").write_bytes(guest.boot_file)
         command = [
@@ -64,6 +67,21 @@ def qemu_version(program: str) -> str:
     """The first line of ``qemu --version``."""
     done = process.run([program, "--version"], timeout_s=20)
     return done.stdout.decode(errors="replace").splitlines()[0]
+
+
+def program_for(architecture: Architecture, wanted: str | None = None) -> str:
+    """The path of QEMU for an architecture: the `wanted` one, or the one that is installed.
+
+    `ConfigError` if the wanted one is for another, `ProcessError` if there is none.
+    """
+    if wanted is not None:
+        for other in arch.ARCHITECTURES:
+            if other is not architecture and Path(wanted).name == other.qemu:
+                raise ConfigError(
+                    f"qemu = {wanted} has machines for {other.name}, and the kernel is for "
+                    f"{architecture.name}; leave it out, or name another one"
+                )
+    return process.find_program(wanted or architecture.qemu)
 
 
 def kvm_fault(program: str, architecture: Architecture = arch.DEFAULT) -> str | None:
@@ -99,6 +117,9 @@ def choose(program: str, wanted: str, architecture: Architecture = arch.DEFAULT)
     fault = kvm_fault(program, architecture)
     if fault is None:
         return "kvm"
+    if wanted == "auto" and not architecture.is_hosts:
+        # Nobody has to be told, as nothing can be done about it.
+        return "tcg"
     if wanted == "kvm":
         raise InfraError(f"KVM was asked for and cannot be used: {fault}")
     logger.warning("KVM cannot be used here (%s); emulating with TCG, which is slower", fault)

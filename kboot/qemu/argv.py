@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,13 +81,14 @@ def argv(
     tftp: Path | None = None,
     ipxe: Ipxe | None = None,
     forwarder: str | None = None,
+    disks: Sequence[str] = (),
 ) -> list[str]:
     """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS.
 
     With `incoming`, it waits for a saved state instead of booting. `tftp` is a folder that the
     guest can read at ``tftp://10.0.2.2/``. `ipxe` boots from the network in place of the
     card's ROM. A `forwarder` isolates the guest: it
-    is a busybox, whose ``nc`` leads to the boot server.
+    is a busybox, whose ``nc`` leads to the boot server. `disks` are the words for the disks.
     """
     command = [program]
     row = arch.of(spec.architecture)
@@ -137,6 +138,7 @@ def argv(
     if flash is not None:
         option("-drive", _pflash(0, flash.code, flash.format, readonly=True))
         option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
+    option(*disks)
     option(*spec.extra_arguments)
     return command
 

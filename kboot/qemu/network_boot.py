@@ -20,6 +20,7 @@ from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
+from kboot.kernel.debian import fetch_file
 from kboot.locks import lock_file
 from kboot.log import step
 from kboot.qemu.accel import qemu_version
@@ -68,19 +69,22 @@ def require_program(architecture: Architecture = arch.DEFAULT) -> Path:
 def choose(
     program: str,
     accelerator: Accelerator,
-    spec: MachineSpec,
+    architecture: Architecture = arch.DEFAULT,
+    mirror: str = arch.DEBIAN_MIRROR,
 ) -> Ipxe | None:
-    """What boots a machine from the network; None for its card's own ROM.
+    """What boots UEFI machines without an iPXE of the user's: None for the ROM's, or the host's.
 
-    `ConfigError` if the machine's own iPXE is none for it, `InfraError` if the host has none that
-    it needs.
+    Where distributions have none, it is Debian's, fetched from its `mirror`. `InfraError` if none
+    of them can be had.
     """
-    row = arch.of(spec.architecture)
-    if spec.ipxe is not None:
-        return read_ipxe(spec.ipxe, spec.firmware, row)
-    if spec.firmware == "bios" or rom_has_ipxe(program, accelerator, architecture=row):
+    has_rom = architecture.card_rom is not None
+    if has_rom and rom_has_ipxe(program, accelerator, architecture=architecture):
         return None
-    return Ipxe(path=require_program(row), is_rom=False)
+    if architecture.ipxe_file and find_program(architecture) is None:
+        path = fetch_file(architecture.ipxe_file, architecture=architecture.debian, mirror=mirror)
+    else:
+        path = require_program(architecture)
+    return Ipxe(path=path, is_rom=False)
 
 
 def read_ipxe(path: Path, firmware: Firmware, architecture: Architecture = arch.DEFAULT) -> Ipxe:
@@ -135,13 +139,38 @@ def rom_has_ipxe(
         return known[key]
 
 
-def _probe(spec: MachineSpec, program: str, accelerator: Accelerator, deadline: Deadline) -> bool:
+def boot_fault(
+    program: str, accelerator: Accelerator, architecture: Architecture, limit_s: float
+) -> str | None:
+    """None if a UEFI machine runs iPXE, and that a script from DHCP; or else why not."""
+    try:
+        ipxe = choose(program, accelerator, architecture=architecture)
+        spec = replace(_PROBE, architecture=architecture.name)
+        if _probe(spec, program, accelerator, Deadline(limit_s), ipxe):
+            return None
+    except InfraError as error:
+        return str(error)
+    return "the firmware found nothing to boot"
+
+
+def _probe(
+    spec: MachineSpec,
+    program: str,
+    accelerator: Accelerator,
+    deadline: Deadline,
+    ipxe: Ipxe | None = None,
+) -> bool:
     with state.run_directory() as run:
         folder = run / "probe"
         folder.mkdir()
         (folder / _SCRIPT).write_text(f"#!ipxe\necho {_MARKER}\nsleep 60\n", encoding="ascii")
         machine = QemuVirtualMachine(
-            spec, program=program, accelerator=accelerator, directory=folder, tftp=folder
+            spec,
+            program=program,
+            accelerator=accelerator,
+            directory=folder,
+            tftp=folder,
+            ipxe=ipxe,
         )
         with (
             machine.powered_on(deadline),

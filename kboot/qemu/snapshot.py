@@ -15,6 +15,7 @@ from kboot import arch, process
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
+from kboot.qemu import disks
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.argv import Accelerator, Ipxe, Memory, Wiring, argv
 from kboot.qemu.firmware import find_uefi
@@ -45,6 +46,7 @@ def identity(
         flash=None,
         ipxe=ipxe,
         forwarder=forwarder,
+        disks=disks.device_words(spec.disks),
     )
     parts = {
         "qemu": qemu_version(program),
@@ -52,6 +54,7 @@ def identity(
         "command": " ".join(command),
         "firmware": firmware_stamps(spec, program, ipxe),
         "processor": processor_of(_cpuinfo()),
+        **disks.identity(spec.disks),
     }
     if accelerator == "kvm":
         parts["host kernel"] = platform.release()

@@ -35,14 +35,15 @@ def resolve_rootfs(
     *,
     architecture: str = arch.DEFAULT.name,
     password: str = "kboot",  # noqa: S107  # as in `tiny_initramfs`
+    mirror: str = arch.DEBIAN_MIRROR,
 ) -> list[Path]:
     """The initramfs images, in order, that a user asks for: ``tiny``, or the path of one.
 
-    `password` is root's in ``tiny``. `ConfigError` if the path is no file, or no initramfs that a
-    kernel would unpack.
+    `password` is root's in ``tiny``; `mirror` is Debian's, see `tiny_initramfs`. `ConfigError` if
+    the path is no file, or no initramfs that a kernel would unpack.
     """
     if value == "tiny":
-        return [tiny_initramfs(architecture=architecture, password=password)]
+        return [tiny_initramfs(architecture=architecture, password=password, mirror=mirror)]
     path = Path(value).expanduser()
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "no such file"

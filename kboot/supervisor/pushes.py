@@ -13,7 +13,7 @@ from kboot.backend import BootServer, OnProgress, Progress, RecreatableServer, i
 from kboot.cache import FileStamp
 from kboot.config import Channel, Config
 from kboot.errors import ConfigError, InfraError
-from kboot.kernel import Kernel, local_path, read_kernel, sha256_of
+from kboot.kernel import Kernel, local_path, read_kernel, require_architecture, sha256_of
 from kboot.kernel.compression import MAGIC, compression_of, decompressed
 from kboot.kernel.image import HEAD_SIZE
 from kboot.machine import Load, settings_for, upload
@@ -182,6 +182,8 @@ class Pushes:
             if kernel_of
             else self._kernel(local_path(config.kernel or ""), on_progress)
         )
+        if self.current:
+            require_architecture(kernel, self.current.load.settings.spec.architecture)
         # The machine's ssh port can be reached or not, as it was switched on.
         if self._channel == "console":
             config = replace(config, channel="console")

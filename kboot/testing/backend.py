@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kboot.backend import Fetch, Firmware, MachineSpec, OnProgress, ignore_progress
+from kboot import arch
+from kboot.backend import Disk, Fetch, Firmware, MachineSpec, OnProgress, ignore_progress
 from kboot.cache import sha256_of
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
@@ -39,9 +40,15 @@ class FakeBackend:
         self._commands = {} if commands is None else commands
         self._server = FakeServer()
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
+    def firmware_fault(
+        self, firmware: Firmware, _architecture: str = arch.DEFAULT.name
+    ) -> str | None:
         """None if its machines can have this firmware, or else why not."""
         return None if firmware == "bios" else "a replayed boot is the one of a BIOS machine"
+
+    def disk_fault(self, disk: Disk) -> str | None:
+        """None if its machines can have such a disk: what the guest says of it is made up."""
+        return None if disk.kind == "blank" else "a replayed boot reads no disk; give a blank one"
 
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[FakeServer]:
