@@ -134,6 +134,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	done
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
 	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
+	$(bin)/python -m tests.soak_ipxe 1000
 	$(bin)/python -m tests.soak_machines $(KERNEL)
 	$(bin)/python -m tests.soak_architectures $(arm64) $(arm64_older)
 	$(bin)/python -m tests.soak_fleet $(KERNEL)

@@ -86,6 +86,8 @@ class MachineSpec:
     ssh: bool = False
     #: Passed to the hypervisor as they are; only the qemu backend takes any.
     extra_arguments: tuple[str, ...] = ()
+    #: What boots it from the network, a file; None for what its firmware or its network card has.
+    ipxe: Path | None = None
     disks: tuple[Disk, ...] = ()
     #: The networks that it is on with other machines.
     links: tuple[Link, ...] = ()

@@ -33,7 +33,7 @@ ROWS = (
     {"console", "snapshots", "ipxe", "ipxe_lint"},
     {"ipxe_script"},
     {"ipxe_tree"},
-    {"guest", "fault_proxy"},
+    {"guest", "fault_proxy", "ipxe_prompt"},
     {"nginx"},
     {"qemu", "kubevirt", "evidence"},
     {"results"},

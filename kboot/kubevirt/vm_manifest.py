@@ -49,6 +49,11 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
         raise ConfigError(
             "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
         )
+    if spec.ipxe:
+        raise ConfigError(
+            f"a machine on a cluster cannot start {spec.ipxe} from here: make ipxe-disk "
+            "IPXE=ipxe.efi makes a disk of it, for --cluster-ipxe-disk"
+        )
     if len(spec.boot_file) > _LONGEST_BOOT_FILE:
         raise ConfigError(
             f"DHCP takes a boot file name of {_LONGEST_BOOT_FILE} characters, and {spec.boot_file} "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
+from kboot.boot_messages import IpxeBuild, ipxe_build
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
@@ -138,6 +139,11 @@ class Machine:
     def expected(self) -> Expected:
         """What its kernel, its command line and its console have to be."""
         return self._expected
+
+    @property
+    def ipxe(self) -> IpxeBuild | None:
+        """The iPXE that has booted it last; None if none has said so on its console."""
+        return ipxe_build(line.text for line in self.console.lines())
 
     @property
     def fetches(self) -> Sequence[Fetch]:

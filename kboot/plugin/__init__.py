@@ -37,6 +37,7 @@ from kboot.plugin.reporting import (
     mark_verdict,
     new_reports,
     properties,
+    script_lines,
     sections,
     verdict_of,
 )
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
+    from kboot.machine.ipxe_machine import IpxeMachine
     from kboot.machine.kunit import KUnit
     from kboot.session import Session
 
@@ -136,6 +138,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return (
         f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
         f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
+        + (f", iPXE {settings.ipxe}" if settings.ipxe else "")
+        + (f", boot script {settings.ipxe_script}" if settings.ipxe_script else "")
     )
 
 
@@ -177,6 +181,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """With several kernels, or kinds of firmware, a test runs once for each."""
     matrix.parametrize(metafunc)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Boot scripts are tried where there is one of the user's."""
+    ours = Path(__file__).parent.parent / "acceptance" / "test_ipxe_script.py"
+    if collection_path == ours and read_config(config).ipxe_script is None:
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -328,6 +340,14 @@ def kunit(request: pytest.FixtureRequest) -> KUnit:
             read_boot(handover.machine)
         raise
     return KUnit(machine)
+
+
+@pytest.fixture
+def ipxe(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[IpxeMachine]:
+    """A machine at iPXE's prompt, its network up, for this test alone."""
+    config, _ = config_for(request.node)
+    with kboot_session.ipxe(config, name=request.node.name) as machine:
+        yield machine
 
 
 # --------------------------------------------------------------------------------- judgement
@@ -491,6 +511,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for title, lines in (
         ("kboot: tests that were run again", retry.summary_lines(reports)),
         ("kboot: test suites", subtests.summary_lines(reports)),
+        ("kboot: the boot script under faults", script_lines(reports)),
         ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
     ):
         if lines:

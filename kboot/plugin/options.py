@@ -23,7 +23,7 @@ FLEET_MARKER = "kboot_fleet"
 OF_MACHINES = frozenset(
     {
         *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
-        *("ipxe_script", "serve"),
+        *("ipxe", "ipxe_script", "serve"),
         "disk",
         *(
             "memory",
