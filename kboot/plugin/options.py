@@ -20,7 +20,16 @@ ALLOW_MARKER = "kboot_allow_warning"
 #: The settings of one machine, which a test may choose; all others are those of the run.
 OF_MACHINES = frozenset(
     {
-        *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
+        *(
+            "channel",
+            "cloud_init",
+            "cmdline",
+            "cpus",
+            "firmware",
+            "firmware_start",
+            "initrd",
+            "isolation",
+        ),
         *("ipxe_script", "serve"),
         "disk",
         *(
