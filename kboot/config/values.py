@@ -462,3 +462,12 @@ class Config(ClusterConfig):
             repeated=True,
         ),
     )
+    cloud_init: Path | None = field(
+        default=None,
+        metadata=about(
+            "a file with user data for the guest's cloud-init, served by the boot server; the "
+            "machine is ready when cloud-init has finished",
+            "FILE",
+            parse.path,
+        ),
+    )

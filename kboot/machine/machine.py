@@ -18,7 +18,7 @@ from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
 from kboot.kernel import Kernel
 from kboot.log import logger, step
-from kboot.machine import expectations, faults, suites
+from kboot.machine import cloud_init, expectations, faults, suites
 from kboot.machine.boot import Boot
 from kboot.machine.channels import Channels
 from kboot.machine.expectations import ExpectedCrash, ReportFilter, crash_of
@@ -182,6 +182,8 @@ class Machine:
         guest = self._log_in(deadline)
         self.boot_ids.append(faults.prove(guest.unrecorded(), self._expected, known=self.boot_ids))
         self.channels.connect(self.settings, deadline)
+        if self.settings.user_data:
+            cloud_init.wait_until_done(self.guest.unrecorded(), deadline, self.evidence_directory)
         self._reports_when_ready = len(self.console.reports)
 
     def _log_in(self, deadline: Deadline) -> Guest:

@@ -15,6 +15,7 @@ from kboot.guest.ssh import authorized_key
 from kboot.ipxe_script import UserScript
 from kboot.ipxe_tree import NOTHING, ServedTree, read_tree
 from kboot.kernel import Kernel, require_architecture
+from kboot.machine.cloud_init import read_user_data
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
 from kboot.rootfs.system import system_for
 
@@ -41,6 +42,8 @@ class MachineSettings:
     boot_script: UserScript | None = None
     #: What the boot server publishes beside it.
     serve: Path | None = None
+    #: For the guest's cloud-init; empty for none.
+    user_data: str = ""
 
     def named(self, name: str) -> MachineSettings:
         """The same for a machine of this name."""
@@ -51,10 +54,10 @@ class MachineSettings:
         return replace(self, channel=channel, spec=replace(self.spec, ssh=channel != "console"))
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it by name, flat, without the password: for people and for result.json."""
+        """All of it by name, flat, without what may be secret: for people and for result.json."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         spec = {each.name: getattr(self.spec, each.name) for each in fields(self.spec)}
-        del own["spec"], own["password"], spec["boot_file"]
+        del own["spec"], own["password"], own["user_data"], spec["boot_file"]
         own["boot_script"] = self.boot_script and str(self.boot_script.path)
         return {"machine_name": spec.pop("name"), **spec, **own}
 
@@ -116,6 +119,7 @@ def settings_for(
         warnings=config.warnings,
         boot_script=script,
         serve=config.serve,
+        user_data=read_user_data(config.cloud_init) if config.cloud_init else "",
     )
     return _fitting(settings.reached_by(channel))
 

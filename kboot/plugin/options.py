@@ -22,8 +22,17 @@ FLEET_MARKER = "kboot_fleet"
 #: The settings of one machine, which a test may choose; all others are those of the run.
 OF_MACHINES = frozenset(
     {
-        *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
-        *("ipxe", "ipxe_script", "serve"),
+        "channel",
+        "cloud_init",
+        "cmdline",
+        "cpus",
+        "firmware",
+        "firmware_start",
+        "initrd",
+        "ipxe",
+        "ipxe_script",
+        "isolation",
+        "serve",
         "disk",
         *(
             "memory",
