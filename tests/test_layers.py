@@ -24,7 +24,7 @@ ROWS = (
     {"deadline", "locks", "log", "statistics", "capacity"},
     {"process", "backend", "rpc", "templates"},
     {"state"},
-    {"cache"},
+    {"cache", "service"},
     {"config"},
     {"kernel", "checks"},
     {"rootfs", "crash"},

@@ -72,6 +72,7 @@ class LazyGroup(click.Group):
         "put": ("kboot.cli.guest:put", "Copy a file into the guest."),
         "get": ("kboot.cli.guest:get", "Copy a file out of the guest."),
         "take": ("kboot.cli.machines:take", "Take over a machine on a cluster."),
+        "fleet": ("kboot.cli.fleet:fleet", "Machines with roles on one network."),
         "doctor": ("kboot.cli.doctor:doctor", "Check this host or cluster."),
         "cache": ("kboot.cli.maintenance:cache", "List or clear saved machines."),
         "runs": ("kboot.cli.maintenance:runs", "List runs."),
