@@ -1,8 +1,11 @@
-"""``kboot fleet``, as somebody types them."""
+"""``kboot fleet`` and ``kboot pool``, as somebody types them."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ import pytest
 
 from kboot import service
 from kboot.cli.fleet import parse_roles
+from kboot.deadline import Deadline
 from kboot.errors import ConfigError
+from kboot.kernel import read_kernel
 from tests.test_workers import processes_in
 from tests.users import User
 
@@ -23,9 +28,29 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     user = User(tmp_path)
     yield user
-    for each in service.running("fleet"):
-        service.stop(each)
+    for kind in ("fleet", "pool"):
+        for each in service.running(kind):
+            service.stop(each)
     assert not processes_in(tmp_path)
+
+
+def kill(each: service.Service) -> None:
+    """As the host might: the process that holds its machines."""
+    holders = [
+        int(entry.name)
+        for entry in Path("/proc").glob("[0-9]*")
+        if _names(entry, each) and int(entry.name) != os.getpid()
+    ]
+    assert len(holders) == 1
+    os.kill(holders[0], signal.SIGKILL)
+
+
+def _names(entry: Path, each: service.Service) -> bool:
+    try:
+        words = (entry / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return f"kboot.{each.kind}.service".encode() in words and each.name.encode() in words
 
 
 def left_of(runs: Path) -> list[Path]:
@@ -57,6 +82,42 @@ def test_a_fleet_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -
     assert user.try_("fleet", "status", "lab").returncode == 2
 
 
+def test_a_pool_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -> None:
+    release = read_kernel(debian_kernel).release
+    options = (f"--kernel={debian_kernel}", "--accel=tcg", "--replicas=2")
+    up = json.loads(user.type("pool", "up", "ci", *options, "--json"))
+    assert [each["state"] for each in up["machines"]] == ["ready", "ready"]
+    words = [*user.command("pool", "exec"), "--", "uname", "-r"]
+    assert user.type("pool", "acquire", "ci", "--", *words) == f"{release}\n"
+    assert user.try_("pool", "acquire", "ci", "--", "sh", "-c", "exit 7").returncode == 7
+    # A holder that is killed gives back what it had.
+    with subprocess.Popen(
+        user.command("pool", "acquire", "ci", "--", "sleep", "100"),
+        cwd=user.home,
+        env=user.environ,
+    ) as holder:
+        eventually_leased(user, 1)
+        holder.kill()
+        eventually_leased(user, 0)
+    # What is left of a pool that was killed, the next command removes.
+    kill(service.find("pool", "ci"))
+    for _ in Deadline(20).poll(0.1):
+        if user.type("pool", "list") == "no pools\n" and not left_of(runs_apart):
+            break
+    assert left_of(runs_apart) == []
+    assert user.try_("pool", "acquire", "ci", "--", "true").returncode == 2
+
+
+def eventually_leased(user: User, count: int) -> None:
+    states: list[str] = []
+    for _ in Deadline(30).poll(0.1):
+        found = service.ask(service.find("pool", "ci"), "status")
+        states = [each["state"] for each in found["machines"]]
+        if states.count("leased") == count:
+            return
+    raise AssertionError(f"not {count} leased: {states}")
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -64,6 +125,9 @@ def test_a_fleet_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -
         (("fleet", "up", "lab", "--role=w=1,colour=red"), "there is no setting colour"),
         (("fleet", "up", "Lab", "--role=w=1", "--kernel=KERNEL"), "cannot be a fleet's name"),
         (("fleet", "status", "lab"), "there is no fleet called lab"),
+        (("pool", "list", "ci"), "there is no pool called ci"),
+        (("pool", "exec", "--", "true"), "no machine was acquired"),
+        (("pool", "up", "ci", "--replicas=2", "--max-age=old"), "'old' is not a time"),
     ],
 )
 def test_mistakes_are_told_in_a_line(

@@ -34,7 +34,7 @@ ROWS = (
     {"machine"},
     {"isolation", "shared_server", "standby", "testing"},
     {"session"},
-    {"fleet"},
+    {"fleet", "pool"},
     {"supervisor"},
     {"acceptance"},
     {"plugin", "cli"},

@@ -73,6 +73,7 @@ class LazyGroup(click.Group):
         "get": ("kboot.cli.guest:get", "Copy a file out of the guest."),
         "take": ("kboot.cli.machines:take", "Take over a machine on a cluster."),
         "fleet": ("kboot.cli.fleet:fleet", "Machines with roles on one network."),
+        "pool": ("kboot.cli.pool:pool", "Machines that are always fresh."),
         "doctor": ("kboot.cli.doctor:doctor", "Check this host or cluster."),
         "cache": ("kboot.cli.maintenance:cache", "List or clear saved machines."),
         "runs": ("kboot.cli.maintenance:runs", "List runs."),
