@@ -10,17 +10,20 @@ RESTORES ?= 500
 COMMANDS ?= 10000
 BENCH ?=
 PYTEST_ARGS ?=
-WORKERS ?= $(shell nproc)
+# Two for each processor: a test that boots a machine waits for it half of its time.
+WORKERS ?= $(shell echo $$((2 * $$(nproc) < 16 ? 2 * $$(nproc) : 16)))
 
 venv := .venv
 bin := $(venv)/bin
 ready := $(venv)/.ready
 headers := build/kernel/headers/build
 second := build/kernel/cloud.deb
+arm64 := build/kernel/arm64.deb
+arm64_older := build/kernel/arm64-6.1.deb
 ipxe_disk := build/ipxe/ipxe-disk.tar
 # What shares a machine stays together, in the order of tests/schedule.py.
-parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadgroup --no-loadscope-reorder)
-sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py
+parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS))
+sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py .ci/fetch_foreign.py
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
@@ -57,6 +60,13 @@ build/kernel/debian.deb: | $(ready)
 $(second): | $(ready)
 	@.ci/fetch-kernel $@ linux-image-cloud-amd64
 
+# From the mirror, as this host's apt knows no packages for another architecture.
+$(arm64): .ci/fetch_foreign.py | $(ready)
+	@$(bin)/python .ci/fetch_foreign.py aarch64 trixie linux-image-cloud-arm64 $@
+
+$(arm64_older): .ci/fetch_foreign.py | $(ready)
+	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm linux-image-arm64 $@
+
 # Only of Debian's kernel: the module that the tests crash it with is built for no other.
 $(headers): build/kernel/debian.deb .ci/fetch-headers
 	@.ci/fetch-headers build/kernel/debian.deb $(@D)
@@ -77,7 +87,7 @@ demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on i
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
 
-test: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests, with real boots of a real kernel
+test: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(ipxe_disk) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(parallel) $(PYTEST_ARGS)
 
 # Settings for your cluster (namespace, cluster_patch, cluster_ipxe_disk...) are taken from kboot.toml and KBOOT_*.
@@ -107,7 +117,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
@@ -116,6 +126,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(ipxe_disk) ## run the tests COUN
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
 	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
 	$(bin)/python -m tests.soak_machines $(KERNEL)
+	$(bin)/python -m tests.soak_architectures $(arm64) $(arm64_older)
 	$(bin)/python -m tests.soak_fleet $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
 

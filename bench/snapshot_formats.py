@@ -237,7 +237,9 @@ def _booted(directory: Path) -> _Bench:
         ) as machine,
     ):
         machine.wait_until_ready()
-        agent = prepare(machine.console_guest, Deadline(_LIMIT_S))
+        agent = prepare(
+            machine.console_guest, Deadline(_LIMIT_S), architecture=settings.spec.architecture
+        )
         bench = _Bench(directory=directory, spec=settings.spec, agent=agent)
         bench.file.mkdir()
         if not isinstance(machine.vm, SnapshotVirtualMachine):

@@ -13,7 +13,7 @@ The errors, by who has to act::
     `-- GuestError    the kernel or its user space: counts as failure
         |-- GuestTimeout: NoCrash, NoReboot (HungAfterPanic)
         |-- KernelCrash: WrongCrash, SecondCrash
-        `-- CommandFailed, RebootLoop, WrongKernel
+        `-- CommandFailed, RebootLoop, SuiteFailed, WrongKernel
 """
 
 from __future__ import annotations
@@ -45,8 +45,19 @@ if TYPE_CHECKING:
         ProcessTimeout,
         RebootLoop,
         SecondCrash,
+        SuiteFailed,
         WrongCrash,
         WrongKernel,
+    )
+    from kboot.evidence import (
+        BootRecord,
+        CaseResult,
+        Evidence,
+        PhaseRecord,
+        Run,
+        find_evidence,
+        read_evidence,
+        read_run,
     )
     from kboot.guest import BackgroundCommand, CommandRecord, CommandResult, Guest
     from kboot.kernel import Kernel, read_kernel, require_architecture
@@ -61,6 +72,7 @@ if TYPE_CHECKING:
         settings_for,
     )
     from kboot.machine.boot import Boot
+    from kboot.results.cases import Case, Status, SuiteResults
     from kboot.rootfs import module_initramfs, overlay_initramfs, resolve_rootfs, tiny_initramfs
     from kboot.session import Session, open_session
 
@@ -70,7 +82,10 @@ __all__ = [
     "Backend",
     "BackgroundCommand",
     "Boot",
+    "BootRecord",
     "BootServer",
+    "Case",
+    "CaseResult",
     "Check",
     "ClusterError",
     "CommandFailed",
@@ -83,6 +98,7 @@ __all__ = [
     "CrashKind",
     "CrashReport",
     "Deadline",
+    "Evidence",
     "ExpectedCrash",
     "Fetch",
     "Finding",
@@ -105,21 +121,29 @@ __all__ = [
     "NoReboot",
     "Opened",
     "Phase",
+    "PhaseRecord",
     "ProcessError",
     "ProcessTimeout",
     "RebootLoop",
+    "Run",
     "Scanner",
     "SecondCrash",
     "Session",
+    "Status",
+    "SuiteFailed",
+    "SuiteResults",
     "VirtualMachine",
     "WrongCrash",
     "WrongKernel",
+    "find_evidence",
     "module_initramfs",
     "open_backend",
     "open_session",
     "overlay_initramfs",
     "power_on",
+    "read_evidence",
     "read_kernel",
+    "read_run",
     "require_architecture",
     "resolve_rootfs",
     "settings_for",
@@ -131,7 +155,10 @@ _HOMES = {
     "Backend": "kboot.backend",
     "BackgroundCommand": "kboot.guest",
     "Boot": "kboot.machine.boot",
+    "BootRecord": "kboot.evidence",
     "BootServer": "kboot.backend",
+    "Case": "kboot.results.cases",
+    "CaseResult": "kboot.evidence",
     "Check": "kboot.checks",
     "ClusterError": "kboot.errors",
     "CommandFailed": "kboot.errors",
@@ -144,6 +171,7 @@ _HOMES = {
     "CrashKind": "kboot.crash",
     "CrashReport": "kboot.crash",
     "Deadline": "kboot.deadline",
+    "Evidence": "kboot.evidence",
     "ExpectedCrash": "kboot.machine",
     "Fetch": "kboot.backend",
     "Finding": "kboot.checks",
@@ -166,21 +194,29 @@ _HOMES = {
     "NoReboot": "kboot.errors",
     "Opened": "kboot.crash",
     "Phase": "kboot.machine",
+    "PhaseRecord": "kboot.evidence",
     "ProcessError": "kboot.errors",
     "ProcessTimeout": "kboot.errors",
     "RebootLoop": "kboot.errors",
+    "Run": "kboot.evidence",
     "Scanner": "kboot.crash",
     "SecondCrash": "kboot.errors",
     "Session": "kboot.session",
+    "Status": "kboot.results.cases",
+    "SuiteFailed": "kboot.errors",
+    "SuiteResults": "kboot.results.cases",
     "VirtualMachine": "kboot.backend",
     "WrongCrash": "kboot.errors",
     "WrongKernel": "kboot.errors",
+    "find_evidence": "kboot.evidence",
     "module_initramfs": "kboot.rootfs",
     "open_backend": "kboot.machine",
     "open_session": "kboot.session",
     "overlay_initramfs": "kboot.rootfs",
     "power_on": "kboot.machine",
+    "read_evidence": "kboot.evidence",
     "read_kernel": "kboot.kernel",
+    "read_run": "kboot.evidence",
     "require_architecture": "kboot.kernel",
     "resolve_rootfs": "kboot.rootfs",
     "settings_for": "kboot.machine",

@@ -6,14 +6,40 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from kboot import arch
 from kboot.deadline import Deadline
+from kboot.server_faults import Fault, FaultHandle, FaultKind
 
 Firmware = Literal["bios", "uefi"]
 
 #: With ``saved``, where the backend can: in a state in which firmware and DHCP are done.
 FirmwareStart = Literal["real", "saved"]
+
+
+DiskBus = Literal["virtio", "nvme", "scsi"]
+
+#: What a disk begins with: nothing, an image file, an image in a registry, a cluster's volume
+#: claim, or a disk that was cloned before (a golden one).
+DiskKind = Literal["blank", "image", "container", "pvc", "clone"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A disk of a machine. It begins anew with each power-on; its source is never written to."""
+
+    #: Its serial number in the guest, unique in the machine: ``[a-z0-9-]``, at most 20 characters.
+    name: str
+    kind: DiskKind
+    #: The path or URL of an image, or the name of what else it is; empty for a blank one.
+    source: str = ""
+    #: None for that of its source.
+    size_mib: int | None = None
+    read_only: bool = False
+    #: Whether what the guest writes outlives the machine's power-off.
+    keep: bool = False
+    bus: DiskBus = "virtio"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +68,14 @@ class MachineSpec:
     #: How it starts from empty memory; a reset always goes through its firmware.
     firmware_start: FirmwareStart = "real"
     #: The architecture as Linux names it (``uname -m``).
-    architecture: str = "x86_64"
+    architecture: str = arch.DEFAULT.name
     #: None for one that the backend chooses, and that stays the machine's own through restarts.
     mac_address: str | None = None
     #: Whether the guest's ssh port is to be reached from here, see `SshVirtualMachine`.
     ssh: bool = False
     #: Passed to the hypervisor as they are; only the qemu backend takes any.
     extra_arguments: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = ()
     #: The networks that it is on with other machines.
     links: tuple[Link, ...] = ()
 
@@ -69,6 +96,8 @@ class Fetch:
     #: Whether the answer was sent to its end.
     complete: bool
     user_agent: str
+    #: The fault that it met, see `kboot.server_faults`; empty for none.
+    fault: str = ""
 
 
 class Stream(Protocol):
@@ -120,6 +149,12 @@ class BootServer(Protocol):
     def write(self, name: str, text: str) -> str:
         """Publish or replace a small text atomically and return its URL as the guest sees it."""
 
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """Have these files, and no others, below `folder`, beside what `write` has put there.
+
+        Names may have folders of their own. Returns those that were new, changed or gone.
+        """
+
     def url(self, path: str) -> str:
         """The URL of `path` as the guest sees it, whether anything is there or not."""
 
@@ -134,6 +169,29 @@ class BootServer(Protocol):
 
     def catch_up(self, deadline: Deadline) -> None:
         """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""
+
+    def faults_fault(self) -> str | None:
+        """None if it can do wrong on purpose, or else why not."""
+
+    def set_fault(self, fault: Fault) -> int:
+        """Set a fault; its number. Users call `fault`."""
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """Take a fault away, or all."""
+
+    def fault_hits(self, number: int) -> int:
+        """How often a fault has happened."""
+
+    def fault(
+        self,
+        path: str,
+        kind: FaultKind | None = None,
+        *,
+        times: int | None = None,
+        machine: str = "",
+        **how: Any,
+    ) -> FaultHandle:
+        """See `kboot.server_faults.Faulty`."""
 
     def check(self) -> None:
         """Return if the server is fine; raise `InfraError` if it is not."""
@@ -179,8 +237,13 @@ class Backend(Protocol):
     def name(self) -> str:
         """The name users choose it by."""
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
-        """None if its machines can have this firmware, or else why not."""
+    def firmware_fault(
+        self, firmware: Firmware, architecture: str = arch.DEFAULT.name
+    ) -> str | None:
+        """None if its machines of an architecture can have this firmware, or else why not."""
+
+    def disk_fault(self, disk: Disk) -> str | None:
+        """None if its machines can have such a disk, or else why not, with the remedy."""
 
     def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
         """Start a boot server."""
@@ -260,6 +323,18 @@ class PersistentMachine:
     condition: str
     #: Who looks after it now: ``user@host, process 123``; empty for nobody.
     holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRun:
+    """A run as it is found where machines run, whoever started it."""
+
+    #: One line for people: its name, whether it lives, and how that is known.
+    summary: str
+    #: What belongs to it, one line for each.
+    details: tuple[str, ...] = ()
+    #: The same for programs.
+    values: Mapping[str, object]
 
 
 @runtime_checkable

@@ -247,6 +247,11 @@ def stopped_script(line: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
+def is_ipxe_prompt(unfinished: str) -> bool:
+    """Whether the line that has not ended yet is iPXE's prompt, with nothing typed behind it."""
+    return unfinished.rstrip() == "iPXE>"
+
+
 def nothing_to_boot(line: str) -> str | None:
     """The words in which firmware or iPXE give up."""
     match = _GAVE_UP.search(line)

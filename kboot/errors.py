@@ -19,6 +19,7 @@
         │   └── SecondCrash      one more crash after the expected one
         ├── RebootLoop       it reboots, and is down again before it is ready
         ├── WrongKernel      the kernel that runs is not the one that was pushed
+        ├── SuiteFailed      cases of a test suite in the guest failed, crashed or were not run
         └── CommandFailed    a command in the guest exited non-zero; ``.result`` has its output
 
 The message names the culprit and says where to look; it is written to be shown as it is, without a
@@ -120,3 +121,7 @@ class CommandFailed(GuestError):
     def __init__(self, message: str, result: CommandResult) -> None:
         super().__init__(message)
         self.result = result
+
+
+class SuiteFailed(GuestError):
+    """Cases of a test suite failed, crashed or were not run."""

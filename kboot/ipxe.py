@@ -6,15 +6,11 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 
-from kboot import templates
+from kboot import arch, templates
 from kboot.errors import ConfigError
 
-#: The guest's name for the serial line that is read, by architecture.
-CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
-
-#: What a kernel takes, its last zero byte included: COMMAND_LINE_SIZE in
-#: arch/*/include/uapi/asm/setup.h. The rest of a longer one it drops without a word.
-_COMMAND_LINE_SIZES = {"x86_64": 2048, "aarch64": 2048}
+#: The name of a machine's boot script on the server, in a folder of the machine's own.
+SCRIPT_NAME = "boot.ipxe"
 
 #: How often the script tries to load, and the seconds between.
 ATTEMPTS = 3
@@ -45,7 +41,7 @@ def command_line(
     words = extra.split()
     parameters = [f"kboot.nonce={nonce}"]
     if not any(word.startswith("console=") for word in words):
-        parameters.append(f"console={CONSOLES[architecture]}")
+        parameters.append(f"console={arch.of(architecture).console}")
     if not any(word.startswith("panic=") for word in words):
         parameters.append("panic=-1")
     if firmware == "uefi":
@@ -67,7 +63,7 @@ def check_command_line(extra: str) -> None:
 
 def check_command_line_fits(line: str, *, architecture: str, firmware: str) -> None:
     """`ConfigError` if a whole command line is longer than what kernels take."""
-    limit = _COMMAND_LINE_SIZES[architecture] - 1
+    limit = arch.of(architecture).command_line_size - 1
     # Under UEFI, iPXE puts the image's name in front. Under BIOS, that of 2025 keeps a byte for the
     # zero at the end, which the kernel's own limit does not count.
     limit -= len("kernel ") if firmware == "uefi" else 1

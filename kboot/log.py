@@ -36,3 +36,11 @@ def step(what: str) -> Iterator[None]:
         logger.debug("%s%s: done in %.2f s", indent, what, time.monotonic() - start)
     finally:
         _depth.reset(token)
+
+
+def age(seconds: float) -> str:
+    """A length of time for people, in its largest unit."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:z.0f} s"

@@ -13,7 +13,7 @@ import shutil
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot import process, state, templates
@@ -21,7 +21,9 @@ from kboot.backend import Fetch, OnProgress, Progress, ignore_progress
 from kboot.cache import FileStamp
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
+from kboot.fault_proxy import FaultList, FaultProxy
 from kboot.log import logger, step
+from kboot.server_faults import Fault, Faulty
 
 #: ``nobody``: what nginx runs as when kboot is run by root.
 _NOBODY = 65534
@@ -31,13 +33,19 @@ _PIECE_BYTES = 1 << 20
 #: How many requests are remembered: those of 2,000 boots and more.
 FETCHES_KEPT = 20_000
 
+#: For nginx to start again, listening elsewhere.
+_RESTART_LIMIT_S = 10.0
+
 #: How often another port is tried when somebody takes ours between choosing and listening.
 _PORT_ATTEMPTS = 5
 
 
-def configuration(*, port: int, token: str) -> str:
-    """The text of nginx.conf for a server on a loopback port; paths are relative to its prefix."""
-    return templates.render("nginx/nginx.conf", port=port, token=token)
+def configuration(*, port: int, token: str, hidden: str = "") -> str:
+    """The text of nginx.conf for a server on a loopback port; paths are relative to its prefix.
+
+    With `hidden`, it listens on that socket in the file system instead.
+    """
+    return templates.render("nginx/nginx.conf", port=port, token=token, hidden=hidden)
 
 
 def parse_fetch(line: str, *, token: str) -> Fetch | None:
@@ -92,7 +100,7 @@ class FetchLog:
             return tuple(reversed(newest)), self._count
 
 
-class Nginx:
+class Nginx(Faulty):
     """A boot server on this host (see `kboot.backend.BootServer`). Made by `serve`."""
 
     def __init__(self, prefix: Path, *, guest_host: str) -> None:
@@ -102,7 +110,17 @@ class Nginx:
         self._guest_host = guest_host
         self._process: process.Process
         self._put: dict[FileStamp, str] = {}
+        #: What was published in each folder of the scripts, by name.
+        self._trees: dict[str, dict[str, FileStamp]] = {}
         self._fetches = FetchLog()
+        self._faults = FaultList()
+        #: nginx runs for as long as this; and what starts it.
+        self._life = contextlib.ExitStack()
+        self._start: Callable[[], contextlib.AbstractContextManager[process.Process]]
+        #: Held by who puts the fault proxy before nginx, or takes it away.
+        self._switching = threading.Lock()
+        self._proxy = contextlib.ExitStack()
+        self._proxied = False
         #: For who reads on in the access log.
         self._reading = threading.Lock()
         self._log_offset = 0
@@ -122,10 +140,7 @@ class Nginx:
 
     def put(self, artifact: Path, on_progress: OnProgress = ignore_progress) -> str:
         """Publish a file under its sha256 and return its URL. `ConfigError` if it is unreadable."""
-        try:
-            stamp = FileStamp.of(artifact)
-        except OSError as error:
-            raise _unreadable(artifact, error) from error
+        stamp = _stamp(artifact)
         if stamp not in self._put:
             self._put[stamp] = self._store(artifact, stamp.size, on_progress)
         return self.url(f"artifacts/{self._put[stamp]}")
@@ -153,6 +168,19 @@ class Nginx:
         new.replace(target)
         return self.url(f"scripts/{name}")
 
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """See `kboot.backend.BootServer`."""
+        stamps = {name: _stamp(path) for name, path in files.items()}
+        known = self._trees.get(folder, {})
+        place = self._files / "scripts" / folder
+        for name in known.keys() - stamps.keys():
+            (place / name).unlink(missing_ok=True)
+        changed = [name for name in stamps if known.get(name) != stamps[name]]
+        for name in changed:
+            self._link(self.put(files[name]), place, name)
+        self._trees[folder] = stamps
+        return sorted({*changed, *(known.keys() - stamps.keys())})
+
     def fetches(self) -> Sequence[Fetch]:
         """The newest requests, in the order in which they ended."""
         self._read_on()
@@ -168,11 +196,34 @@ class Nginx:
 
     def check(self) -> None:
         """Raise `InfraError` if nginx is not running any more."""
-        status = self.exit_status
+        with self._switching:
+            status = self.exit_status
         if status is not None:
             how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
             words = self._process.last_words()
             raise InfraError(f"nginx {how}{': ' + words if words else ''}")
+
+    def faults_fault(self) -> str | None:
+        """None: a proxy before nginx does what nginx cannot."""
+        return None
+
+    def set_fault(self, fault: Fault) -> int:
+        """Set a fault; its number. From the first one on, a proxy stands on nginx's port."""
+        with self._switching:
+            number = self._faults.add(fault)
+            if not self._proxied:
+                self._put_proxy()
+            return number
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """Take a fault away, or all; with the last one, the proxy goes."""
+        with self._switching:
+            if self._faults.remove(number) and self._proxied:
+                self._take_proxy()
+
+    def fault_hits(self, number: int) -> int:
+        """How often a fault has happened."""
+        return self._faults.hits(number)
 
     @property
     def pid(self) -> int:
@@ -195,9 +246,12 @@ class Nginx:
     @contextlib.contextmanager
     def running(self, program: str, *, deadline: Deadline, env: dict[str, str]) -> Iterator[None]:
         """Run nginx for the length of the ``with``."""
+        self._start = lambda: self._spawn(program, env)
         for _ in range(_PORT_ATTEMPTS):
-            with contextlib.ExitStack() as stack:
-                self._process = stack.enter_context(self._spawn(program, env))
+            self.port = _free_port()
+            self._configure()
+            with self._life, self._proxy:
+                self._process = self._life.enter_context(self._start())
                 if self._wait_until_up(deadline.within(20)):
                     logger.debug("nginx serves %s on port %d", self.prefix, self.port)
                     yield
@@ -221,14 +275,58 @@ class Nginx:
 
     @contextlib.contextmanager
     def _spawn(self, program: str, env: dict[str, str]) -> Iterator[process.Process]:
-        self.port = _free_port()
-        conf = self.prefix / "nginx.conf"
-        conf.write_text(configuration(port=self.port, token=self.token), encoding="utf-8")
         log = self.prefix / "nginx.log"
         log.unlink(missing_ok=True)
+        conf = self.prefix / "nginx.conf"
         argv = [program, "-e", "stderr", "-p", str(self.prefix), "-c", str(conf)]
         with process.spawn(argv, log=log, env=env, user=self._user) as child:
             yield child
+
+    def _configure(self, hidden: str = "") -> None:
+        """Write nginx.conf. With a `hidden` socket, it listens there, and not on the port."""
+        text = configuration(port=self.port, token=self.token, hidden=hidden)
+        (self.prefix / "nginx.conf").write_text(text, encoding="utf-8")
+
+    def _restart(self, hidden: str = "") -> None:
+        """Have nginx listen elsewhere: a single process (see nginx.conf) does so from its start."""
+        self._life.close()
+        self._configure(hidden)
+        self._process = self._life.enter_context(self._start())
+
+    def _put_proxy(self) -> None:
+        """Have nginx listen elsewhere, and the proxy in its place."""
+        hidden = self.prefix / "tmp" / f"{secrets.token_hex(4)}.sock"
+        self._restart(str(hidden))
+        self._wait_for_socket(hidden)
+        proxy = FaultProxy(
+            port=self.port,
+            upstream=str(hidden),
+            prefix=f"/{self.token}/",
+            faults=self._faults,
+            on_fetch=self._log_fault,
+        )
+        self._proxy.enter_context(proxy.running())
+        self._proxied = True
+
+    def _take_proxy(self) -> None:
+        self._proxied = False
+        self._proxy.close()
+        self._restart()
+        if not self._wait_until_up(Deadline(_RESTART_LIMIT_S)):
+            raise InfraError(f"nginx does not get its port {self.port} back")
+
+    def _wait_for_socket(self, path: Path) -> None:
+        for _ in Deadline(_RESTART_LIMIT_S).poll(0.005):
+            if self._process.exit_status() is not None:
+                break
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(path))
+                return
+        raise InfraError(f"nginx did not start again: {self._process.last_words()}")
+
+    def _log_fault(self, fetch: Fetch) -> None:
+        self._read_on()
+        self._fetches.append(fetch)
 
     def _wait_until_up(self, deadline: Deadline) -> bool:
         """Whether it answers for our token; False if the port was taken."""
@@ -281,6 +379,16 @@ class Nginx:
             new.unlink(missing_ok=True)
         return digest.hexdigest()
 
+    def _link(self, url: str, place: Path, name: str) -> None:
+        """Give a file that was published another name."""
+        target = place / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._hand_over(*(place / each for each in Path(name).parents))
+        new = target.with_name(f".{target.name}.new")
+        new.unlink(missing_ok=True)
+        os.link(self._files / "artifacts" / url.rpartition("/")[2], new)
+        new.replace(target)
+
     def _hand_over(self, *paths: Path) -> None:
         for path in paths:
             if self._user is not None:
@@ -302,6 +410,13 @@ def _pieces(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             while piece := file.read(_PIECE_BYTES):
                 yield piece
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _stamp(path: Path) -> FileStamp:
+    try:
+        return FileStamp.of(path)
     except OSError as error:
         raise _unreadable(path, error) from error
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kboot import arch
 from kboot.deadline import Deadline
 from kboot.errors import ProcessError, ProcessTimeout
 from kboot.log import logger
@@ -28,8 +29,7 @@ _forker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-forker")
 
 #: Which Debian package brings a program, for the remedy in an error.
 PACKAGES = {
-    "qemu-system-x86_64": "qemu-system-x86",
-    "qemu-system-aarch64": "qemu-system-arm",
+    **{row.qemu: row.qemu_package for row in arch.ARCHITECTURES},
     "qemu-img": "qemu-utils",
     "nginx": "nginx-light",
     "setpriv": "util-linux",

@@ -23,7 +23,7 @@ from kboot.kernel import Kernel, local_path, read_kernel
 from kboot.log import logger
 from kboot.machine import Machine, MachineSettings, open_backend, power_on, settings_for
 from kboot.machine.saved import SavedMachine
-from kboot.shared_server import Borrowed, borrow
+from kboot.shared_server import SharedServer, use_shared_server
 from kboot.snapshots import SnapshotStore
 from kboot.standby import Restored, Slots, Standby
 from kboot.state import cache_directory
@@ -70,13 +70,13 @@ class Session:
         *,
         evidence: Path,
         prefix: str,
-        lender: Path | None,
+        shared_server: Path | None,
         backend: Backend | None,
         workers: int,
     ) -> None:
         self.config = config
         self._workers = workers
-        self._lender = lender
+        self._shared_server = shared_server
         self._given_backend = backend
         self._evidence = evidence
         #: Called with the evidence directory of each machine that was powered off.
@@ -103,19 +103,23 @@ class Session:
         """The place to serve from and boot in."""
         if self._given_backend:
             return self._given_backend
-        run = self._borrowed.run if self._borrowed else ""
+        run = self._shared.run if self._shared else ""
         return self._stack.enter_context(open_backend(self.config, run=run))
 
     @cached_property
     def server(self) -> BootServer:
         """The boot server."""
-        if self._borrowed:
-            return self._borrowed.server
+        if self._shared:
+            return self._shared.server
         return self._stack.enter_context(self.backend.serve(Deadline(_SERVER_START_LIMIT_S)))
 
     @cached_property
-    def _borrowed(self) -> Borrowed | None:
-        return self._stack.enter_context(borrow(self._lender)) if self._lender else None
+    def _shared(self) -> SharedServer | None:
+        return (
+            self._stack.enter_context(use_shared_server(self._shared_server))
+            if self._shared_server
+            else None
+        )
 
     @cached_property
     def snapshots(self) -> Snapshots:
@@ -128,7 +132,7 @@ class Session:
     @cached_property
     def _standby(self) -> Standby:
         """Closed by `close`, before the rest."""
-        return Standby(Slots(self._lender))
+        return Standby(Slots(self._shared_server))
 
     def settings(self, config: Config) -> MachineSettings:
         """The settings of a machine under `config`."""
@@ -335,6 +339,11 @@ class Session:
             self.tell_of_evidence()
         return machine
 
+    def clear_faults(self) -> None:
+        """Have the boot server do right again, if there is one."""
+        if "server" in vars(self):
+            self.server.clear_faults()
+
     def _on(
         self,
         settings: MachineSettings,
@@ -422,19 +431,24 @@ def open_session(
     *,
     evidence: Path,
     prefix: str = "m",
-    lender: Path | None = None,
+    shared_server: Path | None = None,
     backend: Backend | None = None,
     workers: int = 1,
 ) -> Iterator[Session]:
     """A session for the length of the ``with``; its boots leave their evidence below `evidence`.
 
     `prefix` begins the names of its machines: a DNS label's beginning, unique in a parallel run.
-    With `lender`, it has the boot server of another process, see `kboot.shared_server`. With
+    With `shared_server`, it has the boot server of another process, see `kboot.shared_server`. With
     `backend`, it boots there, and not where the configuration says: see `kboot.testing`. `workers`
     processes share the host, each with a session of its own.
     """
     session = Session(
-        config, evidence=evidence, prefix=prefix, lender=lender, backend=backend, workers=workers
+        config,
+        evidence=evidence,
+        prefix=prefix,
+        shared_server=shared_server,
+        backend=backend,
+        workers=workers,
     )
     try:
         yield session

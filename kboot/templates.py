@@ -1,4 +1,4 @@
-"""Find and render the templates in ``ipxe/`` and ``nginx/``: the only home of `jinja2`.
+"""Find and render templates, such as those in ``ipxe/`` and ``nginx/``: the only home of `jinja2`.
 
 The wheel carries both folders in ``kboot/_data``; in a checkout they are beside the package.
 """
@@ -6,6 +6,7 @@ The wheel carries both folders in ``kboot/_data``; in a checkout they are beside
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,3 +50,80 @@ def names() -> list[str]:
 def render(name: str, **values: object) -> str:
     """Render a template. A value the template asks for and does not get is an error."""
     return _environment().get_template(f"{name}.j2").render(**values)
+
+
+class TemplateError(ValueError):
+    """A template of the user's is wrong; `line` is where, 0 if that is not known."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def variables_of(text: str) -> list[tuple[str, int]]:
+    """The variables that a template wants from outside, each with its first line.
+
+    `TemplateError` if it is no template.
+    """
+    import jinja2.meta  # noqa: PLC0415  as above
+
+    try:
+        tree = _environment().parse(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(error.message or "not a template", error.lineno) from error
+    wanted = jinja2.meta.find_undeclared_variables(tree)
+    lines: dict[str, int] = {}
+    for name in tree.find_all(jinja2.nodes.Name):
+        if name.name in wanted:
+            lines.setdefault(name.name, name.lineno)
+    return sorted(lines.items(), key=lambda item: item[1])
+
+
+def render_text(text: str, **values: object) -> str:
+    """Render a template of the user's. `TemplateError` if that goes wrong."""
+    try:
+        return _environment().from_string(text).render(**values)
+    except Exception as error:  # a template can do anything that Python can
+        raise TemplateError(str(error), _line_of(error)) from error
+
+
+def _line_of(error: BaseException) -> int:
+    """The line of a user's template in which something was raised."""
+    line, trace = 0, error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+#: Escape sequences of terminals, control characters, and those that reverse what is read.
+_UNPRINTABLE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def printable(text: str) -> str:
+    """What people can read of a text that a guest or a test has printed; lines stay lines."""
+    return text if text.isprintable() else _UNPRINTABLE.sub("", text)
+
+
+def _finalize(value: object) -> object:
+    # What is safe already is of the template's own, and has none.
+    return printable(value) if type(value) is str else value
+
+
+def render_html(folder: Path, name: str, **values: object) -> str:
+    """Render a template for HTML of `folder`: whatever a value says, it stays text."""
+    import jinja2  # noqa: PLC0415
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
+        finalize=_finalize,
+    )
+    return environment.get_template(f"{name}.j2").render(**values)

@@ -103,12 +103,28 @@ def test_a_404_is_the_hosts_fault_and_names_the_file() -> None:
 
 
 def test_a_script_that_stopped_names_the_file_and_explains_the_error() -> None:
-    with pytest.raises(InfraError, match=r"initrd tiny.cpio.gz: error 0x2d0c613b.*ipxe.org/2d0c"):
+    with pytest.raises(
+        InfraError, match=r"the initrd tiny.cpio.gz: 404 Not Found \(ENOENT\), .*/err/2d0c61$"
+    ):
         boot().see_line("kboot: stopped initrd0 0x2d0c613b", 105)
 
 
+def test_a_boot_that_ends_in_ipxe_names_its_last_error() -> None:
+    machine = boot()
+    machine.see_line("Could not start download: Error 0x3e116202 (https://ipxe.org/3e116202)", 101)
+    machine.see_line("http://boot/menu... Connection timed out (https://ipxe.org/4c0a6092)", 102)
+    error = str(machine.late(60))
+    assert error.endswith(
+        "; iPXE's last error: connection timed out (ETIMEDOUT) in TCP, ipxe.org/err/4c0a60"
+    )
+    with pytest.raises(InfraError, match=r"No more network devices; iPXE's last error: connection"):
+        machine.see_line("No more network devices", 103)
+
+
 def test_the_beacon_tells_of_a_failure_that_the_console_did_not_show() -> None:
-    with pytest.raises(InfraError, match=r"could not load the kernel: error 0x4c0a6092"):
+    with pytest.raises(
+        InfraError, match=r"could not load the kernel: connection timed out \(ETIMEDOUT\) in TCP"
+    ):
         boot().see_fetch(fetch("beacon/failed/kernel/0x4c0a6092"), 105)
 
 

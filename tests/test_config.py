@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -210,6 +212,15 @@ def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
         load({}, {}, tmp_path)
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("gone")])
+def test_a_kboot_toml_that_is_no_file_is_not_passed_over(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(tmp_path / "kboot.toml")
+    with pytest.raises(ConfigError, match=r"kboot.toml: is no file; settings are read from it"):
+        load({}, {}, tmp_path)
+
+
 def test_every_field_is_a_setting_with_names_of_its_own() -> None:
     assert {setting.field for setting in config.SETTINGS} == {f.name for f in fields(Config)}
     for attribute in ("name", "option", "pytest_option", "variable"):
@@ -281,7 +292,11 @@ def test_a_program_may_give_paths_as_texts(
     [
         ("initrd", (7,), "Config(initrd=...): (7,) is not one line of text"),
         ("cpus", 0, "Config(cpus=...): 0 is not a whole number from 1 to 255"),
-        ("firmware", "uefy", "Config(firmware=...): 'uefy' is not one of bios, uefi; did you mean"),
+        (
+            "firmware",
+            "uefy",
+            "Config(firmware=...): 'uefy' is not one of auto, bios, uefi; did you mean",
+        ),
         ("timeout_s", -1.0, "Config(timeout_s=...): -1.0 is not a time above 0"),
         ("kernel", "a\0b", "is not one line of text"),
     ],

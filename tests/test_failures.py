@@ -118,14 +118,44 @@ def test_a_truncated_kernel(tmp_path: Path, real_kernel: Kernel) -> None:
     assert "truncated" in the_error(done)
 
 
-def test_a_kernel_for_another_architecture(tmp_path: Path) -> None:
-    # The header of an arm64 Image: Documentation/arch/arm64/booting.rst.
-    header = struct.pack("<IIQQQQQQ4sI", 0, 0, 0, 1 << 20, 0xA, 0, 0, 0, b"ARM\x64", 0)
-    banner = b"Linux version 6.6.0 (a@b) (gcc) #1 SMP\n\0"
-    (tmp_path / "Image").write_bytes((header + banner).ljust(1 << 20, b"\0"))
-    done = kboot("boot", tmp_path / "Image")
+def test_a_kernel_for_another_architecture(tmp_path: Path, real_kernel: Kernel) -> None:
+    image = bytearray(real_kernel.image.read_bytes())
+    # XLF_KERNEL_64, that it has a 64-bit entry: Documentation/arch/x86/boot.rst.
+    image[0x236] &= ~1
+    (tmp_path / "vmlinuz").write_bytes(image)
+    done = kboot("boot", tmp_path / "vmlinuz")
     assert done.returncode == 2
-    assert "aarch64" in the_error(done)
+    assert "vmlinuz: a kernel for i686: kboot has no machine for i686; it has: " in the_error(done)
+
+
+def arm64_image(*, flags: int = 0xA) -> bytes:
+    """The header of an arm64 Image, and a version: Documentation/arch/arm64/booting.rst."""
+    header = struct.pack("<IIQQQQQQ4sI", 0, 0, 0, 1 << 20, flags, 0, 0, 0, b"ARM\x64", 0)
+    banner = b"Linux version 6.6.0 (a@b) (gcc) #1 SMP\n\0"
+    return (header + banner).ljust(1 << 20, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("image", "arguments", "words"),
+    [
+        (
+            arm64_image(),
+            (),
+            "without an EFI stub, which UEFI cannot start; build it with CONFIG_EFI",
+        ),
+        (arm64_image(), ("--firmware", "bios"), "for aarch64, whose machines have no BIOS"),
+        (arm64_image(flags=0xB), (), "a big-endian kernel for aarch64"),
+        (bytes(0x24) + b"\x18\x28\x6f\x01".ljust(1000, b"\0"), (), "32-bit arm (zImage)"),
+    ],
+    ids=["no stub", "bios", "big-endian", "32-bit"],
+)
+def test_an_arm_kernel_that_no_machine_starts(
+    tmp_path: Path, image: bytes, arguments: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "Image").write_bytes(image)
+    done = kboot("boot", tmp_path / "Image", *arguments)
+    assert done.returncode == 2
+    assert words in the_error(done)
 
 
 def test_a_directory_without_a_kernel(tmp_path: Path) -> None:

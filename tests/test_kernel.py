@@ -174,6 +174,13 @@ def test_an_arm64_image_is_recognised(tmp_path: Path) -> None:
     assert (kernel.release, kernel.architecture) == (RELEASE, "aarch64")
 
 
+def test_of_two_banners_the_one_with_the_builds_number_is_printed(tmp_path: Path) -> None:
+    template = f"Linux version {VERSION}\n".replace("#1 ", "# ").encode()
+    image = arm64_image().replace(b"Linux version", template + bytes(2 << 20) + b"Linux version")
+    assert read_kernel(written(tmp_path / "Image", image)).version == VERSION
+    assert read_kernel(written(tmp_path / "only", arm64_image().replace(b"#1 ", b"# "))).release
+
+
 def test_a_banner_across_the_border_of_two_reads_is_found(tmp_path: Path) -> None:
     banner = f"Linux version {VERSION}\n".encode()
     image = bytes(0x38) + b"ARM\x64" + bytes((1 << 20) + 1024 - 60 - 20) + banner

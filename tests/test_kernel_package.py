@@ -24,6 +24,7 @@ from kboot.kernel.package import AR_MAGIC, ArMember, ar_members
 from tests.test_kernel import RELEASE, bzimage, complaint, written
 
 KERNEL_FILES = {
+    f"./boot/System.map-{RELEASE}": b"ffffffff81000000 T _text\n",
     f"./boot/config-{RELEASE}": b"CONFIG_64BIT=y\n",
     f"./boot/vmlinuz-{RELEASE}": bzimage(),
     f"./lib/modules/{RELEASE}/modules.builtin": b"kernel/fs/ext4/ext4.ko\n",
@@ -85,6 +86,8 @@ def test_a_kernel_package_brings_all_of_a_kernel(
     assert kernel.image.read_bytes() == bzimage()
     assert kernel.image.is_relative_to(own_cache)
     assert kernel.config() == "CONFIG_64BIT=y\n"
+    assert kernel.symbols is not None
+    assert kernel.symbols.read_bytes() == b"ffffffff81000000 T _text\n"
     assert kernel.modules is not None
     assert kernel.modules.name == RELEASE
     assert (kernel.modules / "kernel/fs/one.ko").read_bytes() == b"one"

@@ -20,22 +20,28 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 #: Each row may import from the rows above it, and a package from itself. Modules side by side in
 #: one row do not know each other.
 ROWS = (
-    {"errors", "boot_messages"},
-    {"deadline", "locks", "log", "statistics", "capacity"},
+    {"errors", "boot_messages", "ipxe_errors"},
+    {"deadline", "locks", "log", "statistics", "capacity", "arch"},
+    {"server_faults"},
     {"process", "backend", "rpc", "templates"},
     {"state"},
     {"cache", "service"},
     {"config"},
     {"kernel", "checks"},
+    {"disks"},
     {"rootfs", "crash"},
-    {"console", "snapshots", "ipxe"},
-    {"guest", "nginx"},
-    {"qemu", "kubevirt"},
+    {"console", "snapshots", "ipxe", "ipxe_lint"},
+    {"ipxe_script"},
+    {"ipxe_tree"},
+    {"guest", "fault_proxy"},
+    {"nginx"},
+    {"qemu", "kubevirt", "evidence"},
+    {"results"},
     {"machine"},
     {"isolation", "shared_server", "standby", "testing"},
     {"session"},
     {"fleet", "pool"},
-    {"supervisor"},
+    {"supervisor", "bisect"},
     {"acceptance"},
     {"plugin", "cli"},
 )
@@ -49,7 +55,7 @@ HOMES = {
     "websocket": {"kubevirt"},
     "yaml": {"kubevirt"},
     "paramiko": {"guest"},
-    "requests": {"kernel"},
+    "requests": {"kernel", "results"},
     "jinja2": {"templates"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -166,13 +172,65 @@ def test_nobody_asks_which_backend_it_is() -> None:
     wrong = []
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Compare):
-                continue
-            sides = [node.left, *node.comparators]
-            if any(isinstance(side, ast.Constant) and side.value in BACKENDS for side in sides):
+            match node:
+                case ast.Compare():
+                    asked = [node.left, *node.comparators]
+                case ast.Dict():
+                    asked = [key for key in node.keys if key]
+                case ast.MatchValue():
+                    asked = [node.value]
+                case _:
+                    continue
+            if any(isinstance(each, ast.Constant) and each.value in BACKENDS for each in asked):
                 wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
-    # machine.open_backend turns the name into the thing; that is the one place.
-    assert [place for place in wrong if not place.startswith("machine/backends.py")] == []
+    # machine.backends turns the name into the thing; a backend may call itself by its name.
+    homes = ("machine/backends.py", *(f"{name}/" for name in BACKENDS))
+    assert [place for place in wrong if not place.startswith(homes)] == []
+
+
+#: What only `kboot.arch` may know: names of architectures, and what is there because of one.
+_OF_AN_ARCHITECTURE = re.compile(
+    r"x86[-_]64|amd64|i[36]86|aarch64|arm64|riscv|loongarch|ttyS\d|ttyAMA|isa-debug-exit|gic-version"
+    r"|\bq35\b|\bOVMF|\bAAVMF|BOOT(?:X64|AA64)|qemu-system-\w"
+)
+#: A crash's log is in the words of every architecture's kernel, and a recorded boot is of one.
+_MANY_TONGUES = {"crash", "testing"}
+
+
+def test_architectures_have_one_home() -> None:
+    wrong = []
+    for path in sources():
+        if unit_of(path) not in _MANY_TONGUES | {"arch"}:
+            wrong += [
+                f"{path.relative_to(PACKAGE)}:{line}: {text[:60]!r}"
+                for line, text in _texts(path)
+                if _OF_AN_ARCHITECTURE.search(text)
+            ]
+    assert wrong == []
+
+
+def test_no_file_of_a_guest_or_a_boot_server_is_for_one_architecture() -> None:
+    root = PACKAGE.parent
+    places = (PACKAGE / "rootfs", PACKAGE / "guest", root / "ipxe", root / "nginx")
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    texts = [path for path in files if path.suffix not in {".py", ".pyc"}]
+    assert len(texts) > 5
+    assert [path for path in texts if _OF_AN_ARCHITECTURE.search(path.read_text())] == []
+
+
+def _texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of all that a file says to others than its readers."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    told = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in told:
+            text = node.value.decode("latin-1") if isinstance(node.value, bytes) else node.value
+            if isinstance(text, str):
+                yield node.lineno, text
 
 
 def test_the_plugin_costs_other_peoples_test_runs_little() -> None:

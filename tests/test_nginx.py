@@ -138,6 +138,24 @@ def test_a_script_is_replaced_at_once_and_leaves_no_other_file(server: Nginx) ->
     assert len(list((server.prefix / "files/scripts/m0").iterdir())) == 1
 
 
+def test_a_tree_is_served_as_it_is_and_follows_what_changes(server: Nginx, tmp_path: Path) -> None:
+    menu, image = tmp_path / "menu.ipxe", tmp_path / "image"
+    menu.write_text("#!ipxe\n")
+    image.write_bytes(b"data")
+    names = {"menu.ipxe": menu, "deep/er/an image.img": image}
+    assert server.publish_tree("m0", names) == ["deep/er/an image.img", "menu.ipxe"]
+    server.write("m0/boot.ipxe", "#!ipxe\n")
+    assert get(server.url("scripts/m0/deep/er/an%20image.img")) == b"data"
+    assert server.publish_tree("m0", names) == []
+    menu.write_text("#!ipxe\nshell\n")
+    assert get(server.url("scripts/m0/menu.ipxe")) == b"#!ipxe\n"
+    assert server.publish_tree("m0", {"menu.ipxe": menu}) == ["deep/er/an image.img", "menu.ipxe"]
+    assert get(server.url("scripts/m0/menu.ipxe")) == b"#!ipxe\nshell\n"
+    assert status_of(server.url("scripts/m0/deep/er/an%20image.img")) == 404
+    assert get(server.url("scripts/m0/boot.ipxe")) == b"#!ipxe\n"
+    assert status_of(server.url("scripts/m1/menu.ipxe")) == 404
+
+
 def test_what_is_not_there_is_a_real_404(server: Nginx) -> None:
     assert status_of(server.url("artifacts/0000")) == 404
     assert status_of(server.url("scripts/")) in {403, 404}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kboot import arch
 from kboot.backend import MachineSpec
 from kboot.checks import examine
 from kboot.config import Config
@@ -63,18 +65,20 @@ def efi_program(path: Path, *, machine: int = 0x8664) -> Path:
     return path
 
 
+def row(*places: Path) -> arch.Architecture:
+    """The architecture of the tests, on a host that has iPXE in these places."""
+    return replace(arch.DEFAULT, ipxe_places=places)
+
+
 def test_the_first_program_that_is_there_is_the_hosts(tmp_path: Path) -> None:
     arm64 = efi_program(tmp_path / "arm64.efi", machine=0xAA64)
     (tmp_path / "text.efi").write_text("none")
     fitting = efi_program(tmp_path / "ipxe.efi")
     others = (tmp_path / "absent.efi", tmp_path / "text.efi", arm64)
-    assert network_boot.find_program(candidates=(*others, fitting)) == fitting
-    assert network_boot.find_program(candidates=others) is None
-
-
-def test_without_any_the_package_is_named() -> None:
+    assert network_boot.find_program(architecture=row(*others, fitting)) == fitting
+    assert network_boot.find_program(architecture=row(*others)) is None
     with pytest.raises(InfraError, match=r"apt-get install ipxe .*ipxe_efi = PATH"):
-        network_boot.require_program(candidates=())
+        network_boot.require_program(architecture=row(*others))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from kboot.backend import BootServer
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
-from kboot.shared_server import Borrowed, borrow, lend
+from kboot.shared_server import SharedServer, share_server, use_shared_server
 
 CONFIG = Config(accel="tcg")
 
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("runs_apart")
 
 
 @pytest.fixture
-def lender() -> Iterator[Path]:
-    with lend(CONFIG) as directory:
+def owner() -> Iterator[Path]:
+    with share_server(CONFIG) as directory:
         yield directory
 
 
@@ -38,6 +38,14 @@ def get(server: BootServer, path: str) -> bytes:
     with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  ours
         content: bytes = answer.read()
         return content
+
+
+def wait_for_fetches(server: BootServer, count: int) -> None:
+    """nginx notes a request when its answer is gone, which may be after it has come."""
+    for _ in Deadline(20).poll(0.02):
+        if len([fetch for fetch in server.fetches() if fetch.query]) >= count:
+            return
+    pytest.fail(f"there are not {count} requests in the log")
 
 
 def nginx_of(parent: int) -> list[int]:
@@ -56,20 +64,20 @@ def nginx_of(parent: int) -> list[int]:
 def test_nothing_is_started_before_somebody_asks() -> None:
     # Machines that other tests share may have one as well.
     before = nginx_of(os.getpid())
-    with lend(CONFIG) as lender:
+    with share_server(CONFIG) as owner:
         assert nginx_of(os.getpid()) == before
-        with borrow(lender) as first, borrow(lender) as second:
+        with use_shared_server(owner) as first, use_shared_server(owner) as second:
             assert len(nginx_of(os.getpid())) == len(before) + 1
             assert first.server.url("") == second.server.url("")
-        # A later borrower, say one that replaces a dead one, finds the same.
-        with borrow(lender) as third:
+        # A later worker, say one that replaces a dead one, finds the same.
+        with use_shared_server(owner) as third:
             assert third.server.url("") == first.server.url("")
 
 
-def test_what_one_stores_all_have(lender: Path, tmp_path: Path) -> None:
+def test_what_one_stores_all_have(owner: Path, tmp_path: Path) -> None:
     artifact = tmp_path / "vmlinuz"
     artifact.write_bytes(b"kernel")
-    with borrow(lender) as first, borrow(lender) as second:
+    with use_shared_server(owner) as first, use_shared_server(owner) as second:
         assert first.server.put(artifact) == second.server.put(artifact)
         script = first.server.write("m0/boot.ipxe", "#!ipxe\n")
         assert script == second.server.url("scripts/m0/boot.ipxe")
@@ -80,12 +88,12 @@ def test_what_one_stores_all_have(lender: Path, tmp_path: Path) -> None:
         assert not stored[0].exists()
 
 
-def test_each_sees_every_request_once_and_in_order(lender: Path) -> None:
-    with borrow(lender) as first, borrow(lender) as second:
+def test_each_sees_every_request_once_and_in_order(owner: Path) -> None:
+    with use_shared_server(owner) as first, use_shared_server(owner) as second:
         get(first.server, "beacon/one?m=gw0-1&b=00")
-        assert [fetch.path for fetch in first.server.fetches()][-1:] == ["beacon/one"]
+        wait_for_fetches(first.server, 1)
         get(first.server, "beacon/two?m=gw1-1&b=11")
-        second.server.catch_up(Deadline(5))
+        wait_for_fetches(second.server, 2)
         for server in (first.server, second.server):
             for _ in range(2):
                 found = [fetch for fetch in server.fetches() if fetch.query]
@@ -93,71 +101,74 @@ def test_each_sees_every_request_once_and_in_order(lender: Path) -> None:
                 assert [fetch.query for fetch in found] == ["m=gw0-1&b=00", "m=gw1-1&b=11"]
 
 
-def test_its_evidence_lands_where_it_is_asked_for(lender: Path, tmp_path: Path) -> None:
-    with borrow(lender) as borrowed:
-        borrowed.server.evidence(tmp_path)
+def test_its_evidence_lands_where_it_is_asked_for(owner: Path, tmp_path: Path) -> None:
+    with use_shared_server(owner) as shared:
+        shared.server.evidence(tmp_path)
     assert "listen 127.0.0.1" in (tmp_path / "nginx.conf").read_text()
 
 
-def test_a_dead_server_is_said_to_be_dead(lender: Path) -> None:
+def test_a_dead_server_is_said_to_be_dead(owner: Path) -> None:
     before = nginx_of(os.getpid())
-    with borrow(lender) as borrowed:
-        borrowed.server.check()
+    with use_shared_server(owner) as shared:
+        shared.server.check()
         (pid,) = set(nginx_of(os.getpid())) - set(before)
         os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(InfraError, match="nginx was killed by signal 9"):
-            borrowed.server.check()
+            shared.server.check()
 
 
 def test_a_server_that_does_not_start_is_everyones_trouble() -> None:
-    with lend(Config(accel="tcg", nginx="/nonexistent/nginx")) as directory:
+    with share_server(Config(accel="tcg", nginx="/nonexistent/nginx")) as directory:
         for _ in range(2):
-            with pytest.raises(InfraError, match="nginx not found on this host"), borrow(directory):
+            with (
+                pytest.raises(InfraError, match="nginx not found on this host"),
+                use_shared_server(directory),
+            ):
                 pass
 
 
-def test_a_request_that_fails_leaves_the_next_one_alone(lender: Path, tmp_path: Path) -> None:
-    with borrow(lender) as borrowed:
+def test_a_request_that_fails_leaves_the_next_one_alone(owner: Path, tmp_path: Path) -> None:
+    with use_shared_server(owner) as shared:
         with pytest.raises(ConfigError, match="cannot read"):
-            borrowed.server.put(tmp_path / "absent")
-        borrowed.server.check()
+            shared.server.put(tmp_path / "absent")
+        shared.server.check()
 
 
-def test_who_outlives_the_lender_is_told_so() -> None:
+def test_who_outlives_the_owner_is_told_so() -> None:
     before = nginx_of(os.getpid())
-    with lend(CONFIG) as directory:
-        loan = borrow(directory)
-        borrowed = loan.__enter__()
+    with share_server(CONFIG) as directory:
+        connection = use_shared_server(directory)
+        shared = connection.__enter__()
     with pytest.raises(InfraError, match="boot server"):
-        borrowed.server.check()
-    loan.__exit__(None, None, None)
-    with pytest.raises(InfraError, match="is gone"), borrow(directory):
+        shared.server.check()
+    connection.__exit__(None, None, None)
+    with pytest.raises(InfraError, match="is gone"), use_shared_server(directory):
         pass
     assert nginx_of(os.getpid()) == before
 
 
-LENDER = """
+OWNER = """
     import sys, time
     from kboot.config import Config
-    from kboot.shared_server import lend
-    with lend(Config(accel="tcg")) as directory:
+    from kboot.shared_server import share_server
+    with share_server(Config(accel="tcg")) as directory:
         print(directory, flush=True)
         time.sleep(60)
 """
 
 
-def test_a_lender_that_is_killed_leaves_nothing() -> None:
+def test_an_owner_that_is_killed_leaves_nothing() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(LENDER)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(OWNER)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         directory = Path(process.stdout.readline().strip())
-        with borrow(directory) as borrowed:
+        with use_shared_server(directory) as shared:
             (pid,) = nginx_of(process.pid)
             process.kill()
             process.wait()
-            assert_gone(borrowed)
+            assert_gone(shared)
         for _ in Deadline(5).poll(0.05):
             if not Path(f"/proc/{pid}").exists():
                 break
@@ -167,6 +178,6 @@ def test_a_lender_that_is_killed_leaves_nothing() -> None:
     assert not directory.exists()
 
 
-def assert_gone(borrowed: Borrowed) -> None:
+def assert_gone(shared: SharedServer) -> None:
     with pytest.raises(InfraError, match="the process that has this run's boot server is gone"):
-        borrowed.server.check()
+        shared.server.check()

@@ -29,7 +29,7 @@ VALUES: dict[str, dict[str, object]] = {
     },
     "ipxe/firmware.ipxe": {"marker": "waiting", "key": 7, "gateway": "10.0.2.2"},
     "nginx/kubernetes/nginx.conf": {"http_port": 8080, "run": "r1", "upload_port": 8081},
-    "nginx/nginx.conf": {"port": 8080, "token": "t0ken"},
+    "nginx/nginx.conf": {"port": 8080, "token": "t0ken", "hidden": ""},
 }
 
 RENDER = """

@@ -41,6 +41,7 @@ Examples:
   kboot push bzImage --restart     boot another kernel on it
   kboot exec -- uname -a           run a command in its guest
   kboot crash serial.log           find kernel crashes in any console log
+  kboot ktap serial.log            read KUnit's and kselftest's results in one
 
 \b
 Exit codes: 0 success, 1 the kernel failed, 2 bad input, 3 the host failed.
@@ -56,6 +57,10 @@ class LazyGroup(click.Group):
         "boot": ("kboot.cli.boot:boot", "Boot a kernel once, and follow its boot."),
         "test": ("kboot.cli.test:test", "Run the acceptance tests on a kernel."),
         "crash": ("kboot.cli.crash:crash", "Find kernel crashes in a console log."),
+        "ktap": ("kboot.cli.ktap:ktap", "Read results of kernel test suites in a log."),
+        "report": ("kboot.cli.report:report", "Make one HTML file of a run's evidence."),
+        "compare": ("kboot.cli.compare:compare", "Compare two runs: failures, crashes, times."),
+        "bisect": ("kboot.cli.bisect:bisect", "Find the commit that brought a failure."),
         "up": ("kboot.cli.machines:up", "Start a persistent machine."),
         "down": ("kboot.cli.machines:down", "Stop and remove it."),
         "list": ("kboot.cli.machines:list_machines", "List persistent machines."),
@@ -71,6 +76,7 @@ class LazyGroup(click.Group):
         "ssh": ("kboot.cli.guest:ssh", "Log in to the guest over ssh."),
         "put": ("kboot.cli.guest:put", "Copy a file into the guest."),
         "get": ("kboot.cli.guest:get", "Copy a file out of the guest."),
+        "disks": ("kboot.cli.disks:disks", "List kept disks, remove or clone them."),
         "take": ("kboot.cli.machines:take", "Take over a machine on a cluster."),
         "fleet": ("kboot.cli.fleet:fleet", "Machines with roles on one network."),
         "pool": ("kboot.cli.pool:pool", "Machines that are always fresh."),

@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import mmap
 import os
 import re
 import select
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from kboot import process
+from kboot.cli.crash_symbols import CrashSymbols, names_of_push, open_symbols
 from kboot.cli.options import complete_name_or_file, find_machine
 from kboot.cli.output import print_table
-from kboot.crash import COMPLAINTS, CrashKind, CrashReport, Event, Frame, Scanner
+from kboot.crash import COMPLAINTS, AddressNames, CrashKind, CrashReport, Event, Frame, Scanner
 from kboot.crash.boots import BootFinder
 from kboot.errors import ConfigError
-from kboot.kernel.elf import Symbol, Vmlinux
+from kboot.kernel.compression import compression_of
+from kboot.kernel.elf import MAGIC
+from kboot.kernel.image import HEAD_SIZE, is_image, looks_like
 
 #: A kernel that dies writes its report in one go; this much silence means it is done.
 _QUIET_S = 2.0
 _PIECE = 1 << 16
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"PK\x03\x04": "zip",
-    b"\x7fELF": "an ELF file",
-}
+LOG_HEAD_SIZE = 8192
+_MAY_BE_LOGS = frozenset({"text", "a script", "nothing but zeros", "unknown binary data"})
+#: A line of a log, among whatever noise a serial line has.
+_TEXT_LINE = re.compile(rb"(?:^|\n)[\t\x1b -~]{10,}\r?\n")
+_CONTROL = re.compile(rb"[\x01-\x06\x0e-\x1a\x1c-\x1f]")
 _HUMAN_FRAMES = 24
-_RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([0-9a-f]{40})\b)?")
 
 
 class _Boot(click.ParamType[int]):
@@ -57,9 +54,10 @@ class _Boot(click.ParamType[int]):
 class _Reader:
     """Scans a log, and notes where its boots begin."""
 
-    def __init__(self) -> None:
+    def __init__(self, symbols: CrashSymbols | None, names: AddressNames | None) -> None:
         self.boots = BootFinder()
-        self.scanner = Scanner()
+        self.scanner = Scanner(names)
+        self.symbols = symbols
         self.quiet = self.scanner.quiet
         self.close = self.scanner.close
 
@@ -85,9 +83,13 @@ class _Reader:
     "--since-boot", type=_Boot(), help="Only the crashes of this boot and those behind it."
 )
 @click.option(
+    "--symbols",
     "--vmlinux",
+    "symbols_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The kernel image with debug information: adds file and line to every frame.",
+    metavar="FILE",
+    help="System.map, a copy of /proc/kallsyms, or vmlinux: names for bare addresses, and from a "
+    "vmlinux file and line of every frame.",
 )
 @click.pass_context
 def crash(
@@ -98,7 +100,7 @@ def crash(
     as_json: bool,
     boot: int | None,
     since_boot: int | None,
-    vmlinux: Path | None,
+    symbols_file: Path | None,
 ) -> None:
     """Find kernel crashes on the console of the machine NAME, or in the console log LOG.
 
@@ -109,20 +111,24 @@ def crash(
         raise ConfigError("--boot and --since-boot exclude each other; give one of them")
     found = False
     with ExitStack() as stack:
-        image = stack.enter_context(_vmlinux(vmlinux)) if vmlinux is not None else None
+        symbols = stack.enter_context(open_symbols(symbols_file)) if symbols_file else None
         many = len(logs) > 1 or any(log.is_dir() for log in logs)
         clusters: dict[str, list[tuple[Path, CrashReport]]] = {}
         for log in _files(logs):
-            for report in _reports(log, boot, since_boot):
+            for report in _reports(log, symbols, boot, since_boot):
                 found |= report.fatal or report.kind not in COMPLAINTS
+                if symbols:
+                    symbols.require_same_kernel(report)
                 if many and not as_json:
                     clusters.setdefault(report.title, []).append((log or Path(), report))
                     continue
-                places = _places(report, image, vmlinux) if image and vmlinux else {}
+                places = symbols.places(report) if symbols else {}
                 name = str(log) if many else None
                 click.echo(_json(report, places, name) if as_json else _human(report, places))
         if clusters:
             print_table(_table(clusters))
+        if symbols is not None and (remark := symbols.remark()):
+            click.echo(remark, err=True)
     if found:
         context.exit(1)
 
@@ -138,7 +144,7 @@ def _files(logs: tuple[Path, ...]) -> Iterator[Path | None]:
         for path in sorted(path for path in log.rglob("*") if path.is_file()):
             try:
                 with path.open("rb") as file:
-                    _refuse_packed(path, file.peek(8))
+                    refuse_other(path, file.peek(LOG_HEAD_SIZE))
             except (ConfigError, OSError) as error:
                 click.echo(f"skipped: {error}", err=True)
             else:
@@ -155,9 +161,11 @@ def _table(clusters: dict[str, list[tuple[Path, CrashReport]]]) -> list[list[str
     return rows
 
 
-def _reports(log: Path | None, boot: int | None, since_boot: int | None) -> Iterator[CrashReport]:
+def _reports(
+    log: Path | None, symbols: CrashSymbols | None, boot: int | None, since_boot: int | None
+) -> Iterator[CrashReport]:
     """The reports of a log, or of some of its boots."""
-    reader = _Reader()
+    reader = _Reader(symbols, symbols.names if symbols else _names_of_machine(log))
     reports = (event for event in _events(log, reader) if isinstance(event, CrashReport))
     number = boot if boot is not None else since_boot
     if number is None:
@@ -184,7 +192,9 @@ def _events(log: Path | None, reader: _Reader) -> Iterator[Event]:
     else:
         try:
             with log.open("rb") as file:
-                _refuse_packed(log, file.peek(8))
+                refuse_other(log, file.peek(LOG_HEAD_SIZE))
+                if reader.symbols is not None:
+                    reader.symbols.note_moves(log)
                 while data := file.read(_PIECE):
                     yield from reader.feed(data)
         except FileNotFoundError as error:
@@ -222,10 +232,32 @@ def _of_machine(name: str | None, reader: _Reader) -> Iterator[Event]:
     yield from filter(counts, reader.close())
 
 
-def _refuse_packed(log: Path, head: bytes) -> None:
-    for magic, what in _PACKED.items():
-        if head.startswith(magic):
-            raise ConfigError(f"{log} is not a console log but {what}; unpack it first")
+def _names_of_machine(log: Path | None) -> AddressNames | None:
+    """Names by the symbols that came with a machine's kernel."""
+    from kboot.supervisor.client import ask  # noqa: PLC0415  files do without
+
+    if log is not None and not _is_machine(log):
+        return None
+    name = find_machine(None if log is None else str(log), {})
+    return names_of_push(ask(name, "status")["next"])
+
+
+def refuse_other(log: Path, head: bytes) -> None:
+    """`ConfigError` if a file with these first bytes is something else than a log."""
+    form = "zip" if head.startswith(b"PK\3\4") else compression_of(head)
+    if form is not None:
+        raise ConfigError(f"{log} is not a console log but {form}; unpack it first")
+    if head.startswith(MAGIC):
+        what = "an ELF file"
+    else:
+        what = "a Linux kernel image" if is_image(head) else looks_like(head[:HEAD_SIZE])
+    if what in _MAY_BE_LOGS:
+        is_binary = len(_CONTROL.findall(head)) * 20 > len(head) and not _TEXT_LINE.search(head)
+        what = "unknown binary data" if is_binary else ""
+    if what:
+        raise ConfigError(
+            f"{log} is not a console log but {what}; give what the kernel has printed"
+        )
     even, odd = head[0:8:2], head[1:8:2]
     for name, letters, zeros in (("LE", even, odd), ("BE", odd, even)):
         if len(head) >= len(even) * 2 > 0 and all(letters) and not any(zeros):
@@ -248,57 +280,6 @@ def _follow(reader: _Reader) -> Iterator[Event]:
         if not data:
             return
         yield from reader.feed(data)
-
-
-@contextmanager
-def _vmlinux(path: Path) -> Iterator[Vmlinux]:
-    try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image,
-        ):
-            yield Vmlinux(image, str(path))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is empty") from error
-
-
-def _places(report: CrashReport, image: Vmlinux, path: Path) -> dict[Frame, str]:
-    """``file:line`` of every frame of the kernel proper, by function and offset."""
-    _same_kernel(report, image, path)
-    mine = [f for f in report.frames if f.module is None and f.offset is not None]
-    functions = image.functions(frozenset(frame.symbol for frame in mine))
-    addresses = {frame: _address(frame, functions.get(frame.symbol, [])) for frame in mine}
-    known = {frame: address for frame, address in addresses.items() if address is not None}
-    if not known:
-        return {}
-    argv = ["addr2line", "-e", str(path), *(f"{address:#x}" for address in known.values())]
-    lines = process.run(argv, timeout_s=600).stdout.decode(errors="replace").splitlines()
-    places = zip(known, (line.partition(" (")[0] for line in lines), strict=False)
-    return {frame: place for frame, place in places if not place.startswith("?")}
-
-
-def _address(frame: Frame, symbols: list[Symbol]) -> int | None:
-    """Where the frame is in the image, if that is certain. KASLR does not matter to it."""
-    if len(symbols) > 1:
-        symbols = [symbol for symbol in symbols if symbol.size == frame.size]
-    if len(symbols) != 1 or frame.offset is None:
-        return None
-    # A return address is behind its call, maybe on the next line of the source.
-    return symbols[0].address + max(0, frame.offset - 1)
-
-
-def _same_kernel(report: CrashReport, image: Vmlinux, path: Path) -> None:
-    """`ConfigError` if the log tells that another kernel wrote it."""
-    told = _RELEASE.search(report.text)
-    if told is None:
-        return
-    release, build_id = image.release(), image.build_id()
-    if told[2] and build_id and told[2] != build_id:
-        raise ConfigError(f"{path} has build id {build_id}, but the log is of {told[2]}")
-    if release is not None and told[1] != release:
-        raise ConfigError(f"{path} is Linux {release}, but the log is of Linux {told[1]}")
 
 
 def _json(report: CrashReport, places: dict[Frame, str], log: str | None) -> str:

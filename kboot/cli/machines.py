@@ -16,15 +16,16 @@ from kboot.cli.options import (
     name_argument,
     resolve_name,
 )
-from kboot.cli.output import age, print_json, print_table, say_state, show_event
-from kboot.config import SETTINGS
+from kboot.cli.output import print_json, print_table, say_state, show_event
+from kboot.config import OF_RESULTS, SETTINGS
 from kboot.errors import ConfigError
+from kboot.log import age
 
 #: What `kboot up` calls a machine that is given no name.
 _DEFAULT_NAME = "default"
 
 #: The settings of tests.
-_OTHERS = {"warnings", "isolation", "snapshot_cache"}
+_OTHERS = {"warnings", "isolation", "snapshot_cache"} | OF_RESULTS
 
 
 @click.command(

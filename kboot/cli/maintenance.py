@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import secrets
 import time
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import get_completion_class
 
-from kboot import state
 from kboot.cli.options import config_options, json_option, load_config
-from kboot.cli.output import age, print_json
-from kboot.config import Config
+from kboot.cli.output import print_json
 from kboot.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kboot.kubevirt.ownership import ClusterRun
     from kboot.snapshots import Entry
 
 
@@ -80,10 +75,12 @@ def _line(entry: Entry) -> str:
 @click.option("--yes", is_flag=True, help="Remove them; without it, only list them.")
 def gc(*, yes: bool, **options: Any) -> None:
     """Remove dead runs and what they left: on this host, or with --backend on a cluster."""
+    from kboot.machine.backends import dead_runs  # noqa: PLC0415  --help does not need it
+
     config = load_config(options)
     verb = "removed" if yes else "would remove"
     nothing = True
-    for what in _COLLECTORS[config.backend](config, yes):
+    for what in dead_runs(config, remove=yes):
         nothing = False
         click.echo(f"{verb} {what}")
     if nothing:
@@ -92,83 +89,21 @@ def gc(*, yes: bool, **options: Any) -> None:
         click.echo("nothing was removed; --yes removes it")
 
 
-def why_dead(run: ClusterRun) -> str:
-    """How it is known that a run on a cluster is dead."""
-    return "its process has ended" if run.running is False else f"silent for {age(run.silent_s)}"
-
-
-def _collect_local(_: Config, yes: bool) -> Iterator[str]:
-    for run in state.sweep() if yes else state.stale_runs():
-        pids = f", processes {', '.join(map(str, run.pids))}" if run.pids else ""
-        yield f"{run.directory}, {age(run.age_s)} old{pids}"
-
-
-def _collect_cluster(config: Config, yes: bool) -> Iterator[str]:
-    from kboot.kubevirt import ownership  # noqa: PLC0415
-    from kboot.kubevirt.api import connect  # noqa: PLC0415  half a second
-
-    client = connect(config.context, config.namespace, kubeconfig=config.kubeconfig)
-    for run in ownership.find_runs(client):
-        if not run.dead or (yes and not ownership.remove(client, run)):
-            continue
-        machines = "".join(f", machine {name}" for name, _ in run.machines)
-        if run.machine:
-            machines = f", {ownership.about_machine(run)}"
-        yield (f"run {run.name} of {run.user}, {age(run.age_s)} old, {why_dead(run)}{machines}")
-
-
-_COLLECTORS: dict[str, Callable[[Config, bool], Iterator[str]]] = {
-    "qemu": _collect_local,
-    "kubevirt": _collect_cluster,
-}
-
-
 @click.command(epilog="`kboot gc` removes dead runs.")
 @config_options("backend", "kubeconfig", "context", "namespace")
 @json_option
 def runs(*, as_json: bool, **options: Any) -> None:
     """List runs: on this host, or with --backend on a cluster."""
-    config = load_config(options)
-    found = list(_REPORTERS[config.backend](config))
+    from kboot.machine.backends import find_runs  # noqa: PLC0415  --help does not need it
+
+    found = find_runs(load_config(options))
     if as_json:
-        print_json([value for value, _ in found])
+        print_json([run.values for run in found])
         return
-    for _, lines in found:
-        click.echo("\n".join(lines))
+    for run in found:
+        click.echo("\n".join((run.summary, *(f"  {line}" for line in run.details))))
     if not found:
         click.echo("no runs")
-
-
-#: A run for programs, and the lines about it for people.
-_Report = tuple[dict[str, Any], list[str]]
-
-
-def _report_local(_: Config) -> Iterator[_Report]:
-    stale = {run.directory for run in state.stale_runs()}
-    for directory in sorted(state.runs_directory().glob("run-*")):
-        dead = directory in stale
-        line = f"{directory}  {'dead' if dead else 'live'}"
-        yield {"directory": str(directory), "dead": dead}, [line]
-
-
-def _report_cluster(config: Config) -> Iterator[_Report]:
-    from kboot.kubevirt import ownership  # noqa: PLC0415
-    from kboot.kubevirt.api import connect  # noqa: PLC0415  half a second
-
-    for run in ownership.find_runs(
-        connect(config.context, config.namespace, kubeconfig=config.kubeconfig)
-    ):
-        condition = f"dead, {why_dead(run)}" if run.dead else "live"
-        stays = f", {ownership.about_machine(run)}" if run.machine else ""
-        lines = [f"{run.name}  {run.user}  {age(run.age_s)} old, {condition}{stays}"]
-        lines += [f"  {name}  {how}" for name, how in run.machines]
-        yield {**dataclasses.asdict(run), "dead": run.dead}, lines
-
-
-_REPORTERS: dict[str, Callable[[Config], Iterator[_Report]]] = {
-    "qemu": _report_local,
-    "kubevirt": _report_cluster,
-}
 
 
 @click.command(

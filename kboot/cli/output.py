@@ -165,14 +165,6 @@ def say_size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def age(seconds: float) -> str:
-    """A length of time for people, in its largest unit."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:z.0f} s"
-
-
 def print_json(value: object) -> None:
     """Print a value for programs."""
     click.echo(json.dumps(value, indent=2))
@@ -197,5 +189,6 @@ def show_event(event: dict[str, Any]) -> None:
     if event["event"] == "notice":
         click.echo(f"  {event['text']}", err=True)
     if event["event"] == "phase":
-        click.echo(say_phase(event["phase"], event["seconds"], event["witness"]))
+        what = event.get("script") or event["phase"]
+        click.echo(say_phase(what, event["seconds"], event["witness"]))
         sys.stdout.flush()

@@ -11,10 +11,11 @@ from typing import Any
 import click
 
 from kboot.cli.options import NeedsCommand, config_options, json_option, words_behind_dashes
-from kboot.cli.output import age, print_json, print_table
+from kboot.cli.output import print_json, print_table
 from kboot.config import SETTINGS
 from kboot.config.parse import seconds
 from kboot.errors import ConfigError
+from kboot.log import age
 
 _OTHERS = {"warnings", "isolation", "standby"}
 

@@ -17,6 +17,7 @@ from kboot.cli import output
 from kboot.cli.options import json_option, machine_argument
 from kboot.cli.output import print_json, print_table, say_state, show_event
 from kboot.errors import ConfigError, KbootError
+from kboot.evidence import outcome_of
 from kboot.statistics import Outcome, Summary, summarise
 from kboot.supervisor.client import ask
 
@@ -193,25 +194,6 @@ class Loop:
         path = self._evidence / f"failed-{outcome.number:04d}-{begin}-{words}.log"
         path.write_bytes(console)
         return path
-
-
-def outcome_of(raw: dict[str, Any], number: int) -> Outcome:
-    """A supervisor's answer as a value for statistics."""
-    error, title = raw["error"], raw["title"]
-    hung = error and title is None
-    return Outcome(
-        number=number,
-        failure=f"in {raw['phase']}: {_timeless(error['message'])}" if hung else title,
-        crashed=title is not None,
-        infra=bool(error) and error["exit_code"] == 3,
-        duration_s=raw["duration_s"],
-        phases_s=raw["phases_s"],
-    )
-
-
-def _timeless(message: str) -> str:
-    """A message without the times, in which boots that fail in the same way differ."""
-    return re.sub(r"\b\d+(?:\.\d+)? s\b", "N s", message)
 
 
 def _print_summary(found: Summary) -> None:

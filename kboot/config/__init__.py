@@ -6,14 +6,17 @@ pytest's (``--kboot-memory``, and ``--kernel``), the variables (``KBOOT_MEMORY``
 documentation are all made from `SETTINGS`.
 """
 
+from kboot.config.disks import read_disks
 from kboot.config.parse import working_directory
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
 from kboot.config.values import (
     BACKENDS,
+    OF_RESULTS,
     Accelerator,
     Channel,
     ClusterConfig,
     Config,
+    FirmwareChoice,
     Isolation,
     Network,
     Warnings,
@@ -21,17 +24,20 @@ from kboot.config.values import (
 
 __all__ = [
     "BACKENDS",
+    "OF_RESULTS",
     "RESERVED_VARIABLES",
     "SETTINGS",
     "Accelerator",
     "Channel",
     "ClusterConfig",
     "Config",
+    "FirmwareChoice",
     "Isolation",
     "Network",
     "Setting",
     "Warnings",
     "load",
     "markdown_table",
+    "read_disks",
     "working_directory",
 ]

@@ -52,6 +52,18 @@ def word(value: object, directory: Path) -> str:
     return found
 
 
+def matching(pattern: str, what: str) -> Parse:
+    """A text of this form, which is `what` in words."""
+
+    def parse(value: object, directory: Path) -> str:
+        found = text(value, directory)
+        if not re.fullmatch(pattern, found):
+            raise ValueError(what)
+        return found
+
+    return parse
+
+
 def choice(choices: tuple[str, ...]) -> Parse:
     """One of `choices`."""
 

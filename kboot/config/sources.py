@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -141,7 +142,9 @@ def _find_file(directory: Path) -> tuple[Path, Mapping[str, object]]:
     """The nearest configuration file, upwards from `directory`, and what it says."""
     for place in (directory, *directory.parents):
         path = place / "kboot.toml"
-        if path.is_file():
+        if os.path.lexists(path):
+            if not path.is_file():
+                raise ConfigError(f"{path}: is no file; settings are read from it: rename it")
             return path, _read_toml(path)
         path = place / "pyproject.toml"
         if path.is_file():

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from kboot.backend import Firmware, FirmwareStart
-from kboot.config import parse
+from kboot.arch import DEBIAN_MIRROR
+from kboot.backend import FirmwareStart
+from kboot.config import disks, parse
 from kboot.config.parse import about
 from kboot.errors import ConfigError
 
@@ -138,11 +139,22 @@ class ClusterConfig:
 
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+FirmwareChoice = Literal["auto", "bios", "uefi"]
 Isolation = Literal["auto", "test", "module", "session", "none"]
 Network = Literal["open", "isolated"]
 Standby = Literal["auto", "on", "off"]
 Warnings = Literal["fail", "report"]
 Channel = Literal["auto", "console", "ssh"]
+Annotations = Literal["auto", "github", "none"]
+Submit = Literal["no", "yes"]
+
+#: Settings that are about what becomes of a test run's results.
+OF_RESULTS = frozenset(
+    {
+        *("report", "summary", "annotations", "kcidb", "kcidb_origin", "kcidb_build"),
+        *("kcidb_repository", "kcidb_commit", "kcidb_submit"),
+    }
+)
 
 #: The places to boot in.
 BACKENDS = ("qemu", "kubevirt")
@@ -206,9 +218,13 @@ class Config(ClusterConfig):
     cpus: int = field(
         default=1, metadata=about("the machine's processors", "N", parse.number(1, 255))
     )
-    firmware: Firmware = field(
-        default="bios",
-        metadata=about("the machine's firmware", "NAME", choices=get_args(Firmware)),
+    firmware: FirmwareChoice = field(
+        default="auto",
+        metadata=about(
+            "the machine's firmware; auto is bios where the architecture has one, else uefi",
+            "NAME",
+            choices=get_args(FirmwareChoice),
+        ),
     )
     network: Network = field(
         default="open",
@@ -301,8 +317,12 @@ class Config(ClusterConfig):
     password: str = field(
         default="kboot", metadata=about("the password to log in with", "TEXT", parse.text)
     )
-    qemu: str = field(
-        default="qemu-system-x86_64", metadata=about("the QEMU program", "PROGRAM", parse.word)
+    #: None: the one for the kernel's architecture.
+    qemu: str | None = field(
+        default=None,
+        metadata=about(
+            "the QEMU program; else the one for the kernel's architecture", "PROGRAM", parse.word
+        ),
     )
     qemu_arguments: tuple[str, ...] = field(
         default=(),
@@ -318,4 +338,112 @@ class Config(ClusterConfig):
             parse.path,
         ),
     )
+    #: None: kboot's own.
+    ipxe_script: Path | None = field(
+        default=None,
+        metadata=about(
+            "the boot script in place of kboot's: a Jinja template, or plain iPXE",
+            "FILE",
+            parse.path,
+        ),
+    )
+    serve: Path | None = field(
+        default=None,
+        metadata=about(
+            "a directory that the boot server publishes beside the boot script: chained scripts, "
+            "menus, images",
+            "DIRECTORY",
+            parse.path,
+        ),
+    )
     nginx: str = field(default="nginx", metadata=about("the nginx program", "PROGRAM", parse.word))
+    report: Path | None = field(
+        default=None,
+        metadata=about("write the test run as one HTML file", "FILE", parse.path),
+    )
+    retry: int = field(
+        default=0,
+        metadata=about(
+            "how often a failed test is run again, on a pristine machine; one that then passes is "
+            "flaky",
+            "N",
+            parse.number(0, 1000),
+        ),
+    )
+    summary: Path | None = field(
+        default=None,
+        metadata=about("write a summary of the test run in Markdown", "FILE", parse.path),
+    )
+    annotations: Annotations = field(
+        default="auto",
+        metadata=about(
+            "mark failed tests in a repository's files: github prints its workflow commands, auto "
+            "does so on GitHub",
+            "NAME",
+            choices=get_args(Annotations),
+        ),
+    )
+    kcidb: Path | None = field(
+        default=None,
+        metadata=about("write the test run as a report for KCIDB, in JSON", "FILE", parse.path),
+    )
+    kcidb_origin: str = field(
+        default="kboot",
+        metadata=about(
+            "the CI system's name in KCIDB",
+            "NAME",
+            parse.matching("[a-z0-9_]+", "a name of a-z, 0-9 and _"),
+        ),
+    )
+    kcidb_build: str = field(
+        default="",
+        metadata=about(
+            "the id of the kernel's build in KCIDB, if that knows it already",
+            "ORIGIN:ID",
+            parse.matching("([a-z0-9_]+:.+)?", "an id; write ORIGIN:ID"),
+        ),
+    )
+    kcidb_repository: str = field(
+        default="",
+        metadata=about(
+            "the git repository that the kernel was built from",
+            "URL",
+            parse.matching("(https://.+)?", "an https URL"),
+        ),
+    )
+    kcidb_commit: str = field(
+        default="",
+        metadata=about(
+            "the commit that the kernel was built from",
+            "HASH",
+            parse.matching("([0-9a-f]{40})?", "a whole hash, of 40 digits"),
+        ),
+    )
+    kcidb_submit: Submit = field(
+        default="no",
+        metadata=about(
+            "whether to send the report; the variable KCIDB_REST has the address and the token",
+            "WHETHER",
+            choices=get_args(Submit),
+        ),
+    )
+    debian_mirror: str = field(
+        default=DEBIAN_MIRROR,
+        metadata=about(
+            "the Debian mirror that busybox and iPXE for other architectures than this host's are "
+            "fetched from",
+            "URL",
+            parse.source,
+        ),
+    )
+    #: As `kboot.config.disks.read_disks` takes them, with absolute paths.
+    disk: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "a disk of the machine: blank, an image (file or URL), container:IMAGE, pvc:NAME or "
+            "clone:NAME; then size=SIZE, ro, keep, bus=virtio, nvme or scsi; may be repeated",
+            "[NAME=]SOURCE[,OPTION]...",
+            disks.disks,
+            repeated=True,
+        ),
+    )

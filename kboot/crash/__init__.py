@@ -4,7 +4,17 @@
 soon as a report's first line is complete, `CrashReport` when the report is.
 """
 
+from kboot.crash.addresses import AddressNames
 from kboot.crash.model import COMPLAINTS, CrashKind, CrashReport, Event, Frame, Opened
 from kboot.crash.scanner import Scanner
 
-__all__ = ["COMPLAINTS", "CrashKind", "CrashReport", "Event", "Frame", "Opened", "Scanner"]
+__all__ = [
+    "COMPLAINTS",
+    "AddressNames",
+    "CrashKind",
+    "CrashReport",
+    "Event",
+    "Frame",
+    "Opened",
+    "Scanner",
+]

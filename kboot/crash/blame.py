@@ -24,8 +24,7 @@ REPORTERS = _names(
     r"_*should_fail\w*|fail_dump",
     # Assertions and whoever panics on behalf of a caller.
     r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|rust_helper_\w+|rust_begin_unwind",
-    r"_RN\w*(?:rust_begin_unwind|4core9panicking\w*|4core6option\d+\w*(?:unwrap|expect)_failed)",
-    r"_RN\w*4core6result\d+(?:unwrap|expect)_failed|core::(?:panicking|option|result)::\w+(?:::\w+)*",
+    r"(?:\w+::)*rust_begin_unwind|<?core::(?:panicking|option|result)::.*",
     r"stack_trace_\w+|save_stack\w*|arch_stack_walk|print_stack_trace|show_regs\w*|dump_page|dump_mm",
     r"panic|vpanic|nmi_panic|__stack_chk_fail|warn|_*warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
     r"print_\w*(?:bug|usage|deadlock|inversion|circular|dependency|header|warning|report|context)\w*",
@@ -40,11 +39,16 @@ REPORTERS = _names(
     r"_*do_kernel_fault|die_kernel_fault|do_undefinstr|do_debug_exception|brk_handler|bug_handler",
     r"call_break_hook|do_alignment_fault|do_DataAbort|do_PrefetchAbort|__dabt_svc|__und_svc\w*",
     r"do_(?:tag_check|sect|alignment|tlb_conf|gpc|translation|kernel)_fault|__bad_stack",
+    # Of powerpc, s390, mips and loongarch.
+    r"_*(?:hash__)?_*do_(?:page|hash)_fault|_*bad_(?:kernel|page)_fault|(?:data|instruction)_access_\w+|program_check_\w+",
+    r"alignment_(?:common|exception)\w*|interrupt_return\w*|_*do_pgm_check|pgm_check_\w+|monitor_event_\w+|illegal_op",
+    r"do_(?:dat|protection|report_trap|fault_error|secure_storage)\w*|(?:specification|addressing|translation|data)_exception",
+    r"do_(?:ri|bp|tr|ade|ale|trap_or_bp|cpu|fpe)|handle_(?:ri|bp|tr|adel?|ades?|tlb\w+)(?:_int)?|tlb_do_page_fault_\d",
     r"do_undef\w*|do_el\w+|arm64_serror_panic|do_serror|handle_exception|do_trap_\w+|ret_from_exception",
-    r"panic_bad_stack|handle_stack_overflow|handle_bad_stack|excp_\w+|xen_\w*fault",
+    r"Ldiv0(?:_64)?|__div0|__report_bad_irq|note_interrupt|panic_bad_stack|handle_stack_overflow|handle_bad_stack|excp_\w+|xen_\w*fault",
     # Sanitizers and hardening.
     r"_*kasan_\w+|_*asan_\w+|check_memory_region\w*|check_region_inline|memory_is_\w+|bytes_is_\w+",
-    r"object_err|slab_err|slab_bug|slab_pad_check|check_bytes_and_report|check_object|on_freelist",
+    r"verify_redzone_\w+|cache_\w+_debugcheck\w*|__slab_error|object_err|slab_err|slab_bug|slab_pad_check|check_bytes_and_report|check_object|on_freelist",
     r"free_debug_processing|free_to_partial_list|alloc_debug_processing|init_object|check_slab",
     r"_*kmsan_\w+|__msan_\w+|_*kcsan_\w+|__tsan_\w+|_*kfence_\w+|check_canary\w*|_*ubsan_\w+",
     r"val_to_string|handle_overflow|_*sanitizer_\w+|write_comp_data|check_kcov_mode|instrument_\w+",
@@ -56,12 +60,12 @@ REPORTERS = _names(
     # Lockdep and the "might sleep" family.
     r"_*lockdep_\w+|mark_lock\w*|mark_usage|mark_irqflags|mark_held_locks|validate_chain|valid_state|check_usage\w*",
     r"check_(?:deadlock|noncircular|prev_add|prevs_add|irq_usage|path|wait_context)\w*|check_lock\w*",
-    r"register_lock_class|assign_lock_key|add_lock_to_list|look_up_lock_class|_*bfs|check_flags",
+    r"find_held_lock|register_lock_class|assign_lock_key|add_lock_to_list|look_up_lock_class|_*bfs|check_flags",
     r"___?might_\w+|might_\w+|_*cant_\w+|check_preemption_disabled|_*this_cpu_\w+_check",
     r"debug_smp_processor_id|_*schedule_bug|schedule_debug|preempt_count_\w+|rcu_sleep_check",
     # Page allocator checks.
     r"bad_page\w*|bad_range|check_new_page\w*|free_pages?_(?:check|prepare|is_bad)\w*|page_bad_reason",
-    r"check_mm|vm_bug\w*|_*dump_page",
+    r"dequeue_task_idle|check_mm|vm_bug\w*|_*dump_page",
 )
 
 #: Locks, and what orders memory on behalf of a caller.
@@ -78,7 +82,7 @@ LOCKS = _names(
     r"class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
     r"_*(?:un)?lock_sock\w*|_*release_sock\w*|task_blocks_on_rt_mutex|_*rt_mutex\w*|remove_waiter",
-    r"raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
+    r"inode_(?:un)?lock(?:_\w+)?|inode_trylock\w*|raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
 )
 
 #: Helpers that touch what they are given.
@@ -99,12 +103,14 @@ HELPERS = _names(
     r"timer_(?:reduce|shutdown)\w*|detach_\w*timer|enqueue_timer|internal_add_timer|do_init_timer",
     r"call_rcu\w*|_*k[vz]*free_(?:call_)?rcu\w*|call_srcu",
     # Registration of devices, files and links on behalf of a driver.
-    r"kobject_\w+|kset_register|_*device_(?:add|create|register|link_add)\w*|get_device_parent",
+    r"kobject_\w+|kset_register|sysfs_(?:warn_dup|create_|add_|do_create_)\w*|_*device_(?:add|create|register|initialize|link_add)\w*|get_device_parent",
+    r"device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
     r"device_(?:del|unregister|destroy)\w*|of_device_(?:add|register)|proc_(?:register|create|mkdir|symlink)\w*",
     r"_*rollback_registered\w*|(?:un)?register_netdev\w*|(?:drop|inc|clear|set)_nlink",
     r"usb_(?:submit_urb|start_wait_urb|internal_control_msg|(?:bulk|control|interrupt)_msg)\w*",
     r"_*(?:arch_|raw_|generic_)*atomic(?:64|_long)?_\w+|variable_test_bit|const(?:ant)?_test_bit",
     r"_*(?:arch_|generic_)?_*(?:test|set|clear|change|assign)_(?:and_\w+_)?bit\w*|_*read_once\w*",
+    r"native_(?:read|write)_msr\w*|(?:__)?(?:rd|wr)msr\w*",
     r"_*write_once\w*|(?:arch_)?(?:try_)?cmpxchg\w*|_*xchg\w*|_*find_\w*bit\w*|_*ffs|_*fls\w*|_*hweight\w*",
     r"_*h?list_(?:add|del|move|splice|empty|replace|first|last|next|is|bl|entry|rcu|unhashed)\w*",
     r"INIT_(?:H?LIST_HEAD\w*)|hlist_\w+|llist_\w+|_*rb_(?:next|prev|first|last|erase|insert|rotate)\w*",
@@ -130,7 +136,7 @@ ALLOCATORS = _names(
     r"fallback_alloc|do_slab_free|memcg_slab_\w+|[gs]et_freepointer\w*|qlist_\w+|quarantine_\w+",
     r"_*(?:alloc|get|get_free|get_zeroed|free)_(?:frozen_)?pages?(?:_\w+)?|get_page_from_freelist|prep_new_page",
     r"post_alloc_hook|rmqueue\w*|_*free_(?:unref|one|pcp|hot_cold|the|compound|frozen|tail|large|huge)\w*|_*put_(?:single_|compound_)?page\w*",
-    r"release_pages|destroy_(?:large_folio|compound_page)|folio_alloc\w*|_*folio_put\w*|folios_put\w*|_*poison_\w+|page_poison\w*|check_poison\w*",
+    r"release_pages|destroy_(?:large_folio|compound_page)|folio_alloc\w*|_*folio_put\w*|folios_put\w*|_*poison_\w+|page_poison\w*|check_poison\w*|_*kernel_(?:un)?poison_\w+|unpoison_\w+",
     r"_*kstr(?:n)?dup\w*|_*kmemdup\w*|kasprintf|kvasprintf\w*|v?memdup_\w+|strndup_user|_*kmemleak_\w+",
     r"_*create_object|delete_object\w*|devm_k\w+|pcpu_alloc\w*|_*alloc_percpu\w*|free_percpu|mempool_\w+",
     r"_*alloc_skb\w*|_*netdev_alloc_\w+|_*napi_alloc_\w+|_*build_skb\w*|kmalloc_reserve|_*kfree_skb\w*",
@@ -149,7 +155,7 @@ RELEASERS = _names(r"[if]put|dput|igrab|_*mntput\w*|path_put")
 
 #: Those who put a task to sleep.
 SLEEPERS = _names(
-    r"_*schedule\w*|io_schedule\w*|preempt_schedule\w*|_*cond_resched\w*|_*switch_to\w*|context_switch",
+    r"_*schedule\w*|__sched_text_start|io_schedule\w*|preempt_schedule\w*|_*cond_resched\w*|_*switch_to\w*|context_switch",
     r"_*wait_for_(?:common|completion)\w*|do_wait_for_common|_*wait_on_(?:bit|page|buffer)\w*|wait_woken",
     r"bit_wait\w*|out_of_line_wait\w*|folio_wait_\w+|_*lock_page\w*|_*folio_lock\w*|_*lock_buffer",
     # SPL's condition variables, on which ZFS sleeps.
@@ -396,8 +402,8 @@ def _stacks(entries: Sequence[Entry], text: str) -> list[list[str]]:
         rank = min(rank, own_rank)
         own = [entry for entry in entries if start <= entry.position < end]
         functions = _functions(own)
-        if all(entry.is_pc for entry in own):
-            registers += functions
+        if all(entry.is_pc or entry.is_link for entry in own):
+            registers += _functions(entry for entry in own if entry.is_pc)
         elif functions:
             stacks.append((rank, [*registers, *functions]))
             rank, registers = _NOTICED, []

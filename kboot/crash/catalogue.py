@@ -2,88 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 from kboot.crash.model import CrashKind
-
-#: A symbol with offset, "func+0x12/0x34"; the group is `at`.
-AT = r"(?:\[<[0-9a-fx]+>\] )?(?P<at>(?![0-9a-f]{8,16}\b)[A-Za-z_][\w.$]*)(?:\+0x|\(\)|\b)"
-#: What older kernels put in front of a soft or hard lockup.
-WATCHDOG = r"(?:NMI |Kernel )?(?:watchdog: )?(?:CPU\d+: )?"
-RCU = r"(?:rcu(?:_\w+)?: )?"
-#: Lockdep's first line: "[ INFO: ... ]" up to 4.10, "WARNING: ..." since.
-LOCKDEP = r"(?:\[ )?(?:WARNING|INFO|BUG): "
-PANIC = "Kernel panic"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One kind of first line."""
-
-    kind: CrashKind
-    #: A literal in every line that `pattern` matches.
-    anchor: str
-    #: Matches the kernel's words from their start. Its groups ``at`` (the function), ``task``,
-    #: ``pid``, ``cpu`` and ``file`` go to the report, the others to `label`.
-    pattern: re.Pattern[str]
-    #: The title without its "in function"; ``{name}`` stands for a group of the pattern.
-    label: str
-    #: A first line so general that only a register or stack dump after it makes it a report.
-    needs_trace: bool = False
-    #: The same, but only where the line carries no mark of the kernel.
-    is_vague: bool = False
-    #: The header of die(), which may follow another first line: "Oops: 0002 [#1]".
-    is_die: bool = False
-    #: A first line that is also printed for a program's own fault: only a header of die() behind it
-    #: makes it a report.
-    needs_die: bool = False
-
-    @property
-    def is_panic(self) -> bool:
-        """Whether panic() printed it."""
-        return self.anchor == PANIC
-
-
-def row(
-    kind: CrashKind,
-    anchor: str,
-    pattern: str,
-    label: str,
-    *,
-    needs_trace: bool = False,
-    is_vague: bool = False,
-    is_die: bool = False,
-    needs_die: bool = False,
-) -> Rule:
-    """A row of the catalogue."""
-    return Rule(
-        kind=kind,
-        anchor=anchor,
-        pattern=re.compile(pattern),
-        label=label,
-        needs_trace=needs_trace or needs_die,
-        is_vague=is_vague,
-        is_die=is_die,
-        needs_die=needs_die,
-    )
-
-
-def lockdep(kind: CrashKind, anchor: str, words: str, label: str) -> Rule:
-    """A row for one of lockdep's first lines."""
-    return row(kind, anchor, LOCKDEP + words, label)
-
-
-def panic(kind: CrashKind, words: str, label: str) -> Rule:
-    """A row for a panic whose message has `words` in it."""
-    return row(kind, PANIC, rf"Kernel panic(?: - not syncing)?: (?=.*(?:{words}))", label)
-
-
-def die(kind: CrashKind, words: str, label: str) -> Rule:
-    """A row for the header of die(): on every architecture it ends with the oops' number."""
-    pattern = rf"(?:Oops: |Internal error: |Oops - )*(?:{words})[^\[]*\[#\d+\]"
-    return row(kind, "[#", pattern, label, is_die=True)
-
+from kboot.crash.rule import AT, AT_OFFSET, PANIC, RCU, WATCHDOG, die, lockdep, panic, row
 
 K = CrashKind
 
@@ -111,7 +31,7 @@ _SANITIZERS = (
         is_die=True,
     ),
     # Where a trap is all that is compiled in: x86 since 6.13, before its die().
-    row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} (?:at|in) {AT}(?<=0x)", "UBSAN: {what}"),
+    row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} (?:at|in) {AT_OFFSET}", "UBSAN: {what}"),
     row(K.MEMORY_LEAK, "BUG", r"BUG: memory leak$", "memory leak"),
     row(K.MEMORY_LEAK, "unreferenced object 0x", r"unreferenced object 0x", "memory leak"),
     row(
@@ -129,6 +49,8 @@ _LOCKDEP = (
     lockdep(K.DEADLOCK, ": possible", r"possible irq lock inversion", "possible deadlock"),
     lockdep(K.DEADLOCK, "IRQ-safe -> ", r"(?:HARD|SOFT)IRQ-safe -> ", "possible deadlock"),
     lockdep(K.DEADLOCK, "-unsafe", r"[\w-]+-safe -> [\w-]+-unsafe lock order", "possible deadlock"),
+    # A real one, between rtmutexes, up to 5.9.
+    lockdep(K.DEADLOCK, "BUG", "circular locking deadlock detected", "deadlock"),
     lockdep(K.DEADLOCK, ": inconsistent", "inconsistent lock state", "inconsistent lock state"),
     lockdep(K.SUSPICIOUS_RCU, "uspicious RCU", "[Ss]uspicious RCU usage", "suspicious RCU usage"),
     lockdep(K.SUSPICIOUS_RCU, "suspicious rcu_", r"suspicious rcu_\w+", "suspicious RCU usage"),
@@ -191,6 +113,30 @@ _MEMORY = (
         r"BUG [\w:.,()-]+ (?:\(.*\)|Tainted: .*|Not tainted.*): (?P<what>[\w -]+)",
         "slab: {what}",
     ),
+    # Up to 3.1 without the taint.
+    row(
+        K.SLAB_CORRUPTION,
+        "BUG",
+        r"BUG [\w:.,()-]+: (?P<what>(?:Poison|(?:Left |Right )?Redzone|Object padding) overwritten"
+        r"|Object (?:already free|is on free-list)|Free(?:chain|list|pointer) corrupt\w*"
+        r"|Objects remaining[\w -]*|Invalid object pointer)",
+        "slab: {what}",
+    ),
+    # Up to 5.14; since then a WARN.
+    row(
+        K.SLAB_CORRUPTION,
+        "kmem_cache_destroy ",
+        r"kmem_cache_destroy \S+: Slab cache still has objects",
+        "slab: objects left",
+        needs_trace=True,
+    ),
+    row(
+        K.DATA_CORRUPTION,
+        "pagealloc: ",
+        r"pagealloc: (?P<what>memory corruption|single bit error)",
+        "page poison: {what}",
+        needs_trace=True,
+    ),
     # All that is left of a report whose first lines were dropped.
     row(
         K.SLAB_CORRUPTION,
@@ -206,9 +152,14 @@ _MEMORY = (
 #: What cannot be handled: the words of arm64's fault_info[], and of others' own.
 _NO_ACCESS = r"(?:paging req|[\w ]+? (?:at|for|from|in|on|to)\b|[\w ]+ at$)"
 _BUGS = (
-    row(K.BUG, "BUG", r"[Kk]ernel BUG at (?P<file>\S+:\d+|[0-9a-f]{8,})", "kernel BUG"),
+    row(
+        K.BUG,
+        "BUG",
+        r"[Kk]ernel BUG (?:in \S+ )?at (?P<file>\S+:\d+|(?:0x)?[0-9a-f]{8,})",
+        "kernel BUG",
+    ),
     # Without CONFIG_DEBUG_BUGVERBOSE.
-    row(K.BUG, "BUG", rf"[Kk]ernel BUG at {AT}(?<=0x)", "kernel BUG"),
+    row(K.BUG, "BUG", rf"[Kk]ernel BUG at {AT_OFFSET}", "kernel BUG"),
     row(K.BUG, "[#", r"Kernel (?:BUG|bug detected)\s?\[#\d", "kernel BUG", is_die=True),
     row(
         K.NULL_DEREFERENCE,
@@ -230,11 +181,11 @@ _BUGS = (
         "page fault",
     ),
     row(K.STACK_OVERFLOW, "BUG", r"BUG: (?:\w+ )?stack guard page was hit", "stack overflow"),
-    # s390, before the registers and the panic.
+    # s390 and ppc32, before the registers and the panic.
     row(
         K.STACK_OVERFLOW,
         "ernel stack overflow",
-        r"Kernel stack overflow\.?$",
+        r"Kernel stack overflow(?:\.?$| in process )",
         "stack overflow",
         needs_trace=True,
     ),
@@ -252,6 +203,15 @@ _BUGS = (
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: (?:\w+ )?scheduling while atomic", "scheduling while atomic"),
     row(
         K.ATOMIC_SLEEP,
+        "bad: scheduling",
+        r"bad: scheduling from the idle thread",
+        "scheduling from the idle thread",
+        needs_trace=True,
+    ),
+    # cant_sleep() and cant_migrate().
+    row(K.ATOMIC_SLEEP, "BUG", r"BUG: assuming (?P<what>[\w ]+) at", "assuming {what}"),
+    row(
+        K.ATOMIC_SLEEP,
         "BUG",
         r"BUG: using (?P<what>\w+)\(?\)? in preemptible",
         "using {what} in preemptible code",
@@ -263,6 +223,24 @@ _BUGS = (
         "unregister_netdevice: waiting for a device to become free",
     ),
     row(K.BUG, "BUG", r"BUG: Dentry \S+ .*still in use", "dentry still in use"),
+    # Before the BUG() or WARN() of its panic handler.
+    row(K.BUG, "panicked at", r"rust_kernel: panicked at \S+:\d+:\d+:", "Rust panic"),
+    row(
+        K.BUG,
+        "UBIFS assert",
+        r"(?:UBIFS error .*: )?UBIFS assert failed",
+        "UBIFS assertion",
+        needs_trace=True,
+    ),
+    row(
+        K.BUG,
+        "tried to init an init",
+        r"kobject.*: tried to init an initialized object",
+        "kobject initialized twice",
+        needs_trace=True,
+    ),
+    # KVM on arm64, before the panic.
+    row(K.BUG, "BUG", rf"(?:kvm \[\d+\]: )?nVHE hyp BUG at: {AT_OFFSET}", "nVHE hyp BUG"),
     row(K.BUG, "Busy inodes after", r"VFS: Busy inodes after unmount of", "busy inodes"),
     row(K.DOUBLE_FAULT, "ANIC: ", r"(?:traps: )?PANIC: double fault", "double fault"),
     row(K.OOPS, "ANIC: ", r"(?:traps: )?PANIC: early exception", "early exception"),
@@ -311,6 +289,20 @@ _COMPLAINTS = (
     ),
     row(
         K.COMPLAINT,
+        "vmalloc error",
+        r"(?P<task>\S.{0,15}): vmalloc error: size",
+        "vmalloc failure",
+        needs_trace=True,
+    ),
+    row(
+        K.COMPLAINT,
+        " failure",
+        r"(?P<task>\S.{0,15}): vmalloc: allocation failure",
+        "vmalloc failure",
+        needs_trace=True,
+    ),
+    row(
+        K.COMPLAINT,
         "nobody cared",
         r"irq \d+: nobody cared",
         "interrupt that nobody handles",
@@ -319,7 +311,7 @@ _COMPLAINTS = (
     row(
         K.COMPLAINT,
         "MSR access error",
-        r"unchecked MSR access error: (?P<what>RDMSR|WRMSR)",
+        rf"unchecked MSR access error: (?P<what>RDMSR|WRMSR)(?:.* at rIP: 0x\w+ \({AT})?",
         "unchecked {what}",
         needs_trace=True,
     ),
@@ -327,6 +319,13 @@ _COMPLAINTS = (
         K.COMPLAINT,
         "dev_watchdog+0x",
         rf"WARNING: .* (?=dev_watchdog\+0x){AT}",
+        "transmit queue timed out",
+    ),
+    # Since 6.10 without a WARNING; the driver's and device's names come first.
+    row(
+        K.COMPLAINT,
+        "NETDEV WATCHDOG",
+        r".*NETDEV WATCHDOG: CPU: (?P<cpu>\d+): transmit queue \d+ timed out",
         "transmit queue timed out",
     ),
 )
@@ -348,6 +347,8 @@ _PANICS = (
     panic(K.HARD_LOCKUP, r"Watchdog detected hard LOCKUP", "hard lockup"),
     row(K.PANIC, PANIC, r"Kernel panic - not syncing: (?P<message>.*\S)", "panic: {message}"),
     row(K.PANIC, PANIC, r"Kernel panic - not syncing", "panic", needs_trace=True),
+    # The code that unpacks the kernel, before its first line; "reboot: System halted" is no fault.
+    row(K.PANIC, "-- System halted", r"-- System halted$", "panic: the kernel was not unpacked"),
 )
 
 _DIES = (
@@ -391,7 +392,7 @@ _WARNINGS = (
         "WARNING",
     ),
     # Up to 3.11 without CPU and task.
-    row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT}(?<=0x|\(\))", "WARNING"),
+    row(K.WARNING, "WARNING: ", rf"WARNING: at ?(?P<file>\S+?):\d+ {AT_OFFSET}", "WARNING"),
     # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
     row(
         K.WARNING,
@@ -414,6 +415,19 @@ _WARNINGS = (
         "WARNING: ",
         r"WARNING: kernel stack (?:regs|frame pointer) at",
         "bad frame pointer",
+    ),
+    # The unwinder of x86.
+    row(
+        K.WARNING,
+        "WARNING: ",
+        rf"WARNING: can't (?:access|dereference)[\w ]* registers at (?:\w+ for ip )?{AT_OFFSET}",
+        "stack that cannot be unwound",
+    ),
+    row(
+        K.WARNING,
+        "WARNING: ",
+        r"WARNING: stack recursion on stack type \d",
+        "stack that cannot be unwound",
     ),
     row(K.BUG, "BUG", r"BUG: (?P<what>\S.*)", "BUG: {what}", is_vague=True),
     row(K.WARNING, "WARNING: ", r"WARNING: (?P<what>\S.*)", "WARNING: {what}", needs_trace=True),
@@ -442,7 +456,7 @@ RULES = (
     *_WARNINGS,
 )
 
-#: Every first line contains one of these: few, because each is a search through the whole log.
+#: Every first line contains one of these. Each is a search through the whole log.
 FILTER = (
     b"BUG",
     b"WARNING: ",
@@ -471,4 +485,13 @@ FILTER = (
     b"duplicate filename",
     b"nobody cared",
     b"MSR access error",
+    b"NETDEV WATCHDOG",
+    b"vmalloc error",
+    b"kmem_cache_destroy ",
+    b"pagealloc: ",
+    b"bad: scheduling",
+    b"panicked at",
+    b"UBIFS assert",
+    b"tried to init an init",
+    b"-- System halted",
 )

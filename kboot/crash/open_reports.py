@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 
-from kboot.crash.catalogue import Rule
+from kboot.crash.addresses import AddressNames
 from kboot.crash.lines import KernelLine
 from kboot.crash.model import CrashKind, CrashReport, Event, Opened
 from kboot.crash.report import MARKED, Draft, build
+from kboot.crash.rule import Rule
 
 K = CrashKind
 
@@ -41,7 +42,7 @@ _GOES_ON = re.compile(
 )
 #: Where the stack itself begins.
 _STACK = re.compile(
-    r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|backtrace"
+    r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|backtrace|Function entered at"
     r"|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\])"
 )
 #: First words of lines that stand in reports, beside frames, registers and dumps.
@@ -56,7 +57,7 @@ _WORDS = r"""
     other.info|Possible|the.existing|Chain.exists|to.a|which|but|and|the.dep|Showing|lock|may.lead|INITIAL
     INFO:.(?:lockdep|Slab|Object|Allocated|Freed|NMI)|Disabling.lock|in_atomic|preempt_count|Preemption|RCU
     Sending.NMI|NMI.backtrace|Dumping.ftrace|Rebooting|Shutting.down|SMP|Trace|last.function|memory.used
-    kthread|Stack.dump|Register|blocking|PKRU|mm|vma|file|addr|page_owner|use.of|shadow|Memory.cgroup|rcu|runnable
+    kthread|Function.entered|Stack.dump|Register|blocking|PKRU|mm|vma|file|addr|page_owner|use.of|shadow|Memory.cgroup|rcu|runnable
 """
 _WORD = "|".join(_WORDS.split())
 _REGISTER = r"(?:[ER]?(?:IP|SP|FLAGS|[A-D]X|[SD]I|BP)|R\d\d|[CDEFGS]S|[CD]R\d|FSGS|PSR)[:=\d ]"
@@ -140,13 +141,17 @@ def continues(draft: Draft, rule: Rule) -> bool:
     return bool(rule.needs_trace) or _repeats(draft, rule) or _explains(draft, rule)
 
 
+#: "BUG: key ... has not been registered!" comes before a WARN of lockdep's own.
+_MESSAGES = frozenset({K.BUG, K.LOCK_MISUSE})
+
+
 def _explains(draft: Draft, rule: Rule) -> bool:
     """Whether `draft` is, so far, only the message of a WARN or BUG that `rule` has found."""
     names_file = "file" in rule.pattern.groupindex
     # Permissive CFI since 6.1 has a WARNING without a file.
     is_warn = rule.kind is K.WARNING and not rule.needs_trace
     is_site = is_warn or (rule.kind is K.BUG and names_file)
-    is_message = draft.kind is K.BUG and "file" not in draft.rule.pattern.groupindex
+    is_message = draft.kind in _MESSAGES and "file" not in draft.rule.pattern.groupindex
     return is_site and is_message and not draft.has_trace and len(draft.lines) <= _MESSAGE_LINES
 
 
@@ -198,7 +203,8 @@ def _most_foreign(draft: Draft) -> int:
 class Drafts:
     """All open reports of one console, by the context (task or CPU) that prints them."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: AddressNames | None = None) -> None:
+        self._names = names
         self.events: list[Event] = []
         self.last: CrashReport | None = None
         self.open: list[Draft] = []
@@ -384,7 +390,8 @@ class Drafts:
                 self._complete(other, cut=cut)
         self._forget(draft)
         if draft.announced:
-            self.last = build(draft, cut=cut, caused_by=self._cause(draft))
+            cause = self._cause(draft)
+            self.last = build(draft, cut=cut, caused_by=cause, names=self._names)
             self.events.append(self.last)
 
     def _cause(self, draft: Draft) -> CrashReport | None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kboot.crash import blame, stack
-from kboot.crash.catalogue import Rule
+from kboot.crash.addresses import AddressNames
 from kboot.crash.lines import KernelLine
 from kboot.crash.model import CrashKind, CrashReport, Frame
+from kboot.crash.rule import Rule
 
 K = CrashKind
 
@@ -20,11 +21,13 @@ _BY_FILE = (
     ("lib/debugobjects.c", K.ODEBUG, "ODEBUG bug"),
     ("lib/list_debug.c", K.DATA_CORRUPTION, "list corruption"),
     ("mm/usercopy.c", K.USERCOPY, "usercopy"),
+    # DEBUG_LOCKS_WARN_ON().
+    ("kernel/locking/lockdep.c", K.LOCK_MISUSE, "lockdep warning"),
     # Up to 4.2 the lockup detector reports through WARN.
     ("kernel/watchdog.c", K.HARD_LOCKUP, "hard lockup"),
 )
 _TASK = re.compile(
-    r"PID: (?P<pid>\d+),? [Cc]omm: (?P<task>.+?)(?=,? (?:Kdump: \w+ )?(?:Not t|T)ainted|$)",
+    r"P(?:ID|id): (?P<pid>\d+),? [Cc]omm: (?P<task>.+?)(?=,? (?:Kdump: \w+ )?(?:Not t|T)ainted|$)",
     re.MULTILINE,
 )
 _CPU = re.compile(r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: ")
@@ -34,6 +37,7 @@ _IN_LINE = (
     re.compile(r" stuck for \d+s! \[(?P<task>.{1,32}):(?P<pid>\d+)\]"),
     re.compile(r"scheduling while atomic: (?P<task>.{1,32})/(?P<pid>\d+)/0x"),
     re.compile(r"leaked (?:lock|atomic)[\w ,]*: (?P<task>.{1,32}?)/0x[0-9a-f]+/(?P<pid>\d+)"),
+    re.compile(r"lock or RCU: (?P<task>.{1,32})\[(?P<pid>\d+)\]"),
     re.compile(r"in preemptible \[[0-9a-f]+\] code: (?P<task>.{1,32})/(?P<pid>\d+)"),
     re.compile(r"in_atomic\(\).* pid: (?P<pid>\d+), name: (?P<task>.{1,32})$", re.MULTILINE),
     re.compile(r"^Process (?P<task>.{1,32}) \(pid: (?P<pid>\d+), ", re.MULTILINE),
@@ -41,7 +45,7 @@ _IN_LINE = (
 #: Functions of work that a report of a workqueue names in words.
 _WORK = re.compile(
     r"in-flight: \d+(?:\(RESCUER\))?:(?P<running>[A-Za-z_][\w.]*)"
-    r"|last function: (?P<last>[A-Za-z_][\w.]*)"
+    r"|(?:last function: |workfn=)(?P<last>[A-Za-z_][\w.]*)"
 )
 _COMM = re.compile(r'comm "(?P<task>[^"]{1,32})", pid (?P<pid>\d+)')
 _ON_CPU = re.compile(r"\b(?:CPU#|on cpu |CPU: |cpu: )(?P<cpu>\d+)\b")
@@ -58,10 +62,15 @@ _NESTED_AT = re.compile(
 _IN_INTERRUPT = re.compile(
     r"which became (?:HARD|SOFT)IRQ-irq-safe at:\n(?P<stack>(?:[ \[].*\+0x.*\n)+)"
 )
-_ACCESS = re.compile(r"^(Read|Write) of size", re.MULTILINE)
+#: The functions that an interrupt has, as __report_bad_irq() lists them.
+_HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[0-9a-fx]+>\] .*\n?)+)", re.MULTILINE)
+_HANDLER = re.compile(r">\] (?:threaded \[<[0-9a-fx]+>\] )?(?!irq_default_)([A-Za-z_][\w.$]*)")
+_ACCESS = re.compile(r"^(Read|Write) (?:of size|at addr) ", re.MULTILINE)
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+")
 _LOCK_KINDS = frozenset({K.DEADLOCK, K.INVALID_WAIT_CONTEXT})
-_LOCK_ANCHORS = frozenset({"lock held when", "held lock freed"})
+_LOCK_ANCHORS = frozenset(
+    {"lock held when", "held lock freed", "still has locks", "lock held at task"}
+)
 
 #: What differs from line to line of one report in a log that names the levels.
 _LEVEL = re.compile(
@@ -173,9 +182,13 @@ def _kind(rule: Rule, match: re.Match[str]) -> CrashKind:
     return rule.kind
 
 
-def build(draft: Draft, *, cut: bool, caused_by: CrashReport | None) -> CrashReport:
+def build(
+    draft: Draft, *, cut: bool, caused_by: CrashReport | None, names: AddressNames | None
+) -> CrashReport:
     """Make the report. `cut`: the log ended, or fell silent, before its end was seen."""
     text = "\n".join(draft.lines[: draft.kept])
+    if names is not None:
+        text = names.put(text, draft.start_offset)
     kind = draft.kind
     found = stack.entries(text)
     function = blame.choose(kind, list(_named(draft, text)), found, text)
@@ -212,7 +225,7 @@ def _frames(entries: list[stack.Entry], function: str | None) -> tuple[Frame, ..
 def _named(draft: Draft, text: str) -> Iterator[str]:
     """The functions that the report itself names, the innermost first."""
     if "at" in draft.match.groupdict():
-        for line in draft.lines[: draft.kept]:
+        for line in text.split("\n"):
             match = draft.rule.pattern.match(line.lstrip())
             if match is None:
                 break
@@ -220,6 +233,8 @@ def _named(draft: Draft, text: str) -> Iterator[str]:
     if draft.rule.kind is K.WORKQUEUE_LOCKUP or "workqueue" in draft.match.string:
         for work in _WORK.finditer(text):
             yield stack.base_name(work["running"] or work["last"])
+    if draft.rule.anchor == "nobody cared" and (handlers := _HANDLERS.search(text)) is not None:
+        yield from map(stack.base_name, _HANDLER.findall(handlers["list"]))
     where = None
     if "-safe -> " in draft.match.string:
         where = _IN_INTERRUPT.search(text)

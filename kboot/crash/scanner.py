@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kboot.crash import resets
-from kboot.crash.catalogue import ANY_DIE, FILTER, RULES, Rule, row
+from kboot.crash.addresses import AddressNames
+from kboot.crash.catalogue import ANY_DIE, FILTER, RULES
 from kboot.crash.lines import Encoding, KernelLine, before_last_stamp, parse
 from kboot.crash.model import CrashKind, Event, Opened
 from kboot.crash.open_reports import Drafts
 from kboot.crash.report import Draft
 from kboot.crash.resets import ResetWatch, Step
+from kboot.crash.rule import Rule, row
 
 #: Somebody quotes a kernel message: in a command, a script, a search, a log of tests.
 _QUOTING = re.compile(
@@ -103,13 +105,28 @@ class TriggerFinder:
 
 
 #: Every line that begins a report, or that `ResetWatch` wants, contains one of these.
-# Each is a search through the whole log, so two firmwares' banners share one.
 _LITERALS = (
     *FILTER,
     b"(version",
     *(literal for literal in resets.LITERALS if b"(version" not in literal),
 )
-_CANDIDATE = re.compile(b"|".join(re.escape(literal) for literal in _LITERALS))
+
+
+def _any_of(literals: Sequence[bytes]) -> re.Pattern[bytes]:
+    """A pattern for all of them. By their first letters it is half as fast again as one by one."""
+    behind: dict[bytes, list[bytes]] = {}
+    for literal in literals:
+        behind.setdefault(literal[:1], []).append(re.escape(literal[1:]))
+    parts = (b"%b(?:%b)" % (re.escape(at), b"|".join(rest)) for at, rest in behind.items())
+    return re.compile(b"|".join(parts))
+
+
+_CANDIDATE = _any_of(_LITERALS)
+#: Letters by which the literals differ most from what kernels print all day. A search for all the
+#: literals takes half the time where a piece of the log, and each literal, is reduced to them.
+_TELLING = b"#(-.:BDEFGIKLNSUV[egjklmnopqrsu"
+_REST = bytes(set(range(256)) - set(_TELLING))
+_REDUCED = tuple(dict.fromkeys(literal.translate(None, _REST) for literal in _LITERALS))
 
 #: A time in the midst of a line.
 _TORN = re.compile(rb"[^\]] \[ *\d{1,11}\.\d{6}\]")
@@ -128,13 +145,15 @@ class Scanner:
     `quiet` and `expect_reset` are called).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: AddressNames | None = None) -> None:
+        """`names` are for the addresses that a kernel without symbols prints."""
         self._head = b""
         self._tail = b""
         self._partial_size = 0
         self._line = 0
         self._offset = 0
-        self._drafts = Drafts()
+        self._names = names
+        self._drafts = Drafts(names)
         self._resets = ResetWatch()
         self._triggers = TriggerFinder()
         self._recent = b""
@@ -215,8 +234,9 @@ class Scanner:
     def _region(self, data: bytes, end: int) -> None:
         """Read whole lines: `data` up to `end`."""
         # Searching for each literal in turn is faster than one pattern for all of them.
-        for literal in _LITERALS:
-            if literal in data:
+        reduced = data.translate(None, _REST)
+        for literal in _REDUCED:
+            if literal in reduced:
                 break
         else:
             self._calm(data, 0, end)
@@ -239,7 +259,8 @@ class Scanner:
     def _calm(self, data: bytes, position: int, end: int) -> None:
         """Read whole lines of which none begins a report: only what is under way wants them."""
         self._remember(data, position, end)
-        while self._wants_all and position < end:
+        drafts, resets = self._drafts, self._resets
+        while position < end and (drafts.open or resets.wants_all):
             line_end = data.find(b"\n", position) + 1
             size = line_end - position
             self._line += 1
@@ -250,12 +271,12 @@ class Scanner:
             line = parse(raw, self._line, self._offset - size, self._offset)
             if line.stamped:
                 self._triggers.stamped_log = True
-            if self._resets.wants_all:
+            if resets.wants_all:
                 self._watch(line, raw)
             if self._is_again(line, raw):
-                self._drafts.again(line)
+                drafts.again(line)
             else:
-                self._drafts.extend(line)
+                drafts.extend(line)
             position = line_end
         self._line += data.count(b"\n", position, end)
         self._offset += end - position
@@ -273,6 +294,8 @@ class Scanner:
             self._drafts.again(line)
             return
         if candidate:
+            if self._names is not None:
+                line = line._replace(text=self._names.put(line.text, line.start))
             trigger = self._triggers.find(line) or self._find_torn(raw, line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:

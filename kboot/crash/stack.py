@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
+from kboot.crash import rust_names
 from kboot.crash.model import Frame
 
 #: A name of C, on big-endian ppc64 behind a dot, or a path of Rust's, as newer kernels print it.
@@ -17,9 +19,11 @@ _REGISTER = r"""
         RIP:\s(?:(?!0033|0023|002b)[0-9a-f]{4}:)?\s*
       | RIP\s\s?(?=\[<)
       | EIP:\s(?:00[0-7][0-9a-f]:)? | EIP\sis\sat\s | IP:\s
-      | p?pc\s*:\s (?:[0-9a-f]+\s)? | PC\sis\sat\s | epc\s*:\s(?:[0-9a-f]+\s)?
+      | p?pc\s*:\s (?:[0-9a-f]+\s)? | (?:PC|pc)\sis\sat\s | epc\s*:\s(?:[0-9a-f]+\s)?
       | NIP\s | ERA:\s[0-9a-f]+\s | Krnl\sPSW\s:\s[0-9a-f\s]+\(
-      | (?P<link> lr\s:\s | LR\sis\sat\s | LR\s | ra\s*:\s(?:[0-9a-f]+\s)? )
+      | TPC:\s< | PC:\s(?=\[<)                                 # sparc, m68k
+      | (?P<link> lr\s:\s | (?:LR|ra)\sis\sat\s | LR\s | ra\s*:\s(?:[0-9a-f]+\s)?
+        | (?:RPC|I7):\s< )
     )
 """
 _FRAME = re.compile(
@@ -74,6 +78,8 @@ class Entry(NamedTuple):
     position: int
     #: The program counter (``RIP:``, ``pc :``); the link register counts as an ordinary frame.
     is_pc: bool
+    #: The link register.
+    is_link: bool
 
 
 def base_name(symbol: str) -> str:
@@ -86,6 +92,8 @@ def base_name(symbol: str) -> str:
     name = _SUFFIX.sub("", symbol.removeprefix("."))
     if name.startswith("_Z"):
         return _demangled(name)
+    if name.startswith("_R"):
+        return rust_names.demangled(name) or name
     name = _PADDING.sub("", name, count=1) if name.startswith("__") else name
     entry = _SYSTEM_CALL.match(name)
     if entry is None:
@@ -109,8 +117,13 @@ def _demangled(name: str) -> str:
 
 
 def entries(text: str) -> list[Entry]:
-    """Every frame in `text`, in order."""
-    return [_entry(match) for match in _FRAME.finditer(text)]
+    """Every frame in `text`, the innermost first."""
+    found = [_entry(match) for match in _FRAME.finditer(text)]
+    for index, (link, pc) in enumerate(pairwise(found)):
+        # loongarch shows the return address above the program counter.
+        if link.is_link and pc.is_pc:
+            found[index : index + 2] = pc, link
+    return found
 
 
 def _entry(match: re.Match[str]) -> Entry:
@@ -120,7 +133,7 @@ def _entry(match: re.Match[str]) -> Entry:
         symbol, offset, size, module, address, reliable, next(filter(None, places), None)
     )
     is_pc = register is not None and link is None
-    return Entry(frame=frame, position=match.start(), is_pc=is_pc)
+    return Entry(frame=frame, position=match.start(), is_pc=is_pc, is_link=link is not None)
 
 
 # The reports of one kernel share most of their frames.

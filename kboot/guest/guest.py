@@ -285,8 +285,9 @@ class Guest:
         Path(local).write_bytes(result.stdout_bytes)
 
     def close(self) -> None:
-        """Give the guest's terminal back to the shell that was there."""
-        self._runner.close()
+        """Give the guest's terminal back to the shell that was there, if it is ours still."""
+        if self._ended is None:
+            self._runner.close()
         self.end("it was closed")
 
     def end(self, reason: str) -> None:

@@ -16,7 +16,7 @@ from kboot.guest.history import CommandHistory
 from kboot.log import logger
 
 #: For an answer; a loaded TCG guest takes its time.
-_PATIENCE_S = 2.0
+PATIENCE_S = 2.0
 
 #: One after another, until there is a prompt. Each is harmless where the one before was right.
 _KEYS = (
@@ -35,7 +35,7 @@ def wake_terminal(console: Console, deadline: Deadline) -> None:
         since = console.mark()
         console.send(keys, echoed=False)
         with contextlib.suppress(GuestTimeout):
-            console.expect_prompt(LOGIN_PROMPTS, deadline=deadline.within(_PATIENCE_S), since=since)
+            console.expect_prompt(LOGIN_PROMPTS, deadline=deadline.within(PATIENCE_S), since=since)
             return
 
 

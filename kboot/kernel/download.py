@@ -192,7 +192,7 @@ class _Download:
         words = f"{self._shown}: the server says {status} {answer.reason}"
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
             raise _CutOff(f"the server says {status} {answer.reason}")
-        raise ConfigError(f"{words}; check the URL of the kernel")
+        raise ConfigError(f"{words}; check the URL")
 
     def _write(self, answer: requests.Response, have: int) -> None:
         """Put the answer's content behind what is there, or in its place."""

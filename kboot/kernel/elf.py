@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from kboot import arch
 from kboot.errors import ConfigError
 
 MAGIC = b"\x7fELF"
 
 _PT_INTERP = 3
-#: e_machine -> the architecture as ``uname -m`` says it.
-_MACHINES = {3: "i686", 62: "x86_64", 183: "aarch64", 243: "riscv64", 258: "loongarch64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +65,7 @@ def parse_elf(data: bytes) -> Elf | None:
     sizes = struct.unpack_from("<HHHHH", data, 54)
     return Elf(
         data=data,
-        architecture=_MACHINES.get(machine, f"machine {machine}"),
+        architecture=arch.name_of_elf(machine) or f"machine {machine}",
         _program_headers=(program_offset, sizes[0], sizes[1]),
         _section_headers=(section_offset, sizes[2], sizes[3]),
         _names_index=sizes[4],
@@ -123,6 +122,10 @@ class Vmlinux:
 
     def functions(self, names: frozenset[str]) -> dict[str, list[Symbol]]:
         """The functions of these names; static ones may share a name."""
+        return _with_sizes(self.symbols(), names)
+
+    def symbols(self) -> list[tuple[int, str]]:
+        """Address and name of every function. `ConfigError` if they were stripped off."""
         tables = [section for section in self._sections if section.type == _SYMTAB]
         if not tables:
             raise ConfigError(f"{self._name} has no symbol table; it was stripped")
@@ -132,7 +135,7 @@ class Vmlinux:
         for name, info, _, section, address, _ in _SYMBOL.iter_unpack(table):
             if info & 15 in _FUNCTION_TYPES and section:
                 addresses.append((address, self._string(strings.offset + name)))
-        return _with_sizes(addresses, names)
+        return addresses
 
     def _string(self, offset: int) -> str:
         end = self._image.find(b"\0", offset)

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from kboot import arch
 from kboot.errors import ConfigError
 from kboot.kernel.compression import LZ4_FRAME, compression_of, decompressed
 from kboot.kernel.elf import parse_elf
 
 HEAD_SIZE = 1024
 
-#: IMAGE_FILE_MACHINE_* of the PE header that EFI images have -> ``uname -m``.
-_PE_MACHINES = {0x8664: "x86_64", 0xAA64: "aarch64", 0x5064: "riscv64", 0x6264: "loongarch64"}
 #: Compression names in an EFI zboot header -> those in `MAGIC`.
 _ZBOOT_COMPRESSION = {b"gzip": "gzip", b"xzkern": "xz", b"lzma": "lzma", b"zstd": "zstd"}
 #: A release, which becomes part of file names, and the rest.
 _VERSION = re.compile(r"\d+\.\d+[^\s/]*(\s|$)")
 _BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s/\0]* [^\n\0]{0,1000})\n")
+_BUILD_NUMBER = re.compile(rb" #\d")
 _CHUNK_SIZE = 1 << 20
 
 
@@ -38,6 +38,8 @@ class ImageFacts:
     architecture: str
     #: The whole version, from the release on: ``6.1.0-56-amd64 (who@where) #1 SMP ...``.
     version: str
+    #: Whether UEFI can start it.
+    has_efi_stub: bool
 
     @property
     def release(self) -> str:
@@ -59,7 +61,7 @@ def read_image(path: Path, *, label: str = "") -> ImageFacts:
         if is_bzimage(head):
             return _read_bzimage(label, file, head, size)
         if (architecture := _raw_architecture(head)) is not None:
-            return ImageFacts(architecture=architecture, version=_find_banner(label, file, head))
+            return _read_raw(label, file, head, architecture)
         if _is_zboot(head):
             return _read_zboot(label, file, head, size)
     raise not_a_kernel(label, looks_like(head))
@@ -98,13 +100,35 @@ def _read_bzimage(label: str, file: IO[bytes], head: bytes, size: int) -> ImageF
         raise not_a_kernel(label, f"an x86 boot image that calls itself {version[:60]!r}")
     (load_flags,) = struct.unpack_from("<H", head, 0x236)
     is_64_bit = protocol >= 0x20C and bool(load_flags & 1)
-    return ImageFacts(architecture="x86_64" if is_64_bit else "i686", version=version)
+    return ImageFacts(
+        architecture=arch.name_of_bzimage(is_64_bit=is_64_bit),
+        version=version,
+        has_efi_stub=_is_efi_program(head),
+    )
+
+
+def _is_efi_program(head: bytes) -> bool:
+    """Whether it begins like one; what an ``Image`` begins with is an instruction as well."""
+    at = int.from_bytes(head[0x3C:0x40], "little")
+    return head[:2] == b"MZ" and head[at : at + 4] == b"PE\0\0"
+
+
+def _read_raw(label: str, file: IO[bytes], head: bytes, architecture: str) -> ImageFacts:
+    # In all such headers, the lowest of the 64 bits of flags here tells big-endian ones.
+    if head[24] & 1:
+        raise ConfigError(
+            f"{label}: a big-endian kernel for {architecture}, which UEFI does not start; "
+            "build it with CONFIG_CPU_LITTLE_ENDIAN=y"
+        )
+    return ImageFacts(
+        architecture=architecture,
+        version=_find_banner(label, file, head),
+        has_efi_stub=_is_efi_program(head),
+    )
 
 
 def _raw_architecture(head: bytes) -> str | None:
-    if head[0x38:0x3C] == b"ARM\x64":
-        return "aarch64"
-    return "riscv64" if head[0x38:0x3C] == b"RSC\x05" else None
+    return arch.name_of_image(head[0x38:0x3C])
 
 
 def _read_zboot(label: str, file: IO[bytes], head: bytes, size: int) -> ImageFacts:
@@ -116,7 +140,7 @@ def _read_zboot(label: str, file: IO[bytes], head: bytes, size: int) -> ImageFac
     (pe_offset,) = struct.unpack_from("<I", head.ljust(64, b"\0"), 0x3C)
     file.seek(pe_offset)
     pe = file.read(6)
-    architecture = _PE_MACHINES.get(int.from_bytes(pe[4:6], "little"))
+    architecture = arch.name_of_pe(int.from_bytes(pe[4:6], "little"))
     if pe[:4] != b"PE\0\0" or architecture is None:
         raise not_a_kernel(label, "a compressed EFI image with no architecture that kboot knows")
     name = head[24:56].split(b"\0", 1)[0]
@@ -129,18 +153,29 @@ def _read_zboot(label: str, file: IO[bytes], head: bytes, size: int) -> ImageFac
     file.seek(offset)
     payload = io.BytesIO(file.read(payload_size))
     with decompressed(payload, form, label) as content:
-        return ImageFacts(architecture=architecture, version=_find_banner(label, content, b""))
+        return ImageFacts(
+            architecture=architecture,
+            version=_find_banner(label, content, b""),
+            has_efi_stub=True,
+        )
 
 
 def _find_banner(label: str, file: IO[bytes], head: bytes) -> str:
-    """The version in an uncompressed kernel: its `linux_banner`, which is plain text."""
-    window = head
+    """The version in an uncompressed kernel: its `linux_banner`, which is plain text.
+
+    Since Linux 6.2 there are two, and one of them, which is printed nowhere, has no build's number.
+    """
+    window, found = head, b""
     while chunk := file.read(_CHUNK_SIZE):
         window = window[-2000:] + chunk
-        if match := _BANNER.search(window):
-            return match[1].decode(errors="replace")
-    if match := _BANNER.search(window):
-        return match[1].decode(errors="replace")
+        for match in _BANNER.finditer(window):
+            found = match[1]
+            if _BUILD_NUMBER.search(found):
+                return found.decode(errors="replace")
+    if last := _BANNER.search(window):
+        found = last[1]
+    if found:
+        return found.decode(errors="replace")
     raise ConfigError(f'{label}: no "Linux version" in it; truncated, or not a Linux kernel')
 
 

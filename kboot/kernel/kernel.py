@@ -40,8 +40,12 @@ class Kernel:
     config_file: Path | None = None
     #: The ELF file with its symbols, if that came with it.
     vmlinux: Path | None = None
+    #: Its ``System.map``, if that came with it.
+    system_map: Path | None = None
     #: How to get at `modules`.
     find_modules: Callable[[], Path | None] = field(default=_no_modules, repr=False, compare=False)
+    #: Whether UEFI can start it.
+    has_efi_stub: bool = True
 
     def config(self) -> str | None:
         """The text of its configuration, or None if that did not come with it."""
@@ -51,6 +55,11 @@ class Kernel:
             return self.config_file.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise ConfigError(f"{self.config_file}: cannot be read: {error.strerror}") from error
+
+    @property
+    def symbols(self) -> Path | None:
+        """Where its symbols are, best with file and line: vmlinux, else System.map, else None."""
+        return self.vmlinux or self.system_map
 
     @property
     def modules(self) -> Path | None:
@@ -137,6 +146,7 @@ def _from_image(path: Path, *, source: Path) -> Kernel:
             source=source,
             config=tree / ".config",
             vmlinux=tree / "vmlinux",
+            system_map=tree / "System.map",
             find_modules=lambda: tree if _has_modules(tree) else None,
         )
     modules = _installed_modules(path, facts.release)
@@ -148,6 +158,7 @@ def _from_image(path: Path, *, source: Path) -> Kernel:
         source=source,
         config=next((config for config in configs if config.is_file()), configs[0]),
         vmlinux=path.with_name(f"vmlinux-{facts.release}"),
+        system_map=path.with_name(f"System.map-{facts.release}"),
         find_modules=lambda: modules,
     )
 
@@ -168,6 +179,7 @@ def _kernel(
     source: Path,
     config: Path,
     vmlinux: Path,
+    system_map: Path,
     find_modules: Callable[[], Path | None],
 ) -> Kernel:
     return Kernel(
@@ -179,7 +191,9 @@ def _kernel(
         sha256=sha256_of(image),
         config_file=config if config.is_file() else None,
         vmlinux=vmlinux if vmlinux.is_file() else None,
+        system_map=system_map if system_map.is_file() else None,
         find_modules=find_modules,
+        has_efi_stub=facts.has_efi_stub,
     )
 
 
@@ -197,6 +211,7 @@ def _from_package(path: Path) -> Kernel:
         source=path,
         config=boot / f"config-{facts.release}",
         vmlinux=boot / f"vmlinux-{facts.release}",
+        system_map=boot / f"System.map-{facts.release}",
         find_modules=functools.partial(unpack_modules, path, facts.release),
     )
 

@@ -85,8 +85,9 @@ def companions(package: Path, *kinds: str) -> list[Path]:
 def unpack_image(package: Path) -> Path:
     """Unpack image and configuration of a kernel package into the cache; their directory.
 
-    They are called ``vmlinuz-<release>`` and ``config-<release>`` there. `ConfigError` if that is
-    not a whole package with a kernel.
+    They are called ``vmlinuz-<release>`` and ``config-<release>`` there. ``System.map-<release>``
+    is with them where the package has it before these. `ConfigError` if that is not a whole
+    package with a kernel.
     """
     packages = [*(companions(package, "binary") or [package]), *companions(package, "base")]
 
@@ -125,6 +126,16 @@ def unpack_modules(package: Path, release: str) -> Path | None:
     return modules if (modules / "kernel").is_dir() else None
 
 
+def extract_file(package: Path, path: str, target: IO[bytes]) -> bool:
+    """Write a file that the package installs, by its path below ``/``; False if it has none."""
+    with contextlib.closing(_files([package])) as files:
+        for name, content in files:
+            if name == PurePosixPath(path):
+                shutil.copyfileobj(content, target, 1 << 20)
+                return True
+    return False
+
+
 def _cache_of(packages: Sequence[Path]) -> Path:
     digests = [sha256_of(package) for package in packages]
     together = hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -132,11 +143,12 @@ def _cache_of(packages: Sequence[Path]) -> Path:
 
 
 def _boot_name(name: PurePosixPath) -> str | None:
-    """``vmlinuz-<release>`` or ``config-<release>`` for these files; None for all others."""
-    if name.parent == PurePosixPath("boot") and name.name.startswith(("vmlinuz-", "config-")):
+    """``vmlinuz-<release>``, ``config-...`` or ``System.map-...``; None for all other files."""
+    wanted = ("vmlinuz-", "config-", "System.map-")
+    if name.parent == PurePosixPath("boot") and name.name.startswith(wanted):
         return name.name
     match _below_modules(name):
-        case (release, "vmlinuz" | "config" as kind):
+        case (release, "vmlinuz" | "config" | "System.map" as kind):
             return f"{kind}-{release}"
     return None
 

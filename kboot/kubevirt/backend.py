@@ -6,10 +6,11 @@ import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
 
-from kboot.backend import BootServer, Firmware, MachineSpec, VirtualMachine
+from kboot import arch
+from kboot.backend import BootServer, Disk, Firmware, MachineSpec, VirtualMachine
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.kubevirt import manifests, ownership, vm_manifest
+from kboot.kubevirt import disks, manifests, ownership, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.network import PodNetwork, open_pod_network
@@ -38,9 +39,15 @@ class KubevirtBackend:
         """The run's identifier, for `join_kubevirt`."""
         return self.run.identifier
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
+    def firmware_fault(
+        self, firmware: Firmware, architecture: str = arch.DEFAULT.name
+    ) -> str | None:
         """None if its machines can have this firmware, or else why not."""
-        return vm_manifest.firmware_fault(firmware, self.settings)
+        return vm_manifest.firmware_fault(firmware, architecture, self.settings)
+
+    def disk_fault(self, disk: Disk) -> str | None:
+        """None if its machines can have such a disk, or else why not."""
+        return disks.fault(disk)
 
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:

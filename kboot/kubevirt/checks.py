@@ -6,7 +6,8 @@ import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kboot.backend import MachineSpec
+from kboot import arch
+from kboot.backend import Firmware, MachineSpec
 from kboot.checks import Check, Finding
 from kboot.config import Config
 from kboot.deadline import Deadline
@@ -140,7 +141,7 @@ def _objects(config: Config) -> Finding:
         boot_file="http://none/",
         memory_mib=config.memory_mib,
         cpus=config.cpus,
-        firmware=config.firmware,
+        firmware=_chosen_firmware(config),
     )
     now = datetime.datetime.now(datetime.UTC)
     wanted = [
@@ -163,6 +164,11 @@ def _objects(config: Config) -> Finding:
     )
 
 
+def _chosen_firmware(config: Config) -> Firmware:
+    """The firmware of a machine of which only the configuration is known."""
+    return arch.DEFAULT.firmware(config.firmware)
+
+
 def _actions(config: Config) -> Finding:
     """Ask for the start of a machine that is not there, as a run asks: that has no effect."""
     client = _client(config)
@@ -178,9 +184,10 @@ def _actions(config: Config) -> Finding:
 
 
 def _firmware(config: Config) -> Finding:
-    fault = vm_manifest.firmware_fault(config.firmware, config)
+    firmware = _chosen_firmware(config)
+    fault = vm_manifest.firmware_fault(firmware, arch.DEFAULT.name, config)
     if fault is None:
-        return Finding(level="ok", subject="firmware", text=config.firmware)
+        return Finding(level="ok", subject="firmware", text=firmware)
     return Finding(level="warning", subject="firmware", text=fault)
 
 

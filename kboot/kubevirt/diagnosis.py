@@ -49,6 +49,13 @@ _UNBOUND = "unbound immediate PersistentVolumeClaims"
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found|PVC (\S+) does not exist')
 
 
+#: As the scheduler says how many nodes there are, and how many are none that the pod may run on.
+_UNFIT_NODES = re.compile(
+    r"0/(?P<all>\d+) nodes are available: "
+    r"(?P<unfit>\d+) node\(s\) didn't match Pod's node affinity/selector"
+)
+
+
 class Obstacle(Enum):
     """What keeps a pod from starting and may pass by itself."""
 
@@ -135,10 +142,10 @@ def _instance_fault(vmi: Object, pods: list[Object]) -> str | None:
     unsynchronised = _condition(vmi, "Synchronized", status="False")
     if unsynchronised:
         text = str(unsynchronised.get("message", ""))
-        words = explain(0, text, path="", namespace=namespace) or _no_claim(text) or text
-        return f"machine {name}: {words}"
+        words = explain(0, text, path="", namespace=namespace) or _no_claim(text)
+        return f"machine {name}: {words or _no_disk(text) or text}"
     if message := _unscheduled(vmi):
-        return _unschedulable(f"machine {name}", message, ())
+        return _unschedulable(f"machine {name}", message, (), vmi["spec"].get("architecture"))
     if phase_of(vmi) == "Failed":
         return _failure(vmi, pods)
     return None
@@ -148,7 +155,9 @@ def pod_fault(pod: Object) -> str | None:
     """What keeps a pod from running, or ended it; None if nothing does."""
     name, status = _name(pod), pod.get("status", {})
     if message := _unscheduled(pod):
-        return _unschedulable(f"pod {name}", message, _claims(pod))
+        selector = pod["spec"].get("nodeSelector") or {}
+        architecture = selector.get("kubernetes.io/arch")
+        return _unschedulable(f"pod {name}", message, _claims(pod), architecture)
     containers = [
         *(status.get("initContainerStatuses") or ()),
         *(status.get("containerStatuses") or ()),
@@ -297,7 +306,7 @@ def _unscheduled(thing: Object) -> str:
 
 
 def _obstacle(message: str) -> Obstacle | None:
-    if _NO_CLAIM.search(message):
+    if _NO_CLAIM.search(message) or _fits_no_node(message):
         return None
     return Obstacle.CLAIM if _UNBOUND in message else Obstacle.ROOM
 
@@ -315,11 +324,30 @@ def _no_claim(message: str) -> str:
         return ""
     return (
         f"there is no volume claim {found[1] or found[2]}; create it, or name another one: "
-        "--cluster-claim for the boot server's files, --cluster-ipxe-disk for the machine's disk"
+        "--cluster-claim for the boot server's files, --cluster-ipxe-disk and --disk for the "
+        "machine's disks"
     )
 
 
-def _unschedulable(what: str, message: str, claims: tuple[str, ...]) -> str:
+def _no_disk(message: str) -> str:
+    """The words for a container image without a disk in it; empty if that is not the matter."""
+    if "failed to find disk file" not in message:
+        return ""
+    return (
+        "a container image of its disks has no disk in it: it needs a directory /disk with one "
+        f"image, for the user 107 to read ({message})"
+    )
+
+
+def _fits_no_node(message: str) -> bool:
+    """Whether nothing that ends elsewhere would give the pod a node: there is none of its kind."""
+    found = _UNFIT_NODES.search(message)
+    return found is not None and found["all"] == found["unfit"]
+
+
+def _unschedulable(
+    what: str, message: str, claims: tuple[str, ...], architecture: str | None
+) -> str:
     if words := _no_claim(message):
         return f"{what}: {words}"
     if _UNBOUND in message:
@@ -327,6 +355,12 @@ def _unschedulable(what: str, message: str, claims: tuple[str, ...]) -> str:
             f"{what} waits for a volume claim that is not bound: {message.rstrip('.')}; see: "
             f"kubectl describe pvc {' '.join(claims)}".rstrip()
             + "; it needs a storage class that is there and has room (--cluster-storage-class)"
+        )
+    if architecture and _fits_no_node(message):
+        return (
+            f"{what} finds no node: the cluster has none for {architecture}, or none that a patch "
+            f"lets it run on: {message.rstrip('.')}; give a kernel for another architecture, or "
+            "another cluster: --context"
         )
     return (
         f"{what} finds no node: {message.rstrip('.')}; lower memory or cpus, or change where it "

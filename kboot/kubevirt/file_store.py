@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kboot.backend import OnProgress, Progress
+from kboot.backend import OnProgress, Progress, ignore_progress
 from kboot.cache import FileStamp
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
@@ -146,6 +146,24 @@ class FileStore:
     def write(self, path: str, data: bytes) -> None:
         """Store or replace a small file."""
         self._send("PUT", path, Deadline(_WRITE_LIMIT_S), body=lambda: [data], length=len(data))
+
+    def put_at(self, path: str, file: Path, stamp: FileStamp) -> None:
+        """Store or replace a file; `ConfigError` if it is changed before all of it is sent."""
+
+        def body() -> Iterator[bytes]:
+            pieces = _pieces(file, stamp.size, "send", ignore_progress)
+            return _as_long_as(stamp, file, pieces)
+
+        with step(f"publish {file.name}"), _telling_own_faults():
+            self._send("PUT", path, Deadline(_PUT_LIMIT_S), body=body, length=stamp.size)
+
+    def remove_at(self, path: str) -> None:
+        """Drop a file, if it is there."""
+        try:
+            self._send("DELETE", path, Deadline(_WRITE_LIMIT_S))
+        except ApiError as error:
+            if error.status != 404:
+                raise
 
     def remove(self, name: str) -> int:
         """Drop what `put` has stored; the bytes that it took, 0 if there was nothing.

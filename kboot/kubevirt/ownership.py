@@ -194,8 +194,11 @@ def _require_namespace(client: Client, deadline: Deadline) -> None:
 
 
 def remove(client: Client, run: ClusterRun) -> bool:
-    """Delete a run with all that belongs to it; whether it was still there."""
-    return client.delete(CONFIG_MAPS, run.name, Deadline(_LIMIT_S))
+    """Delete a run with all that belongs to it, if it is still as it was found; whether it was.
+
+    One whose process has come back in the meantime has said so by a change, and stays.
+    """
+    return client.delete(CONFIG_MAPS, run.name, Deadline(_LIMIT_S), version=run.version)
 
 
 def about_machine(run: ClusterRun) -> str:

@@ -262,11 +262,12 @@ def remove_persistent(settings: ClusterConfig, name: str) -> bool:
     `ConfigError` if a process that lives looks after it.
     """
     client = connect(settings.context, settings.namespace, kubeconfig=settings.kubeconfig)
-    there = _find(client, _with_owner(settings), name)
-    if there is None:
-        return False
-    _require_free(there)
-    return ownership.remove(client, there)
+    while there := _find(client, _with_owner(settings), name):
+        _require_free(there)
+        if ownership.remove(client, there):
+            return True
+        # It has changed since: somebody may have taken it up.
+    return False
 
 
 # ------------------------------------------------------------------------------------------ inside

@@ -11,16 +11,17 @@ import json
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from kboot import nginx
 from kboot.backend import Fetch, OnProgress, ignore_progress
 from kboot.cache import FileStamp
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.errors import ClusterError, InfraError
+from kboot.errors import ClusterError, ConfigError, InfraError
 from kboot.kubevirt import diagnosis, manifests
 from kboot.kubevirt.api import PODS, Client, Watch
 from kboot.kubevirt.api.watch import lines, shut
@@ -28,6 +29,7 @@ from kboot.kubevirt.file_store import FileStore, stamp_of
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.watches import Patience, create_when_allowed, wait_for
 from kboot.log import logger, step
+from kboot.server_faults import Fault, Faulty
 
 if TYPE_CHECKING:
     import urllib3
@@ -188,7 +190,7 @@ class AccessLog:
                     self._answer = None
 
 
-class ClusterServer:
+class ClusterServer(Faulty):
     """A boot server (see `kboot.backend.BootServer`). Made by `kboot.kubevirt.backend`."""
 
     def __init__(
@@ -212,6 +214,8 @@ class ClusterServer:
             client, run, token=token, claim=settings.cluster_claim, check=self.check
         )
         self._put: dict[FileStamp, str] = {}
+        #: What was published in each folder of the scripts, by name.
+        self._trees: dict[str, dict[str, FileStamp]] = {}
         self._log = AccessLog(client, run)
 
     # ------------------------------------------------------------------ what the protocol promises
@@ -239,6 +243,20 @@ class ClusterServer:
         self._files.write(f"scripts/{self._run.identifier}/{name}", text.encode())
         return self.url(f"scripts/{name}")
 
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """See `kboot.backend.BootServer`."""
+        stamps = {name: stamp_of(path) for name, path in files.items()}
+        known = self._trees.get(folder, {})
+        place = f"scripts/{self._run.identifier}/{folder}"
+        gone = known.keys() - stamps.keys()
+        for name in gone:
+            self._files.remove_at(f"{place}/{quote(name)}")
+        changed = [name for name in stamps if known.get(name) != stamps[name]]
+        for name in changed:
+            self._files.put_at(f"{place}/{quote(name)}", files[name], stamps[name])
+        self._trees[folder] = stamps
+        return sorted({*changed, *gone})
+
     def fetches(self) -> Sequence[Fetch]:
         """The newest requests, in the order in which they ended."""
         return self._log.fetches()
@@ -250,6 +268,24 @@ class ClusterServer:
     def catch_up(self, deadline: Deadline) -> None:
         """Read the pod's log once more: what is followed may lag, or stand still unnoticed."""
         self._log.catch_up(deadline)
+
+    def faults_fault(self) -> str | None:
+        """Why it cannot do wrong on purpose."""
+        return (
+            "a boot server on a cluster does no wrong on purpose: its nginx stands there alone; "
+            "use the qemu backend for that"
+        )
+
+    def set_fault(self, _fault: Fault) -> int:
+        """It cannot."""
+        raise ConfigError(str(self.faults_fault()))
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """There are none."""
+
+    def fault_hits(self, _number: int) -> int:
+        """There are none."""
+        return 0
 
     def check(self) -> None:
         """Raise `ClusterError` if the server's pod is gone or has failed."""
@@ -334,6 +370,7 @@ class RecreatingServer(ClusterServer):
             manifest = manifests.from_yaml(self._manifest())
             create_when_allowed(self._client, manifest, f"boot server {self._run.name}", deadline)
             self._put.clear()
+            self._trees.clear()
             self._log.forget()
             self.wait_until_ready(deadline)
 

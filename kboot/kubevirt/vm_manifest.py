@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from kboot import arch
 from kboot.backend import Firmware, MachineSpec
 from kboot.config import ClusterConfig
 from kboot.errors import ConfigError
 from kboot.kubevirt import patch
+from kboot.kubevirt.disks import add_disks
 from kboot.kubevirt.manifests import (
     MACHINE_LABEL,
     MEMBER_LABEL,
@@ -19,13 +21,10 @@ from kboot.kubevirt.manifests import (
     object_name,
 )
 
-#: Architectures as KubeVirt names them.
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-
 #: Option 67 has one byte for its length (RFC 2132).
 _LONGEST_BOOT_FILE = 255
 
-#: The most cores in a socket; beyond, there are more sockets. q35 takes 255 of them and more.
+#: The most cores in a socket; beyond, there are more sockets.
 _CORES_PER_SOCKET = 64
 
 #: The network card that the machine boots from.
@@ -33,8 +32,10 @@ INTERFACE = "default"
 _IPXE_VOLUME = "ipxe"
 
 
-def firmware_fault(firmware: Firmware, settings: ClusterConfig) -> str | None:
+def firmware_fault(firmware: Firmware, architecture: str, settings: ClusterConfig) -> str | None:
     """None if machines are sure to boot from the network with this firmware, or else why not."""
+    if firmware == "bios" and not arch.of(architecture).has_bios:
+        return f"a machine for {architecture} has no BIOS"
     if firmware == "bios" or settings.cluster_ipxe_disk:
         return None
     return (
@@ -48,13 +49,10 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
 
     `ConfigError` for what a cluster's machine cannot have.
     """
-    if spec.architecture not in ARCHITECTURES:
+    if spec.firmware == "bios" and not arch.of(spec.architecture).has_bios:
         raise ConfigError(
-            f"the kubevirt backend has no machine for {spec.architecture}; "
-            f"it has: {', '.join(sorted(ARCHITECTURES))}"
+            f"a machine for {spec.architecture} has no BIOS: boot it with --firmware uefi"
         )
-    if spec.architecture == "aarch64" and spec.firmware == "bios":
-        raise ConfigError("a machine for aarch64 has no BIOS: boot it with --firmware uefi")
     if spec.extra_arguments:
         raise ConfigError(
             "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
@@ -92,7 +90,7 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
 
 def _instance(name: str, spec: MachineSpec, settings: ClusterConfig) -> dict[str, Any]:
     instance: dict[str, Any] = {
-        "architecture": ARCHITECTURES[spec.architecture],
+        "architecture": arch.of(spec.architecture).kubevirt,
         # A machine under test has nothing to save: stopping one means cutting its power.
         "terminationGracePeriodSeconds": 0,
         "domain": {
@@ -110,6 +108,7 @@ def _instance(name: str, spec: MachineSpec, settings: ClusterConfig) -> dict[str
         instance["startStrategy"] = "Paused"
     if settings.cluster_ipxe_disk and spec.firmware == "uefi":
         _add_ipxe_disk(instance, settings)
+    add_disks(instance, spec.disks, settings)
     return instance
 
 
@@ -128,8 +127,7 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
     interface: dict[str, Any] = {
         "name": INTERFACE,
         "masquerade": {},
-        # iPXE loads about three times as fast through it as through virtio (ROMs of 2019).
-        "model": "e1000e",
+        "model": arch.of(spec.architecture).network_card,
         # Without an order, KubeVirt switches the card's boot ROM off.
         "bootOrder": 1,
         "macAddress": spec.mac_address or mac_address(name),

@@ -175,7 +175,7 @@ _REQUEST_LIMIT_S = 10.0
 #: How long a trouble is borne for which nothing is known to be under way. A cluster's autoscaler
 #: looks for pods without a node every 10 s; the scheduler comes back to a pod after 10 s at most;
 #: a quota's use is counted anew a little after a pod is gone, and KubeVirt then tries again.
-_GRACE_S = {
+GRACE_S = {
     diagnosis.Obstacle.ROOM: 12.0,
     diagnosis.Obstacle.QUOTA: 5.0,
     diagnosis.Obstacle.CLAIM: 0.0,
@@ -217,7 +217,7 @@ class Patience:
             return True
         if reason == "":
             return False
-        grace = self._grace.setdefault(trouble.obstacle, Deadline(_GRACE_S[trouble.obstacle]))
+        grace = self._grace.setdefault(trouble.obstacle, Deadline(GRACE_S[trouble.obstacle]))
         if not self._told and not grace.expired:
             self._told = "to see whether room is made"
             logger.warning(

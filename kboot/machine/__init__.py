@@ -14,7 +14,7 @@ from kboot.machine.machine import Machine
 from kboot.machine.phases import Milestone, Phase
 from kboot.machine.power import TakenOver, power_on, take_over
 from kboot.machine.publishing import Load, upload
-from kboot.machine.settings import MachineSettings, settings_for
+from kboot.machine.settings import MachineSettings, firmware_for, settings_for
 
 __all__ = [
     "ExpectedCrash",
@@ -26,6 +26,7 @@ __all__ = [
     "TakenOver",
     "Wanted",
     "can_persist",
+    "firmware_for",
     "open_backend",
     "persistent_machines",
     "power_on",

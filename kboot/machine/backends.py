@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from kboot.backend import Backend, PersistentBackend, PersistentMachine
+from kboot.backend import Backend, FoundRun, PersistentBackend, PersistentMachine
 from kboot.checks import Check
 from kboot.config import Config
 from kboot.errors import ConfigError
@@ -32,6 +32,7 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
                 snapshot_cache_mib=config.snapshot_cache_mib,
                 ipxe_efi=config.ipxe_efi,
                 network=config.network,
+                debian_mirror=config.debian_mirror,
             ) as backend:
                 yield backend
         case "kubevirt":
@@ -110,3 +111,29 @@ def checks_for(config: Config) -> tuple[Check, ...]:
             from kboot.qemu.checks import LOCAL_CHECKS  # noqa: PLC0415
 
             return LOCAL_CHECKS
+
+
+def find_runs(config: Config) -> list[FoundRun]:
+    """The runs on the backend that the configuration names, whoever started them."""
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt import runs as cluster_runs  # noqa: PLC0415
+
+            return cluster_runs.find_runs(config)
+        case _:
+            from kboot.qemu import runs as local_runs  # noqa: PLC0415
+
+            return local_runs.find_runs()
+
+
+def dead_runs(config: Config, *, remove: bool) -> Iterator[str]:
+    """What killed runs have left there, in a line each; it is gone then, if it is to be removed."""
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt import runs as cluster_runs  # noqa: PLC0415
+
+            yield from cluster_runs.dead_runs(config, remove=remove)
+        case _:
+            from kboot.qemu import runs as local_runs  # noqa: PLC0415
+
+            yield from local_runs.dead_runs(remove=remove)

@@ -12,6 +12,7 @@ from kboot import boot_messages
 from kboot.backend import Fetch
 from kboot.boot_messages import KernelMessage, Reading, read_word
 from kboot.errors import InfraError, KbootError, WrongKernel
+from kboot.ipxe_errors import IpxeError, error_in
 from kboot.machine import faults
 from kboot.machine.phases import (
     ORDER,
@@ -20,8 +21,8 @@ from kboot.machine.phases import (
     Milestone,
     Phase,
     Witness,
-    budget_s,
 )
+from kboot.machine.script_watch import ScriptWatch
 
 #: What the boot script asks for when it gives up. A guest that is up may ask for anything.
 _FAILED = re.compile(r"beacon/failed/(?P<step>\w+)/(?P<error>\w+)")
@@ -39,11 +40,17 @@ class Boot:
         self.waits_for_reset = again
         self._reset_delay_s = 0
         self.reached: dict[Phase, Milestone] = {}
+        #: When each witness has seen a phase first.
+        self.sightings: dict[tuple[Phase, Witness], float] = {}
         self._fetched: set[str] = set()
         #: A whole line has named this boot's nonce in the kernel's command line.
         self._nonce_seen = False
         self._banner_seen = False
         self._doubt: str | None = None
+        #: The last one that iPXE has printed.
+        self._ipxe_error: IpxeError | None = None
+        #: What a boot script of the user's does.
+        self.script = ScriptWatch(expected)
 
     # --------------------------------------------------------------------------- what comes in
 
@@ -53,8 +60,9 @@ class Boot:
         It is no earlier than the start: a reset may print before whoever asked for it knows that
         it was done, and the server's clock is another one.
         """
+        time = max(time, self.start)
+        self.sightings.setdefault((phase, witness), time)
         if phase not in self.reached:
-            time = max(time, self.start)
             self.reached[phase] = Milestone(phase=phase, time=time, witness=witness)
 
     def see_line(self, line: str, time: float) -> None:
@@ -84,7 +92,10 @@ class Boot:
         wanted = self.expected
         if not wanted.concerns(fetch):
             return
-        if fetch.status == 404:
+        if Phase.LINUX not in self.reached:
+            self.script.see_fetch(fetch, time)
+        # A script of the user's may have something else to try.
+        if fetch.status == 404 and not wanted.user_script:
             raise InfraError(f"the boot server has no {wanted.name_of(fetch.path)} (404)")
         if fetch.status != 200 or not fetch.complete:
             return
@@ -102,6 +113,12 @@ class Boot:
 
     # ------------------------------------------------------------------------- what comes out
 
+    def see_ipxe_prompt(self) -> None:
+        """The last line on the console is iPXE's prompt: `InfraError` if its script is done for."""
+        handed_over = {Phase.HANDOFF, Phase.LINUX} & self.reached.keys()
+        if self.expected.user_script and Phase.SCRIPT in self.reached and not handed_over:
+            raise self.script.stopped_at_prompt(self._ipxe_error)
+
     @property
     def current(self) -> Phase:
         """The phase that the boot is in: the one after the last milestone it reached."""
@@ -114,7 +131,8 @@ class Boot:
     @property
     def since(self) -> float:
         """When the current phase began, on the monotonic clock."""
-        return max((milestone.time for milestone in self.reached.values()), default=self.start)
+        last = max((milestone.time for milestone in self.reached.values()), default=self.start)
+        return max(last, self.script.active_s)
 
     @property
     def ready(self) -> bool:
@@ -124,7 +142,7 @@ class Boot:
     def overdue(self, now: float) -> bool:
         """Whether the current phase has used up its budget."""
         delay = self._reset_delay_s if self.waits_for_reset else 0
-        limit = budget_s(self.current, self.expected.command_line) + delay
+        limit = self.expected.budget_s(self.current) + delay
         return not self.ready and now - self.since > limit
 
     def durations_s(self) -> dict[str, float]:
@@ -158,6 +176,8 @@ class Boot:
             last=max(self.reached, key=ORDER.index, default=None),
             again=self.again,
             limit_s=limit_s,
+            ipxe_error=self._ipxe_error,
+            advice=self.script.advice(looping=True),
         )
         return faults.unless_doubted(error, self.doubt)
 
@@ -174,11 +194,18 @@ class Boot:
         """A line of what runs before the kernel."""
         if boot_messages.has_lease(line):
             self.reach(Phase.DHCP, time, "console")
+        self._ipxe_error = error_in(line) or self._ipxe_error
+        if boot_messages.script_nonce(line):
+            # That the script was fetched is the server's to say.
+            self.sightings.setdefault((Phase.SCRIPT, "console"), max(time, self.start))
         if Phase.HANDOFF not in self.reached:
             for nonce in (boot_messages.script_nonce(line), boot_messages.handoff_nonce(line)):
                 self._require_nonce(nonce)
+            self.script.see_line(line, time)
             if last_words := boot_messages.nothing_to_boot(line):
-                raise faults.nothing_to_boot(last_words)
+                raise faults.nothing_to_boot(
+                    last_words, self._ipxe_error, advice=self.script.advice()
+                )
         if boot_messages.handoff_nonce(line):
             self.reach(Phase.HANDOFF, time, "console")
         if stopped := boot_messages.stopped_script(line):

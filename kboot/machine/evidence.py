@@ -1,7 +1,7 @@
 """What a boot leaves behind: a directory with enough in it to understand it, and to repeat it.
 
-``boot.ipxe serial.log serial.timing access.jsonl nginx.conf nginx.log qemu.argv qemu.log
-result.json``
+``boot.ipxe served.json serial.log serial.timing access.jsonl nginx.conf nginx.log qemu.argv
+qemu.log result.json``
 """
 
 from __future__ import annotations
@@ -9,12 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kboot import __version__
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError
+from kboot.evidence import FORMAT_VERSION
 from kboot.log import logger
+from kboot.machine.boot import Boot
+from kboot.machine.phases import ORDER
+from kboot.machine.script_watch import rows
 
 if TYPE_CHECKING:
     from kboot.machine.machine import Machine
@@ -51,8 +58,14 @@ def verdict(error: BaseException | None) -> str:
 
 
 def result(machine: Machine, error: BaseException | None, *, duration_s: float) -> dict[str, Any]:
-    """The content of result.json."""
+    """The content of result.json, which `kboot.evidence` reads."""
+    start = time.monotonic() - duration_s
     return {
+        "version": FORMAT_VERSION,
+        "kboot": __version__,
+        "name": machine.name,
+        "started": (datetime.now(UTC) - timedelta(seconds=duration_s)).isoformat(),
+        "console_began_s": round(machine.console.started_s - start, 3),
         "verdict": verdict(error),
         "error": None if error is None else {"class": type(error).__name__, "message": str(error)},
         "kernel": {
@@ -66,7 +79,8 @@ def result(machine: Machine, error: BaseException | None, *, duration_s: float) 
         "settings": machine.settings.as_dict(),
         "machine": machine.machine_description,
         "duration_s": round(duration_s, 3),
-        "boots": [boot.durations_s() for boot in machine.boots],
+        "boots": [_boot(boot, start) for boot in machine.boots],
+        "scripts": [rows(boot.script.chained, boot.start) for boot in machine.boots],
         "boot_ids": machine.boot_ids,
         # Then the first boot is that of the machine which was saved.
         "restored_from": machine.restored_from,
@@ -74,6 +88,28 @@ def result(machine: Machine, error: BaseException | None, *, duration_s: float) 
         "allowed": [
             {"title": allowed.report.title, "by": str(allowed.by)}
             for allowed in machine.report_filter.allowed
+        ],
+        "commands": [dataclasses.asdict(command) for command in machine.commands],
+    }
+
+
+def _boot(boot: Boot, start: float) -> dict[str, Any]:
+    """One boot of a machine that was powered on at `start`; its times are since its beginning."""
+    return {
+        "began_s": round(boot.start - start, 3),
+        "milestones": [
+            {
+                "phase": phase.value,
+                "time_s": round(boot.reached[phase].time - boot.start, 3),
+                "witness": boot.reached[phase].witness,
+                "witnesses": {
+                    witness: round(time_ - boot.start, 3)
+                    for (seen, witness), time_ in boot.sightings.items()
+                    if seen is phase
+                },
+            }
+            for phase in ORDER
+            if phase in boot.reached
         ],
     }
 
@@ -93,10 +129,15 @@ def write(machine: Machine, error: BaseException | None, *, duration_s: float) -
     with _kept(faults):
         _write_lines(directory / "access.jsonl", [dataclasses.asdict(f) for f in machine.fetches])
     with _kept(faults):
-        text = json.dumps(result(machine, error, duration_s=duration_s), indent=2, default=str)
+        text = json.dumps(result(machine, error, duration_s=duration_s), indent=2, default=_plain)
         (directory / "result.json").write_text(text + "\n", encoding="utf-8")
     if faults:
         logger.warning("%s: a part of the evidence is missing: %s", directory, "; ".join(faults))
+
+
+def _plain(value: object) -> str:
+    """What JSON does not know; a time in the form that is read again."""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _write_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:

@@ -18,10 +18,8 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.guest import Guest
+from kboot.ipxe_errors import IpxeError, parse_error
 from kboot.machine.phases import SCRIPT_BEACON, Expected, Phase
-
-#: A loading that iPXE cannot make anything of: "Exec format error", in BIOS and UEFI builds.
-_NOT_EXECUTABLE = re.compile(r"0x2e[0-9a-f]{6}")
 
 #: Consoles that are no lines: a virtual terminal, or none at all.
 _IS_SCREEN = re.compile(r"tty\d*|null|")
@@ -38,6 +36,9 @@ _LATE: Mapping[Phase, str] = {
     Phase.READY: "no login prompt",
 }
 
+#: The phases that iPXE has to end.
+_IN_IPXE = {Phase.DHCP, Phase.SCRIPT, Phase.KERNEL, Phase.INITRD, Phase.HANDOFF}
+
 
 def late(
     expected: Expected,
@@ -47,25 +48,31 @@ def late(
     last: Phase | None,
     again: bool,
     limit_s: float | None = None,
+    ipxe_error: IpxeError | None = None,
+    advice: str = "",
 ) -> KbootError:
     """A boot has come no further than into `phase`; `again` if the machine should have rebooted.
 
     `last` is the last milestone that it reached. `limit_s` is the time for the whole boot, if that
-    is what has run out.
+    is what has run out. `ipxe_error` is the last one that iPXE has printed, and
+    `advice` what is known to be wrong with the boot script.
     """
     waited = f"{waited_s:.0f} s"
     limit = "" if limit_s is None else f"the boot reached its time limit (timeout {limit_s:g} s): "
     if phase is Phase.LINUX:
-        advice = _console_advice(expected)
         return GuestTimeout(
-            f"{limit}the kernel was started and printed nothing in {waited}; {advice}"
+            f"{limit}the kernel was started and printed nothing in {waited}; "
+            f"{_console_advice(expected)}"
         )
     if again and phase in {Phase.SCHEDULED, Phase.FIRMWARE}:
         return NoReboot(f"{limit}the machine did not reboot in {waited}")
     after = f" after {last}" if last else ""
     # Until the kernel runs, nothing can be its fault.
     error = GuestTimeout if phase in {Phase.INIT, Phase.READY} else InfraError
-    advice = _prompt_advice(expected) if phase is Phase.READY else ""
+    if phase in _IN_IPXE:
+        advice = _last_error(ipxe_error) + advice
+    else:
+        advice = _prompt_advice(expected) if phase is Phase.READY else ""
     return error(f"{limit}{_LATE[phase]}: nothing more{after} for {waited}{advice}")
 
 
@@ -115,15 +122,22 @@ def script_failed(expected: Expected, step: str, error: str) -> KbootError:
     what = step
     if match := re.fullmatch(r"initrd(\d+)", step):
         what = f"initrd {names.get(int(match[1]), step)}"
-    explained = f"error {error}, explained at https://ipxe.org/{error.removeprefix('0x')}"
-    if step == "boot" or _NOT_EXECUTABLE.fullmatch(error):
+    known = parse_error(error)
+    if step == "boot" or (known and known.is_not_executable):
+        explained = known.describe("starting the kernel") if known else f"error {error}"
         return GuestError(f"iPXE loaded the kernel and could not start it: {explained}")
+    explained = known.describe(f"fetching the {what}") if known else f"error {error}"
     return InfraError(f"iPXE could not load the {what}: {explained}")
 
 
-def nothing_to_boot(last_words: str) -> InfraError:
-    """The firmware gave up."""
-    remedy = ""
+def nothing_to_boot(
+    last_words: str, ipxe_error: IpxeError | None = None, *, advice: str = ""
+) -> InfraError:
+    """The firmware gave up. `ipxe_error` is the last one that iPXE has printed.
+
+    `advice` is what is known to be wrong with the boot script.
+    """
+    remedy = _last_error(ipxe_error) + advice
     if any(word in last_words for word in ("PXE-E", "NBP", ">>Start")):
         # EDK II's own PXE client: it takes a URL for the name of a file on a TFTP server.
         remedy = (
@@ -134,13 +148,17 @@ def nothing_to_boot(last_words: str) -> InfraError:
     return InfraError(f"the firmware found nothing to boot: {last_words}{remedy}")
 
 
+def _last_error(error: IpxeError | None) -> str:
+    return f"; iPXE's last error: {error.describe()}" if error else ""
+
+
 def is_quiet(command_line: str) -> bool:
     """Whether a kernel with these parameters may print nothing of all that a boot shows."""
     return re.search(r"(?:^|\s)(?:quiet|loglevel=[0-5])(?=\s|$)", command_line) is not None
 
 
 def _consoles(expected: Expected) -> list[str]:
-    """The devices of its ``console=`` parameters: ``console=ttyS0,115200n8`` is ``ttyS0``."""
+    """The devices of its ``console=`` parameters, without their speed and so on."""
     words = expected.command_line.split()
     return [
         word.removeprefix("console=").partition(",")[0]
@@ -172,7 +190,7 @@ def _early_advice(expected: Expected) -> str:
     if not early:
         return (
             "it may have died before its console was up: "
-            f"add earlyprintk={expected.console},115200 to its command line to see"
+            f"add {expected.early_console} to its command line to see"
         )
     return f"it died before it could print anything, or {early[0]} is not the line that kboot reads"
 

@@ -60,9 +60,13 @@ class Follower:
         self._report_filter = report_filter
         self._on_phase = on_phase
         self._announced = 0
+        #: How many of its chained scripts were told.
+        self._chained = 0
         self._lines: deque[Line] = deque(maxlen=_KEPT_LINES)
         self._fetch_position = 0
         self._scripts_seen = 0
+        #: Firmware has printed something since a boot script was seen last.
+        self._restarted = True
         #: Of the boot scripts that the machine may run.
         self._nonces = [expected.nonce]
         self._expecting = 0
@@ -135,7 +139,12 @@ class Follower:
     def _see_line(self, line: Line) -> None:
         """Take a whole line, on the console's reader thread."""
         self._lines.append(line)
+        if self.boot.expected.user_script and boot_messages.begins_boot(line.text):
+            self._restarted = True
         nonce = boot_messages.script_nonce(line.text)
+        if nonce and self.boot.expected.user_script:
+            # Chaining back to itself is no reset.
+            nonce, self._restarted = nonce if self._restarted else None, False
         if nonce and any(read_word(nonce, ours) is not Reading.OTHER for ours in self._nonces):
             self._scripts_seen += 1
 
@@ -143,7 +152,9 @@ class Follower:
         """Look at both witnesses now; raise what they prove to be wrong."""
         offset = time.time() - time.monotonic()
         # Before the lines: those above the prompt are there then, and are looked at first.
-        prompt = boot_messages.is_prompt(self._console.unfinished)
+        unfinished = self._console.unfinished
+        prompt = boot_messages.is_prompt(unfinished)
+        in_ipxe = boot_messages.is_ipxe_prompt(unfinished)
         for fetch in self._new_fetches():
             self.boot.see_fetch(fetch, fetch.time - offset)
             self._announce()
@@ -158,6 +169,8 @@ class Follower:
             self._announce()
         if prompt:
             self.boot.see_prompt(time.monotonic())
+        if in_ipxe:
+            self.boot.see_ipxe_prompt()
         self._announce()
 
     def _new_fetches(self) -> Sequence[Fetch]:
@@ -170,6 +183,9 @@ class Follower:
             logger.debug("%s (%s)", milestone.phase, milestone.witness)
             self._on_phase(milestone, milestone.time - self.boot.start)
         self._announced = len(reached)
+        for chained in self.boot.script.chained[self._chained :]:
+            self._on_phase(chained, chained.time - self.boot.start)
+        self._chained = len(self.boot.script.chained)
 
     # --------------------------------------------------------------------- one after another
 
@@ -180,7 +196,7 @@ class Follower:
         """
         while self._lines and self._lines[0].start < offset:
             self._lines.popleft()
-        self._announced = 0
+        self._announced = self._chained = 0
         now = time.monotonic()
         self.boots.append(Boot(expected, start=now, again=True))
         self.boot.reach(Phase.SCHEDULED, now, "backend")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
@@ -17,15 +17,16 @@ from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
 from kboot.kernel import Kernel
 from kboot.log import logger, step
-from kboot.machine import expectations, faults
+from kboot.machine import expectations, faults, suites
 from kboot.machine.boot import Boot
 from kboot.machine.channels import Channels
 from kboot.machine.expectations import ExpectedCrash, ReportFilter, crash_of
 from kboot.machine.follower import Follower, OnPhase
 from kboot.machine.phases import Expected, Phase
-from kboot.machine.publishing import Load, publish_script
+from kboot.machine.publishing import Load, publish_script, publish_tree
 from kboot.machine.saved import WAKE_LIMIT_S, SavedMachine
 from kboot.machine.settings import MachineSettings
+from kboot.results.cases import SuiteResults
 
 #: Seconds in which the guest can still answer that the command was started.
 _LEAD_S = 1
@@ -74,6 +75,8 @@ class Machine:
         self._reports_before_panic: int | None = None
         #: What the machine is to come back from.
         self._crash: ExpectedCrash | None = None
+        #: What test suites have given, in the order in which they were run.
+        self.suites: list[SuiteResults] = []
         #: The ways into the guest, while it is up.
         self.channels = Channels(vm, console)
         #: Watches how far the machine is, in this boot and in the following ones.
@@ -130,6 +133,11 @@ class Machine:
     def command_line(self) -> str:
         """The kernel's command line."""
         return self._expected.command_line
+
+    @property
+    def expected(self) -> Expected:
+        """What its kernel, its command line and its console have to be."""
+        return self._expected
 
     @property
     def fetches(self) -> Sequence[Fetch]:
@@ -321,7 +329,7 @@ class Machine:
         description = expectations.wanted(kind, match)
         with self.follower.expecting_reset():
             with expectations.expecting(
-                self.console, description, tolerates=self._tolerates, timeout_s=timeout
+                self.console, description, tolerates=self.tolerates, timeout_s=timeout
             ) as crash:
                 yield crash
             self.report_filter.expect(crash)
@@ -329,13 +337,30 @@ class Machine:
             if crash.fatal:
                 self._begin_boot(crash.died_at)
 
-    def _tolerates(self, report: CrashReport) -> bool:
+    def tolerates(self, report: CrashReport) -> bool:
         """Whether the kernel may say this in passing."""
         if report.fatal:
             return False
         return (
             self.settings.warnings == "report" or self.report_filter.allowance(report) is not None
         )
+
+    def ktap(
+        self,
+        command: str,
+        *,
+        timeout: float | None = None,
+        expected_failures: Mapping[str, str] | None = None,
+    ) -> SuiteResults:
+        """Run a command in the guest that prints KTAP or TAP; its cases.
+
+        It may take `timeout` seconds, 60 unless given. A crash, a hang or a reset is the fault of
+        the case that ran; what was planned behind it was not run. `expected_failures` has patterns
+        of cases' full names, and why they fail. What is bad is not raised: see
+        `SuiteResults.check`. In a test of pytest, each case is a subtest, and what is bad fails the
+        test. `GuestError` if it prints no results at all.
+        """
+        return suites.run(self, command, timeout, expected_failures or {})
 
     def check(self) -> None:
         """Return if all is well now; raise what is wrong with the host or the guest."""
@@ -383,6 +408,7 @@ class Machine:
         """The next boot begins after the byte `offset` of the console's record, or else now."""
         self.console.expect_reset()
         self._crash = None
+        publish_tree(self.server, self.settings, self.evidence_directory)
         self.follower.accept_resets()
         self._begin_boot(self.console.mark() if offset is None else offset)
 

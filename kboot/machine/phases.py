@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from kboot import arch
 from kboot.backend import Fetch
 
 
@@ -54,6 +55,9 @@ def budget_s(phase: Phase, command_line: str) -> float:
     return BUDGETS_S[phase] * (_TRACED if traced else 1)
 
 
+#: The phases that the boot script has to end.
+IN_SCRIPT = frozenset({Phase.KERNEL, Phase.INITRD, Phase.HANDOFF})
+
 Witness = Literal["backend", "server", "console"]
 
 
@@ -65,6 +69,8 @@ class Milestone:
     #: On the monotonic clock.
     time: float
     witness: Witness
+    #: Of a script that another one has chained to: its name.
+    detail: str = ""
 
 
 #: What a boot script asks for first. Its own path is the same for each boot of a machine, as DHCP
@@ -88,11 +94,37 @@ class Expected:
     release: str
     command_line: str
     #: The guest's name for the serial line that is read.
-    console: str = "ttyS0"
+    console: str = arch.DEFAULT.console
+    #: What makes its kernel talk there early.
+    early_console: str = arch.DEFAULT.early_console
+    #: The user's own boot script, by its path; empty for kboot's.
+    user_script: str = ""
+    #: The paths of the scripts that are served beside it.
+    served_scripts: Sequence[str] = ()
+    #: How long the script may wait for somebody, or for nothing.
+    script_waits_s: float = 0.0
+    #: What its text shows to be wrong: kind, ``file:line: words``, the line itself.
+    findings: Sequence[Sequence[str]] = ()
+
+    @property
+    def folder(self) -> str:
+        """The machine's own part of the server, where its script is."""
+        return self.script_path.rpartition("/")[0] + "/"
 
     def concerns(self, fetch: Fetch) -> bool:
         """Whether a request to the server was of this boot of this machine."""
-        return fetch.query == self.query or fetch.path == self.script_path
+        # A script of the user's may add a query of its own.
+        return self.query in fetch.query or fetch.path.startswith(self.folder)
+
+    def budget_s(self, phase: Phase) -> float:
+        """Seconds that a phase of this boot may take."""
+        limit_s = budget_s(phase, self.command_line)
+        if self.user_script and phase in IN_SCRIPT:
+            limit_s += self.script_waits_s
+            if phase is Phase.HANDOFF:
+                # It does not say when it starts the kernel.
+                limit_s += budget_s(Phase.LINUX, self.command_line)
+        return limit_s
 
     def name_of(self, path: str) -> str:
         """What a path is the place of, for messages."""

@@ -20,10 +20,11 @@ from kboot.backend import (
 )
 from kboot.console import Console
 from kboot.console.text import normalise
-from kboot.crash import Scanner
+from kboot.crash import AddressNames, Scanner
 from kboot.deadline import Deadline
-from kboot.errors import InfraError, KernelCrash
+from kboot.errors import ConfigError, InfraError, KernelCrash
 from kboot.kernel import Kernel
+from kboot.kernel.symbols import SymbolsOfKernel
 from kboot.machine import evidence
 from kboot.machine.follower import OnPhase
 from kboot.machine.machine import Machine
@@ -56,6 +57,9 @@ def power_on(
     can be saved. Both need a `SnapshotBackend`. The boot's `nonce` is a new one unless it is given.
     """
     start = time.monotonic()
+    for disk in settings.spec.disks:
+        if fault := backend.disk_fault(disk):
+            raise ConfigError(f"disk {disk.name}: {fault}")
     with disk_faults_named(evidence_directory):
         evidence.prepare(evidence_directory)
         expected = publish_script(
@@ -180,10 +184,13 @@ def _attached(
     `past` is what it has printed already, of which `forgiven` bytes are of boots that are over.
     """
     with contextlib.ExitStack() as stack:
+        machines: list[Machine] = []
+        # The console reads what the machine has printed already before there is a machine.
+        symbols = SymbolsOfKernel(lambda: machines[0].kernel if machines else kernel)
         console = Console(
             vm.stream,
             record=evidence_directory,
-            scanner=Scanner(),
+            scanner=Scanner(AddressNames(symbols)),
             check=lambda: machine.check_host(),
             past=past,
             forgiven=forgiven,
@@ -199,6 +206,7 @@ def _attached(
             start=start,
             on_phase=on_phase,
         )
+        machines.append(machine)
         # It reads from here on: whoever follows the boot is told of the first line as well.
         stack.enter_context(console)
         stack.callback(machine.channels.disconnect)

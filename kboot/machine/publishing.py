@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from kboot import ipxe
+from kboot import arch, ipxe, ipxe_lint, ipxe_script
 from kboot.backend import BootServer, OnProgress, Progress, ignore_progress
+from kboot.ipxe_script import UserScript
+from kboot.ipxe_tree import NOTHING, ServedTree
 from kboot.kernel import Kernel
+from kboot.log import logger
 from kboot.machine.phases import Expected
-from kboot.machine.settings import MachineSettings
+from kboot.machine.settings import MachineSettings, served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +104,39 @@ def publish_script(
     The script is switched in one step, and a copy of it kept as boot.ipxe. The `nonce` is a new one
     unless it is given.
     """
-    expected, text = script_for(server, load, nonce or ipxe.new_nonce())
+    tree = publish_tree(server, load.settings, evidence_directory)
+    expected, text = script_for(server, load, nonce or ipxe.new_nonce(), tree)
     server.write(_script_name(load.settings), text)
     (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
     return expected
 
 
-def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, str]:
-    """What is to be seen of a boot of `load`, and the text of its boot script."""
+def publish_tree(
+    server: BootServer, settings: MachineSettings, evidence_directory: Path
+) -> ServedTree:
+    """Publish the directory that is served beside the boot script, as it is now; what that is.
+
+    It is listed in served.json. What has changed since it was last published is logged.
+    """
+    if settings.serve is None:
+        return NOTHING
+    tree = served(settings)
+    listing = evidence_directory / "served.json"
+    again = listing.is_file()
+    changed = server.publish_tree(settings.spec.name, tree.files)
+    if again and changed:
+        logger.info("%s has changed: %s", settings.serve, ", ".join(changed))
+    listing.write_text(json.dumps(tree.listing(), indent=1) + "\n", encoding="utf-8")
+    return tree
+
+
+def script_for(
+    server: BootServer, load: Load, nonce: str, tree: ServedTree = NOTHING
+) -> tuple[Expected, str]:
+    """What is to be seen of a boot of `load`, and the text of its boot script.
+
+    `tree` is what is served beside it.
+    """
     settings = load.settings
     query = f"m={settings.spec.name}&b={nonce}"
     command_line = ipxe.command_line(
@@ -117,7 +146,8 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
         initrd_count=len(load.initrd_urls),
         extra=settings.command_line,
     )
-    text = ipxe.boot_script(
+    own = _user_script(server, load, nonce, query, command_line)
+    text = own or ipxe.boot_script(
         nonce=nonce,
         query=query,
         kernel_url=load.kernel_url,
@@ -126,6 +156,7 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
         command_line=command_line,
     )
     base = server.url("")
+    row = arch.of(settings.spec.architecture)
     expected = Expected(
         nonce=nonce,
         query=query,
@@ -137,11 +168,47 @@ def script_for(server: BootServer, load: Load, nonce: str) -> tuple[Expected, st
         },
         release=load.kernel.release,
         command_line=command_line,
-        console=ipxe.CONSOLES[settings.spec.architecture],
+        console=row.console,
+        early_console=row.early_console,
     )
+    if settings.boot_script:
+        expected = _of_user_script(expected, settings.boot_script, tree)
     return expected, text
+
+
+def _user_script(server: BootServer, load: Load, nonce: str, query: str, command_line: str) -> str:
+    """The text of the user's own boot script for this boot; empty if kboot's is to be run."""
+    settings = load.settings
+    if settings.boot_script is None:
+        return ""
+    values = ipxe_script.ScriptValues(
+        kernel_url=f"{load.kernel_url}?{query}",
+        initrd_urls=tuple(f"{url}?{query}" for url in load.initrd_urls),
+        command_line=command_line,
+        base_url=server.url(f"scripts/{settings.spec.name}"),
+        nonce=nonce,
+        query=query,
+        machine=settings.spec.name,
+    )
+    text = settings.boot_script.render(values)
+    return ipxe_script.with_values(text, values, server.url("beacon"))
+
+
+def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) -> Expected:
+    """`expected`, with what the script's text tells of the boot."""
+    findings = script.findings(tree.scripts)
+    return replace(
+        expected,
+        user_script=str(script.path),
+        served_scripts=tuple(expected.folder + name for name in tree.scripts),
+        script_waits_s=ipxe_lint.longest_wait_s([script.text, *tree.scripts.values()]),
+        findings=tuple(
+            (each.kind, f"{script.path.name}:{each.line}: {each.text}", each.source)
+            for each in findings
+        ),
+    )
 
 
 def _script_name(settings: MachineSettings) -> str:
     """The name under which the server has a machine's boot script."""
-    return f"{settings.spec.name}/boot.ipxe"
+    return f"{settings.spec.name}/{ipxe.SCRIPT_NAME}"

@@ -8,6 +8,8 @@ that is by which its next boots are told from those of its twins.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from kboot.errors import InfraError
 from kboot.guest.saved import guest_digest, prepare
 from kboot.machine.boot import Boot
 from kboot.machine.phases import Expected, Milestone, Phase, Witness
-from kboot.machine.settings import MachineSettings
+from kboot.machine.settings import MachineSettings, served
 from kboot.snapshots import Entry, SnapshotStore
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ class SavedMachine:
             )
         for fetch in self.fetches:
             boot.see_fetch(fetch, start)
+        # What it fetched is looked at now, and was fetched then.
+        boot.sightings = {(phase, witness): start + after for phase, after, witness in self.boot}
         return boot
 
 
@@ -102,10 +106,22 @@ def parts(
         "user": settings.user,
         "architecture": settings.spec.architecture,
         # What runs in the guest's shell must be what this version talks to.
-        "kboot": f"{__version__} {guest_digest()}",
+        "kboot": f"{__version__} {guest_digest(settings.spec.architecture)}",
         # What it fetched is what this version asks for.
-        "boot script": ipxe.script_digest(),
+        "boot script": _script_digest(settings),
     }
+
+
+def _script_digest(settings: MachineSettings) -> str:
+    """Another one for each boot script and each state of what is served beside it."""
+    if settings.boot_script is None and settings.serve is None:
+        return ipxe.script_digest()
+    digest = hashlib.sha256(ipxe.script_digest().encode())
+    if settings.boot_script:
+        digest.update(settings.boot_script.text.encode())
+    if settings.serve:
+        digest.update(json.dumps(served(settings).listing()).encode())
+    return digest.hexdigest()[:16]
 
 
 def save(machine: Machine, store: SnapshotStore, key: Mapping[str, str]) -> SavedMachine | None:
@@ -117,7 +133,11 @@ def save(machine: Machine, store: SnapshotStore, key: Mapping[str, str]) -> Save
     vm = machine.vm
     if not isinstance(vm, SnapshotVirtualMachine):
         raise InfraError(f"{machine.machine_description}: this machine cannot be saved")
-    agent = prepare(machine.console_guest, Deadline(WAKE_LIMIT_S))
+    agent = prepare(
+        machine.console_guest,
+        Deadline(WAKE_LIMIT_S),
+        architecture=machine.settings.spec.architecture,
+    )
 
     def fill(directory: Path) -> Mapping[str, Any]:
         (directory / CONSOLE).write_bytes(machine.console.raw(0))

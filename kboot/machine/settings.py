@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kboot import ipxe
-from kboot.backend import MachineSpec
-from kboot.config import Channel, Config, Warnings
+from kboot import arch, ipxe, ipxe_script
+from kboot.backend import Disk, Firmware, MachineSpec
+from kboot.config import Channel, Config, Warnings, read_disks
+from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
+from kboot.ipxe_script import UserScript
+from kboot.ipxe_tree import NOTHING, ServedTree, read_tree
 from kboot.kernel import Kernel, require_architecture
-from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs, resolve_rootfs
+from kboot.rootfs import (
+    check_initrd,
+    disk_links,
+    disk_modules,
+    module_initramfs,
+    modules_there,
+    overlay_initramfs,
+    resolve_rootfs,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +44,10 @@ class MachineSettings:
     channel: Channel = "console"
     #: What a test makes of reports that the kernel survives, see `Machine.check_reports`.
     warnings: Warnings = "fail"
+    #: The user's own boot script; None for kboot's.
+    boot_script: UserScript | None = None
+    #: What the boot server publishes beside it.
+    serve: Path | None = None
 
     def named(self, name: str) -> MachineSettings:
         """The same for a machine of this name."""
@@ -46,6 +62,7 @@ class MachineSettings:
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         spec = {each.name: getattr(self.spec, each.name) for each in fields(self.spec)}
         del own["spec"], own["password"], spec["boot_file"]
+        own["boot_script"] = self.boot_script and str(self.boot_script.path)
         return {"machine_name": spec.pop("name"), **spec, **own}
 
 
@@ -53,39 +70,94 @@ def settings_for(
     kernel: Kernel,
     config: Config,
     *,
-    machine_name: str = "m0",
+    machine_name: str | None = None,
     images_of: MachineSettings | None = None,
 ) -> MachineSettings:
     """The settings for `kernel` under this configuration.
 
-    With `images_of`, the images are those, and no file is looked at.
+    With `images_of`, the images are those, and no file is looked at. A `machine_name` is that of a
+    persistent machine.
 
-    `ConfigError` if the two do not fit, if the root file system is not one, or if the command line
-    is longer than what the kernel takes.
+    `ConfigError` if the two do not fit, if a disk cannot be kept, if the root file system is not
+    one, or if the command line is longer than what the kernel takes.
     """
-    require_architecture(kernel, "x86_64")
     ipxe.check_command_line(config.cmdline)
+    script = _boot_script(config.ipxe_script, config.serve)
     if images_of:
-        return _fitting(replace(images_of, command_line=config.cmdline))
+        require_architecture(kernel, images_of.spec.architecture)
+        return _fitting(
+            replace(
+                images_of,
+                command_line=config.cmdline,
+                boot_script=script,
+                serve=config.serve,
+            )
+        )
+    spec = _spec(kernel, config, machine_name or "m0")
     rootfs = resolve_rootfs(
-        config.rootfs, architecture=kernel.architecture, password=config.password
+        config.rootfs,
+        architecture=kernel.architecture,
+        password=config.password,
+        mirror=config.debian_mirror,
     )
     for image in config.initrd:
         check_initrd(image)
-    modules = (module_initramfs(kernel, config.module),) if config.module else ()
+    is_tiny = config.rootfs == "tiny"
+    disks = read_disks(config.disk)
+    if machine_name is None:
+        _require_nothing_to_keep(disks)
+    names = (*modules_there(kernel, _own_modules(config, disks)), *config.module)
+    modules = (module_initramfs(kernel, names),) if names else ()
+    links = (overlay_initramfs(disk_links(disks)),) if disks and is_tiny else ()
     # The tiny system has no ssh server, unless the user brings one and says so.
-    channel = config.channel if config.rootfs != "tiny" or config.channel == "ssh" else "console"
+    channel = config.channel if not is_tiny or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
     settings = MachineSettings(
-        spec=_spec(kernel, config, machine_name),
+        spec=spec,
         command_line=config.cmdline,
-        initrds=(*rootfs, *modules, *config.initrd, *keys),
+        initrds=(*rootfs, *modules, *links, *config.initrd, *keys),
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
         warnings=config.warnings,
+        boot_script=script,
+        serve=config.serve,
     )
     return _fitting(settings.reached_by(channel))
+
+
+def firmware_for(kernel: Kernel, config: Config) -> Firmware:
+    """The firmware of a machine for `kernel`. `ConfigError` if there is no such machine."""
+    row = arch.of(kernel.architecture, wanted_by=str(kernel.source))
+    if config.firmware == "bios" and not row.has_bios:
+        raise ConfigError(
+            f"{kernel.source}: a kernel for {row.name}, whose machines have no BIOS; "
+            "leave firmware out, or say firmware = uefi"
+        )
+    firmware = row.firmware(config.firmware)
+    if firmware == "uefi" and not kernel.has_efi_stub:
+        raise ConfigError(
+            f"{kernel.source}: a kernel without an EFI stub, which UEFI cannot start; "
+            "build it with CONFIG_EFI_STUB=y" + (", or boot it by BIOS" if row.has_bios else "")
+        )
+    return firmware
+
+
+def _own_modules(config: Config, disks: Iterable[Disk]) -> Sequence[str]:
+    """The modules that a system of kboot's needs for its machine."""
+    if config.rootfs == "tiny":
+        return disk_modules(disks)
+    return ()
+
+
+def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
+    for disk in disks:
+        # A claim is kept by its cluster, whoever writes to it.
+        if disk.keep and disk.kind != "pvc":
+            raise ConfigError(
+                f"disk {disk.name}: a machine that ends with its test keeps no disk; leave out "
+                "keep, or start a persistent machine: kboot up"
+            )
 
 
 def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
@@ -95,7 +167,9 @@ def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
         name=name,
         architecture=kernel.architecture,
         extra_arguments=config.qemu_arguments,
-        **{each: getattr(config, each) for each in names},
+        firmware=firmware_for(kernel, config),
+        disks=read_disks(config.disk),
+        **{each: getattr(config, each) for each in names - {"firmware"}},
     )
 
 
@@ -112,6 +186,30 @@ def _fitting(settings: MachineSettings) -> MachineSettings:
         line, architecture=settings.spec.architecture, firmware=settings.spec.firmware
     )
     return settings
+
+
+def served(settings: MachineSettings) -> ServedTree:
+    """What is to be published beside the boot script, as it is now."""
+    script = settings.boot_script.path if settings.boot_script else None
+    return _tree(settings.serve, script)
+
+
+def _tree(directory: Path | None, script: Path | None) -> ServedTree:
+    if directory is None:
+        return NOTHING
+    return read_tree(directory, script=script, script_name=ipxe.SCRIPT_NAME)
+
+
+def _boot_script(path: Path | None, serve: Path | None) -> UserScript | None:
+    """The user's own boot script, read and checked; what iPXE may stumble over is logged."""
+    tree = _tree(serve, path)
+    if path is None:
+        return None
+    script = ipxe_script.read_script(path)
+    for finding in script.check(tree.scripts):
+        if finding.kind != "unhandled":
+            ipxe_script.warn_once(path, finding)
+    return script
 
 
 def _keys(user: str) -> Path:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kboot.config import SETTINGS
-from kboot.errors import ConfigError, KbootError
-from kboot.plugin import hookspecs, signals, workers
+from kboot.errors import ConfigError, GuestError, KbootError
+from kboot.plugin import hookspecs, results, retry, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
     FLEET_MARKER,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
+    from kboot.machine.kunit import KUnit
     from kboot.session import Session
 
 #: The machine of a test, from when it got it.
@@ -54,7 +55,7 @@ _HANDOVER = pytest.StashKey[Handover]()
 #: The machines of a test's fleet, in the order in which they came.
 _FLEET = pytest.StashKey[list[Handover]]()
 
-#: What a test run shares, from when a test needed it first.
+#: The run's session, while there is one.
 _SESSION = pytest.StashKey["Session"]()
 
 #: The test after this one, None for the last one.
@@ -99,6 +100,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
+    results.register(config)
     if option(config, "kernel") is None:
         return
     try:
@@ -114,16 +116,18 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """One line on what is tested, if a kernel was named on the command line."""
     if option(config, "kernel") is None:
         return None
+    from kboot.machine import firmware_for  # noqa: PLC0415
     from kboot.session import kernel_of  # noqa: PLC0415
 
     settings = read_config(config)
     try:
         kernel = kernel_of(settings)
+        firmware = firmware_for(kernel, settings)
     except KbootError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     return (
         f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
-        f"backend {settings.backend}, {settings.firmware}, rootfs {settings.rootfs}"
+        f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
     )
 
 
@@ -146,7 +150,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: workers.Node) -> None:
     """Each worker of pytest-xdist is told where to find the run's boot server."""
-    workers.lend_to(node)
+    workers.tell_of_shared_server(node)
 
 
 @pytest.hookimpl(trylast=True)
@@ -190,20 +194,22 @@ def kboot_session(
     worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
-    lender = workers.lender_of(request.config)
-    if lender:
-        workers.sign_in(lender, worker)
+    shared_server = workers.shared_server_of(request.config)
+    if shared_server:
+        workers.sign_in(shared_server, worker)
     with (
         signals.unwinding(request.config.stash) as unwinding,
         open_session(
             config,
             evidence=evidence,
             prefix=f"{worker or 'm'}-",
-            lender=lender,
+            shared_server=shared_server,
             workers=workers.count(request.config),
         ) as session,
     ):
+        request.config.stash[_SESSION] = session
         yield session
+        del request.config.stash[_SESSION]
         unwinding.hold()
 
 
@@ -227,7 +233,9 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
     chooses the machine, and ``fresh=True`` demands one that was booted for this very test.
     """
     config, fresh = config_for(request.node)
-    request.config.stash[_SESSION] = kboot_session
+    if retry.is_repeated(request.node):
+        # What has failed on a machine has left its traces there.
+        kboot_session.power_off()
 
     def remember(machine: Machine) -> None:
         # Also one that fails to come up: the report of the test shows its console.
@@ -286,26 +294,51 @@ def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fl
         yield fleet
 
 
+@pytest.fixture
+def kunit(request: pytest.FixtureRequest) -> KUnit:
+    """KUnit in the kernel of the test's machine.
+
+    Where that crashes when it boots, the cases of suites that are built in are reported as well.
+    """
+    from kboot.machine.kunit import KUnit, read_boot  # noqa: PLC0415
+
+    try:
+        machine: Machine = request.getfixturevalue("machine")
+    except GuestError:
+        if handover := request.node.stash.get(_HANDOVER, None):
+            read_boot(handover.machine)
+        raise
+    return KUnit(machine)
+
+
 # --------------------------------------------------------------------------------- judgement
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Remember which test is next: its machine may be restored while this one runs.
+
+    With the setting ``retry``, run what fails again.
+    """
+    item.stash[_NEXT] = nextitem
+    if not retry.applies(item):
+        return None
+    retry.run(item, nextitem)
+    return True
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Tell the hooks what the kernel reported in a boot that failed."""
+    if _HANDOVER in item.stash:
+        # Of an earlier run of the same test.
+        del item.stash[_HANDOVER]
     try:
         return (yield)
     except BaseException:
         _tell_of_crashes(item)
+        _tell_of_cases(item)
         raise
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(
-    item: pytest.Item, nextitem: pytest.Item | None
-) -> Generator[None, object, object]:
-    """Remember which test is next: its machine may be restored while this one runs."""
-    item.stash[_NEXT] = nextitem
-    return (yield)
 
 
 def _prepare_next(item: pytest.Item) -> None:
@@ -334,9 +367,31 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         result = yield
         for handover in _handovers(item):
             handover.machine.check_reports()
+            for suite in handover.suites:
+                suite.check()
     finally:
         _tell_of_crashes(item)
+        _tell_of_cases(item)
     return result
+
+
+def _tell_of_cases(item: pytest.Item) -> None:
+    for handover in _handovers(item):
+        for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
+            if not retry.hold(item, report):
+                item.ihook.pytest_runtest_logreport(report=report)
+        for suite in handover.suites:
+            item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """What a test has had the boot server do wrong ends with it."""
+    try:
+        return (yield)
+    finally:
+        if session := item.config.stash.get(_SESSION, None):
+            session.clear_faults()
 
 
 def _handovers(item: pytest.Item) -> list[Handover]:
@@ -369,6 +424,9 @@ def pytest_runtest_makereport(
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
+    results.note_fault(report, error)
+    if handovers:
+        results.note_machine(report, handovers[0])
     if report.failed:
         for handover in handovers:
             report.sections.extend(sections(handover, named=len(handovers) > 1))
@@ -378,7 +436,12 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """A fault of the host is an error, and one of the kernel a failure, whenever it happened."""
+    """A fault of the host is an error, and one of the kernel a failure, whenever it happened.
+
+    What fails only sometimes is flaky.
+    """
+    if (counts := retry.flaky(report)) is not None:
+        return "flaky", "K", f"FLAKY {counts}"
     match verdict_of(report):
         case "error":
             return "error", "E", "ERROR"
@@ -397,12 +460,18 @@ class _JUnit:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """After pytest has added the report."""
         correct_junit(self._config, report)
+        retry.mark_junit(subtests.split_junit(self._config, report), report)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List what the kernel reported and tests had allowed."""
-    lines = allowed_lines(chain.from_iterable(terminalreporter.stats.values()))
-    if lines:
-        terminalreporter.section("kboot: reports of the kernel that tests allow")
+    """List what test suites have given, and what the kernel reported and tests had allowed."""
+    reports = list(chain.from_iterable(terminalreporter.stats.values()))
+    for title, lines in (
+        ("kboot: tests that were run again", retry.summary_lines(reports)),
+        ("kboot: test suites", subtests.summary_lines(reports)),
+        ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
+    ):
+        if lines:
+            terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)

@@ -23,6 +23,8 @@ FLEET_MARKER = "kboot_fleet"
 OF_MACHINES = frozenset(
     {
         *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
+        *("ipxe_script", "serve"),
+        "disk",
         *(
             "memory",
             "module",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kboot.crash import CrashReport
     from kboot.guest import CommandRecord
     from kboot.machine import Machine
+    from kboot.results.cases import SuiteResults
 
 #: The name of the property that holds a report that a test allowed.
 _ALLOWED = "kboot.allowed"
@@ -32,6 +33,8 @@ _COMMANDS = 10
 _OUTPUT_LINES = 10
 #: The attribute of a report that says whose fault it is.
 _VERDICT = "kboot_verdict"
+#: The attribute of one of a fault of the host's.
+_INFRA = "kboot_infra"
 #: kboot's own code, but for the tests that it brings along.
 _PACKAGE = Path(__file__).parent.parent
 
@@ -89,8 +92,16 @@ class Handover:
         #: How many reports of the kernel earlier tests have had.
         self.known = machine.report_filter.seen
         self.time = datetime.now(UTC)
+        #: In bytes of the console's record.
+        self.console_start = machine.console.mark()
         #: How many reports the hooks were told of.
         self.told = self.known
+        self._suites_before = len(machine.suites)
+
+    @property
+    def suites(self) -> Sequence[SuiteResults]:
+        """What the test's own test suites have given."""
+        return self.machine.suites[self._suites_before :]
 
 
 def new_reports(handover: Handover) -> Sequence[CrashReport]:
@@ -146,10 +157,17 @@ def mark_verdict(report: pytest.TestReport, error: BaseException | None) -> None
 
     To pytest, what fails in its call has failed, and what fails in its set-up is an error.
     """
+    if isinstance(error, InfraError):
+        setattr(report, _INFRA, True)
     if isinstance(error, InfraError) and report.when == "call":
         setattr(report, _VERDICT, "error")
     if isinstance(error, GuestError) and report.when == "setup":
         setattr(report, _VERDICT, "failed")
+
+
+def is_infra(report: object) -> bool:
+    """Whether a report is of a fault of the host's."""
+    return getattr(report, _INFRA, False)
 
 
 def verdict_of(report: object) -> str | None:

@@ -15,7 +15,7 @@ from kboot.plugin import signals
 from kboot.plugin.options import read_config
 
 #: In xdist's ``workerinput``: the directory of the shared server, as text.
-_LENDER = "kboot_lender"
+_SHARED_SERVER = "kboot_shared_server"
 
 #: Ends the name of a file there with a worker's process id.
 _PID = ".pid"
@@ -31,7 +31,7 @@ class Node(Protocol):
     workerinput: dict[str, Any]
 
 
-def lend_to(node: Node) -> None:
+def tell_of_shared_server(node: Node) -> None:
     """In the controller: tell a new worker where the shared server is, if a kernel was named.
 
     The server itself is started when a worker's test needs it first.
@@ -45,11 +45,11 @@ def lend_to(node: Node) -> None:
         return
     if _SHARED not in config.stash:
         config.stash[_SHARED] = _begin(config)
-    node.workerinput[_LENDER] = str(config.stash[_SHARED][1])
+    node.workerinput[_SHARED_SERVER] = str(config.stash[_SHARED][1])
 
 
 def _begin(config: pytest.Config) -> tuple[contextlib.ExitStack, Path]:
-    from kboot.shared_server import lend  # noqa: PLC0415
+    from kboot.shared_server import share_server  # noqa: PLC0415
 
     stack = contextlib.ExitStack()
     try:
@@ -57,7 +57,7 @@ def _begin(config: pytest.Config) -> tuple[contextlib.ExitStack, Path]:
         unwinding = stack.enter_context(
             signals.unwinding(config.stash, lambda number: _pass_on(number, found))
         )
-        found.append(stack.enter_context(lend(read_config(config))))
+        found.append(stack.enter_context(share_server(read_config(config))))
         stack.callback(unwinding.hold)
         return stack, found[0]
     except KbootError as error:
@@ -71,15 +71,15 @@ def end(config: pytest.Config) -> None:
         shared[0].close()
 
 
-def sign_in(lender: Path, worker: str) -> None:
+def sign_in(shared_server: Path, worker: str) -> None:
     """In a worker: tell the controller which process we are."""
-    (lender / f"{worker}{_PID}").write_text(str(os.getpid()), encoding="ascii")
+    (shared_server / f"{worker}{_PID}").write_text(str(os.getpid()), encoding="ascii")
 
 
-def _pass_on(number: int, lenders: Iterable[Path]) -> None:
+def _pass_on(number: int, directories: Iterable[Path]) -> None:
     """In the controller: send a signal on to the workers. xdist would wait for their tests."""
-    for lender in lenders:
-        for path in lender.glob(f"*{_PID}"):
+    for directory in directories:
+        for path in directory.glob(f"*{_PID}"):
             with contextlib.suppress(OSError, ValueError):
                 _signal_child(int(path.read_text(encoding="ascii")), number)
 
@@ -103,9 +103,9 @@ def count(config: pytest.Config) -> int:
     return number
 
 
-def lender_of(config: pytest.Config) -> Path | None:
-    """In a worker: where to borrow; None elsewhere, and in a worker on another host."""
-    directory = _input(config).get(_LENDER)
+def shared_server_of(config: pytest.Config) -> Path | None:
+    """In a worker: where the shared server is; None elsewhere, and in a worker on another host."""
+    directory = _input(config).get(_SHARED_SERVER)
     path = Path(directory) if directory else None
     return path if path and path.is_dir() else None
 

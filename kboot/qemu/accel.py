@@ -13,32 +13,11 @@ import os
 import platform
 from pathlib import Path
 
-from kboot import process, state
-from kboot.errors import InfraError, ProcessTimeout
+from kboot import arch, process, state
+from kboot.arch import Architecture
+from kboot.errors import ConfigError, InfraError, ProcessTimeout
 from kboot.log import logger
 from kboot.qemu.argv import Accelerator
-
-#: A boot file for PXE, which runs in real mode at 0000:7c00.
-_BOOT_FILE = bytes.fromhex(
-    # cli; xor ax, ax; mov ds, ax; mov es, ax; cld
-    "fa 31c0 8ed8 8ec0 fc"
-    # Three page tables from 0x1000 on, of zeros: mov di, 0x1000; mov ecx, 0xc00; rep stosd
-    "bf0010 66b9000c0000 6631c0 66f3ab"
-    # They map the first 2 MiB: mov word [0x1000], 0x2003; [0x2000], 0x3003; [0x3000], 0x83
-    "c70600100320 c70600200330 c70600308300"
-    # lgdt [0x7c78]; mov eax, 0x1000; mov cr3, eax; mov eax, 0xa0 (PAE, PGE); mov cr4, eax
-    "660f0116787c 66b800100000 0f22d8 66b8a0000000 0f22e0"
-    # EFER.LME: mov ecx, 0xc0000080; rdmsr; or ax, 0x100; wrmsr
-    "66b9800000c0 0f32 0d0001 0f30"
-    # Paging and protection: mov eax, 0x80000011; mov cr0, eax; jmp far 8:0x7c5f
-    "66b811000080 0f22c0 66ea5f7c00000800"
-    # In 64-bit mode, isa-debug-exit makes of 42 the exit status 42 * 2 + 1:
-    # mov al, 42; out 0xf4, al; hlt; jmp -3
-    "b02a e6f4 f4 ebfd 6690"
-    # The segments: none, and 64-bit code; and where they are.
-    "0000000000000000 00000000009a2000 0f00687c0000"
-)
-_EXIT_STATUS = 85
 
 #: Under KVM the probe takes two or three seconds, most of them for DHCP; one that takes longer is
 #: no faster than emulation.
@@ -47,22 +26,30 @@ _PROBE_LIMIT_S = 10.0
 _EMULATED_LIMIT_S = 60.0
 
 
-def probe(program: str, accelerator: Accelerator) -> str | None:
+def probe(
+    program: str, accelerator: Accelerator, architecture: Architecture = arch.DEFAULT
+) -> str | None:
     """Boot the probe: None if its guest ran, or else what went wrong, in a few words."""
     limit_s = _PROBE_LIMIT_S if accelerator == "kvm" else _EMULATED_LIMIT_S
+    guest = architecture.kvm_probe
+    if guest is None:
+        # It asks for versions and machines here.
+        from kboot.qemu import network_boot  # noqa: PLC0415
+
+        return network_boot.boot_fault(program, accelerator, architecture, limit_s)
     with state.run_directory() as folder:
-        (folder / "probe").write_bytes(_BOOT_FILE)
+        (folder / "probe").write_bytes(guest.boot_file)
         command = [
             program,
             "-no-user-config",
             "-nodefaults",
-            *("-machine", "q35,graphics=off"),
+            *("-machine", architecture.machine),
             *("-accel", accelerator),
-            *("-cpu", "host" if accelerator == "kvm" else "max"),
+            *("-cpu", "host" if accelerator == "kvm" else architecture.emulated_cpu),
             *("-display", "none"),
-            *("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
+            *guest.arguments,
             *("-netdev", f"user,id=net0,tftp={str(folder).replace(',', ',,')},bootfile=probe"),
-            *("-device", "e1000e,netdev=net0,bootindex=1"),
+            *("-device", f"{architecture.network_card},netdev=net0,bootindex=1"),
         ]
         try:
             done = process.run(
@@ -70,7 +57,7 @@ def probe(program: str, accelerator: Accelerator) -> str | None:
             )
         except ProcessTimeout:
             return f"a guest does not get through its firmware and iPXE in {limit_s:g} s"
-    if done.exit_status == _EXIT_STATUS:
+    if done.exit_status == guest.exit_status:
         return None
     words = done.stderr.decode(errors="replace").strip().splitlines()
     return words[0] if words else f"QEMU ended with status {done.exit_status}"
@@ -82,8 +69,25 @@ def qemu_version(program: str) -> str:
     return done.stdout.decode(errors="replace").splitlines()[0]
 
 
-def kvm_fault(program: str) -> str | None:
+def program_for(architecture: Architecture, wanted: str | None = None) -> str:
+    """The path of QEMU for an architecture: the `wanted` one, or the one that is installed.
+
+    `ConfigError` if the wanted one is for another, `ProcessError` if there is none.
+    """
+    if wanted is not None:
+        for other in arch.ARCHITECTURES:
+            if other is not architecture and Path(wanted).name == other.qemu:
+                raise ConfigError(
+                    f"qemu = {wanted} has machines for {other.name}, and the kernel is for "
+                    f"{architecture.name}; leave it out, or name another one"
+                )
+    return process.find_program(wanted or architecture.qemu)
+
+
+def kvm_fault(program: str, architecture: Architecture = arch.DEFAULT) -> str | None:
     """None if KVM runs guests here, or else why not. Probed once after each start of the host."""
+    if not architecture.is_hosts:
+        return f"this host's processor is {platform.machine()}, the machine's {architecture.name}"
     device = Path("/dev/kvm")
     if not device.exists():
         return "there is no /dev/kvm"
@@ -99,20 +103,23 @@ def kvm_fault(program: str) -> str | None:
     except (OSError, ValueError):
         known = {}
     if key not in known:
-        known = {key: probe(program, "kvm")}
+        known = {key: probe(program, "kvm", architecture)}
         new = cache.with_name(f".{cache.name}.{os.getpid()}")
         new.write_text(json.dumps(known), encoding="utf-8")
         new.replace(cache)
     return known[key]
 
 
-def choose(program: str, wanted: str) -> Accelerator:
+def choose(program: str, wanted: str, architecture: Architecture = arch.DEFAULT) -> Accelerator:
     """The accelerator for ``auto``, ``kvm`` or ``tcg``. `InfraError` if ``kvm`` is broken here."""
     if wanted == "tcg":
         return "tcg"
-    fault = kvm_fault(program)
+    fault = kvm_fault(program, architecture)
     if fault is None:
         return "kvm"
+    if wanted == "auto" and not architecture.is_hosts:
+        # Nobody has to be told, as nothing can be done about it.
+        return "tcg"
     if wanted == "kvm":
         raise InfraError(f"KVM was asked for and cannot be used: {fault}")
     logger.warning("KVM cannot be used here (%s); emulating with TCG, which is slower", fault)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from kboot import arch
 from kboot.backend import MachineSpec
 
 Accelerator = Literal["kvm", "tcg"]
@@ -71,6 +72,7 @@ def argv(
     tftp: Path | None = None,
     ipxe: Path | None = None,
     forwarder: str | None = None,
+    disks: Sequence[str] = (),
     cables: Mapping[str, str] | None = None,
 ) -> list[str]:
     """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS.
@@ -78,10 +80,12 @@ def argv(
     With `incoming`, it waits for a saved state instead of booting. `tftp` is a folder that the
     guest can read at ``tftp://10.0.2.2/``. `ipxe` is a UEFI program that boots from the network in
     place of the card's ROM. A `forwarder` isolates the guest: it
-    is a busybox, whose ``nc`` leads to the boot server. `cables` are the descriptors of sockets to
-    the networks of its links, by name; a card without one is not connected.
+    is a busybox, whose ``nc`` leads to the boot server. `disks` are the words for the disks, and
+    `cables` the descriptors of sockets to the networks of its links, by name; a card without one is
+    not connected.
     """
     command = [program]
+    row = arch.of(spec.architecture)
 
     def option(*words: str) -> None:
         command.extend(words)
@@ -89,16 +93,15 @@ def argv(
     option("-name", f"kboot-{spec.name}")
     option("-no-user-config")
     option("-nodefaults")
-    # Without graphics=off, SeaBIOS and iPXE write to a VGA we do not have (QEMU 7.2).
     if memory is None:
-        option("-machine", "q35,graphics=off")
+        option("-machine", row.machine)
     else:
-        option("-machine", "q35,graphics=off,memory-backend=ram")
+        option("-machine", f"{row.machine},memory-backend=ram")
         share = "on" if memory.shared else "off"
         size = f"{spec.memory_mib}M"
         option("-object", f"memory-backend-file,id=ram,{size=!s},mem-path={memory.path},{share=!s}")
     option("-accel", accelerator)
-    option("-cpu", "host" if accelerator == "kvm" else "max")
+    option("-cpu", "host" if accelerator == "kvm" else row.emulated_cpu)
     option("-smp", str(spec.cpus))
     option("-m", f"{spec.memory_mib}M")
     option("-display", "none")
@@ -112,10 +115,9 @@ def argv(
     boot_file = _escaped(spec.boot_file)
     files = "" if tftp is None else f",tftp={_escaped(tftp)}"
     option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{_reach(spec, forwarder)}")
-    # e1000e: iPXE loads about 100 MB/s through it, and 30 MB/s through virtio-net (ROMs of 2019).
     mac_address = spec.mac_address or _MAC_ADDRESS
     rom = "" if ipxe is None else ",romfile="
-    option("-device", f"e1000e,netdev=net0,mac={mac_address},bootindex=1{rom}")
+    option("-device", f"{row.network_card},netdev=net0,mac={mac_address},bootindex=1{rom}")
     command += _cards(spec, cables or {})
     if ipxe is not None:
         # UEFI starts it before it looks at any device, after each reset as well.
@@ -129,6 +131,7 @@ def argv(
     if flash is not None:
         option("-drive", _pflash(0, flash.code, flash.format, readonly=True))
         option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
+    option(*disks)
     option(*spec.extra_arguments)
     return command
 

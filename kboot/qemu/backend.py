@@ -11,13 +11,13 @@ from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
-from kboot import nginx, process, state
-from kboot.backend import BootServer, Firmware, Link, MachineSpec
+from kboot import arch, nginx, process, state
+from kboot.backend import BootServer, Disk, Firmware, Link, MachineSpec
 from kboot.config import Network
 from kboot.deadline import Deadline
-from kboot.errors import ConfigError, InfraError
+from kboot.errors import InfraError
 from kboot.log import step
-from kboot.qemu import accel, network_boot, saved_firmware
+from kboot.qemu import accel, disks, network_boot, saved_firmware
 from kboot.qemu.argv import SERVER_ADDRESS
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
@@ -26,8 +26,35 @@ from kboot.qemu.snapshot import SavedFirmware, identity, opaque_option
 from kboot.qemu.virtual_machine import QemuVirtualMachine
 from kboot.snapshots import Entry, SnapshotStore
 
-#: The architectures kboot has a machine for.
-_MACHINES = {"x86_64"}
+
+class _Emulator:
+    """What runs machines of one architecture on this host."""
+
+    def __init__(
+        self,
+        architecture: str,
+        *,
+        program: str | None,
+        accelerator: str,
+        ipxe_efi: Path | None,
+        debian_mirror: str,
+    ) -> None:
+        self._row = arch.of(architecture)
+        self._ipxe_efi = ipxe_efi
+        self._debian_mirror = debian_mirror
+        self.program = accel.program_for(self._row, program)
+        self.accelerator = accel.choose(self.program, accelerator, self._row)
+
+    def ipxe_of(self, spec: MachineSpec) -> Path | None:
+        """What boots such a machine from the network; None for the card's ROM."""
+        return self.uefi_ipxe if spec.firmware == "uefi" else None
+
+    @cached_property
+    def uefi_ipxe(self) -> Path | None:
+        """What boots UEFI machines from the network; None for the card's ROM."""
+        return network_boot.choose(
+            self.program, self.accelerator, self._ipxe_efi, self._row, self._debian_mirror
+        )
 
 
 class QemuBackend:
@@ -39,34 +66,37 @@ class QemuBackend:
         self,
         directory: Path,
         *,
-        program: str,
-        accelerator: str,
+        emulator: Callable[[str], _Emulator],
         nginx: str,
         firmware_store: Callable[[], SnapshotStore],
-        ipxe_efi: Path | None = None,
         network: Network = "open",
     ) -> None:
         self._directory = directory
-        self._ipxe_efi = ipxe_efi
         self._firmware_store = firmware_store
-        self._program = process.find_program(program)
+        #: By the name of an architecture.
+        self._emulator = emulator
         self._nginx = process.find_program(nginx)
         isolated = network == "isolated"
         self._forwarder = process.find_program("busybox") if isolated else None
         self._server_address = SERVER_ADDRESS if isolated else GUEST_GATEWAY
-        self._accelerator = accel.choose(self._program, accelerator)
         self._segments: dict[str, Segment] = {}
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
+    def firmware_fault(
+        self, firmware: Firmware, architecture: str = arch.DEFAULT.name
+    ) -> str | None:
         """None if its machines can have this firmware, or else why not."""
         if firmware == "bios":
-            return None
+            return None if arch.of(architecture).has_bios else f"{architecture} has no BIOS"
         try:
-            find_uefi("x86_64")
-            _ = self._uefi_ipxe
+            find_uefi(architecture)
+            _ = self._emulator(architecture).uefi_ipxe
         except InfraError as error:
             return str(error)
         return None
+
+    def disk_fault(self, disk: Disk) -> str | None:
+        """None if its machines can have such a disk, or else why not."""
+        return disks.fault(disk)
 
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
@@ -94,16 +124,19 @@ class QemuBackend:
 
     def snapshot_fault(self, spec: MachineSpec) -> str | None:
         """None if such a machine can be saved, or else why not."""
+        if fault := disks.snapshot_fault(spec.disks):
+            return fault
         option = opaque_option(spec.extra_arguments)
         return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
 
     def snapshot_identity(self, spec: MachineSpec) -> Mapping[str, str]:
         """QEMU, its firmware, the machine and the host's processor."""
+        emulator = self._emulator(spec.architecture)
         return identity(
             spec,
-            program=self._program,
-            accelerator=self._accelerator,
-            ipxe=self._ipxe_of(spec),
+            program=emulator.program,
+            accelerator=emulator.accelerator,
+            ipxe=emulator.ipxe_of(spec),
             forwarder=self._forwarder,
         )
 
@@ -117,11 +150,7 @@ class QemuBackend:
         savable: bool = False,
     ) -> Iterator[QemuVirtualMachine]:
         """Power a machine on; its files are in a folder of its own in the run directory."""
-        if spec.architecture not in _MACHINES:
-            raise ConfigError(
-                f"the qemu backend has no machine for {spec.architecture}; "
-                f"it has: {', '.join(sorted(_MACHINES))}"
-            )
+        emulator = self._emulator(spec.architecture)
         folder = self._directory / f"{spec.name}-{secrets.token_hex(4)}"
         folder.mkdir()
         try:
@@ -132,29 +161,22 @@ class QemuBackend:
                 saved_firmware.serve_next(tftp, spec.boot_file)
             machine = QemuVirtualMachine(
                 spec,
-                program=self._program,
-                accelerator=self._accelerator,
+                program=emulator.program,
+                accelerator=emulator.accelerator,
                 directory=folder,
                 saved=saved,
                 savable=savable,
                 firmware=firmware,
                 tftp=tftp if firmware else None,
-                ipxe=self._ipxe_of(spec),
+                ipxe=emulator.ipxe_of(spec),
                 forwarder=self._forwarder,
                 plug=self._plug,
             )
-            with machine.powered_on(deadline):
+            # Its disks may have been downloaded meanwhile.
+            with machine.powered_on(Deadline(deadline.seconds) if spec.disks else deadline):
                 yield machine
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-    def _ipxe_of(self, spec: MachineSpec) -> Path | None:
-        """What boots such a machine from the network; None for the card's ROM."""
-        return self._uefi_ipxe if spec.firmware == "uefi" else None
-
-    @cached_property
-    def _uefi_ipxe(self) -> Path | None:
-        return network_boot.choose(self._program, self._accelerator, self._ipxe_efi)
 
     def _saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
         """The state that such a machine starts from, made if need be; None for a real start."""
@@ -178,18 +200,19 @@ class QemuBackend:
         spec: MachineSpec,
         deadline: Deadline,
     ) -> Entry | None:
+        emulator = self._emulator(spec.architecture)
         folder = self._directory / f"firmware-{secrets.token_hex(4)}"
         folder.mkdir()
         try:
             saved_firmware.serve_first(folder)
             machine = QemuVirtualMachine(
                 replace(spec, boot_file=saved_firmware.FIRST_BOOT_FILE),
-                program=self._program,
-                accelerator=self._accelerator,
+                program=emulator.program,
+                accelerator=emulator.accelerator,
                 directory=folder,
                 savable=True,
                 tftp=folder,
-                ipxe=self._ipxe_of(spec),
+                ipxe=emulator.ipxe_of(spec),
                 forwarder=self._forwarder,
             )
             with step(f"save the firmware's state ({spec.firmware})"):
@@ -201,21 +224,36 @@ class QemuBackend:
 @contextlib.contextmanager
 def open_qemu(
     *,
-    program: str,
+    program: str | None,
     accelerator: str,
     nginx: str,
     snapshot_cache_mib: int,
     ipxe_efi: Path | None = None,
     network: Network = "open",
+    debian_mirror: str = arch.DEBIAN_MIRROR,
 ) -> Iterator[QemuBackend]:
     """The backend, for the length of a run: it owns a run directory.
 
     `accelerator` is ``auto``, ``kvm`` or ``tcg``; `program` and `nginx` name the two programs or
-    give their paths. `ipxe_efi` boots UEFI machines; None for the network card's ROM where that has
-    iPXE, and for the distribution's where not. States of firmware are kept among the saved
+    give their paths; without a `program`, each architecture has its own. `ipxe_efi` boots UEFI
+    machines; None for the network card's ROM where that has iPXE, and for the distribution's where
+    not, or one that is fetched from `debian_mirror`. States of firmware are kept among the saved
     machines, which have `snapshot_cache_mib` together. An ``isolated`` `network` leads to the boot
     server only. `ProcessError` if a program is missing.
     """
+    if program is not None:
+        process.find_program(program)
+
+    @cache
+    def emulator(architecture: str) -> _Emulator:
+        return _Emulator(
+            architecture,
+            program=program,
+            accelerator=accelerator,
+            ipxe_efi=ipxe_efi,
+            debian_mirror=debian_mirror,
+        )
+
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(state.run_directory())
 
@@ -226,10 +264,8 @@ def open_qemu(
 
         yield QemuBackend(
             directory,
-            program=program,
-            accelerator=accelerator,
+            emulator=emulator,
             nginx=nginx,
             firmware_store=firmware_store,
-            ipxe_efi=ipxe_efi,
             network=network,
         )

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from kboot import nginx, process, state
+from kboot import arch, nginx, process, state
+from kboot.arch import Architecture
 from kboot.checks import Check, Finding, Level
 from kboot.config import Config
 from kboot.errors import KbootError
@@ -31,23 +32,31 @@ def _setpriv(_: Config) -> Finding:
 
 
 def _qemu(config: Config) -> Finding:
-    machines = _output(config.qemu, "-machine", "help")
-    devices = _output(config.qemu, "-device", "help")
-    for what, listing, wanted in (("machine", machines, "q35"), ("device", devices, '"e1000e"')):
+    row = arch.host()
+    program = _program(config, row)
+    machines = _output(program, "-machine", "help")
+    devices = _output(program, "-device", "help")
+    for what, listing, wanted in (
+        ("machine", machines, row.machine.partition(",")[0]),
+        ("device", devices, f'"{row.network_card}"'),
+    ):
         if wanted not in listing:
             return Finding(
                 level="error",
                 subject="qemu",
-                text=f"{config.qemu} has no {what} {wanted}",
-                remedy="use a full QEMU for x86: apt-get install qemu-system-x86",
+                text=f"{program} has no {what} {wanted}",
+                remedy=f"use a full QEMU for {row.name}: apt-get install {row.qemu_package}",
             )
-    return Finding(level="ok", subject="qemu", text=accel.qemu_version(config.qemu))
+    return Finding(level="ok", subject="qemu", text=accel.qemu_version(program))
 
 
 def _ipxe(config: Config) -> Finding:
     # For every network card, QEMU names one image with a part for BIOS and one for UEFI.
-    image = "efi-e1000e.rom"
-    folders = [Path(line) for line in _output(config.qemu, "-L", "help").splitlines()]
+    image = arch.host().card_rom
+    if image is None:
+        return Finding(level="ok", subject="ipxe", text="not the network card's: see uefi")
+    program = _program(config, arch.host())
+    folders = [Path(line) for line in _output(program, "-L", "help").splitlines()]
     for folder in folders:
         if (folder / image).is_file():
             return Finding(level="ok", subject="ipxe", text=str((folder / image).resolve()))
@@ -60,23 +69,52 @@ def _ipxe(config: Config) -> Finding:
 
 
 def _uefi(config: Config) -> Finding:
+    row = arch.host()
     try:
-        found = firmware.find_uefi("x86_64")
-        ipxe = _uefi_ipxe(config)
+        found = firmware.find_uefi(row.name)
+        ipxe = _uefi_ipxe(config, row)
     except KbootError as error:
-        wanted = config.firmware == "uefi"
+        wanted = row.firmware(config.firmware) == "uefi"
         text = str(error) if wanted else f"{error} (for firmware = uefi only)"
         return Finding(level="error" if wanted else "warning", subject="uefi", text=text)
     return Finding(level="ok", subject="uefi", text=f"{found.code}, {ipxe}")
 
 
-def _uefi_ipxe(config: Config) -> str:
-    program = process.find_program(config.qemu)
+def _uefi_ipxe(config: Config, row: Architecture) -> str:
+    program = _program(config, row)
     accelerator: Literal["kvm", "tcg"] = "kvm"
-    if config.accel == "tcg" or accel.kvm_fault(program) is not None:
+    if config.accel == "tcg" or accel.kvm_fault(program, row) is not None:
         accelerator = "tcg"
-    ipxe = network_boot.choose(program, accelerator, config.ipxe_efi)
+    # What the user has named is for this host's.
+    wanted = config.ipxe_efi if row is arch.host() else None
+    ipxe = network_boot.choose(program, accelerator, wanted, row, config.debian_mirror)
     return "booted by the network card's iPXE" if ipxe is None else f"booted by {ipxe}"
+
+
+def _other_architecture(row: Architecture) -> Check:
+    """Whether kernels for another architecture than this host's can be booted here."""
+
+    def look(config: Config) -> Finding:
+        try:
+            program = _program(config, row)
+            found = firmware.find_uefi(row.name)
+            ipxe = _uefi_ipxe(config, row)
+        except KbootError as error:
+            return Finding(
+                level="warning",
+                subject=row.name,
+                text=f"{error} (for kernels of {row.name} only)",
+                remedy=f"apt-get install {row.qemu_package} {row.uefi_package}",
+            )
+        text = f"{accel.qemu_version(program)}, {found.code}, {ipxe}"
+        return Finding(level="ok", subject=row.name, text=text)
+
+    return Check(subject=row.name, look=look)
+
+
+def _program(config: Config, row: Architecture) -> str:
+    # What the user has named is for this host's.
+    return accel.program_for(row, config.qemu if row is arch.host() else None)
 
 
 def _nginx(config: Config) -> Finding:
@@ -98,7 +136,8 @@ def _busybox(_: Config) -> Finding:
 def _acceleration(config: Config) -> Finding:
     if config.accel == "tcg":
         return Finding(level="ok", subject="kvm", text="not asked for: accel = tcg")
-    fault = accel.kvm_fault(process.find_program(config.qemu))
+    row = arch.host()
+    fault = accel.kvm_fault(_program(config, row), row)
     if fault is None:
         return Finding(level="ok", subject="kvm", text="runs a guest")
     if config.accel == "kvm":
@@ -190,6 +229,7 @@ LOCAL_CHECKS: tuple[Check, ...] = (
     Check(subject="ipxe", look=_ipxe),
     Check(subject="uefi", look=_uefi),
     Check(subject="kvm", look=_acceleration),
+    *(_other_architecture(row) for row in arch.ARCHITECTURES if row is not arch.host()),
     Check(subject="nginx", look=_nginx),
     Check(subject="passage", look=_passage),
     Check(subject="busybox", look=_busybox),

@@ -14,19 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kboot import arch
 from kboot.errors import InfraError
 
 _FOLDERS = (Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"))
-
-#: Code and variables as Debian and Ubuntu, Fedora, Arch and openSUSE have them, below the root.
-_PLACES = (
-    ("usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"),
-    ("usr/share/OVMF/OVMF_CODE.fd", "usr/share/OVMF/OVMF_VARS.fd"),
-    ("usr/share/edk2/ovmf/OVMF_CODE_4M.qcow2", "usr/share/edk2/ovmf/OVMF_VARS_4M.qcow2"),
-    ("usr/share/edk2/ovmf/OVMF_CODE.fd", "usr/share/edk2/ovmf/OVMF_VARS.fd"),
-    ("usr/share/edk2/x64/OVMF_CODE.4m.fd", "usr/share/edk2/x64/OVMF_VARS.4m.fd"),
-    ("usr/share/qemu/ovmf-x86_64-code.bin", "usr/share/qemu/ovmf-x86_64-vars.bin"),
-)
 
 #: What EDK II's own network boot says first: it does not know what to do with a URL from DHCP.
 EDK2_CLIENT = re.compile(r">>Start (?:PXE|HTTP Boot) over IPv[46]")
@@ -74,27 +65,29 @@ def parse_descriptor(text: str, *, architecture: str, machine: str) -> UefiFirmw
 def find_uefi(
     architecture: str,
     *,
-    machine: str = "pc-q35-0",
     folders: tuple[Path, ...] = _FOLDERS,
     root: Path = Path("/"),
 ) -> UefiFirmware:
     """The first installed UEFI firmware that fits; `InfraError` if there is none."""
+    row = arch.of(architecture)
     user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qemu/firmware"
     for folder in (user, *folders):
         for path in sorted(folder.glob("*.json")):
             try:
                 found = parse_descriptor(
-                    path.read_text(encoding="utf-8"), architecture=architecture, machine=machine
+                    path.read_text(encoding="utf-8"),
+                    architecture=architecture,
+                    machine=row.machine_version,
                 )
             except (OSError, ValueError):
                 continue
             if found and found.code.is_file() and found.variables_template.is_file():
                 return found
-    if architecture == "x86_64":
-        for code, variables in ((root / code, root / variables) for code, variables in _PLACES):
-            if code.is_file() and variables.is_file():
-                image_format = "qcow2" if code.suffix == ".qcow2" else "raw"
-                return UefiFirmware(code=code, variables_template=variables, format=image_format)
+    for code, variables in ((root / code, root / variables) for code, variables in row.uefi_places):
+        if code.is_file() and variables.is_file():
+            image_format = "qcow2" if code.suffix == ".qcow2" else "raw"
+            return UefiFirmware(code=code, variables_template=variables, format=image_format)
     raise InfraError(
-        f"no UEFI firmware for {architecture} on this host; install it: apt-get install ovmf"
+        f"no UEFI firmware for {architecture} on this host; "
+        f"install it: apt-get install {row.uefi_package}"
     )

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from kboot import state
+from kboot import arch, state
+from kboot.arch import Architecture
 from kboot.backend import MachineSpec
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
+from kboot.kernel.debian import fetch_file
 from kboot.locks import lock_file
 from kboot.log import step
 from kboot.qemu.accel import qemu_version
@@ -26,19 +29,6 @@ from kboot.qemu.firmware import EDK2_CLIENT
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
 from kboot.qemu.snapshot import firmware_stamps
 from kboot.qemu.virtual_machine import QemuVirtualMachine
-
-#: Where distributions have iPXE as a UEFI program for x86_64: Debian since 13, Debian and Ubuntu,
-#: Fedora and openSUSE, Arch.
-PROGRAMS = (
-    Path("/usr/lib/ipxe/ipxe-amd64.efi"),
-    Path("/usr/lib/ipxe/ipxe.efi"),
-    Path("/boot/ipxe.efi"),
-    Path("/usr/share/ipxe/ipxe-x86_64.efi"),
-    Path("/usr/share/ipxe/x86_64/ipxe.efi"),
-)
-
-#: The PE header's word for x86_64.
-_MACHINE = 0x8664
 
 #: What UEFI says when nothing on the network was to be booted: there is no ROM, say.
 _NOTHING = re.compile(r"EFI Internal Shell|No bootable option or device")
@@ -55,55 +45,72 @@ _KEPT_ANSWERS = 20
 
 
 def find_program(
-    wanted: Path | None = None, candidates: tuple[Path, ...] = PROGRAMS
+    wanted: Path | None = None, architecture: Architecture = arch.DEFAULT
 ) -> Path | None:
     """The iPXE to start, `wanted` or the distribution's; None if there is none.
 
-    `ConfigError` if `wanted` is not a UEFI program for x86_64.
+    `ConfigError` if `wanted` is not a UEFI program for this architecture.
     """
     if wanted is not None:
-        if fault := _fault(wanted):
+        if fault := _fault(wanted, architecture):
             raise ConfigError(f"ipxe_efi: {wanted} {fault}")
         return wanted
-    return next((path for path in candidates if _fault(path) is None), None)
+    places = architecture.ipxe_places
+    return next((path for path in places if _fault(path, architecture) is None), None)
 
 
-def require_program(wanted: Path | None = None, candidates: tuple[Path, ...] = PROGRAMS) -> Path:
+def require_program(wanted: Path | None = None, architecture: Architecture = arch.DEFAULT) -> Path:
     """As `find_program`; `InfraError` with what to install if there is none."""
-    found = find_program(wanted, candidates)
+    found = find_program(wanted, architecture)
     if found is None:
         raise InfraError(
             "UEFI machines need iPXE as a UEFI program here, as the network card's ROM of this "
-            "QEMU does not boot with it; install it: apt-get install ipxe (Fedora: "
-            "ipxe-bootimgs-x86, Arch: ipxe), or say where it is: ipxe_efi = PATH"
+            f"QEMU does not boot with it; install it: {architecture.ipxe_remedy}, "
+            "or say where it is: ipxe_efi = PATH"
         )
     return found
 
 
-def choose(program: str, accelerator: Accelerator, wanted: Path | None = None) -> Path | None:
+def choose(
+    program: str,
+    accelerator: Accelerator,
+    wanted: Path | None = None,
+    architecture: Architecture = arch.DEFAULT,
+    mirror: str = arch.DEBIAN_MIRROR,
+) -> Path | None:
     """The iPXE that boots UEFI machines: `wanted`, else None for the ROM's, else the host's.
 
-    `ConfigError` if `wanted` is no such program, `InfraError` if none of them is there.
+    Where distributions have none, it is Debian's, fetched from its `mirror`. `ConfigError` if
+    `wanted` is no such program, `InfraError` if none of them can be had.
     """
-    if wanted is None and rom_has_ipxe(program, accelerator):
+    has_rom = architecture.card_rom is not None
+    if wanted is None and has_rom and rom_has_ipxe(program, accelerator, architecture=architecture):
         return None
-    return require_program(wanted)
+    if architecture.ipxe_file and find_program(wanted, architecture) is None:
+        return fetch_file(architecture.ipxe_file, architecture=architecture.debian, mirror=mirror)
+    return require_program(wanted, architecture)
 
 
-def rom_has_ipxe(program: str, accelerator: Accelerator, limit_s: float = _PROBE_LIMIT_S) -> bool:
+def rom_has_ipxe(
+    program: str,
+    accelerator: Accelerator,
+    limit_s: float = _PROBE_LIMIT_S,
+    architecture: Architecture = arch.DEFAULT,
+) -> bool:
     """Whether the ROM boots UEFI machines with iPXE: asked of a guest once, and remembered.
 
     It is asked again where QEMU, its ROM or the UEFI firmware is another one. `InfraError` if the
     guest does not get so far.
     """
-    key = f"{qemu_version(program)}, {firmware_stamps(_PROBE, program)}"
+    spec = replace(_PROBE, architecture=architecture.name)
+    key = f"{qemu_version(program)}, {firmware_stamps(spec, program)}"
     folder = state.cache_directory("network-boot")
     answers = folder / "rom-has-ipxe.json"
     with lock_file(folder / "lock"):
         known = _recall(answers)
         if key not in known:
             with step("see what the network card's ROM does under UEFI"):
-                known[key] = _probe(program, accelerator, Deadline(limit_s))
+                known[key] = _probe(spec, program, accelerator, Deadline(limit_s))
             kept = dict(list(known.items())[-_KEPT_ANSWERS:])
             new = answers.with_name(f".{answers.name}")
             new.write_text(json.dumps(kept, indent=1), encoding="utf-8")
@@ -111,13 +118,38 @@ def rom_has_ipxe(program: str, accelerator: Accelerator, limit_s: float = _PROBE
         return known[key]
 
 
-def _probe(program: str, accelerator: Accelerator, deadline: Deadline) -> bool:
+def boot_fault(
+    program: str, accelerator: Accelerator, architecture: Architecture, limit_s: float
+) -> str | None:
+    """None if a UEFI machine runs iPXE, and that a script from DHCP; or else why not."""
+    try:
+        ipxe = choose(program, accelerator, architecture=architecture)
+        spec = replace(_PROBE, architecture=architecture.name)
+        if _probe(spec, program, accelerator, Deadline(limit_s), ipxe):
+            return None
+    except InfraError as error:
+        return str(error)
+    return "the firmware found nothing to boot"
+
+
+def _probe(
+    spec: MachineSpec,
+    program: str,
+    accelerator: Accelerator,
+    deadline: Deadline,
+    ipxe: Path | None = None,
+) -> bool:
     with state.run_directory() as run:
         folder = run / "probe"
         folder.mkdir()
         (folder / _SCRIPT).write_text(f"#!ipxe\necho {_MARKER}\nsleep 60\n", encoding="ascii")
         machine = QemuVirtualMachine(
-            _PROBE, program=program, accelerator=accelerator, directory=folder, tftp=folder
+            spec,
+            program=program,
+            accelerator=accelerator,
+            directory=folder,
+            tftp=folder,
+            ipxe=ipxe,
         )
         with (
             machine.powered_on(deadline),
@@ -141,8 +173,8 @@ def _recall(memory: Path) -> dict[str, bool]:
     return known
 
 
-def _fault(path: Path) -> str | None:
-    """None if it is a UEFI program for x86_64, or else what is wrong with it."""
+def _fault(path: Path, architecture: Architecture) -> str | None:
+    """None if it is a UEFI program for this architecture, or else what is wrong with it."""
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -151,6 +183,6 @@ def _fault(path: Path) -> str | None:
     at = int.from_bytes(head[0x3C:0x40], "little")
     if head[:2] != b"MZ" or head[at : at + 4] != b"PE\0\0":
         return "is not a UEFI program"
-    if int.from_bytes(head[at + 4 : at + 6], "little") != _MACHINE:
-        return "is not for x86_64"
+    if int.from_bytes(head[at + 4 : at + 6], "little") != architecture.pe_machine:
+        return f"is not for {architecture.name}"
     return None

@@ -11,18 +11,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from kboot import process
+from kboot import arch, process
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
+from kboot.qemu import disks
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.argv import Accelerator, Memory, Wiring, argv
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.qmp import Qmp
 from kboot.snapshots import sparse
-
-#: The firmware that QEMU brings itself, as its machine and its network card name them.
-_ROMS = ("bios-256k.bin", "efi-e1000e.rom")
 
 
 def identity(
@@ -49,6 +47,7 @@ def identity(
         flash=None,
         ipxe=ipxe,
         forwarder=forwarder,
+        disks=disks.device_words(spec.disks),
         cables={"any": "any"},
     )
     parts = {
@@ -57,6 +56,7 @@ def identity(
         "command": " ".join(command),
         "firmware": firmware_stamps(spec, program, ipxe),
         "processor": processor_of(_cpuinfo()),
+        **disks.identity(spec.disks),
     }
     if accelerator == "kvm":
         parts["host kernel"] = platform.release()
@@ -65,7 +65,7 @@ def identity(
 
 def firmware_stamps(spec: MachineSpec, program: str, ipxe: Path | None = None) -> str:
     """The firmware files of such a machine, each with its length and date."""
-    files = [path for folder in _data_folders(program) for path in _roms(folder)]
+    files = [path for folder in _data_folders(program) for path in _roms(folder, spec)]
     if ipxe is not None:
         files.append(ipxe)
     if spec.firmware == "uefi":
@@ -74,8 +74,9 @@ def firmware_stamps(spec: MachineSpec, program: str, ipxe: Path | None = None) -
     return ", ".join(_stamp(path) for path in files)
 
 
-def _roms(folder: Path) -> list[Path]:
-    return [path for name in _ROMS if (path := folder / name).is_file()]
+def _roms(folder: Path, spec: MachineSpec) -> list[Path]:
+    names = arch.of(spec.architecture).roms
+    return [path for name in names if (path := folder / name).is_file()]
 
 
 @lru_cache

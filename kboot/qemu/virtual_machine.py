@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,15 @@ from kboot import process, state
 from kboot.backend import Link, MachineSpec, Stream
 from kboot.capacity import host_cpus
 from kboot.deadline import Deadline
-from kboot.errors import GuestError, InfraError
+from kboot.disks import in_use_fault
+from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
 from kboot.qemu.argv import Accelerator, Flash, Wiring, argv, as_text
+from kboot.qemu.disks import MachineDisks
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
+from kboot.snapshots import sparse
 
 #: Gives the far end of a cable to a link's network, for each start of QEMU.
 Plug = Callable[[Link], socket.socket]
@@ -96,6 +99,7 @@ class QemuVirtualMachine:
         self._directory = directory
         self._log = directory / "qemu.log"
         self._flash = self._prepare_flash()
+        self._disks = MachineDisks(spec.disks, directory, machine=spec.name)
         self._power = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._process: process.Process
@@ -148,6 +152,7 @@ class QemuVirtualMachine:
             try:
                 snapshot.save_devices(self._qmp, directory / snapshot.DEVICES, deadline)
                 self._memory.save(directory)
+                self._disks.save(directory)
             except OSError as error:
                 raise InfraError(f"the machine cannot be saved: {error}") from error
             finally:
@@ -207,11 +212,13 @@ class QemuVirtualMachine:
     def evidence(self, directory: Path) -> None:
         """Write qemu.argv, to be run by hand with the serial port on the terminal, and qemu.log."""
         flash = self._flash and replace(self._flash, variables=self._flash.template)
-        command = self._argv(Wiring.by_hand(), flash)
+        commands, disks = self._disks.by_hand()
+        command = self._argv(Wiring.by_hand(), flash, disks)
         if flash is not None:
             # The machine's own variables are gone by then; their template must stay as it is.
             command.append("-snapshot")
-        (directory / "qemu.argv").write_text(as_text(command), encoding="utf-8")
+        text = "".join(f"{each}\n" for each in commands) + as_text(command)
+        (directory / "qemu.argv").write_text(text, encoding="utf-8")
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(self._log, directory / "qemu.log")
 
@@ -235,6 +242,7 @@ class QemuVirtualMachine:
             self._start(deadline, saved)
 
     def _start(self, deadline: Deadline, saved: Path | None) -> None:
+        disks = self._disks.begin(saved, savable=self._savable)
         with contextlib.ExitStack() as stack:
             memory = self._open_memory(saved)
             inherited: tuple[int, ...] = ()
@@ -261,7 +269,9 @@ class QemuVirtualMachine:
                 self._process = stack.enter_context(
                     process.spawn(
                         self._argv(
-                            wiring, self._flash, memory, incoming=saved is not None, cables=cables
+                            *(wiring, self._flash, disks, memory),
+                            incoming=saved is not None,
+                            cables=cables,
                         ),
                         log=self._log,
                         pass_fds=(
@@ -279,7 +289,10 @@ class QemuVirtualMachine:
                     snapshot.load_devices(self._qmp, saved / snapshot.DEVICES, deadline)
             except QmpClosed:
                 self._process.wait(2)
-                raise InfraError(f"QEMU did not start: {self._process.last_words()}") from None
+                words = self._process.last_words()
+                if fault := in_use_fault(words):
+                    raise ConfigError(fault) from None
+                raise InfraError(f"QEMU did not start: {words}") from None
             self._powered_off = False
             self._power = stack.pop_all()
         logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
@@ -299,6 +312,7 @@ class QemuVirtualMachine:
         self,
         wiring: Wiring,
         flash: Flash | None,
+        disks: Sequence[str],
         memory: GuestMemory | None = None,
         *,
         incoming: bool = False,
@@ -315,6 +329,7 @@ class QemuVirtualMachine:
             tftp=self._tftp,
             ipxe=self._ipxe,
             forwarder=self._forwarder,
+            disks=disks,
             cables={name: str(number) for name, number in (cables or {}).items()},
         )
 
@@ -323,7 +338,9 @@ class QemuVirtualMachine:
             return None
         found = firmware.find_uefi(self.spec.architecture)
         variables = self._directory / "uefi-variables.fd"
-        shutil.copyfile(found.variables_template, variables)
+        with found.variables_template.open("rb") as source, variables.open("wb") as target:
+            # Some are 64 MiB of zeros, and each machine has its own.
+            sparse.copy(source.fileno(), target.fileno())
         return Flash(
             code=found.code,
             variables=variables,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from kboot.rootfs.modules import is_module_file, module_initramfs, module_name
+from kboot.rootfs.disks import disk_links, disk_modules
+from kboot.rootfs.modules import is_module_file, module_initramfs, module_name, modules_there
 from kboot.rootfs.overlay import check_initrd, overlay_initramfs, resolve_rootfs
 from kboot.rootfs.tiny import tiny_initramfs
 
 __all__ = [
     "check_initrd",
+    "disk_links",
+    "disk_modules",
     "is_module_file",
     "module_initramfs",
     "module_name",
+    "modules_there",
     "overlay_initramfs",
     "resolve_rootfs",
     "tiny_initramfs",

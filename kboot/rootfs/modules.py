@@ -208,6 +208,13 @@ def module_initramfs(kernel: Kernel, names: Sequence[str]) -> Path:
     return keep_file(cache_directory("rootfs"), "modules.cpio", archive(with_parents(entries)))
 
 
+def modules_there(kernel: Kernel, names: Iterable[str]) -> list[str]:
+    """Those of the modules called `names` that came with the kernel, and are not built in."""
+    directory = kernel.modules
+    tree = None if directory is None else ModuleTree(directory)
+    return [name for name in names if tree and tree.find(name)]
+
+
 def load_order(kernel: Kernel, names: Sequence[str]) -> list[Module]:
     """The modules called `names` and all that they need, each after what it needs.
 

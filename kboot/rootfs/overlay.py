@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from kboot import arch
 from kboot.cache import keep_file
 from kboot.errors import ConfigError
 from kboot.kernel.compression import MAGIC, compression_of
@@ -32,16 +33,17 @@ def overlay_initramfs(files: Mapping[str, bytes | Path]) -> Path:
 def resolve_rootfs(
     value: str,
     *,
-    architecture: str = "x86_64",
+    architecture: str = arch.DEFAULT.name,
     password: str = "kboot",  # noqa: S107  # as in `tiny_initramfs`
+    mirror: str = arch.DEBIAN_MIRROR,
 ) -> list[Path]:
     """The initramfs images, in order, that a user asks for: ``tiny``, or the path of one.
 
-    `password` is root's in ``tiny``. `ConfigError` if the path is no file, or no initramfs that a
-    kernel would unpack.
+    `password` is root's in ``tiny``; `mirror` is Debian's, see `tiny_initramfs`. `ConfigError` if
+    the path is no file, or no initramfs that a kernel would unpack.
     """
     if value == "tiny":
-        return [tiny_initramfs(architecture=architecture, password=password)]
+        return [tiny_initramfs(architecture=architecture, password=password, mirror=mirror)]
     path = Path(value).expanduser()
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "no such file"

@@ -13,7 +13,7 @@ from kboot.backend import BootServer, OnProgress, Progress, RecreatableServer, i
 from kboot.cache import FileStamp
 from kboot.config import Channel, Config
 from kboot.errors import ConfigError, InfraError
-from kboot.kernel import Kernel, local_path, read_kernel, sha256_of
+from kboot.kernel import Kernel, local_path, read_kernel, require_architecture, sha256_of
 from kboot.kernel.compression import MAGIC, compression_of, decompressed
 from kboot.kernel.image import HEAD_SIZE
 from kboot.machine import Load, settings_for, upload
@@ -182,6 +182,8 @@ class Pushes:
             if kernel_of
             else self._kernel(local_path(config.kernel or ""), on_progress)
         )
+        if self.current:
+            require_architecture(kernel, self.current.load.settings.spec.architecture)
         # The machine's ssh port can be reached or not, as it was switched on.
         if self._channel == "console":
             config = replace(config, channel="console")
@@ -315,11 +317,12 @@ def _changed(config: Config, wanted: Wanted) -> tuple[Config, bool, bool]:
 
 
 def _same(one: Push, other: Push) -> bool:
-    return (one.load.kernel_url, one.load.initrd_urls, one.load.settings.command_line) == (
-        other.load.kernel_url,
-        other.load.initrd_urls,
-        other.load.settings.command_line,
-    )
+    def parts(push: Push) -> tuple[object, ...]:
+        load, settings = push.load, push.load.settings
+        script = settings.boot_script and settings.boot_script.text
+        return load.kernel_url, load.initrd_urls, settings.command_line, script, settings.serve
+
+    return parts(one) == parts(other)
 
 
 def _is_initramfs(path: Path) -> bool:

@@ -321,6 +321,7 @@ class MachineSession:
             {
                 "event": "phase",
                 "phase": str(milestone.phase),
+                "script": milestone.detail,
                 "seconds": round(seconds, 3),
                 "witness": milestone.witness,
             }

@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from kboot import arch
 from kboot.backend import (
+    Disk,
     Fetch,
     Firmware,
     Link,
@@ -24,6 +26,7 @@ from kboot.cache import sha256_of
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.kernel import read_kernel
+from kboot.server_faults import Fault, Faulty
 from kboot.testing.guest import PROMPT, FakeGuest, GuestAction, Script
 from kboot.testing.recording import RECORDED_BOOT, BootScript, Recording
 
@@ -47,9 +50,15 @@ class FakeBackend:
         self._commands = {} if commands is None else commands
         self._server = FakeServer()
 
-    def firmware_fault(self, firmware: Firmware) -> str | None:
+    def firmware_fault(
+        self, firmware: Firmware, _architecture: str = arch.DEFAULT.name
+    ) -> str | None:
         """None if its machines can have this firmware, or else why not."""
         return None if firmware == "bios" else "a replayed boot is the one of a BIOS machine"
+
+    def disk_fault(self, disk: Disk) -> str | None:
+        """None if its machines can have such a disk: what the guest says of it is made up."""
+        return None if disk.kind == "blank" else "a replayed boot reads no disk; give a blank one"
 
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[FakeServer]:
@@ -118,7 +127,7 @@ class FakeNetwork:
         return time.monotonic()
 
 
-class FakeServer:
+class FakeServer(Faulty):
     """A boot server that nobody can reach; see `kboot.backend.BootServer`."""
 
     _BASE = "http://192.0.2.1/fake/"
@@ -152,6 +161,11 @@ class FakeServer:
         self._texts[url] = text
         return url
 
+    def publish_tree(self, folder: str, files: Mapping[str, Path]) -> Sequence[str]:
+        """Publish files."""
+        self._files.update({self.url(f"scripts/{folder}/{name}"): files[name] for name in files})
+        return sorted(files)
+
     def fetches(self) -> Sequence[Fetch]:
         """Every request so far."""
         return tuple(self._fetches)
@@ -163,6 +177,21 @@ class FakeServer:
 
     def catch_up(self, deadline: Deadline) -> None:
         """It is never late."""
+
+    def faults_fault(self) -> str | None:
+        """Why it cannot do wrong on purpose."""
+        return "a boot server that nobody reaches does no wrong on purpose"
+
+    def set_fault(self, _fault: Fault) -> int:
+        """It cannot."""
+        raise ConfigError(str(self.faults_fault()))
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """There are none."""
+
+    def fault_hits(self, _number: int) -> int:
+        """There are none."""
+        return 0
 
     def check(self) -> None:
         """It is always fine."""

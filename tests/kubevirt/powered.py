@@ -15,10 +15,14 @@ from tests.kubevirt.talking import TalkingGuest
 
 
 def powered_on(
-    backend: KubevirtBackend, name: str = "m", **changes: Any
+    backend: KubevirtBackend,
+    name: str = "m",
+    *,
+    deadline: Deadline | None = None,
+    **changes: Any,
 ) -> contextlib.AbstractContextManager[VirtualMachine]:
     spec = MachineSpec(name=name, boot_file="http://none/boot.ipxe", **changes)
-    return backend.power_on(spec, Deadline(20))
+    return backend.power_on(spec, deadline or Deadline(20))
 
 
 def guest_of(cluster: Cluster) -> TalkingGuest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -284,21 +283,21 @@ def test_a_guest_that_powers_off_ends_as_recorded(cluster: Cluster, client: Clie
 
 
 def test_a_launcher_pod_that_is_deleted_takes_its_machine_along_at_once(
-    cluster: Cluster, client: Client
+    cluster: Cluster, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create(client)
     ask(client, "start")
     wait_until_running(client)
     pod = next(pod for pod in cluster.objects("pods") if "virt-launcher" in json.dumps(pod))
-    start = time.monotonic()
+    # Not when its time to end is over, either.
+    monkeypatch.setattr(cluster.virt, "ending_s", 3600.0)
     cluster.delete("pods", pod["metadata"]["name"])
     with Watch(client, VMIS) as watch:
 
         def failed() -> bool | None:
             return (watch.get(NAME) or {})["status"]["phase"] == "Failed" or None
 
-        assert watch.wait_for(failed, Deadline(5))
-    assert time.monotonic() - start < 1
+        assert watch.wait_for(failed, Deadline(20))
 
 
 _ENDED = {"Failed", "Succeeded"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,22 @@ def test_a_machine_that_fits_no_node_is_told_with_the_schedulers_reason() -> Non
     assert "lower memory or cpus" in fault
     # The pod was refused 0.088 s after the machine was started.
     assert time < 0.2
+
+
+def test_a_cluster_without_nodes_of_the_architecture_is_told_at_once() -> None:
+    _, fault = first_fault("arm64", "ar-arm")
+    assert re.match(r"machine ar-arm: pod virt-launcher-ar-arm-\w+ finds no node: ", fault)
+    assert "the cluster has none for arm64" in fault
+    assert "memory" not in fault
+    for _, _, picture in history("arm64"):
+        trouble = diagnosis.machine_trouble(*picture.machine("ar-arm"))
+        assert trouble is None or trouble.obstacle is None
+
+
+def test_a_machine_that_a_cluster_refuses_only_when_it_is_started_is_told() -> None:
+    _, fault = first_fault("arm64", "ar-armkboot")
+    assert fault.startswith("machine ar-armkboot: ")
+    assert "Arm64 does not support bios boot" in fault
 
 
 def test_a_machine_over_quota_is_told_with_the_quota() -> None:

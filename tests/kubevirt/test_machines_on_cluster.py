@@ -199,23 +199,24 @@ def test_a_machine_is_stopped_and_started(cluster: Cluster, backend: KubevirtBac
         read_until(machine.stream, b"line 1\r\n")
 
 
-def test_by_force_a_pod_is_not_waited_for(cluster: Cluster, backend: KubevirtBackend) -> None:
+def test_by_force_a_pod_is_not_waited_for(
+    cluster: Cluster, backend: KubevirtBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with powered_on(backend) as machine:
         assert isinstance(machine, ClusterVirtualMachine)
         pods = {pod["metadata"]["name"] for pod in cluster.objects("pods")}
-        start = time.monotonic()
+        # By itself, none would end while the test lasts.
+        monkeypatch.setattr(cluster.virt, "ending_s", 3600.0)
         machine.restart(force=True)
-        assert time.monotonic() - start < 1.3
         read_until(machine.stream, b"line 1\r\n")
         machine.check()
         (new,) = {pod["metadata"]["name"] for pod in cluster.objects("pods")} - pods
-        start = time.monotonic()
         machine.stop(force=True)
-        assert time.monotonic() - start < 0.5
         deleted = [call for call in cluster.calls("/pods/") if call.startswith("DELETE")]
         assert [call.rpartition("/")[2] for call in deleted] == [*pods, new]
         machine.start()
         read_until(machine.stream, b"line 1\r\n")
+        monkeypatch.undo()
 
 
 def test_a_machine_is_paused_and_goes_on(cluster: Cluster, backend: KubevirtBackend) -> None:
@@ -253,16 +254,16 @@ def test_a_refused_machine_is_told_at_once(cluster: Cluster, backend: KubevirtBa
     cluster.virt.refusal = (
         'pods "{pod}" is forbidden: violates PodSecurity "restricted:latest": seccompProfile'
     )
-    start = time.monotonic()
+    deadline = Deadline(120)
     try:
         with (
             pytest.raises(ClusterError, match="runtimeDefaultProfile: true"),
-            powered_on(backend),
+            powered_on(backend, deadline=deadline),
         ):
             pass
     finally:
         cluster.virt.refusal = ""
-    assert time.monotonic() - start < 2
+    assert not deadline.expired
 
 
 def test_a_cluster_error_is_shown_without_the_frames_that_it_came_through(

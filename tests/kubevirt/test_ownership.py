@@ -150,6 +150,18 @@ def test_runs_and_gc_show_what_is_there_before_anything_goes(
     assert capsys.readouterr().out.endswith("no runs\n")
 
 
+def test_a_run_that_has_come_back_since_it_was_found_dead_stays(cluster: Cluster) -> None:
+    client = connect()
+    with open_kubevirt(ClusterConfig()):
+        (found,) = ownership.find_runs(client)
+        beat_all(cluster)
+        assert not ownership.remove(client, found)
+        (again,) = ownership.find_runs(client)
+        assert again.name == found.name
+        assert ownership.remove(client, again)
+        assert not ownership.remove(client, again)
+
+
 def test_a_run_that_was_killed_on_this_host_is_known_to_be_dead_at_once(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

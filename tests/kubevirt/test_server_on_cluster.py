@@ -45,17 +45,17 @@ def test_a_service_that_has_no_endpoint_yet_is_asked_again(
 ) -> None:
     artifact = tmp_path / "artifact"
     artifact.write_bytes(bytes(range(256)) * 40_000)
-    cluster.kubelet.endpoint_lag_s = 2.0
+    cluster.kubelet.endpoint_lag_s = 1.0
     try:
         with backend.serve(Deadline(20)) as server:
-            start = time.monotonic()
             if first == "put":
                 server.put(artifact)
             elif first == "write":
                 server.write("m/boot.ipxe", "#!ipxe")
             else:
                 assert server.remove(server.url("artifacts/" + "0" * 64)) == 0
-            assert time.monotonic() - start > 1
+            asked = cluster.calls("/proxy/")
+            assert asked.count(asked[0]) > 1
             server.put(artifact)
     finally:
         cluster.kubelet.endpoint_lag_s = 0.1
@@ -152,6 +152,27 @@ def test_the_token_is_told_to_nobody(
     for text in texts:
         assert upload_token not in text
         assert TOKEN not in text
+
+
+def test_a_tree_is_published_and_follows_what_changes(
+    cluster: Cluster, server: BootServer, tmp_path: Path
+) -> None:
+    menu, image = tmp_path / "menu.ipxe", tmp_path / "an image"
+    menu.write_text("#!ipxe\n")
+    image.write_bytes(b"data")
+    names = {"menu.ipxe": menu, "deep/er/an image": image}
+    assert server.publish_tree("m", names) == ["deep/er/an image", "menu.ipxe"]
+    (pod,) = cluster.kubelet.running.values()
+    (place,) = (pod.directory / "srv/files/scripts").glob("*/m")
+    assert (place / "deep/er/an image").read_bytes() == b"data"
+    sent = len(cluster.calls("PUT"))
+    assert server.publish_tree("m", names) == []
+    assert len(cluster.calls("PUT")) == sent
+    menu.write_text("#!ipxe\nshell\n")
+    assert server.publish_tree("m", {"menu.ipxe": menu}) == ["deep/er/an image", "menu.ipxe"]
+    assert [path.name for path in place.iterdir() if path.is_file()] == ["menu.ipxe"]
+    assert (place / "menu.ipxe").read_text() == "#!ipxe\nshell\n"
+    assert not (place / "deep/er/an image").exists()
 
 
 def test_requests_of_machines_are_read_from_the_pods_log(
@@ -267,14 +288,14 @@ def test_a_boot_server_that_is_deleted_is_named(cluster: Cluster, server: BootSe
 
 
 def test_an_image_that_cannot_be_pulled_is_told_at_once(cluster: Cluster) -> None:
-    start = time.monotonic()
+    deadline = Deadline(120)
     with (
         open_kubevirt(ClusterConfig(cluster_nginx_image=MISSING_IMAGE)) as backend,
         pytest.raises(ClusterError, match="image localhost/none:1 cannot be pulled"),
-        backend.serve(Deadline(20)),
+        backend.serve(deadline),
     ):
         pass
-    assert time.monotonic() - start < 2
+    assert not deadline.expired
     assert cluster.objects("pods") == []
 
 
@@ -284,7 +305,8 @@ def test_nothing_is_waited_for_when_the_server_is_gone(
     artifact = tmp_path / "artifact"
     artifact.write_bytes(b"kernel")
     cluster.delete("pods", cluster.objects("pods")[0]["metadata"]["name"])
-    start = time.monotonic()
+    before = len(cluster.calls("/proxy/"))
     with pytest.raises(ClusterError, match=r"the boot server's pod .* is gone"):
         server.put(artifact)
-    assert time.monotonic() - start < 5
+    # Patience has it asked twice a second, for a minute.
+    assert len(cluster.calls("/proxy/")) - before < 10

@@ -314,14 +314,25 @@ class Client:
         return changed
 
     def delete(
-        self, resource: Resource, name: str, deadline: Deadline, *, grace_s: int = 0
+        self,
+        resource: Resource,
+        name: str,
+        deadline: Deadline,
+        *,
+        grace_s: int = 0,
+        version: str = "",
     ) -> bool:
-        """Delete an object and, in the background, what it owns; whether it was there."""
-        body = {"gracePeriodSeconds": grace_s, "propagationPolicy": "Background"}
+        """Delete an object and, in the background, what it owns; whether it was there.
+
+        With `version`, only that version of it: one that was changed meanwhile stays.
+        """
+        body: dict[str, Any] = {"gracePeriodSeconds": grace_s, "propagationPolicy": "Background"}
+        if version:
+            body["preconditions"] = {"resourceVersion": version}
         try:
             self.json("DELETE", resource.path(self.namespace, name), deadline, body=body)
         except ApiError as error:
-            if error.status == 404:
+            if error.status == 404 or (version and error.status == 409):
                 return False
             raise
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -63,6 +64,17 @@ def conflict(name: str, why: str, *, kind: str = "virtualmachine") -> web.Respon
 def outdated(plural: str, name: str) -> web.Response:
     why = "the object has been modified; please apply your changes to the latest version"
     message = f'Operation cannot be fulfilled on {full(plural)} "{name}": {why} and try again'
+    return status(409, "Conflict", message, **details(plural, name))
+
+
+def precondition(plural: str, thing: Mapping[str, Any], wanted: str) -> web.Response:
+    """A deletion of another version of the object than the one there is."""
+    name, version = thing["metadata"]["name"], thing["metadata"]["resourceVersion"]
+    message = (
+        f'Operation cannot be fulfilled on {full(plural)} "{name}": the ResourceVersion in the '
+        f"precondition ({wanted}) does not match the ResourceVersion in record ({version}). The "
+        "object might have been modified"
+    )
     return status(409, "Conflict", message, **details(plural, name))
 
 

@@ -146,9 +146,11 @@ class Api:
                 return answers.not_found(plural, name)
             if request.method == "PATCH":
                 return await self._patch(request, plural, found)
-            if request.method == "DELETE":
+            return (
                 await self._delete(request, plural, found)
-            return web.json_response(found)
+                if request.method == "DELETE"
+                else web.json_response(found)
+            )
         if request.method == "POST":
             return await self._create(request, plural, namespace)
         if request.query.get("watch") == "true":
@@ -159,9 +161,12 @@ class Api:
         version = str(self._store.version)
         return web.json_response({"items": items, "metadata": {"resourceVersion": version}})
 
-    async def _delete(self, request: web.Request, plural: str, found: Object) -> None:
+    async def _delete(self, request: web.Request, plural: str, found: Object) -> web.Response:
         """What runs a machine is not gone at once, if it is not to be."""
         body = await request.json() if request.can_read_body else {}
+        wanted = body.get("preconditions", {}).get("resourceVersion")
+        if wanted not in {None, found["metadata"]["resourceVersion"]}:
+            return answers.precondition(plural, found, wanted)
         grace_s = endings.grace_of(request, body)
         instance = endings.instance_behind(self._virt, found) if plural == "pods" else None
         if plural == "virtualmachines":
@@ -170,6 +175,7 @@ class Api:
             endings.delete_pod(self._virt, instance, grace_s=grace_s or endings.POD_GRACE_S)
         else:
             self._store.delete(plural, found)
+        return web.json_response(found)
 
     async def _evict(self, _: web.Request, where: Mapping[str, str]) -> web.StreamResponse:
         pod = self._store.get("pods", where["namespace"], where["name"])

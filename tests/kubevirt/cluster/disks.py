@@ -1,12 +1,15 @@
-"""The disks that machines boot from: of images that a registry has, and of volume claims."""
+"""The machines' disks: empty ones, those of images that a registry has, and of volume claims."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from tests.kubevirt.cluster import images
-from tests.kubevirt.cluster.instances import boot_disk
+from tests.kubevirt.cluster.instances import boots_from_disk, claim_of, volumes_of
 from tests.kubevirt.cluster.store import Object
+
+_DEVICES = {"virtio": "virtio-blk-pci", "scsi": "scsi-hd,bus=scsi.0"}
 
 
 class Disks:
@@ -19,28 +22,59 @@ class Disks:
         self.binding_s: dict[str, float] = {}
 
     def missing_claim(self, vm: Object) -> str:
-        """The claim of a machine's disk that is not there; empty if it has what it needs."""
-        claim = ((boot_disk(vm) or {}).get("persistentVolumeClaim") or {}).get("claimName", "")
-        return "" if claim in self.claims else str(claim)
+        """A claim of the machine's that is not there; empty if it has what it needs."""
+        return next((claim for claim in _claims(vm) if claim not in self.claims), "")
 
     def pending(self, vm: Object) -> float:
-        """In how many seconds the claim of a machine's disk will be bound."""
-        claim = ((boot_disk(vm) or {}).get("persistentVolumeClaim") or {}).get("claimName", "")
-        return self.binding_s.get(claim, 0.0)
+        """In how many seconds the claims of the machine will be bound."""
+        return max((self.binding_s.get(claim, 0.0) for claim in _claims(vm)), default=0.0)
 
-    def missing_image(self, vm: Object) -> str:
-        """The image of a machine's disk that no registry has; empty if it has what it needs."""
-        image = ((boot_disk(vm) or {}).get("containerDisk") or {}).get("image", "")
-        return "" if image in self.images else str(image)
+    def missing_image(self, vm: Object) -> tuple[str, str]:
+        """The volume and the image of it that no registry has; empty if it has what it needs."""
+        for _, volume in volumes_of(vm):
+            image = (volume.get("containerDisk") or {}).get("image")
+            if image is not None and image not in self.images:
+                return volume["name"], str(image)
+        return "", ""
 
-    def prepare(self, vm: Object, directory: Path) -> Path | None:
-        """A file with the disk that the machine boots from, or None if it boots from its card."""
-        volume = boot_disk(vm)
-        if volume is None:
-            return None
-        if claim := volume.get("persistentVolumeClaim"):
-            return self.claims[claim["claimName"]]
-        directory.mkdir()
-        disk = directory / "disk.img"
-        disk.write_bytes(images.disk_of(self.images[volume["containerDisk"]["image"]]))
-        return disk
+    def prepare(self, vm: Object, directory: Path) -> tuple[str, ...]:
+        """QEMU's words for the disks, whose files are made; they go with the launcher pod."""
+        words: list[str] = []
+        pairs = volumes_of(vm)
+        if pairs:
+            directory.mkdir(exist_ok=True)
+        if any(disk["disk"]["bus"] == "scsi" for disk, _ in pairs):
+            words += ["-device", "virtio-scsi-pci,id=scsi"]
+        for disk, volume in pairs:
+            name, target = disk["name"], disk["disk"]
+            file, form = self._file(volume, directory / name)
+            access = "on" if target.get("readonly") else "off"
+            device = f"{_DEVICES[target['bus']]},drive={name}"
+            if "serial" in disk:
+                device += f",serial={disk['serial']}"
+            if "bootOrder" in disk and boots_from_disk(vm):
+                device += f",bootindex={disk['bootOrder']}"
+            words += ["-drive", f"if=none,id={name},format={form},readonly={access},file={file}"]
+            words += ["-device", device]
+        return tuple(words)
+
+    def _file(self, volume: Object, path: Path) -> tuple[Path, str]:
+        """The file of a volume, and its format; a layer where what is written is not kept."""
+        if "emptyDisk" in volume:
+            capacity = volume["emptyDisk"]["capacity"].removesuffix("i")
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, capacity], check=True)
+            return path, "qcow2"
+        claim = claim_of(volume)
+        if claim and "ephemeral" not in volume:
+            return self.claims[claim], "raw"
+        below = self.claims[claim] if claim else path.with_suffix(".raw")
+        if not claim:
+            archive = self.images[volume["containerDisk"]["image"]]
+            below.write_bytes(images.disk_of(archive))
+        words = ("-b", below, "-F", "raw", path)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *words], check=True)
+        return path, "qcow2"
+
+
+def _claims(vm: Object) -> list[str]:
+    return [claim for _, volume in volumes_of(vm) if (claim := claim_of(volume))]

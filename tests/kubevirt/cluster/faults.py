@@ -14,6 +14,9 @@ from tests.kubevirt.cluster.connections import cut
 #: Set on requests whose body is changed on the way.
 DAMAGED = web.RequestKey("damaged", bool)
 
+#: How long requests that are to come together are waited for.
+_TOGETHER_S = 10.0
+
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
@@ -32,6 +35,9 @@ class Fault:
     cut_after: int = 0
     #: Whether its body is changed on the way through the service proxy.
     damage: bool = False
+    #: How many of them must be under way at once before any goes on; else they are refused.
+    together: int = 0
+    arrived: list[asyncio.Event] = field(default_factory=list)
 
 
 class Faults:
@@ -56,6 +62,8 @@ class Faults:
     async def happen(self, fault: Fault, request: web.Request) -> web.StreamResponse | None:
         """The answer instead; None to go on as ever."""
         await asyncio.sleep(fault.delay_s)
+        if fault.together:
+            return await _meet(fault)
         if fault.damage:
             request[DAMAGED] = True
             return None
@@ -69,3 +77,17 @@ class Faults:
             return None
         cut(request)
         return answers.status(500, "InternalError", "never seen")
+
+
+async def _meet(fault: Fault) -> web.StreamResponse | None:
+    """Go on when as many requests as have to be are under way; refuse it when they do not come."""
+    all_there = asyncio.Event()
+    fault.arrived.append(all_there)
+    if len(fault.arrived) >= fault.together:
+        for event in fault.arrived:
+            event.set()
+    try:
+        await asyncio.wait_for(all_there.wait(), _TOGETHER_S)
+    except TimeoutError:
+        return answers.status(403, "Forbidden", f"{fault.together} were to come together")
+    return None

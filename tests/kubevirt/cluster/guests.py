@@ -39,6 +39,11 @@ class Guest(Protocol):
         """End it at once."""
 
 
+def has_boot_disk(spec: MachineSpec) -> bool:
+    """Whether the machine boots from one of its disks first."""
+    return any("bootindex=1" in word for word in spec.extra_arguments)
+
+
 class QemuGuest:
     def __init__(self, spec: MachineSpec, directory: Path, *, paused: bool) -> None:
         directory.mkdir(exist_ok=True)
@@ -54,10 +59,10 @@ class QemuGuest:
             wiring=wiring,
             flash=_flash(spec, directory),
         )
-        if spec.extra_arguments:
+        if has_boot_disk(spec):
             # A disk comes first; the card has no ROM of its own.
             command = [word.replace("bootindex=1", "bootindex=2,romfile=") for word in command]
-            command += spec.extra_arguments
+        command += spec.extra_arguments
         with serial_far, control_far:
             self.process = self._stack.enter_context(
                 process.spawn(

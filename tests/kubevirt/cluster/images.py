@@ -37,3 +37,19 @@ def _read(archive: tarfile.TarFile, name: str) -> bytes:
     file = archive.extractfile(name)
     assert file is not None
     return file.read()
+
+
+def disk_image(archive: Path, name: str, disk: bytes) -> None:
+    """Write an image with this raw disk in it, as ``docker save`` would."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as inner:
+        entry = tarfile.TarInfo("disk/disk.img")
+        entry.size, entry.mode, entry.uid, entry.gid = len(disk), 0o440, _QEMU, _QEMU
+        inner.addfile(entry, io.BytesIO(disk))
+    listing = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+    files = {"manifest.json": json.dumps(listing).encode(), "layer.tar": layer.getvalue()}
+    with tarfile.open(archive, "w") as outer:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(content)
+            outer.addfile(entry, io.BytesIO(content))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from pathlib import Path
 
 from aiohttp import web
 
@@ -15,7 +14,7 @@ from tests.kubevirt.cluster.guests import Guest
 from tests.kubevirt.cluster.store import Object
 
 #: The factor by which this cluster is quicker than the recorded one.
-SPEED = 0.2
+SPEED = 0.05
 
 
 class Instance:
@@ -82,7 +81,11 @@ def launcher_pod(vmi: Object) -> Object:
         },
         "spec": {
             "containers": [{"name": "compute", "image": "virt-launcher"}],
-            "volumes": [each for each in vmi["spec"].get("volumes", ()) if _is_claim(each)],
+            "volumes": [
+                {"name": each["name"], "persistentVolumeClaim": {"claimName": claim}}
+                for each in vmi["spec"].get("volumes", ())
+                if (claim := claim_of(each))
+            ],
         },
         "status": {"phase": "Pending"},
     }
@@ -108,8 +111,10 @@ def event_about(thing: Object, kind: str, reason: str, message: str) -> Object:
     }
 
 
-def _is_claim(volume: Object) -> bool:
-    return "persistentVolumeClaim" in volume
+def claim_of(volume: Object) -> str:
+    """The claim behind a volume, also where what is written to it is not kept; else empty."""
+    claim = volume.get("ephemeral", volume).get("persistentVolumeClaim") or {}
+    return str(claim.get("claimName", ""))
 
 
 def _owner(thing: Object) -> Object:
@@ -122,24 +127,26 @@ def _owner(thing: Object) -> Object:
     }
 
 
-def boot_disk(vm: Object) -> Object | None:
-    """The volume of the disk that the machine boots from first, or None if that is its card."""
+def volumes_of(vm: Object) -> list[tuple[Object, Object]]:
+    """The machine's disks, each with its volume; the one that it boots from, if any, first."""
     spec = vm["spec"]["template"]["spec"]
-    devices = spec["domain"]["devices"]
-    order = {device["name"]: device["bootOrder"] for device in devices.get("disks", ())}
-    card = devices["interfaces"][0]
-    if not order or card["bootOrder"] < min(order.values()):
-        return None
-    first = min(order, key=lambda name: order[name])
-    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == first]
-    found: Object = volume
-    return found
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+    disks = spec["domain"]["devices"].get("disks", ())
+    pairs = [(disk, volumes[disk["name"]]) for disk in disks]
+    return sorted(pairs, key=lambda pair: pair[0].get("bootOrder", 99))
+
+
+def boots_from_disk(vm: Object) -> bool:
+    """Whether a disk comes before the network card."""
+    card = vm["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"][0]
+    orders = [disk["bootOrder"] for disk, _ in volumes_of(vm) if "bootOrder" in disk]
+    return bool(orders) and min(orders) < card.get("bootOrder", 99)
 
 
 def machine_spec(
-    vm: Object, resolve: Callable[[str], str], disk: Path | None = None
+    vm: Object, resolve: Callable[[str], str], disks: tuple[str, ...] = ()
 ) -> MachineSpec:
-    """What to run for a machine; `disk` is what it boots from first, where that is one."""
+    """What to run for a machine; `disks` are QEMU's words for those that it has."""
     spec = vm["spec"]["template"]["spec"]
     domain = spec["domain"]
     card = domain["devices"]["interfaces"][0]
@@ -152,14 +159,5 @@ def machine_spec(
         cpus=domain["cpu"]["cores"] * domain["cpu"].get("sockets", 1),
         firmware="uefi" if "efi" in domain["firmware"]["bootloader"] else "bios",
         mac_address=card["macAddress"],
-        extra_arguments=() if disk is None else _with_disk(disk),
-    )
-
-
-def _with_disk(disk: Path) -> tuple[str, ...]:
-    return (
-        "-drive",
-        f"if=none,id=first,format=raw,readonly=on,file={disk}",
-        "-device",
-        "virtio-blk-pci,drive=first,bootindex=1",
+        extra_arguments=disks,
     )

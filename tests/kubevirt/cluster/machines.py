@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from kboot.backend import MachineSpec
 from tests.kubevirt.cluster import endings
 from tests.kubevirt.cluster.disks import Disks
-from tests.kubevirt.cluster.guests import Guest, QemuGuest, ReplayGuest
+from tests.kubevirt.cluster.guests import Guest, QemuGuest, ReplayGuest, has_boot_disk
 from tests.kubevirt.cluster.instances import (
     SPEED,
     Instance,
@@ -39,7 +39,7 @@ MakeGuest = Callable[[MachineSpec, Path, bool], Guest]
 
 
 def qemu(spec: MachineSpec, directory: Path, paused: bool) -> Guest:
-    if spec.firmware == "uefi" and not spec.extra_arguments:
+    if spec.firmware == "uefi" and not has_boot_disk(spec):
         # As with the ROMs of the recorded cluster: EDK II's own client, which cannot do it.
         said = b"".join(
             row["text"].encode("latin-1") for row in rows("uefi-pxe-e99", "console_data")
@@ -126,8 +126,9 @@ class Virt:
         if claim := self.disks.missing_claim(vm):
             self._lacks_claim(instance, claim)
             return
-        if image := self.disks.missing_image(vm):
-            self._cannot_pull(instance, image)
+        volume, image = self.disks.missing_image(vm)
+        if volume:
+            self._cannot_pull(instance, volume, image)
             return
         async for message in self.room.schedule(instance.pod, memory_mib, self.disks.pending(vm)):
             self._unschedulable(instance, message)
@@ -172,7 +173,7 @@ class Virt:
         self.store.status("virtualmachines", vm, printableStatus="Stopping")
         await endings.end_instance(self, instance, phase)
         self.store.status("virtualmachines", vm, printableStatus="Stopped")
-        end = asyncio.get_running_loop().time() + _STOPPING_S * SPEED
+        end = asyncio.get_running_loop().time() + self.ending_s
         while self._has(pod) and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
         self.store.delete("pods", pod)
@@ -303,11 +304,11 @@ class Virt:
             "virtualmachineinstances", instance.vmi, phase="Scheduling", conditions=[condition]
         )
 
-    def _cannot_pull(self, instance: Instance, image: str) -> None:
+    def _cannot_pull(self, instance: Instance, volume: str, image: str) -> None:
         """The launcher pod's first container brings the disk: its image is in no registry."""
         waiting = {"reason": "ErrImagePull", "message": f'failed to pull and unpack "{image}"'}
         container = {
-            "name": "volumeipxe-init",
+            "name": f"volume{volume}",
             "image": image,
             "ready": False,
             "state": {"waiting": waiting},

@@ -1,0 +1,28 @@
+"""Disk images on this host: what they are, writable layers above them, and those that are kept."""
+
+from __future__ import annotations
+
+from kboot.disks.images import Image, empty_layer, in_use_fault, read_image
+from kboot.disks.kept import (
+    KeptDisk,
+    clone_kept,
+    clone_of,
+    find_kept,
+    keep,
+    kept_disks,
+    remove_kept,
+)
+
+__all__ = [
+    "Image",
+    "KeptDisk",
+    "clone_kept",
+    "clone_of",
+    "empty_layer",
+    "find_kept",
+    "in_use_fault",
+    "keep",
+    "kept_disks",
+    "read_image",
+    "remove_kept",
+]

@@ -1,0 +1,200 @@
+"""Disk images: raw, qcow2 and vmdk, read by ``qemu-img``, and never written to.
+
+A guest writes to a qcow2 layer above an image. A layer that is empty is the same for all images of
+a size, since what is below it is said where it is opened: so it is made once, and copied.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kboot import process
+from kboot.cache import FileStamp, keep_directory
+from kboot.errors import ConfigError, InfraError, ProcessError
+from kboot.kernel.image import HEAD_SIZE, is_image, looks_like
+from kboot.state import cache_directory
+
+#: Those that QEMU can lay a layer upon, and that people have.
+_FORMATS = ("raw", "qcow2", "vmdk")
+_SECTOR = 512
+_LIMIT_S = 60.0
+#: How QEMU says that another one writes to the file (block/file-posix.c).
+_LOCKED = re.compile(r'Failed to get (?:shared )?"[a-z ]+" lock')
+#: Characters of no text.
+_BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
+_NO_DISKS = (
+    *("a script", "ELF", "an ar archive", "an RPM package", "a zip archive", "a tar archive"),
+    *("an EFI program", "an initramfs", "an Android vendor boot image", "a devicetree"),
+)
+
+#: What this process has read already.
+_known: dict[FileStamp, Image] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A disk image, and the images below it."""
+
+    path: Path
+    #: As QEMU calls it.
+    format: str
+    size_bytes: int
+    #: Of all its files: other ones once any of them has changed.
+    stamps: tuple[FileStamp, ...]
+
+    @property
+    def changed_file(self) -> Path | None:
+        """The first of its files that is not as it was read; None if all are."""
+        return next((stamp.path for stamp in self.stamps if not _is_same(stamp)), None)
+
+
+def _is_same(stamp: FileStamp) -> bool:
+    try:
+        return FileStamp.of(stamp.path) == stamp
+    except OSError:
+        return False
+
+
+def read_image(path: Path, *, what: str) -> Image:
+    """What is in the disk image `path`; `what` names it in errors: ``disk data``.
+
+    `ConfigError` if it is none that kboot takes, if an image below it is missing, or if another
+    machine writes to it.
+    """
+    head = _head(path, what)
+    stamp = FileStamp.of(path)
+    known = _known.get(stamp)
+    if known is None or known.changed_file:
+        known = _known[stamp] = _read(path, head, what)
+    return known
+
+
+def _head(path: Path, what: str) -> bytes:
+    if not path.is_file():
+        problem = "is a directory" if path.is_dir() else "is not a regular file"
+        problem = problem if path.exists() else "no such file"
+        raise ConfigError(f"{what}: {path}: {problem}; give a disk image (raw, qcow2 or vmdk)")
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_SIZE)
+    except OSError as error:
+        raise ConfigError(f"{what}: {path}: cannot be read: {error.strerror or error}") from error
+    if not head:
+        raise ConfigError(f"{what}: {path}: an empty file; was the copy or download cut off?")
+    return head
+
+
+def _read(path: Path, head: bytes, what: str) -> Image:
+    argv = ["qemu-img", "info", "--output=json", "--backing-chain", str(path)]
+    done = process.run(argv, timeout_s=_LIMIT_S, check=False)
+    if done.exit_status:
+        words = done.stderr.decode(errors="replace").strip().removeprefix("qemu-img: ")
+        raise ConfigError(f"{what}: {in_use_fault(words) or _unreadable(path, words)}")
+    chain: list[dict[str, Any]] = json.loads(done.stdout)
+    form = str(chain[0]["format"])
+    if form not in _FORMATS:
+        raise ConfigError(
+            f"{what}: {path}: a disk image in the format {form}; convert it: qemu-img convert -O "
+            f"qcow2 {path} {path.with_suffix('.qcow2')}"
+        )
+    # Whatever QEMU does not know is a raw disk to it.
+    if form == "raw" and (fault := _raw_fault(path, head)):
+        raise ConfigError(f"{what}: {path}: {fault}")
+    files = [path, *(_file(each) for each in chain[1:])]
+    files += [extent for each in chain for extent in _extents(each) if extent not in files]
+    return Image(
+        path=path,
+        format=form,
+        size_bytes=int(chain[0]["virtual-size"]),
+        stamps=tuple(map(FileStamp.of, files)),
+    )
+
+
+def _file(info: dict[str, Any]) -> Path:
+    return Path(str(info["filename"]))
+
+
+def _extents(info: dict[str, Any]) -> list[Path]:
+    """The files that hold the data of a vmdk, where these are others."""
+    data = (info.get("format-specific") or {}).get("data") or {}
+    names = (Path(str(each["filename"])) for each in data.get("extents") or ())
+    return [name for name in names if name.is_file()]
+
+
+def _unreadable(path: Path, words: str) -> str:
+    others = [name for name in re.findall(r"Could not open '([^']+)'", words) if name != str(path)]
+    if others:
+        return f"{path}: the image {others[0]}, which it is based on, cannot be opened; put it back"
+    return f"{path}: cannot be read as a disk image: {' '.join(words.split())}"
+
+
+def _raw_fault(path: Path, head: bytes) -> str | None:
+    """Why a file is surely no raw disk; None if it may be one."""
+    what = "a kernel" if is_image(head) else looks_like(head)
+    is_text = what == "text" and not _BINARY.search(head)
+    if what == "a kernel" or is_text or what.startswith(_NO_DISKS) or "compressed" in what:
+        return f"not a disk image: it looks like {what}; give a raw, qcow2 or vmdk image"
+    size = path.stat().st_size
+    if size % _SECTOR:
+        return (
+            f"not a whole raw disk: its {size} bytes are no multiple of {_SECTOR}; "
+            "was the copy or download cut off?"
+        )
+    return None
+
+
+def in_use_fault(words: str) -> str | None:
+    """What QEMU has said, if it is that an image is in use by another one; else None."""
+    if not _LOCKED.search(words):
+        return None
+    named = re.search(r"(?:process using the image \[|Could not open ')([^\]']+)", words)
+    image = named[1] if named else "the image"
+    return f"{image} is in use by another machine, which writes to it; stop that one, or copy it"
+
+
+def empty_layer(size_bytes: int) -> Path:
+    """An empty qcow2 image of this size, in the cache: copied, a writable layer. Not to be written.
+
+    `ProcessError` if there is no qemu-img.
+    """
+    name = f"empty-{size_bytes}"
+
+    def fill(directory: Path) -> None:
+        create(directory / f"{name}.qcow2", size_bytes)
+
+    return keep_directory(cache_directory("disks") / name, fill) / f"{name}.qcow2"
+
+
+def create(path: Path, size_bytes: int, *, above: Image | None = None) -> None:
+    """Make a qcow2 image, empty, or as a layer above another one. `InfraError` if it cannot be."""
+    below = ["-u", "-b", str(above.path), "-F", above.format] if above else []
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", *below, str(path), str(size_bytes)]
+    _run(argv, path)
+
+
+def convert(image: Image, target: Path) -> None:
+    """Write all that can be read in `image` into one qcow2 image. `InfraError` if it cannot be."""
+    _run(
+        ["qemu-img", "convert", "-f", image.format, "-O", "qcow2", str(image.path), str(target)],
+        target,
+    )
+
+
+def _run(argv: list[str], target: Path) -> None:
+    try:
+        # A golden disk may be large.
+        process.run(argv, timeout_s=_LIMIT_S * 60)
+    except ProcessError as error:
+        target.unlink(missing_ok=True)
+        words = str(error)
+        if fault := in_use_fault(words):
+            raise ConfigError(fault) from error
+        if "No space left" in words:
+            raise InfraError(
+                f"{target.parent}: no space left on device; make room there"
+            ) from error
+        raise

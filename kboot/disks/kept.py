@@ -1,0 +1,194 @@
+"""Disks that outlive their machine's power-off: one layer for each, below the state directory.
+
+``disks/machines/MACHINE/NAME.qcow2`` is a layer above the disk's source, which a note beside it
+names; ``disks/golden/NAME.qcow2`` is a whole image that was made of one, for others to begin with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kboot.backend import Disk
+from kboot.cache import FileStamp
+from kboot.disks.images import Image, convert, create, read_image
+from kboot.errors import ConfigError
+from kboot.locks import lock_directory
+from kboot.state import state_directory
+
+_SUFFIX = ".qcow2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptDisk:
+    """A disk that is kept on this host."""
+
+    name: str
+    #: None for a golden one, which others are cloned from.
+    machine: str | None
+    path: Path
+    #: The image below it; empty for none.
+    source: str
+
+    @property
+    def label(self) -> str:
+        """As users name it: ``MACHINE/NAME``, or ``NAME`` of a golden one."""
+        return f"{self.machine}/{self.name}" if self.machine else self.name
+
+    @property
+    def size_bytes(self) -> int:
+        """As the guest sees it; also while it is in use, when qemu-img would not look at it."""
+        # Offset 24 of a qcow2 header, big-endian: docs/interop/qcow2.txt.
+        with self.path.open("rb") as file:
+            return int.from_bytes(file.read(32)[24:32], "big")
+
+    @property
+    def stored_bytes(self) -> int:
+        """The room that it takes on this host."""
+        return self.path.stat().st_blocks * 512
+
+
+def keep(machine: str, disk: Disk, below: Image | None, size_bytes: int) -> Path:
+    """The layer of a machine's disk, made if it is not there.
+
+    `ConfigError` if it was made above another image, or the image has changed since.
+    """
+    directory = _machines() / machine
+    directory.mkdir(mode=0o700, exist_ok=True)
+    path = directory / f"{disk.name}{_SUFFIX}"
+    remedy = f"kboot disks rm {machine}/{disk.name}"
+    with lock_directory(directory):
+        if not path.is_file():
+            create(path, size_bytes, above=below)
+            _note(path).write_text(json.dumps(_about(below)), encoding="utf-8")
+            return path
+    before = _read_note(path)
+    if before != _about(below):
+        if below and before.get("path") == str(below.path):
+            raise ConfigError(
+                f"disk {disk.name}: {below.path} has changed since the disk of {machine} was made "
+                f"from it; put the old one back, or give up what the disk has: {remedy}"
+            )
+        source = before.get("path") or "blank"
+        raise ConfigError(
+            f"disk {disk.name} of {machine} was kept above another source ({source}); give that "
+            f"one, or give up what the disk has: {remedy}"
+        )
+    return path
+
+
+def _about(below: Image | None) -> dict[str, object]:
+    """What a layer depends on, as JSON has it."""
+    if below is None:
+        return {}
+    stamps = [_stamp(stamp) for stamp in below.stamps]
+    return {"path": str(below.path), "format": below.format, "stamps": stamps}
+
+
+def _stamp(stamp: FileStamp) -> dict[str, object]:
+    found = {**dataclasses.asdict(stamp), "path": str(stamp.path)}
+    # A disk that is mounted again may have another device number; a copied file another inode.
+    for volatile in ("device", "inode", "changed_ns"):
+        del found[volatile]
+    return found
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _read_note(path: Path) -> dict[str, object]:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(_note(path).read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def kept_disks() -> list[KeptDisk]:
+    """All of this host: those of machines, then golden ones."""
+    return [*_of_machines(), *_golden_disks()]
+
+
+def _of_machines() -> Iterator[KeptDisk]:
+    for path in sorted(_machines().glob(f"*/*{_SUFFIX}")):
+        source = str(_read_note(path).get("path") or "")
+        yield KeptDisk(name=path.stem, machine=path.parent.name, path=path, source=source)
+
+
+def _golden_disks() -> Iterator[KeptDisk]:
+    for path in sorted(_golden().glob(f"*{_SUFFIX}")):
+        yield KeptDisk(name=path.stem, machine=None, path=path, source="")
+
+
+def find_kept(label: str) -> KeptDisk:
+    """The disk of this label. `ConfigError` if there is none."""
+    found = kept_disks()
+    for disk in found:
+        if disk.label == label:
+            return disk
+    there = f"; there are {', '.join(disk.label for disk in found)}" if found else ""
+    raise ConfigError(f"no disk {label} is kept on this host{there}; see kboot disks list")
+
+
+def remove_kept(disk: KeptDisk) -> None:
+    """Remove a disk; nobody may use it. `ConfigError` if kept disks are layers above it."""
+    above = [each.label for each in _of_machines() if each.source == str(disk.path)]
+    if above:
+        raise ConfigError(
+            f"{disk.label} is what {', '.join(above)} is made from; remove that first: "
+            f"kboot disks rm {' '.join(above)}"
+        )
+    disk.path.unlink(missing_ok=True)
+    _note(disk.path).unlink(missing_ok=True)
+    if disk.machine:
+        with contextlib.suppress(OSError):
+            disk.path.parent.rmdir()
+
+
+def clone_kept(disk: KeptDisk, name: str) -> Path:
+    """Make a golden disk of a kept one, which nobody may use meanwhile.
+
+    `ConfigError` if there is one of that name, or if the disk is in use.
+    """
+    target = _golden() / f"{name}{_SUFFIX}"
+    if target.exists():
+        raise ConfigError(f"there is a disk {name} already; remove it: kboot disks rm {name}")
+    image = read_image(disk.path, what=f"disk {disk.label}")
+    partial = _golden() / f".{name}.partial"
+    try:
+        convert(image, partial)
+        partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def clone_of(name: str, *, what: str) -> Image:
+    """The golden disk of this name. `ConfigError`, about `what`, if there is none."""
+    path = _golden() / f"{name}{_SUFFIX}"
+    if "/" in name or not path.is_file():
+        there = ", ".join(disk.name for disk in _golden_disks()) or "none"
+        raise ConfigError(
+            f"{what}: there is no disk {name} to clone (there are: {there}); make it of a kept "
+            f"one: kboot disks clone MACHINE/NAME {name}"
+        )
+    return read_image(path, what=what)
+
+
+def _machines() -> Path:
+    return _directory("machines")
+
+
+def _golden() -> Path:
+    return _directory("golden")
+
+
+def _directory(name: str) -> Path:
+    directory = state_directory() / "disks" / name
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory

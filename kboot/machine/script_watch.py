@@ -1,0 +1,133 @@
+"""What a boot script of the user's does in one boot, told from requests and lines.
+
+kboot's own script says where it is and why it stops. Of another one, that is told from what it
+fetches, from what iPXE prints, and from its text. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from kboot import boot_messages
+from kboot.backend import Fetch
+from kboot.errors import InfraError
+from kboot.ipxe_errors import IpxeError, error_in
+from kboot.machine.phases import Expected, Milestone, Phase
+
+#: So often may the same request fail: where the text shows a loop without end, and elsewhere.
+_FAILURES_IN_LOOP = 5
+_FAILURES = 50
+#: So often may a script run in one boot: one that chains back to itself.
+_RUNS = 5
+
+#: More would bury the message that they belong to.
+_TOLD = 3
+
+
+class ScriptWatch:
+    """Watches the script in one boot. For kboot's own, it sees nothing."""
+
+    def __init__(self, expected: Expected) -> None:
+        self._expected = expected
+        #: Scripts that it has chained to, in the order in which they were fetched.
+        self.chained: list[Milestone] = []
+        #: When it last did something, on the monotonic clock.
+        self.active_s = 0.0
+        self._failures: Counter[str] = Counter()
+        self._runs = 0
+        #: The name of what was asked for last in vain.
+        self._last_failed = ""
+
+    def see_fetch(self, fetch: Fetch, time: float) -> None:
+        """A request of this boot. `InfraError` if it shows that the script never ends."""
+        if not self._expected.user_script:
+            return
+        self.active_s = max(self.active_s, time)
+        name = fetch.path.removeprefix(self._expected.folder)
+        if fetch.status >= 400 or not fetch.complete:
+            # Of a request that was cut short, the status is 200.
+            how = str(fetch.status) if fetch.status >= 400 else "cut short"
+            self._fail(self._expected.name_of(fetch.path), how, name)
+        elif fetch.path in self._expected.served_scripts:
+            self.chained.append(
+                Milestone(phase=Phase.SCRIPT, time=time, witness="server", detail=name)
+            )
+
+    def see_line(self, line: str, time: float) -> None:
+        """A line before the kernel's first. `InfraError` if it shows that the script never ends."""
+        if not self._expected.user_script or not line.strip():
+            return
+        self.active_s = max(self.active_s, time)
+        if boot_messages.begins_boot(line):
+            self._runs = 0
+        if boot_messages.script_nonce(line):
+            self._runs += 1
+            if self._runs > _RUNS:
+                raise InfraError(
+                    f"{self._name} was started {self._runs} times without a restart of the "
+                    f"machine: it chains back to itself{self.advice(looping=True)}"
+                )
+        if error := error_in(line):
+            # ``http://10.0.2.2/a/menu.ipxe... Connection reset (https://ipxe.org/...)``
+            asked = line.split("... ")[0].split("?")[0].rstrip(".") if "... " in line else ""
+            self._fail(asked or error.link, error.describe(), asked.rpartition("/")[2])
+
+    def stopped_at_prompt(self, error: IpxeError | None) -> InfraError:
+        """It has ended in iPXE's shell, where nobody types."""
+        last = f"; iPXE's last error: {error.describe()}" if error else ""
+        return InfraError(f"{self._name} ended at iPXE's prompt{last}{self.advice()}")
+
+    def advice(self, *, looping: bool = False) -> str:
+        """What the script's text shows to be wrong, as the end of a message; empty for nothing."""
+        if not self._expected.user_script:
+            return ""
+        told = [
+            words
+            for kind, words, source in self._expected.findings
+            if self._concerns(kind, source, looping=looping)
+        ]
+        return "".join(f"; {words}" for words in told[:_TOLD])
+
+    def _concerns(self, kind: str, source: str, *, looping: bool) -> bool:
+        if kind == "unhandled":
+            return not looping and self._is_last_failed(source)
+        return kind != "loop" or looping
+
+    def _is_last_failed(self, source: str) -> bool:
+        """Whether a line asks for what was asked for last in vain, as far as can be told."""
+        name = self._last_failed
+        kernel = self._expected.kernel_path.rpartition("/")[2]
+        images = [path.rpartition("/")[2] for path in self._expected.initrd_paths]
+        wanted = {
+            kernel: r"^kernel\b|kernel_url",
+            **dict.fromkeys(images, r"^initrd\b|^module\b|initrd"),
+        }
+        if not name:
+            return False
+        return name in source or re.search(wanted.get(name, r"(?!)"), source) is not None
+
+    def _fail(self, what: str, how: str, name: str) -> None:
+        if name:
+            self._last_failed = name
+        self._failures[f"{what} ({how})"] += 1
+        worst, count = self._failures.most_common(1)[0]
+        loops = any(kind == "loop" for kind, *_ in self._expected.findings)
+        if count >= (_FAILURES_IN_LOOP if loops else _FAILURES):
+            raise InfraError(
+                f"{self._name} asks for ever, {count} times by now: {worst}"
+                f"{self.advice(looping=True)}"
+            )
+
+    @property
+    def _name(self) -> str:
+        return self._expected.user_script.rpartition("/")[2]
+
+
+def rows(chained: Sequence[Milestone], start: float) -> list[dict[str, object]]:
+    """The chained scripts for result.json: names, and seconds since the boot's start."""
+    return [
+        {"script": each.detail, "after_s": round(max(0.0, each.time - start), 3)}
+        for each in chained
+    ]

@@ -1,0 +1,202 @@
+"""A machine's disks: layers above images, the options for them, and their part in a saved state."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from kboot.backend import Disk
+from kboot.disks import Image, clone_of, empty_layer, keep, read_image
+from kboot.errors import ConfigError, InfraError
+from kboot.kernel import local_path
+from kboot.snapshots import sparse
+
+#: Of the devices' own, beside the drive and the serial number.
+_DEVICES = {"virtio": "virtio-blk-pci", "nvme": "nvme", "scsi": "scsi-hd,bus=scsi.0"}
+
+
+def fault(disk: Disk) -> str | None:
+    """None if a local machine can have such a disk, or else why not."""
+    match disk.kind:
+        case "container":
+            return "a disk from a container image is for a cluster; give the image's file or URL"
+        case "pvc":
+            return "a volume claim is a cluster's; give an image's file or URL, or blank"
+        case _:
+            return None
+
+
+def snapshot_fault(disks: Sequence[Disk]) -> str | None:
+    """None if a machine with these disks can be saved, or else why not."""
+    for disk in disks:
+        if disk.keep:
+            return f"the disk {disk.name} is kept: it is not the same each time"
+        if disk.bus == "nvme":
+            return f"QEMU cannot save the NVMe disk {disk.name}; give it bus=virtio"
+    return None
+
+
+def source_of(disk: Disk) -> Image | None:
+    """The image that a disk begins with; None for a blank one. A URL is downloaded.
+
+    `ConfigError` if there is no such image, if it is none, or if it is larger than the disk.
+    """
+    what = f"disk {disk.name}"
+    if disk.kind == "blank":
+        return None
+    if disk.kind == "clone":
+        image = clone_of(disk.source, what=what)
+    else:
+        image = read_image(_file(disk.source), what=what)
+    if disk.size_mib is not None and disk.size_mib << 20 < image.size_bytes:
+        raise ConfigError(
+            f"{what}: {image.path} has {-(-image.size_bytes >> 20)} MiB, which do not fit into "
+            f"{disk.size_mib} MiB; give it size={-(-image.size_bytes >> 20)}M or more"
+        )
+    return image
+
+
+@cache
+def _file(source: str) -> Path:
+    """Where an image is; its server is asked once for each process."""
+    return local_path(source)
+
+
+def identity(disks: Sequence[Disk]) -> Mapping[str, str]:
+    """For `SnapshotBackend.snapshot_identity`: each disk, and what it begins with."""
+    if not disks:
+        return {}
+    return {"disks": "; ".join(f"{disk} {_stamps(source_of(disk))}" for disk in disks)}
+
+
+def _stamps(image: Image | None) -> str:
+    return ", ".join(map(str, image.stamps)) if image else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Node:
+    """A file of a disk, as QEMU opens it."""
+
+    path: Path
+    format: str
+    below: _Node | None = None
+
+    def options(self, prefix: str = "") -> Iterator[str]:
+        """What follows ``-blockdev``, but for the node's name."""
+        yield f"{prefix}driver={self.format}"
+        yield f"{prefix}file.driver=file"
+        yield f"{prefix}file.filename={str(self.path).replace(',', ',,')}"
+        if self.below:
+            yield from self.below.options(f"{prefix}backing.")
+
+
+class MachineDisks:
+    """The disks of one machine that may be powered on more than once."""
+
+    def __init__(self, disks: Sequence[Disk], directory: Path, *, machine: str) -> None:
+        """Layers are files in `directory`; what is kept belongs to the `machine` of this name.
+
+        `ConfigError` as `source_of`.
+        """
+        self._disks = tuple(disks)
+        self._directory = directory
+        self._machine = machine
+        self._sources = {disk.name: source_of(disk) for disk in disks}
+
+    def begin(self, saved: Path | None, *, savable: bool) -> list[str]:
+        """Options for QEMU, for disks as they are at power-on, or in the state in `saved`.
+
+        `ConfigError` if an image is not the one any more that it was.
+        """
+        for disk in self._disks:
+            image = self._sources[disk.name]
+            if image and (changed := image.changed_file):
+                raise ConfigError(
+                    f"disk {disk.name}: {changed} has changed since this machine was made; "
+                    "nothing of it is used: start another machine"
+                )
+        words = []
+        for disk in self._disks:
+            words += _node_words(disk, self._node(disk, saved, savable=savable))
+        return [*words, *device_words(self._disks)]
+
+    def save(self, directory: Path) -> None:
+        """Add the disks to a state that is saved; the guest stands still, and all is written."""
+        for disk in self._disks:
+            if not disk.read_only:
+                with (
+                    self._layer(disk).open("rb") as layer,
+                    (directory / _saved_name(disk)).open("xb") as file,
+                ):
+                    sparse.copy(layer.fileno(), file.fileno())
+
+    def by_hand(self) -> tuple[list[str], list[str]]:
+        """Commands that make the same disks, and the options for them, for a person."""
+        commands, words = [], []
+        for disk in self._disks:
+            image = self._sources[disk.name]
+            if disk.read_only and image:
+                node = _Node(path=image.path, format=image.format)
+            else:
+                node = _Node(path=Path(f"{disk.name}.qcow2"), format="qcow2")
+                below = f"-b {image.path} -F {image.format} " if image else ""
+                commands.append(
+                    f"qemu-img create -q -f qcow2 {below}{node.path} {self._size_bytes(disk)}"
+                )
+            words += _node_words(disk, node)
+        return commands, [*words, *device_words(self._disks)]
+
+    def _node(self, disk: Disk, saved: Path | None, *, savable: bool) -> _Node:
+        image = self._sources[disk.name]
+        below = _Node(path=image.path, format=image.format) if image else None
+        if disk.read_only and below:
+            return below
+        if disk.keep:
+            layer = keep(self._machine, disk, image, self._size_bytes(disk))
+            return _Node(path=layer, format="qcow2", below=below)
+        layer = self._layer(disk)
+        template = empty_layer(self._size_bytes(disk))
+        if saved is not None and savable:
+            # What it will be saved to must not need this one.
+            template = saved / _saved_name(disk)
+        elif saved is not None:
+            below = _Node(path=saved / _saved_name(disk), format="qcow2", below=below)
+        try:
+            shutil.copyfile(template, layer)
+        except OSError as error:
+            raise InfraError(f"disk {disk.name}: {layer}: {error.strerror}; make room") from error
+        return _Node(path=layer, format="qcow2", below=below)
+
+    def _layer(self, disk: Disk) -> Path:
+        return self._directory / f"disk-{disk.name}.qcow2"
+
+    def _size_bytes(self, disk: Disk) -> int:
+        image = self._sources[disk.name]
+        if disk.size_mib is not None:
+            return disk.size_mib << 20
+        if image is None:
+            raise AssertionError(f"the blank disk {disk.name} has no size")
+        return image.size_bytes
+
+
+def _saved_name(disk: Disk) -> str:
+    return f"disk-{disk.name}.qcow2"
+
+
+def _node_words(disk: Disk, node: _Node) -> list[str]:
+    access = "read-only=on" if disk.read_only else "discard=unmap"
+    return ["-blockdev", ",".join((*node.options(), f"node-name=disk-{disk.name}", access))]
+
+
+def device_words(disks: Sequence[Disk]) -> list[str]:
+    """The disks' devices, without any file; the guest knows each by its serial number."""
+    words = []
+    if any(disk.bus == "scsi" for disk in disks):
+        words += ["-device", "virtio-scsi-pci,id=scsi"]
+    for disk in disks:
+        device = f"{_DEVICES[disk.bus]},drive=disk-{disk.name},serial={disk.name}"
+        words += ["-device", f"{device},id={disk.name}"]
+    return words

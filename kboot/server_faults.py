@@ -1,0 +1,152 @@
+"""What a boot server does wrong on purpose: to some requests, some times."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, get_args
+
+from kboot.errors import ConfigError
+
+FaultKind = Literal[
+    "status",
+    "refused",
+    "reset",
+    "slow",
+    "stalled",
+    "truncated",
+    "wrong-length",
+    "redirect",
+    "redirect-loop",
+    "captive-portal",
+    "gzip",
+    "huge",
+    "empty",
+]
+KINDS = get_args(FaultKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What happens to requests for some paths.
+
+    `after` and `rate` are bytes and bytes a second; each kind looks at what concerns it.
+    """
+
+    kind: FaultKind
+    #: Below the run's token, with ``*`` for anything: ``artifacts/*``.
+    path: str
+    #: How often; None for always.
+    times: int | None = None
+    #: Only for this machine; empty for all.
+    machine: str = ""
+    status: int = 503
+    #: Where a redirect leads; empty for the same place, once more.
+    location: str = ""
+    #: How much of the answer comes before it goes wrong.
+    after: int = 100_000
+    rate: int = 50_000
+    #: Of a huge answer.
+    size: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.kind not in KINDS:
+            raise ConfigError(f"there is no fault {self.kind!r}; there are: {', '.join(KINDS)}")
+        if self.kind == "status" and not 400 <= self.status <= 599:
+            raise ConfigError(f"a fault's status is from 400 to 599, not {self.status}")
+        if self.times is not None and self.times < 1:
+            raise ConfigError(f"a fault happens at least once, not {self.times} times")
+        if min(self.after, self.size) < 0 or self.rate < 1:
+            raise ConfigError("a fault's after and size are not negative, its rate is positive")
+
+    def concerns(self, path: str, query: str) -> bool:
+        """Whether a request is one that it is about."""
+        ours = not self.machine or (
+            f"m={self.machine}&" in f"{query}&" or path.startswith(f"scripts/{self.machine}/")
+        )
+        return ours and fnmatch.fnmatchcase(path, self.path)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For other processes."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+class FaultTarget(Protocol):
+    """Where faults are set: a boot server."""
+
+    def faults_fault(self) -> str | None:
+        """None if it can do wrong on purpose, or else why not."""
+
+    def set_fault(self, fault: Fault) -> int:
+        """Set a fault; its number. `ConfigError` if it cannot."""
+
+    def clear_faults(self, number: int | None = None) -> None:
+        """Take a fault away, or all."""
+
+    def fault_hits(self, number: int) -> int:
+        """How often a fault has happened."""
+
+    def url(self, path: str) -> str:
+        """The URL of `path` as the guest sees it."""
+
+
+class FaultHandle:
+    """A fault that was set; in a ``with``, it is taken away at the end."""
+
+    def __init__(self, target: FaultTarget, number: int) -> None:
+        self._target = target
+        self._number = number
+
+    @property
+    def hits(self) -> int:
+        """How often it has happened."""
+        return self._target.fault_hits(self._number)
+
+    def clear(self) -> None:
+        """Take it away."""
+        self._target.clear_faults(self._number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+
+class Faulty:
+    """The user's way to set faults, the same for all boot servers."""
+
+    def fault(
+        self: FaultTarget,
+        path: str,
+        kind: FaultKind | None = None,
+        *,
+        times: int | None = None,
+        machine: str = "",
+        **how: Any,
+    ) -> FaultHandle:
+        """Answer requests for `path` wrongly, `times` times (for ever), of one `machine` (all).
+
+        `path` is a URL that `put` or `write` has returned, or below the run's token, with ``*`` for
+        anything. ``status=503`` is a `kind` by itself; see `Fault` for what else there is.
+        `ConfigError` if there is no such fault, or if this server cannot do it.
+        """
+        if kind is None:
+            if "status" not in how:
+                raise ConfigError(f"say which fault: status=503, or one of {', '.join(KINDS)}")
+            kind = "status"
+        known = {each.name for each in fields(Fault)}
+        if unknown := how.keys() - known:
+            raise ConfigError(f"a fault has no {', '.join(sorted(unknown))}")
+        place = path.removeprefix(self.url("")).partition("?")[0].lstrip("/")
+        fault = Fault(kind=kind, path=place, times=times, machine=machine, **how)
+        if reason := self.faults_fault():
+            raise ConfigError(reason)
+        return FaultHandle(self, self.set_fault(fault))

@@ -1,0 +1,319 @@
+"""Disks as users declare them, the images behind them, and what QEMU is told."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kboot.backend import Disk, MachineSpec
+from kboot.config import Config, read_disks
+from kboot.disks import kept, read_image
+from kboot.errors import ConfigError
+from kboot.qemu import disks as qemu_disks
+from kboot.qemu.disks import MachineDisks
+
+
+@pytest.fixture(autouse=True)
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def qemu_img(*words: str | Path) -> str:
+    done = subprocess.run(["qemu-img", *words], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    path = tmp_path / "a,b=c.img"
+    path.write_bytes(b"content".ljust(1 << 20, b"\0"))
+    return path
+
+
+# ------------------------------------------------------------------------------- declarations
+
+
+def test_a_disk_is_declared_by_its_source_and_options(tmp_path: Path) -> None:
+    config = Config(
+        disk=(
+            "blank",
+            "data=blank,size=2G,bus=nvme",
+            f"{tmp_path}/base.qcow2,ro",
+            "web=https://example.org/a=b.img?x=y,size=5000",
+            "container:docker.io/library/x:1",
+            "pvc:claim,keep,bus=scsi",
+            "clone:golden",
+        )
+    )
+    assert read_disks(config.disk) == (
+        Disk(name="disk0", kind="blank", size_mib=1024),
+        Disk(name="data", kind="blank", size_mib=2048, bus="nvme"),
+        Disk(name="disk2", kind="image", source=f"{tmp_path}/base.qcow2", read_only=True),
+        Disk(name="web", kind="image", source="https://example.org/a=b.img?x=y", size_mib=5000),
+        Disk(name="disk4", kind="container", source="docker.io/library/x:1"),
+        Disk(name="disk5", kind="pvc", source="claim", keep=True, bus="scsi"),
+        Disk(name="disk6", kind="clone", source="golden"),
+    )
+
+
+def test_a_path_is_relative_to_where_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Config(disk=("d=x/y.raw,ro",)).disk == (f"d={tmp_path}/x/y.raw,ro",)
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ("blank,size=lots", "'lots' is no size"),
+        ("blank,size=0", "'0' is no size"),
+        ("blank,rw", "'rw' in 'blank,rw' is not one of size=SIZE, ro, keep"),
+        ("blank,ro", "blank and read-only"),
+        ("x.img,ro,keep", "nothing to keep"),
+        ("x.img,bus=ide", "is one of virtio, nvme, scsi"),
+        ("x.img,size", "'size' in"),
+        ("d=", "has no source"),
+        ("", "has no source"),
+        ("pvc:", "write pvc:NAME"),
+    ],
+)
+def test_a_mistake_is_named(declared: str, words: str) -> None:
+    with pytest.raises(ConfigError, match="is not a disk: ") as raised:
+        Config(disk=(declared,))
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_two_disks_have_two_names() -> None:
+    with pytest.raises(ConfigError, match="disk1 is there twice"):
+        Config(disk=("disk1=blank", "blank"))
+
+
+# ------------------------------------------------------------------------------------- images
+
+
+def test_raw_qcow2_and_vmdk_are_read(raw: Path, tmp_path: Path) -> None:
+    assert read_image(raw, what="disk d").format == "raw"
+    for form in ("qcow2", "vmdk"):
+        other = tmp_path / f"x.{form}"
+        qemu_img("convert", "-f", "raw", "-O", form, raw, other)
+        image = read_image(other, what="disk d")
+        assert (image.format, image.size_bytes) == (form, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "an empty file; was the copy or download cut off?"),
+        (gzip.compress(b"x"), "it looks like gzip-compressed data"),
+        (b"\x7fELF\x02\x01\x01".ljust(64, b"\0"), "give a raw, qcow2 or vmdk image"),
+        (b"hello\n" * 512, "it looks like text"),
+        (b"\0" * 700, "its 700 bytes are no multiple of 512"),
+        (b"QFI\xfb" + b"\0\0\0\3" + b"\xff" * 600, "cannot be read as a disk image"),
+    ],
+)
+def test_what_is_no_disk_image_is_named(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^disk d: {path}") as raised:
+        read_image(path, what="disk d")
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "none", "no such file"), (tmp_path, "is a directory")):
+        with pytest.raises(ConfigError, match=words):
+            read_image(path, what="disk d")
+
+
+def test_a_format_that_is_not_taken_comes_with_its_conversion(tmp_path: Path) -> None:
+    path = tmp_path / "x.vdi"
+    qemu_img("create", "-q", "-f", "vdi", path, "1M")
+    with pytest.raises(ConfigError, match=r"qemu-img convert -O qcow2 \S+/x.vdi \S+/x.qcow2$"):
+        read_image(path, what="disk d")
+
+
+def test_a_missing_image_below_an_image_is_named(raw: Path, tmp_path: Path) -> None:
+    layer = tmp_path / "layer.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", layer)
+    assert len(read_image(layer, what="disk d").stamps) == 2
+    raw.unlink()
+    with pytest.raises(ConfigError, match="which it is based on, cannot be opened; put it back"):
+        read_image(layer, what="disk d")
+
+
+@pytest.fixture
+def writer(raw: Path) -> Iterator[Path]:
+    """An image that a QEMU has open for writing."""
+    image = raw.with_name("written.qcow2")
+    qemu_img("convert", "-O", "qcow2", raw, image)
+    node = f"driver=qcow2,node-name=d,file.driver=file,file.filename={image}"
+    argv = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
+    with subprocess.Popen(
+        [*argv, "-accel", "tcg", "-blockdev", node, "-device", "virtio-blk-pci,drive=d"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        # Its greeting: the devices are there.
+        assert b"QMP" in process.stdout.readline()
+        yield image
+        process.kill()
+
+
+def test_an_image_that_another_machine_writes_to_is_refused(writer: Path) -> None:
+    with pytest.raises(ConfigError, match="is in use by another machine, which writes to it"):
+        read_image(writer, what="disk d")
+
+
+# --------------------------------------------------------------------------- for QEMU's eyes
+
+
+def machine_disks(directory: Path, *declared: str) -> MachineDisks:
+    return MachineDisks(read_disks(declared), directory, machine="m")
+
+
+def test_each_disk_has_a_layer_and_its_name_as_serial_number(raw: Path, tmp_path: Path) -> None:
+    image = tmp_path / "i.raw"
+    raw.rename(image)
+    made = machine_disks(
+        tmp_path, f"a={image}", "b=blank,size=3,bus=scsi", f"c={image},ro,bus=nvme"
+    )
+    words = made.begin(None, savable=False)
+    nodes = [words[at + 1] for at, word in enumerate(words) if word == "-blockdev"]
+    devices = [words[at + 1] for at, word in enumerate(words) if word == "-device"]
+    assert nodes == [
+        f"driver=qcow2,file.driver=file,file.filename={tmp_path}/disk-a.qcow2,"
+        f"backing.driver=raw,backing.file.driver=file,backing.file.filename={image},"
+        "node-name=disk-a,discard=unmap",
+        f"driver=qcow2,file.driver=file,file.filename={tmp_path}/disk-b.qcow2,"
+        "node-name=disk-b,discard=unmap",
+        f"driver=raw,file.driver=file,file.filename={image},node-name=disk-c,read-only=on",
+    ]
+    assert devices == [
+        "virtio-scsi-pci,id=scsi",
+        "virtio-blk-pci,drive=disk-a,serial=a,id=a",
+        "scsi-hd,bus=scsi.0,drive=disk-b,serial=b,id=b",
+        "nvme,drive=disk-c,serial=c,id=c",
+    ]
+    sizes = {
+        name: json.loads(qemu_img("info", "--output=json", tmp_path / f"disk-{name}.qcow2"))
+        for name in "ab"
+    }
+    assert {name: info["virtual-size"] for name, info in sizes.items()} == {
+        "a": 1 << 20,
+        "b": 3 << 20,
+    }
+
+
+def test_a_disk_that_is_too_small_for_its_image_is_refused(raw: Path, tmp_path: Path) -> None:
+    big = tmp_path / "big.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", big, "5M")
+    with pytest.raises(ConfigError, match="5 MiB, which do not fit into 4 MiB; give it size=5M"):
+        machine_disks(tmp_path, f"a={big},size=4")
+
+
+def test_an_image_that_changes_under_a_machine_is_told(tmp_path: Path) -> None:
+    image = tmp_path / "i.raw"
+    image.write_bytes(b"\0" * 4096)
+    made = machine_disks(tmp_path, f"a={image}")
+    made.begin(None, savable=False)
+    image.write_bytes(b"\1" * 4096)
+    with pytest.raises(ConfigError, match=r"disk a: \S+/i.raw has changed since"):
+        made.begin(None, savable=False)
+
+
+def test_a_power_cycle_begins_with_an_empty_layer(tmp_path: Path) -> None:
+    made = machine_disks(tmp_path, "a=blank")
+    made.begin(None, savable=False)
+    layer = tmp_path / "disk-a.qcow2"
+    empty = layer.read_bytes()
+    layer.write_bytes(b"written to")
+    made.begin(None, savable=False)
+    assert layer.read_bytes() == empty
+
+
+def test_a_layer_is_never_the_image(tmp_path: Path) -> None:
+    image = tmp_path / "i.raw"
+    image.write_bytes(b"\0" * 4096)
+    before = image.stat()
+    image.chmod(0o444)
+    machine_disks(tmp_path, f"a={image}").begin(None, savable=True)
+    assert image.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_another_image_makes_another_saved_machine(tmp_path: Path) -> None:
+    image = tmp_path / "i.raw"
+    image.write_bytes(b"\0" * 4096)
+    declared = read_disks((f"a={image}",))
+    first = qemu_disks.identity(declared)
+    assert qemu_disks.identity(declared) == first
+    image.write_bytes(b"\1" * 4096)
+    assert qemu_disks.identity(declared) != first
+    assert qemu_disks.identity(()) == {}
+
+
+def test_what_cannot_be_saved_says_so() -> None:
+    for declared, words in (
+        ("blank", None),
+        ("d=blank,keep", "the disk d is kept"),
+        ("d=blank,bus=nvme", "QEMU cannot save the NVMe disk d"),
+    ):
+        found = qemu_disks.snapshot_fault(read_disks((declared,)))
+        assert found is None if words is None else words in str(found)
+
+
+def test_a_clusters_disks_are_refused_here() -> None:
+    for declared, words in (("pvc:x", "a cluster's"), ("container:x", "for a cluster")):
+        (disk,) = read_disks((declared,))
+        assert words in str(qemu_disks.fault(disk))
+
+
+# ------------------------------------------------------------------------------------ kept ones
+
+
+def test_a_kept_disk_stays_with_its_machine_and_its_source(tmp_path: Path) -> None:
+    image = tmp_path / "i.raw"
+    image.write_bytes(b"\0" * 4096)
+    machine_disks(tmp_path, f"a={image},keep").begin(None, savable=False)
+    (disk,) = kept.kept_disks()
+    assert (disk.label, disk.source) == ("m/a", str(image))
+    before = disk.path.read_bytes()
+    machine_disks(tmp_path, f"a={image},keep").begin(None, savable=False)
+    assert disk.path.read_bytes() == before
+    with pytest.raises(ConfigError, match=r"kept above another source \(\S+i.raw\)"):
+        machine_disks(tmp_path, "a=blank,keep").begin(None, savable=False)
+    image.write_bytes(b"\1" * 4096)
+    with pytest.raises(ConfigError, match=r"has changed since .* kboot disks rm m/a"):
+        machine_disks(tmp_path, f"a={image},keep").begin(None, savable=False)
+    kept.remove_kept(disk)
+    assert kept.kept_disks() == []
+
+
+def test_a_golden_disk_is_whole_and_others_begin_with_it(tmp_path: Path) -> None:
+    image = tmp_path / "i.raw"
+    image.write_bytes(b"below".ljust(1 << 16, b"\0"))
+    machine_disks(tmp_path, f"a={image},keep").begin(None, savable=False)
+    golden = kept.clone_kept(kept.find_kept("m/a"), "gold")
+    image.unlink()
+    assert "backing-filename" not in json.loads(qemu_img("info", "--output=json", golden))
+    words = machine_disks(tmp_path, "b=clone:gold").begin(None, savable=False)
+    assert f"backing.file.filename={golden}" in words[1]
+    with pytest.raises(ConfigError, match="there is a disk gold already"):
+        kept.clone_kept(kept.find_kept("gold"), "gold")
+    machine_disks(tmp_path, "c=clone:gold,keep").begin(None, savable=False)
+    with pytest.raises(ConfigError, match="gold is what m/c is made from; remove that first"):
+        kept.remove_kept(kept.find_kept("gold"))
+    with pytest.raises(ConfigError, match=r"there is no disk lead to clone \(there are: gold\)"):
+        machine_disks(tmp_path, "b=clone:lead")
+
+
+def test_the_spec_has_them(tmp_path: Path) -> None:
+    assert MachineSpec(disks=read_disks(("blank",))).disks[0].name == "disk0"

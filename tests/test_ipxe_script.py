@@ -1,0 +1,319 @@
+"""The user's own boot script: what is checked when it is read, and what is told of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from kboot import ipxe_lint
+from kboot.backend import Fetch
+from kboot.errors import ConfigError, InfraError
+from kboot.ipxe_script import NONCE_LINE, ScriptValues, UserScript, read_script, with_values
+from kboot.ipxe_tree import read_tree
+from kboot.machine.boot import Boot
+from kboot.machine.phases import Expected, Phase
+
+HEAD = "#!ipxe\necho kboot: script ${nonce}\n"
+GOOD = f"{HEAD}kernel ${{kernel_url}} ${{command_line}} || shell\nboot\n"
+
+VALUES = ScriptValues(
+    kernel_url="http://boot/artifacts/k?m=m0&b=abcd1234",
+    initrd_urls=("http://boot/artifacts/i1?m=m0&b=abcd1234",),
+    command_line="kboot.nonce=abcd1234 console=ttyS0",
+    base_url="http://boot/scripts/m0",
+    nonce="abcd1234",
+    query="m=m0&b=abcd1234",
+    machine="m0",
+)
+
+
+def script(text: str) -> UserScript:
+    return UserScript(path=Path("boot.ipxe"), text=text)
+
+
+def told(text: str, others: dict[str, str] | None = None) -> list[str]:
+    """What is found in a script, with its lines."""
+    return [f"{each.line}: {each.text}" for each in script(text).check(others or {})]
+
+
+# ------------------------------------------------------------------------- what is no script
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("echo hello\n", r"boot.ipxe:1: the first line of a boot script is #!ipxe"),
+        ("", r"boot.ipxe:1: the first line"),
+        ("#!ipxe\nkernel ${kernel_url} ${command_line}\n", r"boot.ipxe: no line tells which boot"),
+        (f"{HEAD}kernel ${{kernel_url}} quiet\n", r"boot.ipxe: no line gives the kernel the nonce"),
+        (f"{HEAD}# {{{{ command_line }}}}\n", r"boot.ipxe: no line gives the kernel the nonce"),
+        (
+            f"{HEAD}kernel {{{{ kernel_ulr }}}} ${{command_line}}\n",
+            r"boot.ipxe:3: there is no variable kernel_ulr; did you mean kernel_url\?",
+        ),
+        (f"{HEAD}{{% if %}}\n", r"boot.ipxe:3: "),
+        (f"{HEAD}\n{{{{ initrd_urls[7].x }}}}\n", r"boot.ipxe:4: "),
+    ],
+)
+def test_what_is_no_boot_script_is_refused_with_its_line(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        script(text).check({})
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x7fELF\0\0", b"#!ipxe\n\xff\xfe\n", b"#!ipxe\n" + b"#" * (1 << 20)]
+)
+def test_what_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "boot.ipxe").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"boot.ipxe"):
+        read_script(tmp_path / "boot.ipxe")
+
+
+def test_a_script_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"ipxe_script: cannot read {tmp_path}/none.ipxe: No s"):
+        read_script(tmp_path / "none.ipxe")
+
+
+@pytest.mark.parametrize(
+    "line", [NONCE_LINE, "echo kboot: script ${nonce}", "  echo kboot: script ${nonce} ||"]
+)
+def test_the_nonce_may_be_written_in_both_ways(line: str) -> None:
+    assert told(f"#!ipxe\n{line}\nkernel ${{kernel_url}} kboot.nonce=${{nonce}} || shell\n") == []
+
+
+def test_the_kernels_line_may_be_in_a_script_that_is_served() -> None:
+    kernel = "#!ipxe\nkernel ${kernel_url} ${command_line} || shell\n"
+    assert told(f"{HEAD}chain menu.ipxe || shell\n", {"menu.ipxe": kernel}) == []
+
+
+# ---------------------------------------------------------------------------- what is found
+
+
+def test_a_loop_that_nothing_counts_is_told_with_both_lines() -> None:
+    text = f"{HEAD}:retry\nsleep 1\nkernel ${{kernel_url}} ${{command_line}} || goto retry\nboot\n"
+    assert told(text) == [
+        "5: retries for ever: goes back to :retry (line 3), and nothing in between counts (inc, "
+        "iseq) or asks"
+    ]
+
+
+@pytest.mark.parametrize(
+    "within",
+    [
+        "inc tries && iseq ${tries} 3 && goto give_up ||",
+        "prompt --key s --timeout 3000 s for a shell && shell ||",
+        "choose --timeout 5000 --default retry chosen || shell",
+    ],
+)
+def test_a_loop_that_counts_or_asks_is_none(within: str) -> None:
+    text = f"{HEAD}:retry\n{within}\nkernel ${{kernel_url}} ${{command_line}} || goto retry\n"
+    assert [each for each in told(f"{text}:give_up\nshell\n") if "retries" in each] == []
+
+
+def test_a_variable_that_nobody_sets_is_told_with_the_one_that_was_meant() -> None:
+    text = f"{HEAD}set server http://boot\nkernel ${{sever}}/k ${{command_line}} || shell\n"
+    assert told(text) == ["4: ${sever} is set nowhere; did you mean server?"]
+
+
+def test_settings_of_ipxe_and_of_served_scripts_are_known() -> None:
+    lines = "isset ${wanted} || echo ${net0/mac:hexhyp} ${next-server} ${66:string} ${uuid}\n"
+    text = f"{HEAD}{lines}kernel ${{mirror}}/k ${{command_line}} || shell\n"
+    assert told(text, {"settings.ipxe": "#!ipxe\nset mirror:string http://boot\n"}) == []
+
+
+def test_a_fetch_that_ends_the_script_is_found() -> None:
+    assert told(f"{HEAD}kernel ${{kernel_url}} ${{command_line}}\nboot || shell\n") == [
+        "3: kernel has no ||: iPXE leaves the script here when it fails"
+    ]
+
+
+def test_a_label_and_a_command_that_are_not_there_are_found() -> None:
+    assert told(f"{GOOD}:menu\ngoto meun\nechoo hello\ngoto ${{chosen}}\n")[:2] == [
+        "6: there is no label :meun; did you mean menu?",
+        "7: iPXE has no command echoo; did you mean echo?",
+    ]
+
+
+def test_lines_are_those_of_the_file_behind_a_templates_tags() -> None:
+    text = (
+        "#!ipxe\n{# not served #}\n" + NONCE_LINE + "\n{% for url in initrd_urls %}\n"
+        "initrd {{ url }} || shell\n{% endfor %}\n{% if machine\n   == 'sample' %}\n"
+        "bot\n{% endif %}\nkernel {{ kernel_url }} \\\n   {{ command_line }} || shell\n"
+    )
+    assert told(text) == ["9: iPXE has no command bot; did you mean boot?"]
+
+
+def test_how_long_a_script_may_wait_is_known() -> None:
+    waits = ["prompt --timeout 3000 go", "choose --default a --timeout 20000 target || sleep 4"]
+    assert ipxe_lint.longest_wait_s(waits) == 20
+    assert ipxe_lint.longest_wait_s(["sleep 30", ""]) == 30
+    assert ipxe_lint.longest_wait_s([]) == 0
+
+
+# ----------------------------------------------------------------------------- what is served
+
+
+def test_a_script_gets_its_values_as_a_template_and_as_settings() -> None:
+    text = with_values(script("#!ipxe\n{{ nonce }} ${nonce}\n").render(VALUES), VALUES, "http://b")
+    lines = text.split("\n")
+    assert lines[0] == "#!ipxe"
+    assert "set kernel_url http://boot/artifacts/k?m=m0&b=abcd1234" in lines
+    assert "set initrd0_url http://boot/artifacts/i1?m=m0&b=abcd1234" in lines
+    assert "set command_line kboot.nonce=abcd1234 console=ttyS0" in lines
+    assert lines[-3:] == [
+        "imgfetch --name beacon http://b/script?m=m0&b=abcd1234 && imgfree beacon ||",
+        "abcd1234 ${nonce}",
+        "",
+    ]
+
+
+def test_a_directory_is_served_but_for_what_is_hidden(tmp_path: Path) -> None:
+    for name in ("menu.ipxe", "mac/52-54.ipxe", "images/a.img", ".git/config", "a/.hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("#!ipxe\n" if name.endswith("ipxe") else "data")
+    tree = read_tree(tmp_path, script=None, script_name="boot.ipxe")
+    assert list(tree.files) == ["menu.ipxe", "images/a.img", "mac/52-54.ipxe"]
+    assert set(tree.scripts) == {"menu.ipxe", "mac/52-54.ipxe"}
+    assert [each["size"] for each in tree.listing()] == [7, 4, 7]
+
+
+def test_the_boot_scripts_place_is_for_the_boot_script(tmp_path: Path) -> None:
+    own = tmp_path / "boot.ipxe"
+    own.write_text("#!ipxe\n")
+    assert read_tree(tmp_path, script=own, script_name="boot.ipxe").files == {}
+    with pytest.raises(ConfigError, match=r"has the name of the boot script: say --ipxe-script"):
+        read_tree(tmp_path, script=None, script_name="boot.ipxe")
+    with pytest.raises(ConfigError, match=r"serve: .*/none is not a directory"):
+        read_tree(tmp_path / "none", script=None, script_name="boot.ipxe")
+
+
+# ---------------------------------------------------------------------------- what it does
+
+
+def expected_of(text: str, others: dict[str, str] | None = None) -> Expected:
+    found = script(text).check(others or {})
+    return Expected(
+        nonce="abcd1234",
+        query=VALUES.query,
+        script_path="scripts/m0/boot.ipxe",
+        kernel_path="artifacts/k",
+        initrd_paths={"artifacts/i1": "tiny.cpio.gz"},
+        release="6.1.0",
+        command_line=VALUES.command_line,
+        user_script="/home/me/boot.ipxe",
+        served_scripts=("scripts/m0/menu.ipxe",),
+        findings=tuple(
+            (each.kind, f"boot.ipxe:{each.line}: {each.text}", each.source) for each in found
+        ),
+    )
+
+
+def fetch(path: str, *, query: str = VALUES.query, status: int = 200) -> Fetch:
+    return Fetch(
+        time=0, path=path, query=query, status=status, size=1, complete=True, user_agent="iPXE"
+    )
+
+
+def started(text: str) -> Boot:
+    boot = Boot(expected_of(text), start=100)
+    boot.see_line("SeaBIOS (version 1.16.2)", 101)
+    boot.see_fetch(fetch("scripts/m0/boot.ipxe", query=""), 102)
+    boot.see_fetch(fetch("beacon/script"), 102)
+    boot.see_line("kboot: script abcd1234", 102)
+    return boot
+
+
+def test_each_chained_script_is_a_row_of_the_boots_record() -> None:
+    boot = started(GOOD)
+    boot.see_fetch(fetch("scripts/m0/menu.ipxe", query=""), 103)
+    boot.see_fetch(fetch("scripts/m0/image.img", query=""), 104)
+    boot.see_fetch(fetch("scripts/m0/menu.ipxe", query="again=1"), 105)
+    assert [(each.detail, each.time) for each in boot.script.chained] == [
+        ("menu.ipxe", 103),
+        ("menu.ipxe", 105),
+    ]
+    assert boot.current is Phase.KERNEL
+
+
+def test_a_script_of_the_users_may_meet_a_404_and_go_on() -> None:
+    boot = started(GOOD)
+    boot.see_fetch(fetch("scripts/m0/mac/52-54.ipxe", query="", status=404), 103)
+    boot.see_fetch(fetch("artifacts/k", query=f"{VALUES.query}?{VALUES.query}"), 104)
+    boot.see_fetch(fetch("artifacts/i1"), 105)
+    phases = [boot.current]
+    boot.see_line("[    0.000000] Linux version 6.1.0 (debian) (gcc) #1 SMP", 130)
+    phases.append(boot.current)
+    assert phases == [Phase.HANDOFF, Phase.INIT]
+    assert boot.contradiction() is None
+
+
+def test_what_a_script_waits_for_is_no_hang() -> None:
+    boot = started(GOOD)
+    limit_s = boot.expected.budget_s(Phase.KERNEL)
+    boot.see_line("Press a key", 150)
+    assert not boot.overdue(150 + limit_s)
+    assert boot.overdue(151 + limit_s)
+    patient = dataclasses.replace(boot.expected, script_waits_s=600)
+    assert patient.budget_s(Phase.KERNEL) == limit_s + 600
+
+
+def test_an_endless_retry_is_told_with_its_line() -> None:
+    boot = started(f"{HEAD}:again\nkernel ${{kernel_url}} ${{command_line}} || goto again\nboot\n")
+
+    def ask() -> None:
+        for _ in range(10):
+            boot.see_fetch(fetch("artifacts/k", status=503), 103)
+
+    with pytest.raises(
+        InfraError, match=r"asks for ever, 5 times by now: kernel \(503\); boot.ip"
+    ) as told:
+        ask()
+    assert "; boot.ipxe:4: retries for ever: goes back to :again (line 3)" in str(told.value)
+
+
+def test_a_server_that_is_gone_is_no_reason_to_ask_for_ever() -> None:
+    boot = started(f"{HEAD}:again\nkernel ${{kernel_url}} ${{command_line}} || goto again\nboot\n")
+    line = "http://10.0.2.2/t/artifacts/k... Connection reset (https://ipxe.org/0f0a6095)"
+    for _ in range(4):
+        boot.see_line(line, 103)
+    with pytest.raises(InfraError, match=r"10.0.2.2/t/artifacts/k \(connection reset \(ECONNRESET"):
+        boot.see_line(line, 104)
+
+
+def test_a_script_that_chains_to_itself_is_told() -> None:
+    boot = started(GOOD)
+    for _ in range(4):
+        boot.see_line("kboot: script abcd1234", 103)
+    with pytest.raises(InfraError, match=r"started 6 times without a restart .* chains back to it"):
+        boot.see_line("kboot: script abcd1234", 104)
+
+
+def test_a_missing_way_on_is_told_with_its_line() -> None:
+    boot = started(f"{HEAD}imgfetch other\nkernel ${{kernel_url}} ${{command_line}}\nboot\n")
+    boot.see_fetch(fetch("artifacts/k", status=404), 103)
+    boot.see_line("http://boot/artifacts/k... Not found (https://ipxe.org/2d0c613b)", 103)
+    with pytest.raises(InfraError) as told:
+        boot.see_line("No more network devices", 104)
+    assert str(told.value) == (
+        "the firmware found nothing to boot: No more network devices; iPXE's last error: 404 Not "
+        "Found (ENOENT), ipxe.org/err/2d0c61; boot.ipxe:4: kernel has no ||: iPXE leaves the "
+        "script here when it fails"
+    )
+
+
+def test_a_wrong_variable_is_told_with_its_line_when_the_boot_fails() -> None:
+    boot = started(f"{HEAD}kernel ${{kernel_uri}} ${{command_line}} || shell\nboot\n")
+    with pytest.raises(InfraError) as told:
+        boot.see_ipxe_prompt()
+    assert str(told.value) == (
+        "boot.ipxe ended at iPXE's prompt; boot.ipxe:3: ${kernel_uri} is set nowhere; did you mean "
+        "kernel_url?"
+    )
+
+
+def test_ipxes_prompt_is_none_once_the_kernel_runs() -> None:
+    boot = started(GOOD)
+    boot.see_line("[    0.000000] Linux version 6.1.0 (debian) (gcc) #1 SMP", 103)
+    boot.see_ipxe_prompt()
