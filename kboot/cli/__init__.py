@@ -79,6 +79,8 @@ class LazyGroup(click.Group):
         "disks": ("kboot.cli.disks:disks", "List kept disks, remove or clone them."),
         "rootfs": ("kboot.cli.rootfs:rootfs", "Make, list or remove root file systems."),
         "take": ("kboot.cli.machines:take", "Take over a machine on a cluster."),
+        "fleet": ("kboot.cli.fleet:fleet", "Machines with roles on one network."),
+        "pool": ("kboot.cli.pool:pool", "Machines that are always fresh."),
         "doctor": ("kboot.cli.doctor:doctor", "Check this host or cluster."),
         "cache": ("kboot.cli.maintenance:cache", "List or clear saved machines."),
         "runs": ("kboot.cli.maintenance:runs", "List runs."),
