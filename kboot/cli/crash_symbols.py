@@ -11,14 +11,15 @@ from typing import Any
 
 from kboot import process
 from kboot.crash import AddressNames, CrashReport, Frame
+from kboot.crash.boots import BootFinder
 from kboot.errors import ConfigError, KbootError
 from kboot.kernel import read_kernel
 from kboot.kernel.elf import MAGIC, Symbol, Vmlinux
 from kboot.kernel.symbols import SymbolsOfKernel, SymbolTable, read_symbols
 
 _RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([0-9a-f]{40})\b)?")
-#: Where a boot begins, and how far its kernel was moved, which it only tells when it panics.
-_BOOT_OR_MOVE = re.compile(rb"Linux version \d|Kernel Offset: [^\r\n]{1,99}")
+#: How far a kernel was moved, which it only tells when it panics.
+_MOVE = re.compile(rb"Kernel Offset: [^\r\n]{1,99}")
 _PIECE = 1 << 20
 _OVERLAP = 200
 #: The kernel's own frames that must have another size in the table before it is another kernel's.
@@ -39,11 +40,10 @@ class CrashSymbols:
         self.names.moves.clear()
         if not log.is_file():  # a pipe is read but once
             return
-        boot = 0
-        for place, text in _boots_and_moves(log):
-            if text.startswith("Linux"):
-                boot = place
-            elif (move := self.names.move_told_by(text)) is not None:
+        boots, moves = _boots_and_moves(log)
+        for place, text in moves:
+            if (move := self.names.move_told_by(text)) is not None:
+                boot = max((start for start in boots if start <= place), default=0)
                 self.names.moves.append((boot, move))
 
     def require_same_kernel(self, report: CrashReport) -> None:
@@ -136,16 +136,20 @@ def _address(frame: Frame, symbols: list[Symbol]) -> int | None:
     return symbols[0].address + max(0, frame.offset - 1)
 
 
-def _boots_and_moves(log: Path) -> Iterator[tuple[int, str]]:
-    """Place and words of each kernel's first line, and of each line that tells its offset."""
+def _boots_and_moves(log: Path) -> tuple[list[int], list[tuple[int, str]]]:
+    """Where each boot begins in the log, and place and words of each line that tells an offset."""
+    boots = BootFinder()
+    moves = []
     with log.open("rb") as file:
         before, start = b"", 0
         while piece := file.read(_PIECE):
+            boots.feed(piece)
             data = before + piece
             # What stands across the border of two pieces is found in the next one.
-            end = len(data) - _OVERLAP if len(piece) == _PIECE else len(data)
-            for found in _BOOT_OR_MOVE.finditer(data):
+            end = max(0, len(data) - _OVERLAP if len(piece) == _PIECE else len(data))
+            for found in _MOVE.finditer(data):
                 if found.start() < end:
-                    yield start + found.start(), found[0].decode(errors="replace")
-            start += max(0, end)
-            before = data[max(0, end) :]
+                    moves.append((start + found.start(), found[0].decode(errors="replace")))
+            start += end
+            before = data[end:]
+    return boots.starts, moves
