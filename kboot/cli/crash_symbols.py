@@ -139,7 +139,7 @@ def _address(frame: Frame, symbols: list[Symbol]) -> int | None:
 def _boots_and_moves(log: Path) -> tuple[list[int], list[tuple[int, str]]]:
     """Where each boot begins in the log, and place and words of each line that tells an offset."""
     boots = BootFinder()
-    moves = []
+    moves: list[tuple[int, str]] = []
     with log.open("rb") as file:
         before, start = b"", 0
         while piece := file.read(_PIECE):
@@ -147,9 +147,11 @@ def _boots_and_moves(log: Path) -> tuple[list[int], list[tuple[int, str]]]:
             data = before + piece
             # What stands across the border of two pieces is found in the next one.
             end = max(0, len(data) - _OVERLAP if len(piece) == _PIECE else len(data))
-            for found in _MOVE.finditer(data):
-                if found.start() < end:
-                    moves.append((start + found.start(), found[0].decode(errors="replace")))
+            moves += [
+                (start + found.start(), found[0].decode(errors="replace"))
+                for found in _MOVE.finditer(data)
+                if found.start() < end
+            ]
             start += end
             before = data[end:]
     return boots.starts, moves
