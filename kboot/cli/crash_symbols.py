@@ -46,22 +46,20 @@ class CrashSymbols:
                 boot = max((start for start in boots if start <= place), default=0)
                 self.names.moves.append((boot, move))
 
-    def require_same_kernel(self, report: CrashReport) -> None:
-        """`ConfigError` if the report shows that another kernel wrote it."""
+    def require_same_kernel(self, report: CrashReport, log: str) -> None:
+        """`ConfigError` if the report shows that another kernel wrote it, into `log`."""
         told = _RELEASE.search(report.text)
         mine = re.fullmatch(r"(?:System\.map|kallsyms|vmlinux)-(\d+\.\d+.*)", self.path.name)
         release = mine[1] if mine else None
         if self._image is not None:
             release, build_id = self._image.release(), self._image.build_id()
             if told is not None and told[2] and build_id and told[2] != build_id:
-                raise ConfigError(
-                    f"{self.path} has build id {build_id}, but the log is of {told[2]}"
-                )
+                raise ConfigError(f"{self.path} has build id {build_id}, but {log} is of {told[2]}")
         if told is not None and release is not None and told[1] != release:
-            raise ConfigError(f"{self.path} is Linux {release}, but the log is of Linux {told[1]}")
-        self._require_same_sizes(report)
+            raise ConfigError(f"{self.path} is Linux {release}, but {log} is of Linux {told[1]}")
+        self._require_same_sizes(report, log)
 
-    def _require_same_sizes(self, report: CrashReport) -> None:
+    def _require_same_sizes(self, report: CrashReport, log: str) -> None:
         """The functions' sizes, which a kernel prints, are hardly the same in two builds."""
         sizes = {f.symbol: f.size for f in report.frames if f.module is None and f.size}
         mine = {name: self._table.size_of(name) for name in sizes}
@@ -70,8 +68,8 @@ class CrashSymbols:
         if len(other) >= _ENOUGH and len(other) * 2 > len(known):
             name = other[0]
             raise ConfigError(
-                f"{self.path} is of another kernel than the log: {name} has {mine[name]:#x} bytes "
-                f"there, and {sizes[name]:#x} in the log"
+                f"{self.path} is of another kernel than {log}: {name} has {mine[name]:#x} bytes there, "
+                f"and {sizes[name]:#x} in {log}"
             )
 
     def places(self, report: CrashReport) -> dict[Frame, str]:
