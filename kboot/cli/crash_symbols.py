@@ -68,8 +68,8 @@ class CrashSymbols:
         if len(other) >= _ENOUGH and len(other) * 2 > len(known):
             name = other[0]
             raise ConfigError(
-                f"{self.path} is of another kernel than {log}: {name} has {mine[name]:#x} bytes there, "
-                f"and {sizes[name]:#x} in {log}"
+                f"{self.path} is of another kernel than {log}: {name} has {mine[name]:#x} bytes "
+                f"there, and {sizes[name]:#x} in {log}"
             )
 
     def places(self, report: CrashReport) -> dict[Frame, str]:
