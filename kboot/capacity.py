@@ -26,6 +26,18 @@ def workers(*, cpus: int, available_mib: int, machine_cpus: int, machine_mib: in
     return max(1, min(cpus // machine_cpus, by_memory))
 
 
+def standbys(
+    *, cpus: int, available_mib: int, workers: int, machine_cpus: int, machine_mib: int
+) -> int:
+    """How many machines may stand by while each of `workers` uses one.
+
+    Each takes a processor while it is restored, and its memory. The machines in use may still take
+    the memory that is theirs.
+    """
+    by_memory = int(available_mib * _SHARE) // (machine_mib + _OVERHEAD_MIB) - workers
+    return max(0, min(cpus - workers * machine_cpus, by_memory))
+
+
 def host_cpus(root: Path = _ROOT) -> int:
     """The processors that this process may use: by its affinity, and by its groups' quotas."""
     cpus = float(len(os.sched_getaffinity(0)))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
+import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kboot import capacity
 from kboot.backend import Backend, BootServer
 from kboot.config import Config, Isolation
 from kboot.deadline import Deadline
@@ -17,9 +22,12 @@ from kboot.isolation import Snapshots, User, condition, may_share, resolve
 from kboot.kernel import Kernel, local_path, read_kernel
 from kboot.log import logger
 from kboot.machine import Machine, MachineSettings, open_backend, power_on, settings_for
+from kboot.machine.ipxe_machine import IpxeMachine, power_on_ipxe
 from kboot.machine.saved import SavedMachine
+from kboot.machine.settings import spec_for
 from kboot.shared_server import SharedServer, use_shared_server
 from kboot.snapshots import SnapshotStore
+from kboot.standby import Restored, Slots, Standby
 from kboot.state import cache_directory
 
 _SERVER_START_LIMIT_S = 120.0
@@ -55,7 +63,7 @@ class Session:
 
     One machine is on at a time. It is handed out again when the settings are the same, and
     `kboot.isolation` allows it; otherwise it is powered off. Another one then goes on from where
-    one like it was saved, or boots.
+    one like it was saved, or boots. `prepare` has it restored before it is asked for.
     """
 
     def __init__(
@@ -66,8 +74,10 @@ class Session:
         prefix: str,
         shared_server: Path | None,
         backend: Backend | None,
+        workers: int,
     ) -> None:
         self.config = config
+        self._workers = workers
         self._shared_server = shared_server
         self._given_backend = backend
         self._evidence = evidence
@@ -76,7 +86,12 @@ class Session:
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
         self._running: _Running | None = None
-        self._count = 0
+        #: Of its machines; also another thread takes one.
+        self._numbers = itertools.count(1)
+        #: Evidence that is complete, and of which nobody was told yet.
+        self._written: deque[Path] = deque()
+        #: Machines that are being powered off meanwhile.
+        self._ending: list[Future[None]] = []
         #: Saved machines whose first reports were sorted already.
         self._sorted: set[str] = set()
 
@@ -111,10 +126,17 @@ class Session:
     @cached_property
     def snapshots(self) -> Snapshots:
         """The saved machines that this run's may go on from."""
-        store = SnapshotStore(
-            cache_directory("snapshots"), limit_mib=self.config.snapshot_cache_mib
-        )
-        return Snapshots(self.backend, self.kernel, self._stack.enter_context(store))
+        return Snapshots(self.backend, self.kernel, self._store)
+
+    @cached_property
+    def _store(self) -> SnapshotStore:
+        place, limit_mib = cache_directory("snapshots"), self.config.snapshot_cache_mib
+        return self._stack.enter_context(SnapshotStore(place, limit_mib=limit_mib))
+
+    @cached_property
+    def _standby(self) -> Standby:
+        """Closed by `close`, before the rest."""
+        return Standby(Slots(self._shared_server))
 
     def settings(self, config: Config) -> MachineSettings:
         """The settings of a machine under `config`."""
@@ -150,15 +172,121 @@ class Session:
             on_machine=on_machine,
             timeout_s=timeout,
         )
+        self.tell_of_evidence()
         running = self._running
         if running and not fresh and self._can_reuse(running, request):
             running.user = request.user
             on_machine(running.machine)
             return running.machine
+        restores = self._restores(request.isolation, settings)
+        if restores and not fresh and (restored := self._standby.take(settings)):
+            self._power_off_meanwhile()
+            return self._hand_out(request, restored)
         self.power_off()
-        if request.isolation in {"test", "module"} and self.snapshots.can_have(settings):
-            return self._restore_or_boot(request, fresh=fresh)
-        return self._power_on(request)
+        return self._restore_or_boot(request, fresh=fresh) if restores else self._power_on(request)
+
+    def _restores(self, policy: Isolation, settings: MachineSettings) -> bool:
+        return policy in {"test", "module"} and self.snapshots.can_have(settings)
+
+    def saved(self, settings: MachineSettings) -> SavedMachine | None:
+        """The saved machine for these settings: booted and saved now, if there is none.
+
+        None where such machines cannot be saved.
+        """
+        if not self.snapshots.can_have(settings):
+            return None
+        if (found := self.snapshots.find(settings)) is not None:
+            return found
+        with self.snapshots.making(settings, Deadline(settings.timeout_s)):
+            if (found := self.snapshots.find(settings)) is not None:
+                return found
+            with self.powered_on(settings, name="to-be-saved", savable=True) as machine:
+                machine.wait_until_ready()
+                self.snapshots.save(machine, settings)
+        return self.snapshots.find(settings) if self.snapshots.can_have(settings) else None
+
+    @contextlib.contextmanager
+    def powered_on(
+        self,
+        settings: MachineSettings,
+        *,
+        name: str,
+        label: str = "",
+        saved: SavedMachine | None = None,
+        savable: bool = False,
+    ) -> Iterator[Machine]:
+        """A machine besides the one that is on, for the length of the ``with``.
+
+        It goes on from a `saved` one, or is to be waited for. A `label` ends its name. Several
+        threads may call this, once `server` and `kernel` have been used.
+        """
+        number = next(self._numbers)
+        directory = self._evidence / f"{number:03d}-{_file_name(name)}"
+        try:
+            with self._on(
+                settings, f"{number}{label}", directory, saved=saved, savable=savable
+            ) as machine:
+                yield machine
+        finally:
+            self._written.append(directory)
+
+    def prepare(
+        self, settings: MachineSettings, *, user: User, isolation: Isolation | None = None
+    ) -> None:
+        """While the machine that is on is used, restore the one that `user` will ask for next.
+
+        It is done where `machine` would restore one then, if the setting ``standby`` wants it.
+        Whether it is done or not, `machine` gives the same, sooner or later.
+        """
+        if self.config.standby == "off":
+            return
+        policy = self.isolation(settings, isolation)
+        if not self._restores(policy, settings):
+            return
+        running = self._running
+        if running and running.settings == settings and may_share(policy, running.user, user):
+            return
+        if (saved := self.snapshots.find(settings)) is not None:
+            self._standby.prepare(
+                settings, lambda: self._ahead(settings, saved), limit=self._standby_limit(settings)
+            )
+
+    def _standby_limit(self, settings: MachineSettings) -> int:
+        """How many such machines may stand by on this host, for all workers."""
+        if self.config.standby == "on":
+            return self._workers
+        return capacity.standbys(
+            cpus=capacity.host_cpus(),
+            available_mib=capacity.host_available_mib(),
+            workers=self._workers,
+            machine_cpus=settings.spec.cpus,
+            machine_mib=settings.spec.memory_mib,
+        )
+
+    @contextlib.contextmanager
+    def _ahead(self, settings: MachineSettings, saved: SavedMachine) -> Iterator[Machine]:
+        """A restored machine that has no user yet. Another thread calls this."""
+        number = next(self._numbers)
+        directory = self._evidence / f"{number:03d}-standby"
+        # Not there any more if it has had a user: then it has that one's name.
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            yield stack.enter_context(self._on(settings, number, directory, saved=saved))
+
+    def _hand_out(self, request: _Request, restored: Restored) -> Machine:
+        """The machine that stood by, with its evidence under the name of who asks for it."""
+        machine = restored.machine
+        logger.debug("%s stood by", machine.name)
+        before = machine.evidence_directory
+        number = before.name.partition("-")[0]
+        machine.evidence_directory = before.rename(
+            before.with_name(f"{number}-{_file_name(request.name)}")
+        )
+        with contextlib.ExitStack() as power:
+            power.callback(self._written.append, machine.evidence_directory)
+            power.callback(restored.power.close)
+            self._begin_use(request, machine, power)
+        return machine
 
     def _can_reuse(self, running: _Running, request: _Request) -> bool:
         """Whether the machine that is on can be handed out again."""
@@ -203,60 +331,120 @@ class Session:
     def _power_on(
         self, request: _Request, *, saved: SavedMachine | None = None, savable: bool = False
     ) -> Machine:
-        self._count += 1
-        directory = self._evidence / f"{self._count:03d}-{_file_name(request.name)}"
-        with contextlib.ExitStack() as power:
-            power.callback(lambda: self.on_evidence(directory))
-            machine = power.enter_context(
-                power_on(
-                    self.backend,
-                    self.server,
-                    self.kernel,
-                    request.settings.named(f"{self._prefix}{self._count}"),
-                    evidence_directory=directory,
-                    saved=saved,
-                    savable=savable,
+        try:
+            with contextlib.ExitStack() as power:
+                machine = power.enter_context(
+                    self.powered_on(
+                        request.settings, name=request.name, saved=saved, savable=savable
+                    )
                 )
-            )
-            if saved and saved.key in self._sorted:
-                # What the kernel said when it booted counts once, as on a machine that is shared.
-                machine.report_filter.sort(machine.console.reports)
-            request.on_machine(machine)
-            if saved is None:
-                machine.wait_until_ready(request.timeout_s)
-            shared = request.isolation in {"module", "session"}
-            self._running = _Running(
-                settings=request.settings,
-                machine=machine,
-                user=request.user,
-                condition=condition(machine) if shared else None,
-                power=power.pop_all(),
-            )
-        if saved:
-            self._sorted.add(saved.key)
+                self._begin_use(request, machine, power)
+        finally:
+            self.tell_of_evidence()
         return machine
+
+    @contextlib.contextmanager
+    def ipxe(self, config: Config, *, name: str) -> Iterator[IpxeMachine]:
+        """A pristine machine at iPXE's prompt, under `config`; no other one is on meanwhile."""
+        self.power_off()
+        number = next(self._numbers)
+        directory = self._evidence / f"{number:03d}-{_file_name(name)}"
+        try:
+            with power_on_ipxe(
+                self.backend,
+                self.server,
+                spec_for(config, f"{self._prefix}{number}"),
+                evidence_directory=directory,
+                store=self._store,
+            ) as machine:
+                yield machine
+        finally:
+            self._written.append(directory)
 
     def clear_faults(self) -> None:
         """Have the boot server do right again, if there is one."""
         if "server" in vars(self):
             self.server.clear_faults()
 
+    def _on(
+        self,
+        settings: MachineSettings,
+        number: int | str,
+        directory: Path,
+        *,
+        saved: SavedMachine | None,
+        savable: bool = False,
+    ) -> contextlib.AbstractContextManager[Machine]:
+        """A machine that is on for the length of the ``with``."""
+        return power_on(
+            self.backend,
+            self.server,
+            self.kernel,
+            settings.named(f"{self._prefix}{number}"),
+            evidence_directory=directory,
+            saved=saved,
+            savable=savable,
+        )
+
+    def _begin_use(self, request: _Request, machine: Machine, power: contextlib.ExitStack) -> None:
+        """Hand a machine out: once it is ready, it is the one that is on, and has `power`."""
+        if machine.restored_from in self._sorted:
+            # What the kernel said when it booted counts once, as on a machine that is shared.
+            machine.report_filter.sort(machine.console.reports)
+        request.on_machine(machine)
+        if machine.restored_from is None:
+            machine.wait_until_ready(request.timeout_s)
+        else:
+            self._sorted.add(machine.restored_from)
+        shared = request.isolation in {"module", "session"}
+        self._running = _Running(
+            settings=request.settings,
+            machine=machine,
+            user=request.user,
+            condition=condition(machine) if shared else None,
+            power=power.pop_all(),
+        )
+
     def power_off(self) -> None:
         """Power off the machine that is on, if one is, and write its evidence."""
-        if self._running:
-            running, self._running = self._running, None
+        if running := self._end_use():
+            running.power.close()
+        self.tell_of_evidence()
+
+    def _power_off_meanwhile(self) -> None:
+        """As `power_off`, without waiting for it."""
+        if running := self._end_use():
+            self._ending.append(self._standby.power_off(running.power))
+
+    def _end_use(self) -> _Running | None:
+        """The machine that was on, and is not any more for us."""
+        running, self._running = self._running, None
+        if running:
             for report in running.machine.report_filter.sort(running.machine.console.reports):
                 logger.warning(
                     "the kernel reported, when no test was running: %s; see %s",
                     report.title,
                     running.machine.evidence_directory,
                 )
-            running.power.close()
+        return running
+
+    def tell_of_evidence(self) -> None:
+        """Call `on_evidence` for machines that are off by now; raise what went wrong with that."""
+        while self._written:
+            self.on_evidence(self._written.popleft())
+        ended = [each for each in self._ending if each.done()]
+        self._ending = [each for each in self._ending if each not in ended]
+        for each in ended:
+            each.result()
 
     def close(self) -> None:
         """Power everything off."""
         with self._stack:
-            self.power_off()
+            try:
+                self.power_off()
+            finally:
+                self._standby.close()
+                self.tell_of_evidence()
 
 
 @contextlib.contextmanager
@@ -267,15 +455,22 @@ def open_session(
     prefix: str = "m",
     shared_server: Path | None = None,
     backend: Backend | None = None,
+    workers: int = 1,
 ) -> Iterator[Session]:
     """A session for the length of the ``with``; its boots leave their evidence below `evidence`.
 
     `prefix` begins the names of its machines: a DNS label's beginning, unique in a parallel run.
     With `shared_server`, it has the boot server of another process, see `kboot.shared_server`. With
-    `backend`, it boots there, and not where the configuration says: see `kboot.testing`.
+    `backend`, it boots there, and not where the configuration says: see `kboot.testing`. `workers`
+    processes share the host, each with a session of its own.
     """
     session = Session(
-        config, evidence=evidence, prefix=prefix, shared_server=shared_server, backend=backend
+        config,
+        evidence=evidence,
+        prefix=prefix,
+        shared_server=shared_server,
+        backend=backend,
+        workers=workers,
     )
     try:
         yield session

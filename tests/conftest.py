@@ -16,7 +16,12 @@ from kboot import state
 from kboot.deadline import Deadline
 from tests import schedule
 
+_DEBIAN_KERNEL = Path(__file__).parent.parent / "build" / "kernel" / "debian.deb"
+
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
     from tests.zoo.zoo import Zoo
 
 
@@ -25,7 +30,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Those of the tests are to hear it.
     """
-    config.addinivalue_line("markers", "xdist_group(name): known also without pytest-xdist")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -37,10 +41,25 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, and what shares a machine goes to one worker."""
-    items.sort(key=lambda item: schedule.rank(item.path))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(schedule.group(item.path)))
+    """What takes longest comes first."""
+    items.sort(key=lambda item: schedule.rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """What shares a machine goes to one worker.
+
+    Not by pytest-xdist's marks: 3.8 does not see them with pytest 9.2 (its issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class InGroups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return schedule.group(nodeid)
+
+    # In the order of the tests.
+    config.option.loadscopereorder = False
+    return InGroups(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +93,7 @@ def runs_apart() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def debian_kernel() -> Path:
     """A real Debian kernel package, with its modules; ``make kernel`` fetches it."""
-    default = Path(__file__).parent.parent / "build" / "kernel" / "debian.deb"
-    path = Path(os.environ.get("KBOOT_TEST_KERNEL") or default)
+    path = Path(os.environ.get("KBOOT_TEST_KERNEL") or _DEBIAN_KERNEL)
     if not path.is_file():
         pytest.fail(f"no kernel at {path}: run make kernel, or set KBOOT_TEST_KERNEL")
     return path
@@ -84,7 +102,7 @@ def debian_kernel() -> Path:
 @pytest.fixture(scope="session")
 def second_kernel() -> Path:
     """Another real kernel; ``make test`` fetches it."""
-    path = Path(__file__).parent.parent / "build" / "kernel" / "cloud.deb"
+    path = _DEBIAN_KERNEL.with_name("cloud.deb")
     if not path.is_file():
         pytest.fail(f"no kernel at {path}: run make {path}")
     return path
@@ -100,11 +118,37 @@ def arm64_kernel() -> Path:
 
 
 @pytest.fixture(scope="session")
-def saved_zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
+def quick_kernel(debian_kernel: Path, second_kernel: Path) -> Path:
+    """A real kernel for tests that have no need of a certain one: the one that boots soonest.
+
+    Debian 12's for clouds is compressed with LZ4, the other with XZ, which is half of the work of a
+    boot under emulation. If a kernel was chosen (``make test KERNEL=PATH``), it is that.
+    """
+    is_chosen = debian_kernel.resolve() != _DEBIAN_KERNEL.resolve()
+    return debian_kernel if is_chosen else second_kernel
+
+
+@pytest.fixture(scope="session")
+def other_kernel(quick_kernel: Path, debian_kernel: Path, second_kernel: Path) -> Path:
+    """Another one than `quick_kernel`."""
+    return debian_kernel if quick_kernel == second_kernel else second_kernel
+
+
+@pytest.fixture(scope="session")
+def saved_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of saved machines that all workers of this run have."""
+    base = tmp_path_factory.getbasetemp()
+    store = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "saved-machines"
+    store.mkdir(exist_ok=True)
+    return store
+
+
+@pytest.fixture(scope="session")
+def saved_zoo(tmp_path_factory: pytest.TempPathFactory, saved_machines: Path) -> Iterator[Zoo]:
     """The zoo's kernel module, built, and its machine, saved."""
     from tests.zoo.zoo import open_zoo
 
-    with open_zoo(tmp_path_factory.mktemp("zoo")) as zoo:
+    with open_zoo(tmp_path_factory.mktemp("zoo"), saved_machines) as zoo:
         yield zoo
 
 

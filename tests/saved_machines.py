@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot.backend import BootServer
+from kboot.backend import BootServer, MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.isolation import Snapshots
@@ -19,6 +19,9 @@ from kboot.rootfs import module_initramfs, overlay_initramfs, tiny_initramfs
 from kboot.snapshots import SnapshotStore
 
 Restore = Callable[[], contextlib.AbstractContextManager[Machine]]
+
+#: How long others wait for the worker that boots a machine for all.
+_BOOT_LIMIT_S = 180.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,13 @@ class Place:
         with self._on(settings, savable=True) as machine:
             machine.wait_until_ready()
             yield machine
+
+    def save_once(self, settings: MachineSettings) -> None:
+        """See to it that there is such a machine to restore: booted by whoever comes first."""
+        with self.snapshots.making(settings, Deadline(_BOOT_LIMIT_S)):
+            if self.snapshots.find(settings) is None:
+                with self.machine(settings) as machine:
+                    self.snapshots.save(machine, settings)
 
     def restored(
         self, settings: MachineSettings, name: str
@@ -61,11 +71,11 @@ class Place:
 
 
 @contextlib.contextmanager
-def open_place(package: Path, directory: Path) -> Iterator[Place]:
-    """A place with a store of its own, for the kernel in `package`."""
+def open_place(package: Path, directory: Path, *, store: Path | None = None) -> Iterator[Place]:
+    """A place for the kernel in `package`, with a store of its own unless one is given."""
     kernel = read_kernel(package)
-    store = directory / "store"
-    store.mkdir()
+    store = store or directory / "store"
+    store.mkdir(exist_ok=True)
     with (
         open_backend(Config(accel="tcg")) as backend,
         backend.serve(Deadline(60)) as server,
@@ -81,12 +91,13 @@ def open_place(package: Path, directory: Path) -> Iterator[Place]:
         )
 
 
-def networked(kernel: Kernel) -> MachineSettings:
+def networked(kernel: Kernel, spec: MachineSpec | None = None) -> MachineSettings:
     """The tiny system with an address from DHCP."""
     return MachineSettings(
+        spec=spec or MachineSpec(),
         initrds=(
             tiny_initramfs(),
             module_initramfs(kernel, ["e1000e"]),
             overlay_initramfs({"/etc/kboot/network": b""}),
-        )
+        ),
     )

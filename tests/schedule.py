@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+#: Files whose tests share nothing that takes long to make: any worker may have any of them.
+APART = frozenset(
+    {
+        "kubevirt/test_any_cluster.py",
+        "test_acceptance_suite.py",
+        "test_command_line_length.py",
+        "test_expectations_boot.py",
+        "test_failures.py",
+        "test_healthy_kernels.py",
+        "test_isolation.py",
+        "test_persistent_both.py",
+        "test_qemu_network_boot.py",
+        "test_workers.py",
+        "test_zoo.py",
+    }
+)
 
-_TESTS = Path(__file__).parent
+#: Of these, tests that share one machine, in their order.
+TOGETHER = frozenset({"test_zoo.py::test_a_crash_that_the_kernel_survives"})
 
-#: Files that share what takes long to make: see the session's fixtures in conftest.py.
-_TOGETHER = {
-    "test_expectations_boot.py": "zoo",
-    "test_zoo.py": "zoo",
-}
-
-#: The groups that take longest, in that order. Were one of them the last, all workers but one would
-#: wait for it.
+#: The files and tests that take longest, in that order. Were one of them the last, all workers but
+#: one would wait for it.
 LONGEST_FIRST = (
-    "zoo",
-    "test_isolation.py",
-    "test_acceptance_suite.py",
-    "test_workers.py",
-    "test_persistent.py",
-    "test_persistent_loop.py",
-    "test_failures.py",
-    "test_qemu_network_boot.py",
-    "test_persistent_both.py",
-    "test_healthy_kernels.py",
-    "test_snapshot_firmware.py",
-    "kubevirt/test_any_cluster.py",
     "kubevirt/test_acceptance_on_cluster.py",
+    "test_acceptance_suite.py::test_a_good_kernel_passes_it_all",
+    "test_persistent_loop.py",
+    "test_persistent_both.py",
+    "test_arm64.py",
     "kubevirt/test_persistent_on_cluster.py",
-    "test_command_line_length.py",
-    "test_plugin.py",
+    "test_snapshot_firmware.py",
+    "test_persistent.py",
+    "test_zoo.py",
+    "test_expectations_boot.py",
+    "test_suites_boot.py",
+    "test_workers.py",
+    "test_isolation.py",
+    "test_qemu_network_boot.py",
+    "kubevirt/test_any_cluster.py",
     "test_snapshot.py",
     "test_persistent_ssh.py",
-    "test_ssh.py",
+    "test_guest.py",
+    "kubevirt/test_workers_on_cluster.py",
     "kubevirt/test_waiting.py",
     "kubevirt/test_ownership.py",
-    "test_guest_qemu.py",
     "kubevirt/test_machines_on_cluster.py",
+    "test_command_line_length.py",
+    "test_healthy_kernels.py",
+    "test_ssh.py",
+    "test_guest_qemu.py",
+    "test_failures.py",
+    "test_plugin.py",
+    "test_acceptance_suite.py",
 )
 
 
-def group(path: Path) -> str:
-    """What a file's tests run with, on one worker: fixtures of modules are made once."""
-    name = path.relative_to(_TESTS).as_posix()
-    return _TOGETHER.get(name, name)
+def group(nodeid: str) -> str:
+    """What a test runs with, on one worker: those of a file, whose fixtures are made once."""
+    file, test = _parts(nodeid)
+    if f"{file}::{test}" in TOGETHER:
+        return f"{file}::{test}"
+    return nodeid if file in APART else file
 
 
-def rank(path: Path) -> int:
-    """Where a file's tests stand in the order of all."""
-    name = group(path)
-    return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+def rank(nodeid: str) -> int:
+    """Where a test stands in the order of all."""
+    file, test = _parts(nodeid)
+    for known in (f"{file}::{test}", file):
+        if known in LONGEST_FIRST:
+            return LONGEST_FIRST.index(known)
+    return len(LONGEST_FIRST)
+
+
+def _parts(nodeid: str) -> tuple[str, str]:
+    """The file below tests, and the test's name without its parameters."""
+    file, _, test = nodeid.partition("::")
+    return file.removeprefix("tests/"), test.partition("[")[0]

@@ -33,6 +33,38 @@ def test_so_many_machines_as_have_room(
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("cpus", "available_mib", "workers", "machine_cpus", "expected"),
+    [
+        (2, 64_000, 1, 1, 1),
+        (2, 64_000, 2, 1, 0),
+        (8, 64_000, 2, 2, 4),
+        (8, 64_000, 1, 12, 0),
+        (8, 3_000, 2, 1, 1),
+        (8, 100, 1, 1, 0),
+    ],
+    ids=[
+        "one to spare",
+        "none to spare",
+        "big machines",
+        "too big",
+        "memory is short",
+        "no memory",
+    ],
+)
+def test_so_many_machines_stand_by_as_nobody_misses(
+    cpus: int, available_mib: int, workers: int, machine_cpus: int, expected: int
+) -> None:
+    found = capacity.standbys(
+        cpus=cpus,
+        available_mib=available_mib,
+        workers=workers,
+        machine_cpus=machine_cpus,
+        machine_mib=512,
+    )
+    assert found == expected
+
+
 def test_this_host_has_processors_and_memory() -> None:
     assert 1 <= capacity.host_cpus() <= len(os.sched_getaffinity(0))
     assert capacity.host_available_mib() > 64

@@ -20,7 +20,7 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.rootfs import overlay_initramfs
-from tests.zoo.zoo import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, build
+from tests.zoo.zoo import KERNEL, RESETTING_INIT, SHORT_INIT, Zoo, module
 
 
 def test_no_crash(zoo: Zoo) -> None:
@@ -163,11 +163,14 @@ def test_only_reported(guest):
 
 
 def test_a_warning_fails_its_test_unless_it_is_allowed(tmp_path: Path) -> None:
-    overlay = overlay_initramfs({"/lib/kboot_zoo.ko": build(tmp_path)})
+    overlay = overlay_initramfs({"/lib/kboot_zoo.ko": module()})
     (tmp_path / "test_it.py").write_text(_SUITE, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-ra", "test_it.py"]
     done = subprocess.run(
-        [*command, f"--kernel={KERNEL}", f"--kboot-initrd={overlay}"],
+        [
+            *(*command, f"--kernel={KERNEL}", f"--kboot-initrd={overlay}"),
+            "--kboot-firmware-start=saved",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

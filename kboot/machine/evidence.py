@@ -79,6 +79,7 @@ def result(machine: Machine, error: BaseException | None, *, duration_s: float) 
         "settings": machine.settings.as_dict(),
         "machine": machine.machine_description,
         "duration_s": round(duration_s, 3),
+        "ipxe": machine.ipxe and dataclasses.asdict(machine.ipxe),
         "boots": [_boot(boot, start) for boot in machine.boots],
         "scripts": [rows(boot.script.chained, boot.start) for boot in machine.boots],
         "boot_ids": machine.boot_ids,
@@ -114,14 +115,13 @@ def _boot(boot: Boot, start: float) -> dict[str, Any]:
     }
 
 
-def write(
-    directory: Path, machine: Machine, error: BaseException | None, *, duration_s: float
-) -> None:
+def write(machine: Machine, error: BaseException | None, *, duration_s: float) -> None:
     """Write all but the serial record, which the console writes as it comes.
 
     A host that cannot be asked any more, or a full disk, costs a part of the evidence and a
     warning, never the error that it is evidence of.
     """
+    directory = machine.evidence_directory
     faults: dict[str, None] = {}
     with _kept(faults):
         machine.server.evidence(directory)

@@ -60,6 +60,8 @@ def power_on(
     for disk in settings.spec.disks:
         if fault := backend.disk_fault(disk):
             raise ConfigError(f"disk {disk.name}: {fault}")
+    if settings.spec.shares and (fault := backend.share_fault()):
+        raise ConfigError(f"share {settings.spec.shares[0].path}: {fault}")
     with disk_faults_named(evidence_directory):
         evidence.prepare(evidence_directory)
         expected = publish_script(
@@ -213,12 +215,12 @@ def _attached(
         try:
             yield machine
         except BaseException as error:
-            evidence.write(evidence_directory, machine, error, duration_s=time.monotonic() - start)
+            evidence.write(machine, error, duration_s=time.monotonic() - start)
             raise
         # Nobody may have looked at the machine after it died.
         fatal = console.fatal
         crash = KernelCrash(fatal.title, fatal) if fatal else None
-        evidence.write(evidence_directory, machine, crash, duration_s=time.monotonic() - start)
+        evidence.write(machine, crash, duration_s=time.monotonic() - start)
 
 
 def present_boot(said: bytes) -> int:

@@ -97,6 +97,12 @@ def worker_id(config: pytest.Config) -> str:
     return identifier
 
 
+def count(config: pytest.Config) -> int:
+    """How many workers there are; 1 outside of them."""
+    number: int = _input(config).get("workercount", 1)
+    return number
+
+
 def shared_server_of(config: pytest.Config) -> Path | None:
     """In a worker: where the shared server is; None elsewhere, and in a worker on another host."""
     directory = _input(config).get(_SHARED_SERVER)

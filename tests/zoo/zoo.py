@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from kboot.backend import MachineSpec
+from kboot.cache import keep_directory
 from kboot.errors import KbootError
 from kboot.kernel import read_kernel
 from kboot.machine import Machine, MachineSettings
@@ -30,23 +32,36 @@ _INITS: dict[str, bytes | Path] = {
 }
 
 
-def build(directory: Path) -> Path:
-    """Build the module in `directory`; its path."""
+_MODULE = "kboot_zoo.ko"
+
+
+def module() -> Path:
+    """The module, built by whoever needs it first: once for its sources and these headers."""
     headers = _FETCHED / "headers" / "build"
     assert headers.exists(), f"no kernel headers at {headers}: run make kernel"
-    for name in ("Kbuild", "kboot_zoo.c"):
-        shutil.copy(_SOURCES / name, directory)
-    command = ["make", "-C", str(headers), f"M={directory}", "modules"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return directory / "kboot_zoo.ko"
+    sources = [_SOURCES / name for name in ("Kbuild", "kboot_zoo.c")]
+    digest = hashlib.sha256(headers.resolve().name.encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+
+    def build(directory: Path) -> None:
+        for source in sources:
+            shutil.copy(source, directory)
+        command = ["make", "-C", str(headers), f"M={directory}", "modules"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return keep_directory(_FETCHED / "zoo" / digest.hexdigest()[:16], build) / _MODULE
 
 
 @contextlib.contextmanager
-def open_zoo(directory: Path) -> Iterator[Zoo]:
-    """A machine with the module and a watchdog, for several tests; its evidence in `directory`."""
+def open_zoo(directory: Path, store: Path) -> Iterator[Zoo]:
+    """A machine with the module and a watchdog, for several tests; its evidence in `directory`.
+
+    Among those who share `store`, one boots it.
+    """
     kernel = read_kernel(KERNEL)
-    files: dict[str, bytes | Path] = {"/lib/kboot_zoo.ko": build(directory), **_INITS}
+    files: dict[str, bytes | Path] = {f"/lib/{_MODULE}": module(), **_INITS}
     settings = MachineSettings(
         spec=MachineSpec(name="zoo", extra_arguments=("-device", "i6300esb")),
         initrds=(
@@ -55,9 +70,8 @@ def open_zoo(directory: Path) -> Iterator[Zoo]:
             overlay_initramfs(files),
         ),
     )
-    with open_place(KERNEL, directory) as place:
-        with place.machine(settings) as machine:
-            place.snapshots.save(machine, settings)
+    with open_place(KERNEL, directory, store=store) as place:
+        place.save_once(settings)
         with contextlib.closing(Zoo(place, settings)) as zoo:
             yield zoo
 
