@@ -13,6 +13,7 @@ import pytest
 from kboot.config import SETTINGS
 from kboot.machine import settings_for
 from kboot.plugin.options import OF_MACHINES
+from kboot.plugin.reporting import hide_our_frames
 
 UNRELATED = "def test_nothing():\n    assert True\n"
 
@@ -284,6 +285,16 @@ def test_a_failure_does_not_show_what_an_earlier_test_expected(pytester: pytest.
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*kboot console, last 40 lines*"])
     result.stdout.no_fnmatch_line("*kboot crash:*")
+
+
+def test_errors_that_led_to_each_other_in_a_circle_are_shown_all_the_same() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__context__, second.__cause__ = second, first
+    hide_our_frames(first)
+    itself = ValueError("raised from itself")
+    itself.__cause__ = itself
+    hide_our_frames(itself)
+    assert itself.__cause__ is None
 
 
 def test_a_boot_that_failed_shows_its_console_and_its_evidence(suite: Suite) -> None:
