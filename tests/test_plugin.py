@@ -100,10 +100,10 @@ def test_every_setting_that_makes_a_machine_can_be_chosen_by_a_test() -> None:
 
 
 def test_kernel_alone_runs_the_acceptance_suite_beside_the_projects_tests(
-    pytester: pytest.Pytester, debian_kernel: Path
+    pytester: pytest.Pytester, quick_kernel: Path
 ) -> None:
     pytester.makepyfile(UNRELATED)
-    result = run(pytester, f"--kernel={debian_kernel}", "--collect-only", "-q")
+    result = run(pytester, f"--kernel={quick_kernel}", "--collect-only", "-q")
     result.stdout.fnmatch_lines(
         [
             "*::test_nothing",
@@ -112,9 +112,9 @@ def test_kernel_alone_runs_the_acceptance_suite_beside_the_projects_tests(
     )
 
 
-def test_with_arguments_only_those_are_run(pytester: pytest.Pytester, debian_kernel: Path) -> None:
+def test_with_arguments_only_those_are_run(pytester: pytest.Pytester, quick_kernel: Path) -> None:
     path = pytester.makepyfile(UNRELATED)
-    result = run(pytester, f"--kernel={debian_kernel}", "--collect-only", "-q", path)
+    result = run(pytester, f"--kernel={quick_kernel}", "--collect-only", "-q", path)
     assert "acceptance" not in result.stdout.str()
 
 
@@ -161,7 +161,7 @@ def test_never_begins(machine):
 
 @pytest.fixture(scope="module")
 def suite(
-    tmp_path_factory: pytest.TempPathFactory, debian_kernel: Path
+    tmp_path_factory: pytest.TempPathFactory, quick_kernel: Path
 ) -> tuple[str, dict[str, ET.Element]]:
     """What a run of `SUITE` printed, and its JUnit test cases by name."""
     import subprocess
@@ -173,7 +173,8 @@ def suite(
         [
             sys.executable,
             *("-m", "pytest", "-p", "no:cacheprovider", "test_suite.py"),
-            f"--kernel={debian_kernel}",
+            f"--kernel={quick_kernel}",
+            "--kboot-firmware-start=saved",
             "--junitxml=junit.xml",
             "--kboot-evidence=evidence",
         ],
