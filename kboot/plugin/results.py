@@ -228,7 +228,7 @@ class RunRecorder:
             self._write_file(settings.summary, lambda: markdown(run))
         if settings.kcidb:
             self._write_kcidb(run, settings.kcidb, settings)
-        if _annotates(settings):
+        if annotates(settings):
             from kboot.results.summary import github_annotations, path_in  # noqa: PLC0415
 
             repository = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
@@ -295,10 +295,11 @@ def register(config: pytest.Config) -> None:
 def _is_recorded(settings: Config) -> bool:
     """Whether a run has to be remembered."""
     wanted = (settings.evidence, settings.report, settings.summary, settings.kcidb)
-    return any(wanted) or _annotates(settings)
+    return any(wanted) or annotates(settings)
 
 
-def _annotates(settings: Config) -> bool:
+def annotates(settings: Config) -> bool:
+    """Whether failed tests are marked in the files of a repository."""
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
     return settings.annotations == "github" or (
         settings.annotations == "auto" and on_github and settings.kernel is not None
