@@ -20,7 +20,9 @@ from kboot.session import Session
 pytestmark = pytest.mark.kboot_acceptance
 
 
-@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name.replace(" ", "-"))
+@pytest.mark.parametrize(
+    "trial", TRIALS, ids=lambda trial: trial.name.replace(",", "").replace(" ", "-")
+)
 def test_script_under_fault(
     trial: Trial,
     request: pytest.FixtureRequest,
