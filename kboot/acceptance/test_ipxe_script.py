@@ -54,5 +54,7 @@ def test_script_under_fault(
             words=str(error or ""),
         )
     record_property("kboot.script", outcome.row())
+    if trial.kind == "captive-portal" and outcome.end == "hang":
+        pytest.xfail("a BIOS's iPXE runs any file as a PXE program; only imgverify prevents it")
     assert outcome.hits, "the script has not asked for the kernel"
     assert outcome.seen, outcome.words

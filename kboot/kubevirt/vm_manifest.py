@@ -49,6 +49,10 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
         raise ConfigError(
             "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
         )
+    if spec.dhcp in {"silent", "late"}:
+        raise ConfigError(
+            f"a cluster's DHCP answers at once: dhcp = {spec.dhcp} is for local machines"
+        )
     if spec.ipxe:
         raise ConfigError(
             f"a machine on a cluster cannot start {spec.ipxe} from here: make ipxe-disk "
@@ -125,8 +129,9 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
         "macAddress": spec.mac_address or mac_address(name),
         # Behind masquerade, only ports that are named here can be reached.
         "ports": [{"port": 22}],
-        "dhcpOptions": {"bootFileName": spec.boot_file},
     }
+    if spec.offered_file:
+        interface["dhcpOptions"] = {"bootFileName": spec.offered_file}
     return {
         "autoattachGraphicsDevice": False,
         "autoattachSerialConsole": True,

@@ -21,7 +21,7 @@ ALLOW_MARKER = "kboot_allow_warning"
 OF_MACHINES = frozenset(
     {
         *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
-        *("ipxe", "ipxe_script", "serve"),
+        *("dhcp", "ipxe", "ipxe_script", "serve"),
         "disk",
         *(
             "memory",

@@ -109,6 +109,8 @@ class QemuBackend:
         """None if such a machine can be saved, or else why not."""
         if fault := disks.snapshot_fault(spec.disks):
             return fault
+        if spec.dhcp != "normal":
+            return f"its DHCP (dhcp = {spec.dhcp}) is what it is started for"
         option = opaque_option(spec.extra_arguments)
         return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
 
