@@ -25,7 +25,7 @@ ROWS = (
     {"server_faults"},
     {"process", "backend", "rpc", "templates"},
     {"state"},
-    {"cache"},
+    {"cache", "service"},
     {"config"},
     {"kernel", "checks"},
     {"disks"},
@@ -40,7 +40,8 @@ ROWS = (
     {"machine"},
     {"isolation", "shared_server", "standby", "testing"},
     {"session"},
-    {"supervisor"},
+    {"fleet", "pool"},
+    {"supervisor", "bisect"},
     {"acceptance"},
     {"plugin", "cli"},
 )

@@ -44,8 +44,8 @@ def test_dhcp_may_name_no_boot_file_or_one_that_is_not_there() -> None:
 def test_a_card_whose_dhcp_does_not_answer_is_at_a_hub() -> None:
     assert value_of("-netdev", command(replace(SPEC, dhcp="silent"))) == [
         f"user,id=uplink,bootfile={SPEC.boot_file}",
-        "hubport,id=hub0,hubid=1,netdev=uplink",
-        "hubport,id=net0,hubid=1",
+        "hubport,id=hub0,hubid=100,netdev=uplink",
+        "hubport,id=net0,hubid=100",
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
@@ -18,7 +18,7 @@ from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
 from kboot.kernel import Kernel
 from kboot.log import logger, step
-from kboot.machine import expectations, faults, suites
+from kboot.machine import cloud_init, expectations, faults, suites
 from kboot.machine.boot import Boot
 from kboot.machine.channels import Channels
 from kboot.machine.expectations import ExpectedCrash, ReportFilter, crash_of
@@ -64,6 +64,8 @@ class Machine:
         self.boot_ids: list[str] = []
         #: The snapshot that it went on from instead of being booted; None if it was booted.
         self.restored_from: str | None = None
+        #: Called each time it has become ready, before anybody else may use it.
+        self.on_ready: Callable[[], None] = lambda: None
         #: Decides about what the kernel reported in passing.
         self.report_filter = ReportFilter()
         self._expected = expected
@@ -134,6 +136,11 @@ class Machine:
         return self._expected.command_line
 
     @property
+    def expected(self) -> Expected:
+        """What its kernel, its command line and its console have to be."""
+        return self._expected
+
+    @property
     def ipxe(self) -> IpxeBuild | None:
         """The iPXE that has booted it last; None if none has said so on its console."""
         return ipxe_build(line.text for line in self.console.lines())
@@ -158,6 +165,8 @@ class Machine:
             speed_fault = vm.speed_fault() if isinstance(vm, EmulatedVirtualMachine) else None
             raise faults.unless_slow(error, speed_fault) from error
 
+        self.on_ready()
+
     def _wait_until_ready(self, deadline: Deadline) -> None:
         self.follower.follow(deadline, lambda: self.boot.ready)
         if self.boot.ready and (fault := self.follower.contradiction(deadline)):
@@ -173,6 +182,8 @@ class Machine:
         guest = self._log_in(deadline)
         self.boot_ids.append(faults.prove(guest.unrecorded(), self._expected, known=self.boot_ids))
         self.channels.connect(self.settings, deadline)
+        if self.settings.user_data:
+            cloud_init.wait_until_done(self.guest.unrecorded(), deadline, self.evidence_directory)
         self._reports_when_ready = len(self.console.reports)
 
     def _log_in(self, deadline: Deadline) -> Guest:

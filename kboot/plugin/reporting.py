@@ -113,10 +113,11 @@ def new_reports(handover: Handover) -> Sequence[CrashReport]:
     return reports
 
 
-def sections(handover: Handover) -> list[tuple[str, str]]:
+def sections(handover: Handover, *, named: bool = False) -> list[tuple[str, str]]:
     """For a failed test's report: crashes, commands, the console's end, where the evidence is.
 
     Of the kernel's reports, those since the test got its machine, and the one that it died of.
+    With `named`, each says of which machine it is.
     """
     from kboot.guest.frames import without_frames  # noqa: PLC0415  only with a machine
 
@@ -134,7 +135,7 @@ def sections(handover: Handover) -> list[tuple[str, str]]:
     tail = "\n".join(shown[-_TAIL_LINES:])
     found.append((f"kboot console, last {_TAIL_LINES} lines", tail))
     found.append(("kboot evidence", str(machine.evidence_directory)))
-    return found
+    return [(f"{machine.name}: {title}", text) for title, text in found] if named else found
 
 
 def transcript(commands: Iterable[CommandRecord]) -> str:

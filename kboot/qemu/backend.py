@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
 from kboot import arch, nginx, process, state
-from kboot.backend import BootServer, Disk, Firmware, MachineSpec
+from kboot.backend import BootServer, Disk, Firmware, Link, MachineSpec
 from kboot.config import Network
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.log import step
-from kboot.qemu import accel, disks, network_boot, saved_firmware
+from kboot.qemu import accel, disks, network_boot, saved_firmware, shares
 from kboot.qemu.argv import SERVER_ADDRESS, Ipxe
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
+from kboot.qemu.segment import Segment, open_segment
 from kboot.qemu.snapshot import SavedFirmware, identity, opaque_option
 from kboot.qemu.virtual_machine import QemuVirtualMachine
 from kboot.snapshots import Entry, SnapshotStore
@@ -79,6 +81,7 @@ class QemuBackend:
         isolated = network == "isolated"
         self._forwarder = process.find_program("busybox") if isolated else None
         self._server_address = SERVER_ADDRESS if isolated else GUEST_GATEWAY
+        self._segments: dict[str, Segment] = {}
 
     def firmware_fault(
         self, firmware: Firmware, architecture: str = arch.DEFAULT.name
@@ -97,6 +100,10 @@ class QemuBackend:
         """None if its machines can have such a disk, or else why not."""
         return disks.fault(disk)
 
+    def share_fault(self) -> str | None:
+        """None if its machines can have directories of this host, or else why not."""
+        return None
+
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
         """Start a private nginx on loopback."""
@@ -105,9 +112,26 @@ class QemuBackend:
         ) as server:
             yield server
 
+    @contextlib.contextmanager
+    def open_network(self, members: Sequence[str], deadline: Deadline) -> Iterator[Segment]:
+        """An Ethernet segment for these machines."""
+        with open_segment(self._directory, members, deadline) as segment:
+            self._segments[segment.name] = segment
+            try:
+                yield segment
+            finally:
+                del self._segments[segment.name]
+
+    def _plug(self, link: Link) -> socket.socket:
+        segment = self._segments.get(link.network)
+        if segment is None:
+            raise InfraError(f"the network of {link.member} has ended")
+        return segment.plug(link.member)
+
     def snapshot_fault(self, spec: MachineSpec) -> str | None:
         """None if such a machine can be saved, or else why not."""
-        if fault := disks.snapshot_fault(spec.disks):
+        fault = disks.snapshot_fault(spec.disks) or shares.snapshot_fault(spec.shares)
+        if fault:
             return fault
         if spec.dhcp != "normal":
             return f"its DHCP (dhcp = {spec.dhcp}) is what it is started for"
@@ -155,6 +179,7 @@ class QemuBackend:
                 tftp=tftp if firmware else None,
                 ipxe=emulator.ipxe_of(spec),
                 forwarder=self._forwarder,
+                plug=self._plug,
             )
             # Its disks may have been downloaded meanwhile.
             with machine.powered_on(Deadline(deadline.seconds) if spec.disks else deadline):

@@ -33,10 +33,11 @@ def identity(
 ) -> Mapping[str, str]:
     """Everything on this host that has a part in such a machine, by name, for people to read.
 
-    `ipxe` is what boots it in place of the card's ROM. Not in it: the machine's name and its boot
-    file, which a saved machine may change.
+    `ipxe` is what boots it in place of the card's ROM. Not in it: the machine's name, its boot file
+    and who it is on a network with others, which a saved machine may change.
     """
-    neutral = replace(spec, name="any", boot_file="any")
+    links = tuple(replace(each, network="any", member="any") for each in spec.links)
+    neutral = replace(spec, name="any", boot_file="any", links=links)
     wiring = Wiring(serial="any", control="any")
     command = argv(
         neutral,
@@ -47,6 +48,7 @@ def identity(
         ipxe=ipxe,
         forwarder=forwarder,
         disks=disks.device_words(spec.disks),
+        cables={"any": "any"},
     )
     parts = {
         "qemu": qemu_version(program),
