@@ -19,7 +19,7 @@ from kboot.disks import in_use_fault
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
-from kboot.qemu.argv import Accelerator, Flash, Ipxe, Wiring, argv, as_text
+from kboot.qemu.argv import UPLINK, Accelerator, Flash, Ipxe, Wiring, argv, as_text
 from kboot.qemu.disks import MachineDisks
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
@@ -49,6 +49,9 @@ class SocketStream:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+
+#: For an answer by DHCP that comes late.
+_LATE_S = 10.0
 
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
 _CONTROL_LIMIT_S = 20.0
@@ -308,8 +311,25 @@ class QemuVirtualMachine:
                     raise ConfigError(fault) from None
                 raise InfraError(f"QEMU did not start: {words}") from None
             self._powered_off = False
+            self._set_uplink(stack)
             self._power = stack.pop_all()
         logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
+
+    def _set_uplink(self, stack: contextlib.ExitStack) -> None:
+        """Cut the network behind the machine's hub, if its DHCP is not to answer, or not soon."""
+        if self.spec.dhcp not in {"silent", "late"}:
+            return
+        self._command("set_link", name=UPLINK, up=False)
+        if self.spec.dhcp == "late":
+            timer = threading.Timer(_LATE_S, self._connect_uplink)
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
+
+    def _connect_uplink(self) -> None:
+        # The machine may be just ending.
+        with self._lock, contextlib.suppress(QmpClosed):
+            self._command("set_link", name=UPLINK, up=True)
 
     def _open_memory(self, saved: Path | None) -> GuestMemory | None:
         """The file behind the guest's memory; None if it is QEMU's own."""
