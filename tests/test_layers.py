@@ -37,11 +37,11 @@ ROWS = (
     {"nginx"},
     {"qemu", "kubevirt", "evidence"},
     {"results"},
-    {"machine"},
+    {"machine", "kselftest"},
     {"isolation", "shared_server", "standby", "testing"},
     {"session"},
     {"supervisor"},
-    {"acceptance"},
+    {"acceptance", "suites"},
     {"plugin", "cli"},
 )
 
