@@ -383,6 +383,31 @@ class Config(ClusterConfig):
             parse.number(0, 1000),
         ),
     )
+    kselftest: Path | None = field(
+        default=None,
+        metadata=about(
+            "an installed kselftest tree, or a tar archive of one: pytest runs each of its "
+            "programs as a test",
+            "DIR|TAR",
+            parse.path,
+        ),
+    )
+    kselftest_skip: Path | None = field(
+        default=None,
+        metadata=about(
+            "kselftest's programs that are not run: lines 'collection:program # reason'",
+            "FILE",
+            parse.path,
+        ),
+    )
+    kselftest_expected: Path | None = field(
+        default=None,
+        metadata=about(
+            "kselftest's failures that are known: lines 'collection:program/case # reason'",
+            "FILE",
+            parse.path,
+        ),
+    )
     summary: Path | None = field(
         default=None,
         metadata=about("write a summary of the test run in Markdown", "FILE", parse.path),

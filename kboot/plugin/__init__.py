@@ -15,7 +15,16 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, GuestError, KbootError
-from kboot.plugin import hookspecs, matrix, results, retry, signals, subtests, workers
+from kboot.plugin import (
+    hookspecs,
+    kselftest,
+    matrix,
+    results,
+    retry,
+    signals,
+    subtests,
+    workers,
+)
 from kboot.plugin.options import (
     ALLOW_MARKER,
     CHOICES,
@@ -109,12 +118,18 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     try:
         # Before anything is collected: a wrong path is better told at once.
-        read_config(config)
+        settings = read_config(config)
         matrix.combinations(config)
+        kselftest.configure(config, settings)
     except ConfigError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args.append(str(Path(__file__).parent.parent / "acceptance"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each program of kselftest, if a tree of it was named."""
+    kselftest.parametrize(metafunc)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
