@@ -55,6 +55,17 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A directory of this host that the guest can mount: ``mount -t 9p TAG /mnt``."""
+
+    #: At most 31 characters; the first share has the tag ``share`` unless it is given.
+    tag: str
+    #: Absolute.
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """Everything about a virtual machine that a test may choose, the same on every backend."""
 
@@ -75,9 +86,12 @@ class MachineSpec:
     ssh: bool = False
     #: Passed to the hypervisor as they are; only the qemu backend takes any.
     extra_arguments: tuple[str, ...] = ()
+    #: What boots it from the network, a file; None for what its firmware or its network card has.
+    ipxe: Path | None = None
     disks: tuple[Disk, ...] = ()
     #: The networks that it is on with other machines.
     links: tuple[Link, ...] = ()
+    shares: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +258,9 @@ class Backend(Protocol):
 
     def disk_fault(self, disk: Disk) -> str | None:
         """None if its machines can have such a disk, or else why not, with the remedy."""
+
+    def share_fault(self) -> str | None:
+        """None if its machines can have directories of this host, or else why not."""
 
     def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
         """Start a boot server."""

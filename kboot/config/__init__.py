@@ -8,6 +8,7 @@ documentation are all made from `SETTINGS`.
 
 from kboot.config.disks import read_disks
 from kboot.config.parse import working_directory
+from kboot.config.shares import read_shares
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
 from kboot.config.values import (
     BACKENDS,
@@ -39,5 +40,6 @@ __all__ = [
     "load",
     "markdown_table",
     "read_disks",
+    "read_shares",
     "working_directory",
 ]

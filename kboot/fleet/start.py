@@ -18,8 +18,7 @@ from kboot.fleet.layout import Role, members_of
 from kboot.log import logger, step
 from kboot.machine import Machine, MachineSettings
 from kboot.machine.saved import SavedMachine
-from kboot.rootfs import overlay_initramfs
-from kboot.rootfs.modules import load_order
+from kboot.rootfs import modules_there, overlay_initramfs
 from kboot.session import Session
 
 _NETWORK_LIMIT_S = 60.0
@@ -68,25 +67,13 @@ def _settings(
     """The settings of a role's machines, which have what their network needs."""
     if config.rootfs != "tiny":
         return session.settings(config)
-    missing = [
-        driver
-        for driver in network.drivers
-        if driver not in config.module and _has_module(session, driver)
-    ]
-    config = replace(config, module=(*config.module, *missing))
+    drivers = modules_there(session.kernel, network.drivers)
+    config = replace(config, module=tuple(dict.fromkeys((*config.module, *drivers))))
     settings = session.settings(config)
     if network.interface(role.members[0]) is None:
         dhcp = overlay_initramfs({"/etc/kboot/network": b""})
         settings = replace(settings, initrds=(*settings.initrds, dhcp))
     return settings
-
-
-def _has_module(session: Session, name: str) -> bool:
-    """Whether the kernel came with this module; it may be compiled in where it did not."""
-    try:
-        return bool(load_order(session.kernel, [name]))
-    except ConfigError:
-        return False
 
 
 class _Starter:

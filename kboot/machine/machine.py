@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
+from kboot.boot_messages import IpxeBuild, ipxe_build
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
@@ -17,7 +18,7 @@ from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
 from kboot.kernel import Kernel
 from kboot.log import logger, step
-from kboot.machine import expectations, faults, suites
+from kboot.machine import cloud_init, expectations, faults, suites
 from kboot.machine.boot import Boot
 from kboot.machine.channels import Channels
 from kboot.machine.expectations import ExpectedCrash, ReportFilter, crash_of
@@ -135,6 +136,16 @@ class Machine:
         return self._expected.command_line
 
     @property
+    def expected(self) -> Expected:
+        """What its kernel, its command line and its console have to be."""
+        return self._expected
+
+    @property
+    def ipxe(self) -> IpxeBuild | None:
+        """The iPXE that has booted it last; None if none has said so on its console."""
+        return ipxe_build(line.text for line in self.console.lines())
+
+    @property
     def fetches(self) -> Sequence[Fetch]:
         """What this machine has asked the boot server for, in all its boots."""
         ours = filter(self._expected.concerns, self.server.fetches())
@@ -171,6 +182,8 @@ class Machine:
         guest = self._log_in(deadline)
         self.boot_ids.append(faults.prove(guest.unrecorded(), self._expected, known=self.boot_ids))
         self.channels.connect(self.settings, deadline)
+        if self.settings.user_data:
+            cloud_init.wait_until_done(self.guest.unrecorded(), deadline, self.evidence_directory)
         self._reports_when_ready = len(self.console.reports)
 
     def _log_in(self, deadline: Deadline) -> Guest:

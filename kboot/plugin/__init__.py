@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kboot.config import SETTINGS
-from kboot.errors import ConfigError, KbootError
-from kboot.plugin import hookspecs, results, retry, signals, subtests, workers
+from kboot.errors import ConfigError, GuestError, KbootError
+from kboot.plugin import hookspecs, matrix, results, retry, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
+    CHOICES,
     FLEET_MARKER,
     MARKER,
     allowances,
     config_for,
     dest,
     fleet_for,
+    instance_settings,
     option,
     read_config,
 )
@@ -35,6 +37,7 @@ from kboot.plugin.reporting import (
     mark_verdict,
     new_reports,
     properties,
+    script_lines,
     sections,
     verdict_of,
 )
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
+    from kboot.machine.ipxe_machine import IpxeMachine
+    from kboot.machine.kunit import KUnit
     from kboot.session import Session
 
 #: The machine of a test, from when it got it.
@@ -69,7 +74,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             setting.pytest_option,
             dest=dest(setting),
             metavar=setting.metavar,
-            action="append" if setting.repeated else "store",
+            action="append" if setting.repeated or setting.name in CHOICES else "store",
             default=None,
             help=setting.help,
         )
@@ -105,6 +110,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         # Before anything is collected: a wrong path is better told at once.
         read_config(config)
+        matrix.combinations(config)
     except ConfigError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -119,6 +125,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     from kboot.session import kernel_of  # noqa: PLC0415
 
     settings = read_config(config)
+    where = f"backend {settings.backend}, rootfs {settings.rootfs}"
+    if found := matrix.combinations(config):
+        return "\n".join(
+            [f"kboot: {where}; each test with:", *(f"  {each.about}" for each in found)]
+        )
     try:
         kernel = kernel_of(settings)
         firmware = firmware_for(kernel, settings)
@@ -127,6 +138,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return (
         f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
         f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
+        + (f", iPXE {settings.ipxe}" if settings.ipxe else "")
+        + (f", boot script {settings.ipxe_script}" if settings.ipxe_script else "")
     )
 
 
@@ -165,6 +178,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     workers.end(config)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With several kernels, or kinds of firmware, a test runs once for each."""
+    matrix.parametrize(metafunc)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Boot scripts are tried where there is one of the user's."""
+    ours = Path(__file__).parent.parent / "acceptance" / "test_ipxe_script.py"
+    if collection_path == ours and read_config(config).ipxe_script is None:
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
@@ -188,11 +214,17 @@ def kboot_session(
     """What the run shares: backend, boot server, and the machine that is on."""
     from kboot.session import open_session  # noqa: PLC0415
 
-    config = read_config(request.config)
+    chosen: matrix.Combination | None = getattr(request, "param", None)
+    config = read_config(request.config, chosen.settings if chosen else None)
     evidence = config.evidence or tmp_path_factory.mktemp("kboot-evidence", numbered=True)
     worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
+    prefix = f"{worker or 'm'}-"
+    if chosen:
+        # The next one may share directory and boot server.
+        evidence /= chosen.name
+        prefix += f"{matrix.combinations(request.config).index(chosen)}-"
     shared_server = workers.shared_server_of(request.config)
     if shared_server:
         workers.sign_in(shared_server, worker)
@@ -201,7 +233,7 @@ def kboot_session(
         open_session(
             config,
             evidence=evidence,
-            prefix=f"{worker or 'm'}-",
+            prefix=prefix,
             shared_server=shared_server,
             workers=workers.count(request.config),
         ) as session,
@@ -293,6 +325,31 @@ def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fl
         yield fleet
 
 
+@pytest.fixture
+def kunit(request: pytest.FixtureRequest) -> KUnit:
+    """KUnit in the kernel of the test's machine.
+
+    Where that crashes when it boots, the cases of suites that are built in are reported as well.
+    """
+    from kboot.machine.kunit import KUnit, read_boot  # noqa: PLC0415
+
+    try:
+        machine: Machine = request.getfixturevalue("machine")
+    except GuestError:
+        if handover := request.node.stash.get(_HANDOVER, None):
+            read_boot(handover.machine)
+        raise
+    return KUnit(machine)
+
+
+@pytest.fixture
+def ipxe(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[IpxeMachine]:
+    """A machine at iPXE's prompt, its network up, for this test alone."""
+    config, _ = config_for(request.node)
+    with kboot_session.ipxe(config, name=request.node.name) as machine:
+        yield machine
+
+
 # --------------------------------------------------------------------------------- judgement
 
 
@@ -319,6 +376,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     except BaseException:
         _tell_of_crashes(item)
+        _tell_of_cases(item)
         raise
 
 
@@ -329,6 +387,9 @@ def _prepare_next(item: pytest.Item) -> None:
     if session is None or following is None:
         return
     if "machine" not in getattr(following, "fixturenames", ()):
+        return
+    if instance_settings(following) != instance_settings(item):
+        # Its session is another one.
         return
     try:
         config, fresh = config_for(following)
@@ -450,6 +511,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for title, lines in (
         ("kboot: tests that were run again", retry.summary_lines(reports)),
         ("kboot: test suites", subtests.summary_lines(reports)),
+        ("kboot: the boot script under faults", script_lines(reports)),
         ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
     ):
         if lines:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from kboot import arch
 from kboot.backend import MachineSpec
+from kboot.qemu import shares
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -43,6 +44,15 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ipxe:
+    """What boots a machine from the network in place of its card's own ROM."""
+
+    path: Path
+    #: A ROM for the card, or else a program that the firmware starts: ``ipxe.efi``, ``ipxe.lkrn``.
+    is_rom: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
     """The character devices behind the serial port and the control socket, as QEMU spells them."""
 
@@ -70,7 +80,7 @@ def argv(
     memory: Memory | None = None,
     incoming: bool = False,
     tftp: Path | None = None,
-    ipxe: Path | None = None,
+    ipxe: Ipxe | None = None,
     forwarder: str | None = None,
     disks: Sequence[str] = (),
     cables: Mapping[str, str] | None = None,
@@ -78,8 +88,8 @@ def argv(
     """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS.
 
     With `incoming`, it waits for a saved state instead of booting. `tftp` is a folder that the
-    guest can read at ``tftp://10.0.2.2/``. `ipxe` is a UEFI program that boots from the network in
-    place of the card's ROM. A `forwarder` isolates the guest: it
+    guest can read at ``tftp://10.0.2.2/``. `ipxe` boots from the network in place of the card's
+    ROM. A `forwarder` isolates the guest: it
     is a busybox, whose ``nc`` leads to the boot server. `disks` are the words for the disks, and
     `cables` the descriptors of sockets to the networks of its links, by name; a card without one is
     not connected.
@@ -116,12 +126,14 @@ def argv(
     files = "" if tftp is None else f",tftp={_escaped(tftp)}"
     option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{_reach(spec, forwarder)}")
     mac_address = spec.mac_address or _MAC_ADDRESS
-    rom = "" if ipxe is None else ",romfile="
+    rom = ""
+    if ipxe is not None:
+        rom = f",romfile={_escaped(ipxe.path) if ipxe.is_rom else ''}"
     option("-device", f"{row.network_card},netdev=net0,mac={mac_address},bootindex=1{rom}")
     command += _cards(spec, cables or {})
-    if ipxe is not None:
-        # UEFI starts it before it looks at any device, after each reset as well.
-        option("-kernel", str(ipxe))
+    if ipxe is not None and not ipxe.is_rom:
+        # Firmware starts it before it looks at any device, after each reset as well.
+        option("-kernel", str(ipxe.path))
     # From the network or not at all: no tour through other devices after iPXE has given up.
     option("-boot", "strict=on")
     # A guest that powers off leaves a paused QEMU, which can tell so.
@@ -132,6 +144,7 @@ def argv(
         option("-drive", _pflash(0, flash.code, flash.format, readonly=True))
         option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
     option(*disks)
+    option(*shares.words(spec.shares))
     option(*spec.extra_arguments)
     return command
 

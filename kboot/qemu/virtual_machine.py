@@ -19,7 +19,7 @@ from kboot.disks import in_use_fault
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
-from kboot.qemu.argv import Accelerator, Flash, Wiring, argv, as_text
+from kboot.qemu.argv import Accelerator, Flash, Ipxe, Wiring, argv, as_text
 from kboot.qemu.disks import MachineDisks
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
@@ -74,7 +74,7 @@ class QemuVirtualMachine:
         savable: bool = False,
         firmware: SavedFirmware | None = None,
         tftp: Path | None = None,
-        ipxe: Path | None = None,
+        ipxe: Ipxe | None = None,
         forwarder: str | None = None,
         plug: Plug | None = None,
     ) -> None:
@@ -82,7 +82,7 @@ class QemuVirtualMachine:
 
         A machine that is `savable` costs a copy of that state. With `firmware`, every start from
         empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
-        `ipxe` is a UEFI program that boots from the network in place of the card's ROM. A
+        `ipxe` boots from the network in place of the card's ROM. A
         `forwarder` isolates the guest, see `argv`. `plug` connects it to the networks of its links;
         without it, their cards are there and not connected.
         """
