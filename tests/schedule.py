@@ -52,7 +52,9 @@ LONGEST_FIRST = (
     "test_ssh.py",
     "test_guest_qemu.py",
     "test_failures.py",
+    "test_report.py",
     "test_plugin.py",
+    "test_bisect.py",
     "test_acceptance_suite.py",
 )
 
