@@ -49,6 +49,11 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
 
     `ConfigError` for what a cluster's machine cannot have.
     """
+    if arch.of(spec.architecture).kubevirt is None:
+        raise ConfigError(
+            f"KubeVirt has no machine for {spec.architecture}; boot the kernel on this host: "
+            "--backend qemu"
+        )
     if spec.firmware == "bios" and not arch.of(spec.architecture).has_bios:
         raise ConfigError(
             f"a machine for {spec.architecture} has no BIOS: boot it with --firmware uefi"

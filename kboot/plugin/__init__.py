@@ -127,11 +127,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args.append(str(Path(__file__).parent.parent / "acceptance"))
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for each program of kselftest, if a tree of it was named."""
-    kselftest.parametrize(metafunc)
-
-
 def pytest_report_header(config: pytest.Config) -> str | None:
     """One line on what is tested, if a kernel was named on the command line."""
     if option(config, "kernel") is None:
@@ -194,8 +189,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With several kernels, or kinds of firmware, a test runs once for each."""
+    """A test runs for each kernel and firmware, and for each program of a kselftest tree."""
     matrix.parametrize(metafunc)
+    kselftest.parametrize(metafunc)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
