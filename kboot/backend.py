@@ -292,11 +292,14 @@ class SshVirtualMachine(VirtualMachine, Protocol):
 
 
 @runtime_checkable
-class EmulatedVirtualMachine(VirtualMachine, Protocol):
-    """A machine whose processors may be emulated, on fewer of its host's."""
+class LocalVirtualMachine(VirtualMachine, Protocol):
+    """A machine that runs on this host's processors, beside all else that does."""
 
     def speed_fault(self) -> str | None:
         """None if it is fast enough to tell a slow guest from a hung one, or else why not."""
+
+    def starved_s(self) -> float:
+        """For how many seconds, since it was started, it had work to do and no processor for it."""
 
 
 @runtime_checkable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,10 +157,10 @@ def test_a_firmware_that_boots_without_ipxe_is_not_waited_for(
         tftp=tmp_path,
     )
     (tmp_path / "saved").mkdir()
-    start = time.monotonic()
+    deadline = Deadline(300)
     with pytest.raises(InfraError, match="EDK II's own client"):
-        saved_firmware.saver(machine, Deadline(120))(tmp_path / "saved")
-    assert time.monotonic() - start < 60
+        saved_firmware.saver(machine, deadline)(tmp_path / "saved")
+    assert not deadline.expired
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -176,7 +175,7 @@ def test_doctor_says_which_ipxe_boots_uefi_machines(qemu_without_rom: Path) -> N
 
 @pytest.mark.usefixtures("own_cache")
 def test_a_machine_without_a_rom_boots_from_the_network_again_and_again(
-    qemu_without_rom: Path, debian_kernel: Path, tmp_path: Path
+    qemu_without_rom: Path, quick_kernel: Path, tmp_path: Path
 ) -> None:
     config = Config(accel="tcg", qemu=str(qemu_without_rom), ipxe=IPXE)
     settings = MachineSettings(
@@ -190,7 +189,7 @@ def test_a_machine_without_a_rom_boots_from_the_network_again_and_again(
         open_backend(config) as backend,
         backend.serve(Deadline(60)) as server,
         power_on(
-            backend, server, read_kernel(debian_kernel), settings, evidence_directory=evidence
+            backend, server, read_kernel(quick_kernel), settings, evidence_directory=evidence
         ) as machine,
     ):
         machine.wait_until_ready()

@@ -97,14 +97,14 @@ def shared_cluster(*, real: bool) -> Iterator[Cluster | None]:
 @pytest.fixture
 def config(
     shared_cluster: Cluster | None,
-    debian_kernel: Path,
+    quick_kernel: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     *,
     real: bool,
 ) -> Config:
     """kboot's configuration for the cluster, with a kernel to boot."""
-    wanted = {"backend": "kubevirt", "kernel": str(debian_kernel)}
+    wanted = {"backend": "kubevirt", "kernel": str(quick_kernel)}
     if real:
         return load(wanted, ENVIRON, Path.cwd())
     assert shared_cluster is not None
