@@ -32,6 +32,8 @@ LONGEST_FIRST = (
     "test_arm64.py",
     "kubevirt/test_persistent_on_cluster.py",
     "test_snapshot_firmware.py",
+    "test_ipxe_boots.py",
+    "test_ipxe_prompt.py",
     "test_persistent.py",
     "test_zoo.py",
     "test_expectations_boot.py",
