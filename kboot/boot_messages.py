@@ -140,6 +140,14 @@ def asks_for_log(text: str) -> bool:
     return _LOG_ON_DEMAND.search(text) is not None
 
 
+_MACHINE_WITHIN = re.compile(r"\bqemu-system-\w+\s")
+
+
+def starts_machine_within(text: str) -> bool:
+    """Whether somebody starts another machine from this one, on this one's console."""
+    return _MACHINE_WITHIN.search(text) is not None
+
+
 # ------------------------------------------------------------------------------ firmware and iPXE
 
 #: A firmware's first words. They end their line; what stood there before may be left.
@@ -181,7 +189,7 @@ RESET_LITERALS = (
     *(b"Linux version ", b"Starting kernel ..."),
     *(b"estarting system", b"reboot: ", b"Rebooting in ", b"Starting new kernel"),
     *(b"crashdump kernel", b"ysrq: Resetting"),
-    *(b"dmesg", b"journalctl"),
+    *(b"dmesg", b"journalctl", b"qemu-system"),
 )
 
 #: The same for a machine whose boot script is kboot's, with what its loaders print.

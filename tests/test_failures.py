@@ -421,7 +421,7 @@ def test_a_kernel_that_stays_silent_is_given_up_soon(
         start(silent) as machine,
         pytest.raises(
             GuestTimeout,
-            match=r"printed nothing in [3-9] s; its console is ttyS1, another line than ttyS0",
+            match=r"printed nothing in \d+ s; its console is ttyS1, another line than ttyS0",
         ),
     ):
         machine.wait_until_ready()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kboot.backend import Firmware
 from kboot.config import Config
 from kboot.errors import IpxeCommandFailed
 from kboot.ipxe_prompt import IpxeResult, screen_text
@@ -124,6 +125,29 @@ def test_a_prompt_is_restored(session: Session, bios: IpxeMachine) -> None:
         assert restored.restored_from
         assert restored.name != bios.name
         assert restored.get("net0/ip") == "10.0.2.15"
+
+
+#: Debian 13's iPXE; ``make build/ipxe/trixie/ipxe.efi`` fetches it.
+TRIXIE = Path(__file__).parent.parent / "build" / "ipxe" / "trixie"
+
+
+@pytest.mark.parametrize(
+    ("firmware", "file"),
+    [("bios", "pxe-e1000e.rom"), ("bios", "ipxe.lkrn"), ("uefi", "ipxe.efi")],
+)
+def test_an_ipxe_of_ones_own_boots_the_machine(
+    session: Session, firmware: Firmware, file: str
+) -> None:
+    own = TRIXIE / file
+    if not own.is_file():
+        pytest.fail(f"no iPXE at {own}: run make {TRIXIE.relative_to(Path.cwd())}/ipxe.efi")
+    config = replace(session.config, firmware=firmware, ipxe=own)
+    with session.ipxe(config, name=file) as machine:
+        assert machine.build is not None
+        assert machine.build.version.startswith("1.21.1+git2025")
+        assert {"DNS", "HTTP", "HTTPS", "TFTP"} <= set(machine.build.features)
+        version = machine.get("version") or ""
+        assert version.startswith("1.21.1+git2025")
 
 
 def test_a_row_of_80_columns_goes_on_in_the_next() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kboot import arch
-from kboot.backend import MachineSpec
+from kboot.backend import Firmware, MachineSpec
 from kboot.checks import examine
 from kboot.config import Config
 from kboot.deadline import Deadline
@@ -98,6 +98,34 @@ def test_a_program_for_another_processor_is_the_users_mistake(tmp_path: Path) ->
     path = efi_program(tmp_path / "my.efi", machine=0xAA64)
     with pytest.raises(ConfigError, match="is not for x86_64"):
         network_boot.read_ipxe(path, "uefi")
+
+
+@pytest.mark.parametrize(
+    ("content", "firmware", "fault"),
+    [
+        (bytes(0x202) + b"HdrS", "uefi", "is for a BIOS; give a UEFI machine an ipxe.efi"),
+        (None, "bios", "is for UEFI; give a BIOS a .rom or ipxe.lkrn"),
+    ],
+)
+def test_an_ipxe_for_the_other_firmware_is_the_users_mistake(
+    tmp_path: Path, content: bytes | None, firmware: Firmware, fault: str
+) -> None:
+    path = efi_program(tmp_path / "my.efi")
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=fault):
+        network_boot.read_ipxe(path, firmware)
+
+
+def test_an_ipxe_is_told_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(b"\x55\xaa" + bytes(510))
+    assert network_boot.read_ipxe(path, "uefi").is_rom
+    path.write_bytes(bytes(0x202) + b"HdrS")
+    assert not network_boot.read_ipxe(path, "bios").is_rom
+    (tmp_path / "undionly.kpxe").write_bytes(bytes(1000))
+    with pytest.raises(ConfigError, match=r"loaded by another iPXE, .* give ipxe.lkrn"):
+        network_boot.read_ipxe(tmp_path / "undionly.kpxe", "bios")
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kboot.arch import DEBIAN_MIRROR
-from kboot.backend import FirmwareStart
+from kboot.backend import Dhcp, FirmwareStart
 from kboot.config import disks, parse, shares
 from kboot.config.parse import about
 from kboot.errors import ConfigError
@@ -340,6 +340,15 @@ class Config(ClusterConfig):
             "boot with that, the distribution's",
             "FILE",
             parse.path,
+        ),
+    )
+    dhcp: Dhcp = field(
+        default="normal",
+        metadata=about(
+            "what the machine's DHCP does: all as it should (normal), no boot file, a wrong one, "
+            "no answer (silent), or one after 10 s (late)",
+            "NAME",
+            choices=get_args(Dhcp),
         ),
     )
     #: None: kboot's own.

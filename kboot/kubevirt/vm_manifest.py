@@ -57,6 +57,10 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
         raise ConfigError(
             "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
         )
+    if spec.dhcp in {"silent", "late"}:
+        raise ConfigError(
+            f"a cluster's DHCP answers at once: dhcp = {spec.dhcp} is for local machines"
+        )
     if spec.ipxe:
         raise ConfigError(
             f"a machine on a cluster cannot start {spec.ipxe} from here: make ipxe-disk "
@@ -136,8 +140,9 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
         # Without an order, KubeVirt switches the card's boot ROM off.
         "bootOrder": 1,
         "macAddress": spec.mac_address or mac_address(name),
-        "dhcpOptions": {"bootFileName": spec.boot_file},
     }
+    if spec.offered_file:
+        interface["dhcpOptions"] = {"bootFileName": spec.offered_file}
     if not spec.links:
         # Behind masquerade, only ports that are named can be reached; all, where none is.
         interface["ports"] = [{"port": 22}]

@@ -133,6 +133,8 @@ class QemuBackend:
         fault = disks.snapshot_fault(spec.disks) or shares.snapshot_fault(spec.shares)
         if fault:
             return fault
+        if spec.dhcp != "normal":
+            return f"its DHCP (dhcp = {spec.dhcp}) is what it is started for"
         option = opaque_option(spec.extra_arguments)
         return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
 
