@@ -30,7 +30,7 @@ OF_MACHINES = frozenset(
             "initrd",
             "isolation",
         ),
-        *("ipxe_script", "serve"),
+        *("hugepages", "ipxe_script", "numa", "serve"),
         "disk",
         *(
             "memory",
