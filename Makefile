@@ -28,7 +28,7 @@ sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py .ci/fetch_foreig
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel ipxe-disk demo test test-kubevirt test-hosts check format bench bench-docs \
+.PHONY: help setup kernel ipxe-disk ipxe-disk-arm64 demo test test-kubevirt test-hosts check format bench bench-docs \
 	soak build clean
 
 help: ## show this help
@@ -62,15 +62,24 @@ $(second): | $(ready)
 
 # From the mirror, as this host's apt knows no packages for another architecture.
 $(arm64): .ci/fetch_foreign.py | $(ready)
-	@$(bin)/python .ci/fetch_foreign.py aarch64 trixie linux-image-cloud-arm64 $@
+	@$(bin)/python .ci/fetch_foreign.py aarch64 trixie:linux-image-cloud-arm64 $@
 
 $(arm64_older): .ci/fetch_foreign.py | $(ready)
-	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm linux-image-arm64 $@
+	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm:linux-image-arm64 $@
 
 # Only of Debian's kernel: the module that the tests crash it with is built for no other.
 $(headers): build/kernel/debian.deb .ci/fetch-headers
 	@.ci/fetch-headers build/kernel/debian.deb $(@D)
 	@touch -h $@
+
+# The same for the other architecture that clusters have.
+ipxe-disk-arm64: build/ipxe-arm64/ipxe-disk.tar ## the same for nodes that are arm64
+
+build/ipxe-arm64/ipxe.efi: .ci/fetch_foreign.py | $(ready)
+	@$(bin)/python .ci/fetch_foreign.py aarch64 ipxe $@
+
+build/ipxe-arm64/ipxe-disk.tar: build/ipxe-arm64/ipxe.efi .ci/build_ipxe_disk.py | $(ready)
+	@$(bin)/python .ci/build_ipxe_disk.py $< $(@D)
 
 ipxe-disk: $(ipxe_disk) ## build the disk that UEFI machines on a cluster boot iPXE from
 	@echo "for a volume claim:  $(dir $(ipxe_disk))ipxe.img"
@@ -125,8 +134,10 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	done
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
 	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
+	$(bin)/python -m tests.soak_ipxe 1000
 	$(bin)/python -m tests.soak_machines $(KERNEL)
 	$(bin)/python -m tests.soak_architectures $(arm64) $(arm64_older)
+	$(bin)/python -m tests.soak_fleet $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
 	$(bin)/python -m tests.soak_systems $(KERNEL)
 

@@ -43,6 +43,18 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """That a machine is on a network with others; given by `MachineNetwork.link`."""
+
+    #: The network's name, among those of its backend.
+    network: str
+    #: What the machine is called there.
+    member: str
+    #: Of a card for this network; None if it is the one that it boots from.
+    mac_address: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
     """A directory of this host that the guest can mount: ``mount -t 9p TAG /mnt``."""
 
@@ -88,7 +100,11 @@ class MachineSpec:
     ssh: bool = False
     #: Passed to the hypervisor as they are; only the qemu backend takes any.
     extra_arguments: tuple[str, ...] = ()
+    #: What boots it from the network, a file; None for what its firmware or its network card has.
+    ipxe: Path | None = None
     disks: tuple[Disk, ...] = ()
+    #: The networks that it is on with other machines.
+    links: tuple[Link, ...] = ()
     shares: tuple[Share, ...] = ()
     #: None for one that the backend chooses; else of as many processors as `cpus` says.
     topology: Topology | None = None
@@ -429,3 +445,70 @@ class SnapshotBackend(Backend, Protocol):
         savable: bool = False,
     ) -> AbstractContextManager[SnapshotVirtualMachine]:
         """As `Backend.power_on`; from the state in `saved`, and so that it can be saved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """What a guest has to set on a card of its own for a network."""
+
+    #: What the card's address looks like when the guest finds it, for a shell's ``case``.
+    pattern: str
+    #: The address that it must have.
+    mac_address: str
+    #: With the length of the network's prefix: ``10.98.0.1/24``.
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathCondition:
+    """What happens to frames on the way from one machine to another."""
+
+    #: The share that is lost; with 1, all of them.
+    loss: float = 0.0
+    delay_s: float = 0.0
+
+
+class MachineNetwork(Protocol):
+    """A network of machines, each of which has a name there: a member."""
+
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """The kernel modules that its card needs."""
+
+    @property
+    def search_domain(self) -> str:
+        """The DNS domain in which the members' names are found; empty if no DNS knows them."""
+
+    def link(self, member: str) -> Link:
+        """For the `MachineSpec` of this member."""
+
+    def interface(self, member: str) -> Interface | None:
+        """What its guest has to set; None if DHCP has done it."""
+
+    def addresses(self) -> Mapping[str, str]:
+        """The IP address of each member, as far as they are known now."""
+
+    def set_links(self, machines: Mapping[str, VirtualMachine], *, up: bool) -> Mapping[str, float]:
+        """Plug in or pull the cables of these members, all at once.
+
+        When each was done, in monotonic seconds.
+        """
+
+    def path_fault(self) -> str | None:
+        """None if `set_paths` can be used, or else why not."""
+
+    def set_paths(self, paths: Mapping[tuple[str, str], PathCondition]) -> float:
+        """From now on, these are the conditions from one member to another; all others are good.
+
+        The moment at which that began for all of them, in monotonic seconds.
+        """
+
+
+@runtime_checkable
+class NetworkBackend(Backend, Protocol):
+    """A backend that can put machines on a network of their own. Ask for it with ``isinstance``."""
+
+    def open_network(
+        self, members: Sequence[str], deadline: Deadline
+    ) -> AbstractContextManager[MachineNetwork]:
+        """A network for these members, whose machines are still to be powered on."""

@@ -177,6 +177,28 @@ def start_detached(
     return Process(popen, log)
 
 
+def foreground(argv: Sequence[str], *, env: Mapping[str, str]) -> int:
+    """Run `argv` to its end on our own terminal; its exit status, as shells have it.
+
+    Ctrl-C is its affair, as it reaches both. It gets a SIGTERM when we die. `env` is its whole
+    environment. `ProcessError` if it cannot be started.
+    """
+    setpriv = [find_program("setpriv"), "--pdeathsig", "TERM", "--"]
+    command = [*setpriv, find_program(argv[0]), *argv[1:]]
+    logger.debug("$ %s", shlex.join(argv))
+    popen = _forker.submit(lambda: subprocess.Popen(command, env=env)).result()
+    while True:
+        try:
+            status = popen.wait()
+        except KeyboardInterrupt:
+            continue
+        except BaseException:
+            popen.terminate()
+            popen.wait()
+            raise
+        return status if status >= 0 else 128 - status
+
+
 def run(
     argv: Sequence[str],
     *,

@@ -77,13 +77,13 @@ def test_the_first_program_that_is_there_is_the_hosts(tmp_path: Path) -> None:
     others = (tmp_path / "absent.efi", tmp_path / "text.efi", arm64)
     assert network_boot.find_program(architecture=row(*others, fitting)) == fitting
     assert network_boot.find_program(architecture=row(*others)) is None
-    with pytest.raises(InfraError, match=r"apt-get install ipxe .*ipxe_efi = PATH"):
+    with pytest.raises(InfraError, match=r"apt-get install ipxe .*ipxe = PATH"):
         network_boot.require_program(architecture=row(*others))
 
 
 @pytest.mark.parametrize(
     ("content", "fault"),
-    [(None, "cannot be read"), (b"#!ipxe\n", "is not a UEFI program"), (b"", "is not a UEFI")],
+    [(None, "cannot be read"), (b"#!ipxe\n", "is no iPXE: neither"), (b"", "is no iPXE")],
 )
 def test_a_wrong_program_is_the_users_mistake(
     tmp_path: Path, content: bytes | None, fault: str
@@ -91,14 +91,14 @@ def test_a_wrong_program_is_the_users_mistake(
     path = tmp_path / "my.efi"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"ipxe_efi: {path} {fault}"):
-        network_boot.find_program(path)
+    with pytest.raises(ConfigError, match=rf"ipxe: {path} {fault}"):
+        network_boot.read_ipxe(path, "uefi")
 
 
 def test_a_program_for_another_processor_is_the_users_mistake(tmp_path: Path) -> None:
     path = efi_program(tmp_path / "my.efi", machine=0xAA64)
     with pytest.raises(ConfigError, match="is not for x86_64"):
-        network_boot.find_program(path)
+        network_boot.read_ipxe(path, "uefi")
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -150,7 +150,7 @@ def test_doctor_says_which_ipxe_boots_uefi_machines(qemu_without_rom: Path) -> N
 def test_a_machine_without_a_rom_boots_from_the_network_again_and_again(
     qemu_without_rom: Path, debian_kernel: Path, tmp_path: Path
 ) -> None:
-    config = Config(accel="tcg", qemu=str(qemu_without_rom), ipxe_efi=IPXE)
+    config = Config(accel="tcg", qemu=str(qemu_without_rom), ipxe=IPXE)
     settings = MachineSettings(
         spec=MachineSpec(name="without-rom", firmware="uefi"),
         initrds=(tiny_initramfs(),),

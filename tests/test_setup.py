@@ -23,6 +23,7 @@ PACKAGES = {
     "dropbear": "dropbear-bin",
     "dropbearkey": "dropbear-bin",
     "gcc": "gcc",
+    "git": "git",
     "make": "make",
     "mcopy": "mtools",
     "mformat": "mtools",

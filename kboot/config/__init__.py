@@ -13,6 +13,7 @@ from kboot.config.shares import read_shares
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
 from kboot.config.values import (
     BACKENDS,
+    OF_RESULTS,
     Accelerator,
     Channel,
     ClusterConfig,
@@ -25,6 +26,7 @@ from kboot.config.values import (
 
 __all__ = [
     "BACKENDS",
+    "OF_RESULTS",
     "RESERVED_VARIABLES",
     "SETTINGS",
     "Accelerator",

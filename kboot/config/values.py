@@ -148,6 +148,14 @@ Channel = Literal["auto", "console", "ssh"]
 Annotations = Literal["auto", "github", "none"]
 Submit = Literal["no", "yes"]
 
+#: Settings that are about what becomes of a test run's results.
+OF_RESULTS = frozenset(
+    {
+        *("report", "summary", "annotations", "kcidb", "kcidb_origin", "kcidb_build"),
+        *("kcidb_repository", "kcidb_commit", "kcidb_submit"),
+    }
+)
+
 #: The places to boot in.
 BACKENDS = ("qemu", "kubevirt")
 
@@ -330,11 +338,12 @@ class Config(ClusterConfig):
         metadata=about("more arguments for QEMU, as a shell would split them", "TEXT", parse.words),
     )
     #: None: the network card's own where that has iPXE, else the distribution's.
-    ipxe_efi: Path | None = field(
+    ipxe: Path | None = field(
         default=None,
         metadata=about(
-            "the iPXE (a UEFI program) that boots local UEFI machines; else the network card's, or "
-            "if that has none, the distribution's",
+            "the iPXE that boots local machines: a network card's ROM (.rom, .mrom), a UEFI "
+            "program (.efi), or ipxe.lkrn; else the network card's own, or where UEFI does not "
+            "boot with that, the distribution's",
             "FILE",
             parse.path,
         ),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
+from kboot.boot_messages import IpxeBuild, ipxe_build
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
@@ -63,6 +64,8 @@ class Machine:
         self.boot_ids: list[str] = []
         #: The snapshot that it went on from instead of being booted; None if it was booted.
         self.restored_from: str | None = None
+        #: Called each time it has become ready, before anybody else may use it.
+        self.on_ready: Callable[[], None] = lambda: None
         #: Decides about what the kernel reported in passing.
         self.report_filter = ReportFilter()
         self._expected = expected
@@ -133,6 +136,16 @@ class Machine:
         return self._expected.command_line
 
     @property
+    def expected(self) -> Expected:
+        """What its kernel, its command line and its console have to be."""
+        return self._expected
+
+    @property
+    def ipxe(self) -> IpxeBuild | None:
+        """The iPXE that has booted it last; None if none has said so on its console."""
+        return ipxe_build(line.text for line in self.console.lines())
+
+    @property
     def fetches(self) -> Sequence[Fetch]:
         """What this machine has asked the boot server for, in all its boots."""
         ours = filter(self._expected.concerns, self.server.fetches())
@@ -151,6 +164,8 @@ class Machine:
             vm = self.vm
             speed_fault = vm.speed_fault() if isinstance(vm, EmulatedVirtualMachine) else None
             raise faults.unless_slow(error, speed_fault) from error
+
+        self.on_ready()
 
     def _wait_until_ready(self, deadline: Deadline) -> None:
         self.follower.follow(deadline, lambda: self.boot.ready)

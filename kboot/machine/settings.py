@@ -155,6 +155,19 @@ def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
 
 
 def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
+    firmware = firmware_for(kernel, config)
+    return _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
+
+
+def spec_for(config: Config, name: str) -> MachineSpec:
+    """A machine that boots no kernel, of the architecture that machines have if none is named."""
+    row = arch.DEFAULT
+    firmware = row.firmware(config.firmware)
+    spec = _spec_of(config, name, architecture=row.name, firmware=firmware)
+    return replace(spec, disks=read_disks(config.disk))
+
+
+def _spec_of(config: Config, name: str, *, architecture: str, firmware: Firmware) -> MachineSpec:
     """The machine: each of its fields that is a setting of the same name has its value."""
     names = {each.name for each in fields(MachineSpec)} & {each.name for each in fields(config)}
     count, topology = read_cpus(config.cpus)
@@ -164,9 +177,9 @@ def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
         )
     return MachineSpec(
         name=name,
-        architecture=kernel.architecture,
+        architecture=architecture,
         extra_arguments=config.qemu_arguments,
-        firmware=firmware_for(kernel, config),
+        firmware=firmware,
         cpus=count,
         topology=topology,
         **{each: getattr(config, each) for each in names - {"firmware", "cpus"}},

@@ -7,23 +7,26 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from kboot import process, state
-from kboot.backend import MachineSpec, Stream
+from kboot.backend import Link, MachineSpec, Stream
 from kboot.capacity import host_cpus
 from kboot.deadline import Deadline
 from kboot.disks import in_use_fault
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
-from kboot.qemu.argv import Accelerator, Flash, Wiring, argv, as_text
+from kboot.qemu.argv import Accelerator, Flash, Ipxe, Wiring, argv, as_text
 from kboot.qemu.disks import MachineDisks
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
 from kboot.snapshots import sparse
+
+#: Gives the far end of a cable to a link's network, for each start of QEMU.
+Plug = Callable[[Link], socket.socket]
 
 
 class SocketStream:
@@ -71,15 +74,17 @@ class QemuVirtualMachine:
         savable: bool = False,
         firmware: SavedFirmware | None = None,
         tftp: Path | None = None,
-        ipxe: Path | None = None,
+        ipxe: Ipxe | None = None,
         forwarder: str | None = None,
+        plug: Plug | None = None,
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
         A machine that is `savable` costs a copy of that state. With `firmware`, every start from
         empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
-        `ipxe` is a UEFI program that boots from the network in place of the card's ROM. A
-        `forwarder` isolates the guest, see `argv`.
+        `ipxe` boots from the network in place of the card's ROM. A
+        `forwarder` isolates the guest, see `argv`. `plug` connects it to the networks of its links;
+        without it, their cards are there and not connected.
         """
         self.spec = spec
         self._saved = saved
@@ -87,6 +92,7 @@ class QemuVirtualMachine:
         self._tftp = tftp
         self._ipxe = ipxe
         self._forwarder = forwarder
+        self._plug = plug
         self._savable = savable
         self._program = program
         self._accelerator: Accelerator = accelerator
@@ -181,6 +187,12 @@ class QemuVirtualMachine:
         with self._lock:
             self._command("set_link", name="net0", up=up)
 
+    def set_segment_link(self, *, up: bool) -> None:
+        """Plug in or pull the cables to the networks that it is on with others."""
+        with self._lock:
+            for number in range(1, len(self.spec.links) + 1):
+                self._command("set_link", name=f"net{number}", up=up)
+
     def check(self) -> None:
         """Raise `InfraError` if QEMU is gone or gave up, `GuestError` if the guest powered off."""
         with self._lock:
@@ -243,16 +255,30 @@ class QemuVirtualMachine:
             self._stream = SocketStream(serial)
             stack.callback(self._stream.close)
             stack.callback(control.close)
-            # Ours until QEMU has them; when it ends, both lines end as well.
-            with serial_far, control_far:
+            # Ours until QEMU has them; when it ends, all lines end as well.
+            with serial_far, control_far, contextlib.ExitStack() as cables_far:
+                plug = self._plug
+                cables = {
+                    link.network: cables_far.enter_context(plug(link)).fileno()
+                    for link in self.spec.links
+                    if plug is not None
+                }
                 wiring = Wiring.inherited(
                     serial_fd=serial_far.fileno(), control_fd=control_far.fileno()
                 )
                 self._process = stack.enter_context(
                     process.spawn(
-                        self._argv(wiring, self._flash, disks, memory, incoming=saved is not None),
+                        self._argv(
+                            *(wiring, self._flash, disks, memory),
+                            incoming=saved is not None,
+                            cables=cables,
+                        ),
                         log=self._log,
-                        pass_fds=(serial_far.fileno(), control_far.fileno(), *inherited),
+                        pass_fds=(
+                            *(serial_far.fileno(), control_far.fileno()),
+                            *inherited,
+                            *cables.values(),
+                        ),
                         env=state.environment(self._directory.parent),
                         stop_grace_s=0.5,
                     )
@@ -290,6 +316,7 @@ class QemuVirtualMachine:
         memory: GuestMemory | None = None,
         *,
         incoming: bool = False,
+        cables: Mapping[str, int] | None = None,
     ) -> list[str]:
         return argv(
             self.spec,
@@ -303,6 +330,7 @@ class QemuVirtualMachine:
             ipxe=self._ipxe,
             forwarder=self._forwarder,
             disks=disks,
+            cables={name: str(number) for name, number in (cables or {}).items()},
         )
 
     def _prepare_flash(self) -> Flash | None:
