@@ -37,6 +37,7 @@ PACKAGES = {
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "rpmbuild": "rpm",
     "ssh": "openssh-client",
     "strip": "binutils",
     "zstd": "zstd",

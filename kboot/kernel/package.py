@@ -1,7 +1,8 @@
-"""Debian packages: the kernel and the modules in one, unpacked into the cache.
+"""Packages: the kernel and the modules in one, unpacked into the cache.
 
-Formats: deb(5), ar(5); the tar inside is the standard library's business. Packages are tens of
-megabytes, so they are streamed, and sizes in their headers are held against the file before use.
+Formats: deb(5), ar(5), with a tar archive inside that is the standard library's business; and those
+of `kboot.kernel.archives`. Packages are tens of megabytes, so they are streamed, and sizes in their
+headers are held against the file before use.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import IO
 
 from kboot.cache import keep_directory, sha256_of
 from kboot.errors import ConfigError
+from kboot.kernel.archives import archive_files, archive_kind, below_root
 from kboot.kernel.compression import compression_of, decompressed
 from kboot.kernel.containers import Section
 from kboot.kernel.elf import MAGIC as ELF_MAGIC
@@ -66,6 +68,14 @@ def ar_members(file: IO[bytes], label: str) -> Iterator[ArMember]:
 
 def _truncated(label: str, size: int, expected: int) -> ConfigError:
     return ConfigError(f"{label}: truncated: {size} bytes of {expected}; download it again")
+
+
+def is_package(path: Path) -> bool:
+    """Whether a file is a package that may hold a kernel, by its content."""
+    with path.open("rb") as file:
+        if file.read(len(AR_MAGIC)) == AR_MAGIC:
+            return True
+    return archive_kind(path) is not None
 
 
 def companions(package: Path, *kinds: str) -> list[Path]:
@@ -179,19 +189,19 @@ def _write(target: Path, content: IO[bytes]) -> None:
 def _files(packages: Iterable[Path]) -> Generator[tuple[PurePosixPath, IO[bytes]]]:
     """The regular files that packages install, by path below ``/``, each to be read at once."""
     for package in packages:
+        if kind := archive_kind(package):
+            yield from archive_files(package, kind)
+            continue
         with _tar(package, "data.tar") as archive:
             yield from _files_in(archive)
 
 
 def _files_in(archive: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
     for entry in archive:
-        name = PurePosixPath(entry.name)
-        if name.is_absolute():
-            name = name.relative_to("/")
-        if entry.isfile() and name.parts and ".." not in name.parts:
-            content = archive.extractfile(entry)
-            if content is not None:
-                yield name, content
+        name = below_root(entry.name)
+        content = archive.extractfile(entry) if entry.isfile() else None
+        if name is not None and content is not None:
+            yield name, content
 
 
 @contextlib.contextmanager
@@ -231,6 +241,12 @@ def control_fields(package: Path) -> dict[str, str]:
 
 
 def _no_kernel(package: Path) -> ConfigError:
+    if kind := archive_kind(package):
+        what = {"tar": "a tar archive", "rpm": "an RPM package"}[kind]
+        return ConfigError(
+            f"{package}: {what} without a kernel (no boot/vmlinuz-*, no lib/modules/*/vmlinuz); "
+            "give the one with the kernel"
+        )
     fields = control_fields(package)
     name = fields.get("Package", "of no name")
     depends = re.findall(r"\blinux-(?:image|binary|modules)-[^\s,|()]+", fields.get("Depends", ""))

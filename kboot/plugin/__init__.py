@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kboot.config import SETTINGS
+from kboot.config import SETTINGS, read_cpus
 from kboot.errors import ConfigError, GuestError, KbootError
 from kboot.plugin import (
     hookspecs,
@@ -164,7 +164,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return capacity.workers(
         cpus=capacity.host_cpus(),
         available_mib=capacity.host_available_mib(),
-        machine_cpus=settings.cpus,
+        machine_cpus=read_cpus(settings.cpus)[0],
         machine_mib=settings.memory_mib,
     )
 
