@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from kboot import arch
+from kboot.arch import Architecture
 from kboot.backend import MachineSpec
 from kboot.qemu import processors, shares
 
@@ -99,65 +100,86 @@ def argv(
     `cables` the descriptors of sockets to the networks of its links, by name; a card without one is
     not connected.
     """
-    command = [program]
     row = arch.of(spec.architecture)
+    return [
+        program,
+        *("-name", f"kboot-{spec.name}", "-no-user-config", "-nodefaults"),
+        *_processors_and_memory(spec, row, accelerator, memory),
+        *_consoles(wiring),
+        *_boot_network(spec, row, tftp=tftp, ipxe=ipxe, forwarder=forwarder),
+        *_cards(spec, cables or {}),
+        # From the network or not at all: no tour through other devices after iPXE has given up.
+        *("-boot", "strict=on"),
+        # A guest that powers off leaves a paused QEMU, which can tell so.
+        "-no-shutdown",
+        *(("-incoming", "defer") if incoming else ()),
+        *_firmware(flash),
+        *disks,
+        *shares.words(spec.shares),
+        *spec.extra_arguments,
+    ]
 
-    def option(*words: str) -> None:
-        command.extend(words)
 
-    option("-name", f"kboot-{spec.name}")
-    option("-no-user-config")
-    option("-nodefaults")
+def _processors_and_memory(
+    spec: MachineSpec, row: Architecture, accelerator: Accelerator, memory: Memory | None
+) -> Iterator[str]:
     if memory is None:
-        option("-machine", row.machine)
+        yield from ("-machine", row.machine)
     else:
-        option("-machine", f"{row.machine},memory-backend=ram")
+        yield from ("-machine", f"{row.machine},memory-backend=ram")
         share = "on" if memory.shared else "off"
-        size = f"{spec.memory_mib}M"
-        option("-object", f"memory-backend-file,id=ram,{size=!s},mem-path={memory.path},{share=!s}")
-    option("-accel", accelerator)
-    option("-cpu", "host" if accelerator == "kvm" else row.emulated_cpu)
-    option(*processors.smp_words(spec))
-    option("-m", f"{spec.memory_mib}M")
-    option(*processors.memory_words(spec))
-    option("-display", "none")
-    option("-chardev", f"{wiring.serial},id=serial")
-    option("-serial", "chardev:serial")
+        file = f"size={spec.memory_mib}M,mem-path={memory.path},share={share}"
+        yield from ("-object", f"memory-backend-file,id=ram,{file}")
+    yield from ("-accel", accelerator)
+    yield from ("-cpu", "host" if accelerator == "kvm" else row.emulated_cpu)
+    yield from processors.smp_words(spec)
+    yield from ("-m", f"{spec.memory_mib}M")
+    yield from processors.memory_words(spec)
+
+
+def _consoles(wiring: Wiring) -> Iterator[str]:
+    yield from ("-display", "none")
+    yield from ("-chardev", f"{wiring.serial},id=serial")
+    yield from ("-serial", "chardev:serial")
     if wiring.control is not None:
-        option("-chardev", f"{wiring.control},id=control")
-        option("-mon", "chardev=control,mode=control")
+        yield from ("-chardev", f"{wiring.control},id=control")
+        yield from ("-mon", "chardev=control,mode=control")
+
+
+def _boot_network(
+    spec: MachineSpec,
+    row: Architecture,
+    *,
+    tftp: Path | None,
+    ipxe: Ipxe | None,
+    forwarder: str | None,
+) -> Iterator[str]:
+    """The card that the machine boots from, what is behind it, and which iPXE boots there."""
     # The whole trick: DHCP names a URL, and the ROM's iPXE fetches and runs it. A comma in a value
     # is written twice.
     network = f"{_served(spec, tftp)}{_reach(spec, forwarder)}"
     if spec.dhcp in {"silent", "late"}:
         # The card is at a hub, and its link up whatever the network behind the hub does.
-        option("-netdev", f"user,id={UPLINK}{network}")
-        option("-netdev", f"hubport,id=hub0,hubid={_DHCP_HUB},netdev={UPLINK}")
-        option("-netdev", f"hubport,id=net0,hubid={_DHCP_HUB}")
+        yield from ("-netdev", f"user,id={UPLINK}{network}")
+        yield from ("-netdev", f"hubport,id=hub0,hubid={_DHCP_HUB},netdev={UPLINK}")
+        yield from ("-netdev", f"hubport,id=net0,hubid={_DHCP_HUB}")
     else:
-        option("-netdev", f"user,id=net0{network}")
+        yield from ("-netdev", f"user,id=net0{network}")
     mac_address = spec.mac_address or _MAC_ADDRESS
     rom = ""
     if ipxe is not None:
         rom = f",romfile={_escaped(ipxe.path) if ipxe.is_rom else ''}"
-    option("-device", f"{row.network_card},netdev=net0,mac={mac_address},bootindex=1{rom}")
-    command += _cards(spec, cables or {})
+    card = f"{row.network_card},netdev=net0,mac={mac_address},bootindex=1{rom}"
+    yield from ("-device", card)
     if ipxe is not None and not ipxe.is_rom:
         # Firmware starts it before it looks at any device, after each reset as well.
-        option("-kernel", str(ipxe.path))
-    # From the network or not at all: no tour through other devices after iPXE has given up.
-    option("-boot", "strict=on")
-    # A guest that powers off leaves a paused QEMU, which can tell so.
-    option("-no-shutdown")
-    if incoming:
-        option("-incoming", "defer")
+        yield from ("-kernel", str(ipxe.path))
+
+
+def _firmware(flash: Flash | None) -> Iterator[str]:
     if flash is not None:
-        option("-drive", _pflash(0, flash.code, flash.format, readonly=True))
-        option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
-    option(*disks)
-    option(*shares.words(spec.shares))
-    option(*spec.extra_arguments)
-    return command
+        yield from ("-drive", _pflash(0, flash.code, flash.format, readonly=True))
+        yield from ("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
 
 
 def _served(spec: MachineSpec, tftp: Path | None) -> str:
