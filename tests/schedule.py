@@ -39,6 +39,7 @@ LONGEST_FIRST = (
     "kubevirt/test_fleet_on_cluster.py",
     "kubevirt/test_disks.py",
     "test_snapshot_firmware.py",
+    "test_ipxe_prompt.py",
     "test_persistent.py",
     "test_zoo.py",
     "test_expectations_boot.py",
@@ -64,7 +65,9 @@ LONGEST_FIRST = (
     "test_qemu_isolated.py",
     "test_rootfs_boot.py",
     "crash/test_crash_golden.py",
+    "test_report.py",
     "test_plugin.py",
+    "test_bisect.py",
     "test_acceptance_suite.py",
 )
 

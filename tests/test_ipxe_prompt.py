@@ -80,6 +80,12 @@ def test_no_line_is_garbled_by_what_the_screen_does_to_it(ipxe: IpxeMachine) -> 
         )
 
 
+def test_a_line_that_is_too_long_for_ipxe_is_refused(bios: IpxeMachine) -> None:
+    with pytest.raises(ValueError, match="iPXE takes lines of 255 characters; with what kboot ad"):
+        bios.run("echo " + "x" * 200)
+    assert bios.succeed("echo still here") == "still here\n"
+
+
 def test_what_looks_like_a_marker_is_output(bios: IpxeMachine) -> None:
     assert bios.succeed("echo ${kb}1; 0 iPXE> ").endswith("-1; 0 iPXE>\n")
     assert bios.succeed("echo one && echo two") == "one\ntwo\n"

@@ -60,11 +60,7 @@ def power_on(
     boots as well, see `Machine.load_next`; else each that is asked for has a new one.
     """
     start = time.monotonic()
-    for disk in settings.spec.disks:
-        if fault := backend.disk_fault(disk):
-            raise ConfigError(f"disk {disk.name}: {fault}")
-    if settings.spec.shares and (fault := backend.share_fault()):
-        raise ConfigError(f"share {settings.spec.shares[0].path}: {fault}")
+    _require_possible(backend, settings.spec)
     with disk_faults_named(evidence_directory):
         evidence.prepare(evidence_directory)
         load = upload(server, kernel, settings)
@@ -94,6 +90,17 @@ def power_on(
         if saved:
             machine.resume(saved)
         yield machine
+
+
+def _require_possible(backend: Backend, spec: MachineSpec) -> None:
+    """`ConfigError` if the backend has no such machine."""
+    for disk in spec.disks:
+        if fault := backend.disk_fault(disk):
+            raise ConfigError(f"disk {disk.name}: {fault}")
+    if spec.shares and (fault := backend.share_fault()):
+        raise ConfigError(f"share {spec.shares[0].path}: {fault}")
+    if fault := backend.processor_fault(spec):
+        raise ConfigError(f"machine {spec.name}: {fault}")
 
 
 def _start(
