@@ -173,14 +173,15 @@ def test_a_machine_that_was_not_meant_to_be_saved_says_so(place: Place, tmp_path
         vm.snapshot(tmp_path)
 
 
-def test_under_uefi_as_well(place: Place) -> None:
+def test_under_uefi_as_well(quick_kernel: Path, tmp_path: Path) -> None:
     settings = MachineSettings(
         spec=MachineSpec(name="uefi", firmware="uefi", firmware_start="saved"),
         initrds=(tiny_initramfs(),),
     )
-    with place.machine(settings) as machine:
-        place.snapshots.save(machine, settings)
-        boot_id = machine.boot_id
-    with place.restored(settings, "uefi-twin") as twin:
-        assert twin.boot_id == boot_id
-        assert twin.guest.succeed("cat /sys/firmware/efi/fw_platform_size").strip() == "64"
+    with open_place(quick_kernel, tmp_path) as place:
+        with place.machine(settings) as machine:
+            place.snapshots.save(machine, settings)
+            boot_id = machine.boot_id
+        with place.restored(settings, "uefi-twin") as twin:
+            assert twin.boot_id == boot_id
+            assert twin.guest.succeed("cat /sys/firmware/efi/fw_platform_size").strip() == "64"

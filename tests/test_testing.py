@@ -138,6 +138,11 @@ def test_it_boots_again_in_each_way(tmp_path: Path, way: str) -> None:
         assert machine.guest.succeed("uname -r") == "6.99.1-mine\n"
         scripts = [each for each in machine.fetches if each.path.startswith("scripts/")]
         assert len(scripts) == 2
+        # What the first boot has fetched does not vouch for the second.
+        first, second = (boot.expected for boot in machine.boots)
+        assert first.nonce != second.nonce
+        kernels = [each for each in machine.fetches if each.path == first.kernel_path]
+        assert [each.query for each in kernels] == [first.query, second.query]
 
 
 def test_it_panics_as_recorded_and_comes_back(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ class Machine:
         evidence_directory: Path,
         start: float,
         on_phase: OnPhase,
+        load: Load | None = None,
     ) -> None:
+        """With its `load`, every boot that is asked for has a nonce of its own."""
         self.kernel = kernel
         self.settings = settings
         self.vm = vm
@@ -69,6 +71,9 @@ class Machine:
         #: Decides about what the kernel reported in passing.
         self.report_filter = ReportFilter()
         self._expected = expected
+        #: What was expected of earlier boots, by other nonces.
+        self._former: list[Expected] = []
+        self._load = load
         self._next: tuple[Load, Expected] | None = None
         self._fetched_before: tuple[Fetch, ...] = ()
         self._reports_when_ready = 0
@@ -149,7 +154,12 @@ class Machine:
     @property
     def fetches(self) -> Sequence[Fetch]:
         """What this machine has asked the boot server for, in all its boots."""
-        ours = filter(self._expected.concerns, self.server.fetches())
+        boots = [*self._former, self._expected]
+        ours = (
+            fetch
+            for fetch in self.server.fetches()
+            if any(expected.concerns(fetch) for expected in boots)
+        )
         return [*self._fetched_before, *ours]
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
@@ -274,6 +284,7 @@ class Machine:
 
     def reboot(self, timeout: float | None = None) -> None:
         """Have the guest reboot itself cleanly, and wait until it is back."""
+        self._renew_nonce()
         guest, offset = self.console_guest, self.console.mark()
         self.console.expect_reset()
         guest.spawn(f"sleep {_LEAD_S}; reboot")
@@ -282,12 +293,14 @@ class Machine:
 
     def reset(self, timeout: float | None = None) -> None:
         """Push the reset button and wait until the machine is back."""
+        self._renew_nonce()
         self._expect_reset()
         self.vm.reset()
         self.wait_for_reboot(timeout)
 
     def restart(self, timeout: float | None = None) -> None:
         """Cut the power, power on again, and wait until the machine is back."""
+        self._renew_nonce()
         self._expect_reset()
         self.vm.restart()
         self.console.attach(self.vm.stream)
@@ -413,6 +426,11 @@ class Machine:
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline(self.settings.timeout_s if timeout is None else timeout)
 
+    def _renew_nonce(self) -> None:
+        """What an earlier boot has fetched and printed does not vouch for the next one."""
+        if self._load is not None and self._next is None:
+            self.load_next(self._load)
+
     def _expect_reset(self, offset: int | None = None) -> None:
         """The next boot begins after the byte `offset` of the console's record, or else now."""
         self.console.expect_reset()
@@ -426,6 +444,8 @@ class Machine:
         self.channels.close()
         self._reports_before_panic = None
         if self._next is not None:
+            self._former.append(self._expected)
             (load, self._expected), self._next = self._next, None
+            self._load = self._load and load
             self.kernel, self.settings = load.kernel, load.settings
         self.follower.begin_boot(self._expected, offset=offset)

@@ -54,15 +54,19 @@ def power_on(
     and the seconds since power-on. However the block ends, `evidence_directory` then tells of it.
 
     With `saved`, the machine does not boot but goes on from there, and is ready. With `savable`, it
-    can be saved. Both need a `SnapshotBackend`. The boot's `nonce` is a new one unless it is given.
+    can be saved. Both need a `SnapshotBackend`.
+
+    The boot's `nonce` is a new one unless it is given. Who gives one gives those of the following
+    boots as well, see `Machine.load_next`; else each that is asked for has a new one.
     """
     start = time.monotonic()
     _require_possible(backend, settings.spec)
     with disk_faults_named(evidence_directory):
         evidence.prepare(evidence_directory)
+        load = upload(server, kernel, settings)
         expected = publish_script(
             server,
-            upload(server, kernel, settings),
+            load,
             evidence_directory=evidence_directory,
             nonce=saved.expected.nonce if saved else nonce,
         )
@@ -80,6 +84,7 @@ def power_on(
             on_phase=on_phase,
             start=start,
             past=saved.past() if saved else b"",
+            load=load if nonce is None else None,
         ) as machine,
     ):
         if saved:
@@ -187,6 +192,7 @@ def _attached(
     start: float,
     past: bytes = b"",
     forgiven: int = 0,
+    load: Load | None = None,
 ) -> Iterator[Machine]:
     """The machine with its console; at the end of the ``with``, its evidence is written.
 
@@ -214,6 +220,7 @@ def _attached(
             evidence_directory=evidence_directory,
             start=start,
             on_phase=on_phase,
+            load=load,
         )
         machines.append(machine)
         # It reads from here on: whoever follows the boot is told of the first line as well.
