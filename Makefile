@@ -143,6 +143,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	$(bin)/python -m tests.soak_machines $(KERNEL)
 	$(bin)/python -m tests.soak_architectures $(arm64) $(arm64_older)
 	$(bin)/python -m tests.soak_fleet $(KERNEL)
+	$(bin)/python -m tests.soak_pool $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
 	$(bin)/python -m tests.soak_systems $(KERNEL)
 
