@@ -21,6 +21,7 @@ second := build/kernel/cloud.deb
 arm64 := build/kernel/arm64.deb
 arm64_older := build/kernel/arm64-6.1.deb
 ipxe_disk := build/ipxe/ipxe-disk.tar
+trixie_ipxe := build/ipxe/trixie/ipxe.efi
 # What shares a machine stays together, in the order of tests/schedule.py.
 parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS))
 sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py .ci/fetch_foreign.py
@@ -28,7 +29,7 @@ sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py .ci/fetch_foreig
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel ipxe-disk demo test test-kubevirt test-hosts check format bench bench-docs \
+.PHONY: help setup kernel ipxe-disk ipxe-disk-arm64 demo test test-kubevirt test-hosts check format bench bench-docs \
 	soak build clean
 
 help: ## show this help
@@ -62,15 +63,24 @@ $(second): | $(ready)
 
 # From the mirror, as this host's apt knows no packages for another architecture.
 $(arm64): .ci/fetch_foreign.py | $(ready)
-	@$(bin)/python .ci/fetch_foreign.py aarch64 trixie linux-image-cloud-arm64 $@
+	@$(bin)/python .ci/fetch_foreign.py aarch64 trixie:linux-image-cloud-arm64 $@
 
 $(arm64_older): .ci/fetch_foreign.py | $(ready)
-	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm linux-image-arm64 $@
+	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm:linux-image-arm64 $@
 
 # Only of Debian's kernel: the module that the tests crash it with is built for no other.
 $(headers): build/kernel/debian.deb .ci/fetch-headers
 	@.ci/fetch-headers build/kernel/debian.deb $(@D)
 	@touch -h $@
+
+# The same for the other architecture that clusters have.
+ipxe-disk-arm64: build/ipxe-arm64/ipxe-disk.tar ## the same for nodes that are arm64
+
+build/ipxe-arm64/ipxe.efi: .ci/fetch_foreign.py | $(ready)
+	@$(bin)/python .ci/fetch_foreign.py aarch64 ipxe $@
+
+build/ipxe-arm64/ipxe-disk.tar: build/ipxe-arm64/ipxe.efi .ci/build_ipxe_disk.py | $(ready)
+	@$(bin)/python .ci/build_ipxe_disk.py $< $(@D)
 
 ipxe-disk: $(ipxe_disk) ## build the disk that UEFI machines on a cluster boot iPXE from
 	@echo "for a volume claim:  $(dir $(ipxe_disk))ipxe.img"
@@ -80,6 +90,10 @@ ipxe-disk: $(ipxe_disk) ## build the disk that UEFI machines on a cluster boot i
 build/ipxe/ipxe.efi: .ci/fetch-ipxe | $(ready)
 	@.ci/fetch-ipxe $@
 
+# Debian 13's, beside this host's: both are tested.
+$(trixie_ipxe): .ci/fetch-ipxe | $(ready)
+	@.ci/fetch-ipxe $@ trixie
+
 $(ipxe_disk): $(IPXE) .ci/build_ipxe_disk.py | $(ready)
 	@$(bin)/python .ci/build_ipxe_disk.py $(IPXE) $(@D)
 
@@ -87,7 +101,7 @@ demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on i
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
 
-test: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(ipxe_disk) ## run the tests, with real boots of a real kernel
+test: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(ipxe_disk) $(trixie_ipxe) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(parallel) $(PYTEST_ARGS)
 
 # Settings for your cluster (namespace, cluster_patch, cluster_ipxe_disk...) are taken from kboot.toml and KBOOT_*.
@@ -117,7 +131,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) $(trixie_ipxe) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
@@ -125,9 +139,13 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	done
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
 	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
+	$(bin)/python -m tests.soak_ipxe 1000
 	$(bin)/python -m tests.soak_machines $(KERNEL)
 	$(bin)/python -m tests.soak_architectures $(arm64) $(arm64_older)
+	$(bin)/python -m tests.soak_fleet $(KERNEL)
+	$(bin)/python -m tests.soak_pool $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
+	$(bin)/python -m tests.soak_systems $(KERNEL)
 
 build: $(ready) ## build the wheel and the source archive into build/dist
 	$(bin)/python -m build --no-isolation --outdir build/dist

@@ -5,7 +5,8 @@
 writes ``ipxe.img``, a disk with a partition table and an EFI system partition, for a volume claim;
 and ``ipxe-disk.tar``, the same as KubeVirt's containerDisk wants it (``/disk/ipxe.img`` of user 107
 in an image that has nothing else), for ``docker load``, ``podman load``, ``skopeo copy
-docker-archive:`` and ``ctr images import``. The same iPXE gives the same bytes. Needs mtools.
+docker-archive:`` and ``ctr images import``. The same iPXE gives the same bytes. Disk and image are
+for the architecture that the program is for. Needs mtools.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-#: What the image is called until somebody names it after a registry.
-REFERENCE = "localhost/kboot-ipxe:1"
+from kboot import arch
+from kboot.arch import Architecture
 
 _SECTOR = 512
 _FIRST_SECTOR = 2048
@@ -40,10 +41,18 @@ _EPOCH = 1_577_836_800
 _QEMU = 107
 
 
-def disk(ipxe: Path) -> bytes:
-    """A disk whose EFI system partition starts `ipxe`, on any x86_64 machine."""
+def architecture_of(ipxe: Path) -> Architecture:
+    """The one that a UEFI program is for, by its PE header. `ConfigError` if kboot has no such."""
+    content = ipxe.read_bytes()
+    at = int.from_bytes(content[0x3C:0x40], "little")
+    machine = int.from_bytes(content[at + 4 : at + 6], "little")
+    return arch.of(arch.name_of_pe(machine) or f"machine {machine:#x}", wanted_by=str(ipxe))
+
+
+def disk(ipxe: Path, row: Architecture) -> bytes:
+    """A disk whose EFI system partition starts `ipxe`, on any machine of its architecture."""
     with tempfile.TemporaryDirectory() as scratch:
-        image, program = Path(scratch, "image"), Path(scratch, "BOOTX64.EFI")
+        image, program = Path(scratch, "image"), Path(scratch, row.efi_boot_name)
         image.write_bytes(bytes((_FIRST_SECTOR + _PARTITION_SECTORS) * _SECTOR))
         shutil.copyfile(ipxe, program)
         os.utime(program, (_EPOCH, _EPOCH))
@@ -51,7 +60,7 @@ def disk(ipxe: Path) -> bytes:
         size = ["-T", str(_PARTITION_SECTORS), "-h", "2", "-s", "63", "-H", str(_FIRST_SECTOR)]
         _mtools("mformat", "-i", partition, *size, "-N", _VOLUME_ID, "-v", "KBOOT-IPXE", "::")
         _mtools("mmd", "-i", partition, "::/EFI", "::/EFI/BOOT")
-        _mtools("mcopy", "-m", "-i", partition, str(program), "::/EFI/BOOT/BOOTX64.EFI")
+        _mtools("mcopy", "-m", "-i", partition, str(program), f"::/EFI/BOOT/{program.name}")
         content = bytearray(image.read_bytes())
     # One entry: not active, no cylinders and heads to speak of, type, first sector and length.
     nowhere = b"\xfe\xff\xff"
@@ -63,12 +72,15 @@ def disk(ipxe: Path) -> bytes:
     return bytes(content)
 
 
-def container_image(content: bytes) -> bytes:
-    """An archive with an image that holds `content` as its disk.
+def container_image(content: bytes, row: Architecture) -> bytes:
+    """An archive with an image for an architecture that holds `content` as its disk.
 
     Of both kinds at once, as Docker saves them since 25.0: an OCI layout (``index.json``), and what
     older programs read (``manifest.json``).
     """
+    # What the image is called until somebody names it after a registry.
+    suffix = "" if row is arch.DEFAULT else f"-{row.kubevirt}"
+    reference = f"localhost/kboot-ipxe{suffix}:1"
     layer = _tar(
         [
             _entry("disk/", mode=0o555, owner=_QEMU),
@@ -78,7 +90,8 @@ def container_image(content: bytes) -> bytes:
     config = _json(
         {
             "created": "2020-01-01T00:00:00Z",
-            "architecture": "amd64",
+            # The names of Go, as KubeVirt's are.
+            "architecture": row.kubevirt,
             "os": "linux",
             "config": {},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(layer)}"]},
@@ -94,15 +107,15 @@ def container_image(content: bytes) -> bytes:
         }
     )
     names = {
-        "io.containerd.image.name": REFERENCE,
-        "org.opencontainers.image.ref.name": REFERENCE.rpartition(":")[2],
+        "io.containerd.image.name": reference,
+        "org.opencontainers.image.ref.name": reference.rpartition(":")[2],
     }
     index = {
         "schemaVersion": 2,
         "mediaType": f"{kind}.index.v1+json",
         "manifests": [_descriptor(f"{kind}.manifest.v1+json", manifest) | {"annotations": names}],
     }
-    older = [{"Config": _blob(config), "RepoTags": [REFERENCE], "Layers": [_blob(layer)]}]
+    older = [{"Config": _blob(config), "RepoTags": [reference], "Layers": [_blob(layer)]}]
     return _tar(
         [
             (_entry("oci-layout"), _json({"imageLayoutVersion": "1.0.0"})),
@@ -157,9 +170,10 @@ def _json(value: object) -> bytes:
 
 def main(ipxe: Path, directory: Path) -> None:
     """Write both files, each at once or not at all."""
-    raw = disk(ipxe)
+    row = architecture_of(ipxe)
+    raw = disk(ipxe, row)
     directory.mkdir(parents=True, exist_ok=True)
-    for name, content in (("ipxe.img", raw), ("ipxe-disk.tar", container_image(raw))):
+    for name, content in (("ipxe.img", raw), ("ipxe-disk.tar", container_image(raw, row))):
         unfinished = directory / f".{name}"
         unfinished.write_bytes(content)
         unfinished.replace(directory / name)

@@ -29,6 +29,7 @@ LONGEST_FIRST = (
     "test_acceptance_suite.py::test_a_good_kernel_passes_it_all",
     "test_persistent_loop.py",
     "test_persistent_both.py",
+    "test_arm64.py",
     "kubevirt/test_persistent_on_cluster.py",
     "test_snapshot_firmware.py",
     "test_persistent.py",

@@ -15,13 +15,26 @@ import pytest
 
 from kboot.config import SETTINGS
 from kboot.errors import ConfigError, GuestError, KbootError
-from kboot.plugin import hookspecs, kselftest, results, retry, signals, subtests, workers
+from kboot.plugin import (
+    hookspecs,
+    kselftest,
+    matrix,
+    results,
+    retry,
+    signals,
+    subtests,
+    workers,
+)
 from kboot.plugin.options import (
     ALLOW_MARKER,
+    CHOICES,
+    FLEET_MARKER,
     MARKER,
     allowances,
     config_for,
     dest,
+    fleet_for,
+    instance_settings,
     option,
     read_config,
 )
@@ -33,21 +46,28 @@ from kboot.plugin.reporting import (
     mark_verdict,
     new_reports,
     properties,
+    script_lines,
     sections,
     verdict_of,
 )
 
 if TYPE_CHECKING:
     from kboot.backend import BootServer
+    from kboot.fleet import Fleet
     from kboot.guest import Guest
     from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
+    from kboot.machine.ipxe_machine import IpxeMachine
     from kboot.machine.kunit import KUnit
     from kboot.session import Session
 
 #: The machine of a test, from when it got it.
 _HANDOVER = pytest.StashKey[Handover]()
+
+#: The machines of a test's fleet, in the order in which they came.
+_FLEET = pytest.StashKey[list[Handover]]()
+
 #: The run's session, while there is one.
 _SESSION = pytest.StashKey["Session"]()
 
@@ -63,7 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             setting.pytest_option,
             dest=dest(setting),
             metavar=setting.metavar,
-            action="append" if setting.repeated else "store",
+            action="append" if setting.repeated or setting.name in CHOICES else "store",
             default=None,
             help=setting.help,
         )
@@ -86,6 +106,11 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{ALLOW_MARKER}(kind=None, match=None): a report of the kernel that does not fail this "
         "test, by its kind, or by a pattern for its title or first line, or both",
     )
+    config.addinivalue_line(
+        "markers",
+        f"{FLEET_MARKER}(**roles): the machines of the fixture fleet, as control=3, or with "
+        "settings of that role, worker={'count': 5, 'memory': '1G'}",
+    )
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
     results.register(config)
@@ -93,17 +118,12 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     try:
         # Before anything is collected: a wrong path is better told at once.
-        settings = read_config(config)
-        kselftest.configure(config, settings)
+        kselftest.configure(config, read_config(config))
+        matrix.combinations(config)
     except ConfigError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args.append(str(Path(__file__).parent.parent / "acceptance"))
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for each program of kselftest, if a tree of it was named."""
-    kselftest.parametrize(metafunc)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -114,6 +134,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     from kboot.session import kernel_of  # noqa: PLC0415
 
     settings = read_config(config)
+    where = f"backend {settings.backend}, rootfs {settings.rootfs}"
+    if found := matrix.combinations(config):
+        return "\n".join(
+            [f"kboot: {where}; each test with:", *(f"  {each.about}" for each in found)]
+        )
     try:
         kernel = kernel_of(settings)
         firmware = firmware_for(kernel, settings)
@@ -122,6 +147,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return (
         f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
         f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
+        + (f", iPXE {settings.ipxe}" if settings.ipxe else "")
+        + (f", boot script {settings.ipxe_script}" if settings.ipxe_script else "")
     )
 
 
@@ -160,13 +187,32 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     workers.end(config)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With several kernels, or kinds of firmware, a test runs once for each.
+
+    And there is one for each program of kselftest, if a tree of it was named.
+    """
+    matrix.parametrize(metafunc)
+    kselftest.parametrize(metafunc)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Boot scripts are tried where there is one of the user's."""
+    ours = Path(__file__).parent.parent / "acceptance" / "test_ipxe_script.py"
+    if collection_path == ours and read_config(config).ipxe_script is None:
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
-        if item.get_closest_marker(MARKER) or item.get_closest_marker(ALLOW_MARKER):
+        if any(map(item.get_closest_marker, (MARKER, ALLOW_MARKER, FLEET_MARKER))):
             try:
                 config_for(item)
                 allowances(item)
+                if item.get_closest_marker(FLEET_MARKER):
+                    fleet_for(item)
             except ConfigError as error:
                 raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
 
@@ -181,11 +227,17 @@ def kboot_session(
     """What the run shares: backend, boot server, and the machine that is on."""
     from kboot.session import open_session  # noqa: PLC0415
 
-    config = read_config(request.config)
+    chosen: matrix.Combination | None = getattr(request, "param", None)
+    config = read_config(request.config, chosen.settings if chosen else None)
     evidence = config.evidence or tmp_path_factory.mktemp("kboot-evidence", numbered=True)
     worker = workers.worker_id(request.config)
     if config.evidence and worker:
         evidence /= worker
+    prefix = f"{worker or 'm'}-"
+    if chosen:
+        # The next one may share directory and boot server.
+        evidence /= chosen.name
+        prefix += f"{matrix.combinations(request.config).index(chosen)}-"
     shared_server = workers.shared_server_of(request.config)
     if shared_server:
         workers.sign_in(shared_server, worker)
@@ -194,7 +246,7 @@ def kboot_session(
         open_session(
             config,
             evidence=evidence,
-            prefix=f"{worker or 'm'}-",
+            prefix=prefix,
             shared_server=shared_server,
             workers=workers.count(request.config),
         ) as session,
@@ -266,6 +318,27 @@ def guest(machine: Machine) -> Guest:
 
 
 @pytest.fixture
+def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fleet]:
+    """Machines with roles on one network, for this test alone: see the marker ``kboot_fleet``."""
+    from kboot.fleet import open_fleet  # noqa: PLC0415
+
+    item = request.node
+    roles, configs = fleet_for(item)
+    handovers = item.stash[_FLEET] = []
+
+    def remember(machine: Machine) -> None:
+        machine.report_filter.allowances = allowances(item)
+        handovers.append(Handover(machine))
+
+    _tell_hook_of_evidence(kboot_session, request.config)
+    if "machine" not in request.fixturenames:
+        # It may take the memory that these need.
+        kboot_session.power_off()
+    with open_fleet(kboot_session, roles, configs, on_machine=remember) as fleet:
+        yield fleet
+
+
+@pytest.fixture
 def kunit(request: pytest.FixtureRequest) -> KUnit:
     """KUnit in the kernel of the test's machine.
 
@@ -280,6 +353,14 @@ def kunit(request: pytest.FixtureRequest) -> KUnit:
             read_boot(handover.machine)
         raise
     return KUnit(machine)
+
+
+@pytest.fixture
+def ipxe(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[IpxeMachine]:
+    """A machine at iPXE's prompt, its network up, for this test alone."""
+    config, _ = config_for(request.node)
+    with kboot_session.ipxe(config, name=request.node.name) as machine:
+        yield machine
 
 
 # --------------------------------------------------------------------------------- judgement
@@ -320,6 +401,9 @@ def _prepare_next(item: pytest.Item) -> None:
         return
     if "machine" not in getattr(following, "fixturenames", ()):
         return
+    if instance_settings(following) != instance_settings(item):
+        # Its session is another one.
+        return
     try:
         config, fresh = config_for(following)
         if not fresh:
@@ -336,7 +420,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     _prepare_next(item)
     try:
         result = yield
-        if handover := item.stash.get(_HANDOVER, None):
+        for handover in _handovers(item):
             handover.machine.check_reports()
             for suite in handover.suites:
                 suite.check()
@@ -347,14 +431,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def _tell_of_cases(item: pytest.Item) -> None:
-    handover = item.stash.get(_HANDOVER, None)
-    if handover is None or not handover.suites:
-        return
-    for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
-        if not retry.hold(item, report):
-            item.ihook.pytest_runtest_logreport(report=report)
-    for suite in handover.suites:
-        item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
+    for handover in _handovers(item):
+        for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
+            if not retry.hold(item, report):
+                item.ihook.pytest_runtest_logreport(report=report)
+        for suite in handover.suites:
+            item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -367,8 +449,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
             session.clear_faults()
 
 
+def _handovers(item: pytest.Item) -> list[Handover]:
+    """The machines that a test has got."""
+    alone = item.stash.get(_HANDOVER, None)
+    return [*([alone] if alone else []), *item.stash.get(_FLEET, [])]
+
+
 def _tell_of_crashes(item: pytest.Item) -> None:
-    if handover := item.stash.get(_HANDOVER, None):
+    for handover in _handovers(item):
         for report in new_reports(handover):
             item.ihook.pytest_kboot_crash_seen(item=item, machine=handover.machine, report=report)
 
@@ -382,20 +470,21 @@ def pytest_runtest_makereport(
     shown = True
     if isinstance(error, KbootError) and not item.config.getoption("fulltrace"):
         shown = hide_our_frames(error)
-    handover = item.stash.get(_HANDOVER, None)
-    if call.when == "call" and handover:
-        machine = handover.machine
-        # A test that failed by itself does not leave its reports to the next one.
-        machine.report_filter.sort(machine.console.reports)
-        item.user_properties.extend(properties(machine))
+    handovers = _handovers(item)
+    if call.when == "call":
+        for machine in (each.machine for each in handovers):
+            # A test that failed by itself does not leave its reports to the next one.
+            machine.report_filter.sort(machine.console.reports)
+            item.user_properties.extend(properties(machine))
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
     results.note_fault(report, error)
-    if handover:
-        results.note_machine(report, handover)
-    if report.failed and handover:
-        report.sections.extend(sections(handover))
+    if handovers:
+        results.note_machine(report, handovers[0])
+    if report.failed:
+        for handover in handovers:
+            report.sections.extend(sections(handover, named=len(handovers) > 1))
     mark_verdict(report, error)
     return report
 
@@ -435,6 +524,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for title, lines in (
         ("kboot: tests that were run again", retry.summary_lines(reports)),
         ("kboot: test suites", subtests.summary_lines(reports)),
+        ("kboot: the boot script under faults", script_lines(reports)),
         ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
     ):
         if lines:

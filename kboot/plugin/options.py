@@ -12,27 +12,38 @@ from kboot.config import SETTINGS, Config, Setting, load
 from kboot.errors import ConfigError
 
 if TYPE_CHECKING:
+    from kboot.fleet import Role
     from kboot.machine import Wanted
 
 MARKER = "kboot"
 ALLOW_MARKER = "kboot_allow_warning"
+FLEET_MARKER = "kboot_fleet"
 
 #: The settings of one machine, which a test may choose; all others are those of the run.
 OF_MACHINES = frozenset(
     {
-        *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
-        *("ipxe_script", "serve"),
+        "channel",
+        "cloud_init",
+        "cmdline",
+        "cpus",
+        "dhcp",
         "disk",
-        *(
-            "memory",
-            "module",
-            "password",
-            "qemu_arguments",
-            "rootfs",
-            "timeout",
-            "user",
-            "warnings",
-        ),
+        "firmware",
+        "firmware_start",
+        "initrd",
+        "ipxe",
+        "ipxe_script",
+        "isolation",
+        "memory",
+        "module",
+        "password",
+        "qemu_arguments",
+        "rootfs",
+        "serve",
+        "share",
+        "timeout",
+        "user",
+        "warnings",
     }
 )
 
@@ -42,14 +53,22 @@ def dest(setting: Setting) -> str:
     return f"kboot_{setting.name}"
 
 
+#: Options that may be repeated for a run with each of the values, see `kboot.plugin.matrix`.
+CHOICES = frozenset({"kernel", "firmware"})
+
+
 def option(config: pytest.Config, name: str) -> Any:
     """What was given on pytest's command line for the setting `name`; None if nothing was."""
     return config.getoption(f"kboot_{name}", default=None)
 
 
 def read_config(config: pytest.Config, extra: Mapping[str, object] | None = None) -> Config:
-    """The configuration of the run, or with `extra` that of a test. `ConfigError` for mistakes."""
+    """The configuration of the run, or with `extra` that of a test. `ConfigError` for mistakes.
+
+    Of the options that may be repeated for a choice, it has the first one.
+    """
     options = {setting.name: option(config, setting.name) for setting in SETTINGS}
+    options |= {name: options[name][0] for name in CHOICES if options[name]}
     return load(
         options | dict(extra or {}),
         os.environ,
@@ -58,26 +77,75 @@ def read_config(config: pytest.Config, extra: Mapping[str, object] | None = None
     )
 
 
+#: The fixture that there is one of for each combination; all that has to do with machines uses it.
+SESSION = "kboot_session"
+
+
+def instance_settings(item: pytest.Item) -> Mapping[str, object]:
+    """What this instance of a test is run with; empty where there is no choice."""
+    callspec = getattr(item, "callspec", None)
+    found: Mapping[str, object] = (
+        getattr(callspec.params.get(SESSION), "settings", {}) if callspec else {}
+    )
+    return found
+
+
 def config_for(item: pytest.Item) -> tuple[Config, bool]:
-    """The configuration of a test's machine, and whether it must be a fresh one."""
+    """The configuration of a test's machine, and whether it must be a fresh one.
+
+    Its markers choose before what this instance of it is run with, see `kboot.plugin.matrix`.
+    """
     chosen: dict[str, object] = {}
     for marker in item.iter_markers(MARKER):
         if marker.args:
             raise ConfigError(f"the marker {MARKER} takes settings by name, not {marker.args!r}")
         chosen = dict(marker.kwargs) | chosen
     fresh = bool(chosen.pop("fresh", False))
-    if unknown := chosen.keys() - OF_MACHINES:
-        for setting in SETTINGS:
-            if setting.name in unknown:
-                raise ConfigError(
-                    f"{setting.name} is a setting of the whole run, and not of one test: "
-                    f"{setting.pytest_option}"
-                )
+    _check_settings(chosen, f"the marker {MARKER}", also="fresh, ")
+    return read_config(item.config, {**instance_settings(item), **chosen}), fresh
+
+
+def fleet_for(item: pytest.Item) -> tuple[tuple[Role, ...], dict[str, Config]]:
+    """The roles of a test's fleet, and the configuration of each one's machines.
+
+    A role's own settings come before those of the marker ``kboot``.
+    """
+    from kboot.fleet.layout import read_roles  # noqa: PLC0415
+
+    marker = item.get_closest_marker(FLEET_MARKER)
+    if marker is None:
         raise ConfigError(
-            f"the marker {MARKER} has no setting {', '.join(sorted(unknown))}; "
-            f"it has fresh, {', '.join(sorted(OF_MACHINES))}"
+            f"a test with the fixture fleet says which: @pytest.mark.{FLEET_MARKER}(worker=3)"
         )
-    return read_config(item.config, chosen), fresh
+    if marker.args:
+        raise ConfigError(f"the marker {FLEET_MARKER} takes roles by name, not {marker.args!r}")
+    roles = read_roles(marker.kwargs)
+    common: dict[str, object] = {}
+    for each in item.iter_markers(MARKER):
+        common = dict(each.kwargs) | common
+    common.pop("fresh", None)
+    configs = {}
+    for role in roles:
+        chosen = common | dict(role.settings)
+        _check_settings(chosen, f"the role {role.name} of {FLEET_MARKER}", also="count, ")
+        configs[role.name] = read_config(item.config, {**instance_settings(item), **chosen})
+    return roles, configs
+
+
+def _check_settings(chosen: Mapping[str, object], whose: str, *, also: str) -> None:
+    """`ConfigError` for what is no setting of one machine."""
+    unknown = chosen.keys() - OF_MACHINES
+    for setting in SETTINGS:
+        if setting.name in unknown:
+            raise ConfigError(
+                f"{setting.name} is a setting of the whole run, and not of one test: "
+                f"{setting.pytest_option}"
+            )
+    if unknown:
+        raise ConfigError(
+            f"{whose} has no setting {', '.join(sorted(unknown))}; "
+            f"it has {also}{', '.join(sorted(OF_MACHINES))}"
+        )
 
 
 def allowances(item: pytest.Item) -> list[Wanted]:

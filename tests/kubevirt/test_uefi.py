@@ -81,6 +81,26 @@ def test_the_disk_has_a_system_partition_that_starts_ipxe(ipxe_disk: Path) -> No
     assert copied.stdout == (ipxe_disk.parent / "ipxe.efi").read_bytes()
 
 
+def test_an_ipxe_for_another_architecture_makes_a_disk_and_an_image_for_that(
+    tmp_path: Path,
+) -> None:
+    head = b"MZ".ljust(0x3C, b"\0") + (64).to_bytes(4, "little") + b"PE\0\0"
+    ipxe = tmp_path / "ipxe-arm64.efi"
+    ipxe.write_bytes(head + (0xAA64).to_bytes(2, "little") + bytes(2000))
+    build(ipxe, tmp_path / "disk")
+    copied = subprocess.run(
+        ["mtype", "-i", f"{tmp_path}/disk/ipxe.img@@{2048 * 512}", "::/EFI/BOOT/BOOTAA64.EFI"],
+        capture_output=True,
+        check=True,
+    )
+    assert copied.stdout == ipxe.read_bytes()
+    assert images.reference(tmp_path / "disk/ipxe-disk.tar") == "localhost/kboot-ipxe-arm64:1"
+    with tarfile.open(tmp_path / "disk/ipxe-disk.tar") as archive:
+        (older,) = json.load(archive.extractfile("manifest.json") or pytest.fail("no manifest"))
+        config = json.load(archive.extractfile(older["Config"]) or pytest.fail("no config"))
+    assert config["architecture"] == "arm64"
+
+
 def test_the_archive_is_an_image_of_both_kinds(ipxe_disk: Path) -> None:
     with tarfile.open(ipxe_disk) as archive:
         files = {entry.name: archive.extractfile(entry) for entry in archive}
@@ -103,9 +123,9 @@ def test_the_archive_is_an_image_of_both_kinds(ipxe_disk: Path) -> None:
 
 @needs_recordings
 def test_uefi_without_the_disk_ends_with_what_to_do(
-    cluster: Cluster, debian_kernel: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    cluster: Cluster, quick_kernel: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    command = ["boot", str(debian_kernel), "--backend", "kubevirt", "--firmware", "uefi"]
+    command = ["boot", str(quick_kernel), "--backend", "kubevirt", "--firmware", "uefi"]
     assert main([*command, "--evidence", str(tmp_path / "evidence")]) == 3
     told = capsys.readouterr().err
     # Not because the time was up.
