@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         GuestTimeout,
         HungAfterPanic,
         InfraError,
+        IpxeCommandFailed,
         KbootError,
         KernelCrash,
         NoCrash,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         ProcessError,
         ProcessTimeout,
         RebootLoop,
+        ScriptEnded,
         SecondCrash,
         SuiteFailed,
         WrongCrash,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         read_run,
     )
     from kboot.guest import BackgroundCommand, CommandRecord, CommandResult, Guest
+    from kboot.ipxe_prompt import IpxeResult
     from kboot.kernel import Kernel, read_kernel, require_architecture
     from kboot.machine import (
         ExpectedCrash,
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
         settings_for,
     )
     from kboot.machine.boot import Boot
+    from kboot.machine.ipxe_machine import IpxeMachine
     from kboot.results.cases import Case, Status, SuiteResults
     from kboot.rootfs import module_initramfs, overlay_initramfs, resolve_rootfs, tiny_initramfs
     from kboot.session import Session, open_session
@@ -108,6 +112,9 @@ __all__ = [
     "GuestTimeout",
     "HungAfterPanic",
     "InfraError",
+    "IpxeCommandFailed",
+    "IpxeMachine",
+    "IpxeResult",
     "KbootError",
     "Kernel",
     "KernelCrash",
@@ -127,6 +134,7 @@ __all__ = [
     "RebootLoop",
     "Run",
     "Scanner",
+    "ScriptEnded",
     "SecondCrash",
     "Session",
     "Status",
@@ -181,6 +189,9 @@ _HOMES = {
     "GuestTimeout": "kboot.errors",
     "HungAfterPanic": "kboot.errors",
     "InfraError": "kboot.errors",
+    "IpxeCommandFailed": "kboot.errors",
+    "IpxeMachine": "kboot.machine.ipxe_machine",
+    "IpxeResult": "kboot.ipxe_prompt",
     "KbootError": "kboot.errors",
     "Kernel": "kboot.kernel",
     "KernelCrash": "kboot.errors",
@@ -200,6 +211,7 @@ _HOMES = {
     "RebootLoop": "kboot.errors",
     "Run": "kboot.evidence",
     "Scanner": "kboot.crash",
+    "ScriptEnded": "kboot.errors",
     "SecondCrash": "kboot.errors",
     "Session": "kboot.session",
     "Status": "kboot.results.cases",

@@ -14,6 +14,10 @@ from kboot.server_faults import Fault, FaultHandle, FaultKind
 
 Firmware = Literal["bios", "uefi"]
 
+#: What a machine's DHCP does: as it should; no boot file, or the name of one that is not there;
+#: no answer at all; or one that comes late.
+Dhcp = Literal["normal", "no-file", "wrong-file", "silent", "late"]
+
 #: With ``saved``, where the backend can: in a state in which firmware and DHCP are done.
 FirmwareStart = Literal["real", "saved"]
 
@@ -43,6 +47,29 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """That a machine is on a network with others; given by `MachineNetwork.link`."""
+
+    #: The network's name, among those of its backend.
+    network: str
+    #: What the machine is called there.
+    member: str
+    #: Of a card for this network; None if it is the one that it boots from.
+    mac_address: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A directory of this host that the guest can mount: ``mount -t 9p TAG /mnt``."""
+
+    #: At most 31 characters; the first share has the tag ``share`` unless it is given.
+    tag: str
+    #: Absolute.
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """Everything about a virtual machine that a test may choose, the same on every backend."""
 
@@ -63,7 +90,20 @@ class MachineSpec:
     ssh: bool = False
     #: Passed to the hypervisor as they are; only the qemu backend takes any.
     extra_arguments: tuple[str, ...] = ()
+    #: What boots it from the network, a file; None for what its firmware or its network card has.
+    ipxe: Path | None = None
+    dhcp: Dhcp = "normal"
+
+    @property
+    def offered_file(self) -> str:
+        """The name of the boot file that DHCP gives; empty for none."""
+        names = {"no-file": "", "wrong-file": f"{self.boot_file}.none"}
+        return names.get(self.dhcp, self.boot_file)
+
     disks: tuple[Disk, ...] = ()
+    #: The networks that it is on with other machines.
+    links: tuple[Link, ...] = ()
+    shares: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +271,9 @@ class Backend(Protocol):
     def disk_fault(self, disk: Disk) -> str | None:
         """None if its machines can have such a disk, or else why not, with the remedy."""
 
+    def share_fault(self) -> str | None:
+        """None if its machines can have directories of this host, or else why not."""
+
     def serve(self, deadline: Deadline) -> AbstractContextManager[BootServer]:
         """Start a boot server."""
 
@@ -249,11 +292,14 @@ class SshVirtualMachine(VirtualMachine, Protocol):
 
 
 @runtime_checkable
-class EmulatedVirtualMachine(VirtualMachine, Protocol):
-    """A machine whose processors may be emulated, on fewer of its host's."""
+class LocalVirtualMachine(VirtualMachine, Protocol):
+    """A machine that runs on this host's processors, beside all else that does."""
 
     def speed_fault(self) -> str | None:
         """None if it is fast enough to tell a slow guest from a hung one, or else why not."""
+
+    def starved_s(self) -> float:
+        """For how many seconds, since it was started, it had work to do and no processor for it."""
 
 
 @runtime_checkable
@@ -391,3 +437,70 @@ class SnapshotBackend(Backend, Protocol):
         savable: bool = False,
     ) -> AbstractContextManager[SnapshotVirtualMachine]:
         """As `Backend.power_on`; from the state in `saved`, and so that it can be saved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """What a guest has to set on a card of its own for a network."""
+
+    #: What the card's address looks like when the guest finds it, for a shell's ``case``.
+    pattern: str
+    #: The address that it must have.
+    mac_address: str
+    #: With the length of the network's prefix: ``10.98.0.1/24``.
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathCondition:
+    """What happens to frames on the way from one machine to another."""
+
+    #: The share that is lost; with 1, all of them.
+    loss: float = 0.0
+    delay_s: float = 0.0
+
+
+class MachineNetwork(Protocol):
+    """A network of machines, each of which has a name there: a member."""
+
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """The kernel modules that its card needs."""
+
+    @property
+    def search_domain(self) -> str:
+        """The DNS domain in which the members' names are found; empty if no DNS knows them."""
+
+    def link(self, member: str) -> Link:
+        """For the `MachineSpec` of this member."""
+
+    def interface(self, member: str) -> Interface | None:
+        """What its guest has to set; None if DHCP has done it."""
+
+    def addresses(self) -> Mapping[str, str]:
+        """The IP address of each member, as far as they are known now."""
+
+    def set_links(self, machines: Mapping[str, VirtualMachine], *, up: bool) -> Mapping[str, float]:
+        """Plug in or pull the cables of these members, all at once.
+
+        When each was done, in monotonic seconds.
+        """
+
+    def path_fault(self) -> str | None:
+        """None if `set_paths` can be used, or else why not."""
+
+    def set_paths(self, paths: Mapping[tuple[str, str], PathCondition]) -> float:
+        """From now on, these are the conditions from one member to another; all others are good.
+
+        The moment at which that began for all of them, in monotonic seconds.
+        """
+
+
+@runtime_checkable
+class NetworkBackend(Backend, Protocol):
+    """A backend that can put machines on a network of their own. Ask for it with ``isinstance``."""
+
+    def open_network(
+        self, members: Sequence[str], deadline: Deadline
+    ) -> AbstractContextManager[MachineNetwork]:
+        """A network for these members, whose machines are still to be powered on."""

@@ -9,6 +9,7 @@ Pure. All take a line as `kboot.console` gives it: without escape sequences and 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -139,6 +140,14 @@ def asks_for_log(text: str) -> bool:
     return _LOG_ON_DEMAND.search(text) is not None
 
 
+_MACHINE_WITHIN = re.compile(r"\bqemu-system-\w+\s")
+
+
+def starts_machine_within(text: str) -> bool:
+    """Whether somebody starts another machine from this one, on this one's console."""
+    return _MACHINE_WITHIN.search(text) is not None
+
+
 # ------------------------------------------------------------------------------ firmware and iPXE
 
 #: A firmware's first words. They end their line; what stood there before may be left.
@@ -163,6 +172,9 @@ _LOADER = re.compile(
 )
 _UBOOT_HANDOFF = re.compile(r"Starting kernel \.\.\.$")
 
+_IPXE_BANNER = re.compile(r"\biPXE (\S+(?: \([0-9a-g]+\))?) -- Open Source Network Boot Firmware")
+_COLUMNS = 80
+
 _DHCP = re.compile(r"net\d+: \d+\.\d+\.\d+\.\d+/|Filename: ")
 _SCRIPT = re.compile(r"kboot: script (\w+)")
 _HANDOFF = re.compile(r"kboot: handoff (\w+)")
@@ -179,7 +191,7 @@ RESET_LITERALS = (
     *(b"OpenSBI v", b"Linux version ", b"Starting kernel ..."),
     *(b"estarting system", b"reboot: ", b"Rebooting in ", b"Starting new kernel"),
     *(b"crashdump kernel", b"ysrq: Resetting"),
-    *(b"dmesg", b"journalctl"),
+    *(b"dmesg", b"journalctl", b"qemu-system"),
 )
 
 #: The same for a machine whose boot script is kboot's, with what its loaders print.
@@ -247,6 +259,34 @@ def stopped_script(line: str) -> tuple[str, str] | None:
     """Where kboot's boot script gives up: its step and iPXE's number for the error."""
     match = _STOPPED.fullmatch(line.strip())
     return (match[1], match[2]) if match else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IpxeBuild:
+    """An iPXE, as it introduces itself."""
+
+    #: Such as ``1.21.1+git20250501.dad20602+dfsg-1``.
+    version: str
+    #: Such as ``DNS``, ``HTTP``, ``HTTPS``.
+    features: tuple[str, ...]
+
+
+def ipxe_build(lines: Iterable[str]) -> IpxeBuild | None:
+    """The iPXE that ran last, of those that say so in these lines; None if none does."""
+    version, features = "", ""
+    goes_on = False
+    for line in lines:
+        if "iPXE " in line and (match := _IPXE_BANNER.search(line)):
+            version, features = match[1], ""
+        elif goes_on:
+            features += line
+        elif version and line.startswith("Features: "):
+            features = line.removeprefix("Features: ")
+        else:
+            continue
+        # A BIOS goes on in the next row.
+        goes_on = bool(features) and len(line) == _COLUMNS
+    return IpxeBuild(version=version, features=tuple(features.split())) if version else None
 
 
 def is_ipxe_prompt(unfinished: str) -> bool:

@@ -8,7 +8,8 @@
     │   ├── ProcessError     a program failed, or is not installed
     │   │   └── ProcessTimeout   it took too long
     │   ├── ClusterError     the cluster refused, failed, or lost something
-    │   └── ConsoleClosed    the serial line went away
+    │   ├── ConsoleClosed    the serial line went away
+    │   └── ScriptEnded      the boot script started no kernel; ``.state`` says where it ended
     └── GuestError           the kernel or its user space                  exit code 1
         ├── GuestTimeout     it hung, or never got there in time
         │   ├── NoCrash          the crash that was expected did not come
@@ -20,7 +21,8 @@
         ├── RebootLoop       it reboots, and is down again before it is ready
         ├── WrongKernel      the kernel that runs is not the one that was pushed
         ├── SuiteFailed      cases of a test suite in the guest failed, crashed or were not run
-        └── CommandFailed    a command in the guest exited non-zero; ``.result`` has its output
+        ├── CommandFailed    a command in the guest exited non-zero; ``.result`` has its output
+        └── IpxeCommandFailed    a command at iPXE's prompt failed; ``.result`` has its output
 
 The message names the culprit and says where to look; it is written to be shown as it is, without a
 traceback.
@@ -28,11 +30,12 @@ traceback.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from kboot.crash import CrashReport
     from kboot.guest import CommandResult
+    from kboot.ipxe_prompt import IpxeResult
 
 
 class KbootError(Exception):
@@ -67,6 +70,21 @@ class ClusterError(InfraError):
 
 class ConsoleClosed(InfraError):
     """The serial line was closed from the other side."""
+
+
+ScriptState = Literal["prompt", "firmware", "stopped", "loop", "hang"]
+
+
+class ScriptEnded(InfraError):
+    """A boot script has not started a kernel.
+
+    Its `state`: at iPXE's ``prompt``, back in the ``firmware``, ``stopped`` with a message, in a
+    ``loop``, or in a ``hang``.
+    """
+
+    def __init__(self, message: str, state: ScriptState) -> None:
+        super().__init__(message)
+        self.state = state
 
 
 class GuestError(KbootError):
@@ -125,3 +143,11 @@ class CommandFailed(GuestError):
 
 class SuiteFailed(GuestError):
     """Cases of a test suite failed, crashed or were not run."""
+
+
+class IpxeCommandFailed(GuestError):
+    """A command at iPXE's prompt has failed."""
+
+    def __init__(self, message: str, result: IpxeResult) -> None:
+        super().__init__(message)
+        self.result = result

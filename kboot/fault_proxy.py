@@ -59,6 +59,8 @@ class FaultList:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._active: dict[int, ActiveFault] = {}
+        #: How often those have happened that were taken away.
+        self._past: dict[int, int] = {}
         self._numbers = itertools.count(1)
 
     def add(self, fault: Fault) -> int:
@@ -71,17 +73,16 @@ class FaultList:
     def remove(self, number: int | None) -> bool:
         """Take a fault away, or all of them; whether none is left."""
         with self._lock:
-            if number is None:
-                self._active.clear()
-            else:
-                self._active.pop(number, None)
+            for each in tuple(self._active) if number is None else (number,):
+                if active := self._active.pop(each, None):
+                    self._past[each] = active.hits
             return not self._active
 
     def hits(self, number: int) -> int:
-        """How often a fault has happened; 0 once it is taken away."""
+        """How often a fault has happened, also after it was taken away."""
         with self._lock:
             active = self._active.get(number)
-            return active.hits if active else 0
+            return active.hits if active else self._past.get(number, 0)
 
     def take(self, path: str, query: str) -> Fault | None:
         """The fault that a request meets, which is one more hit."""

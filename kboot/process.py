@@ -97,6 +97,18 @@ class Process:
                 break
         return self.exit_status()
 
+    def busiest_thread(self) -> tuple[float, float]:
+        """Seconds that its busiest thread has run, and has waited for a processor; 0 if unknown.
+
+        From ``/proc/PID/task/TID/schedstat`` (Documentation/scheduler/sched-stats.rst).
+        """
+        times = [(0.0, 0.0)]
+        for path in Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError, ValueError):
+                run_ns, wait_ns, _ = map(int, path.read_text(encoding="ascii").split())
+                times.append((run_ns / 1e9, wait_ns / 1e9))
+        return max(times, key=sum)
+
     def last_words(self, limit: int = 400) -> str:
         """The end of its log, on one line, for an error message."""
         try:
@@ -175,6 +187,28 @@ def start_detached(
             start_new_session=True,
         )
     return Process(popen, log)
+
+
+def foreground(argv: Sequence[str], *, env: Mapping[str, str]) -> int:
+    """Run `argv` to its end on our own terminal; its exit status, as shells have it.
+
+    Ctrl-C is its affair, as it reaches both. It gets a SIGTERM when we die. `env` is its whole
+    environment. `ProcessError` if it cannot be started.
+    """
+    setpriv = [find_program("setpriv"), "--pdeathsig", "TERM", "--"]
+    command = [*setpriv, find_program(argv[0]), *argv[1:]]
+    logger.debug("$ %s", shlex.join(argv))
+    popen = _forker.submit(lambda: subprocess.Popen(command, env=env)).result()
+    while True:
+        try:
+            status = popen.wait()
+        except KeyboardInterrupt:
+            continue
+        except BaseException:
+            popen.terminate()
+            popen.wait()
+            raise
+        return status if status >= 0 else 128 - status
 
 
 def run(

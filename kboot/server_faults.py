@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
@@ -27,6 +28,11 @@ FaultKind = Literal[
 KINDS = get_args(FaultKind)
 
 
+#: Who asks: in the query of kboot's own requests, and in the place of a machine's script.
+_MACHINE = re.compile(r"(?:^|[?&])m=([^?&]*)")
+_FOLDER = re.compile(r"scripts/([^/]+)/")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """What happens to requests for some paths.
@@ -39,7 +45,7 @@ class Fault:
     path: str
     #: How often; None for always.
     times: int | None = None
-    #: Only for this machine; empty for all.
+    #: Only for this machine, with ``*`` for anything; empty for all.
     machine: str = ""
     status: int = 503
     #: Where a redirect leads; empty for the same place, once more.
@@ -63,8 +69,9 @@ class Fault:
 
     def concerns(self, path: str, query: str) -> bool:
         """Whether a request is one that it is about."""
+        asking = _MACHINE.search(query) or _FOLDER.match(path)
         ours = not self.machine or (
-            f"m={self.machine}&" in f"{query}&" or path.startswith(f"scripts/{self.machine}/")
+            asking is not None and fnmatch.fnmatchcase(asking[1], self.machine)
         )
         return ours and fnmatch.fnmatchcase(path, self.path)
 

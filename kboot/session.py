@@ -22,7 +22,9 @@ from kboot.isolation import Snapshots, User, condition, may_share, resolve
 from kboot.kernel import Kernel, local_path, read_kernel
 from kboot.log import logger
 from kboot.machine import Machine, MachineSettings, open_backend, power_on, settings_for
+from kboot.machine.ipxe_machine import IpxeMachine, power_on_ipxe
 from kboot.machine.saved import SavedMachine
+from kboot.machine.settings import spec_for
 from kboot.shared_server import SharedServer, use_shared_server
 from kboot.snapshots import SnapshotStore
 from kboot.standby import Restored, Slots, Standby
@@ -124,10 +126,12 @@ class Session:
     @cached_property
     def snapshots(self) -> Snapshots:
         """The saved machines that this run's may go on from."""
-        store = SnapshotStore(
-            cache_directory("snapshots"), limit_mib=self.config.snapshot_cache_mib
-        )
-        return Snapshots(self.backend, self.kernel, self._stack.enter_context(store))
+        return Snapshots(self.backend, self.kernel, self._store)
+
+    @cached_property
+    def _store(self) -> SnapshotStore:
+        place, limit_mib = cache_directory("snapshots"), self.config.snapshot_cache_mib
+        return self._stack.enter_context(SnapshotStore(place, limit_mib=limit_mib))
 
     @cached_property
     def _standby(self) -> Standby:
@@ -338,6 +342,24 @@ class Session:
         finally:
             self.tell_of_evidence()
         return machine
+
+    @contextlib.contextmanager
+    def ipxe(self, config: Config, *, name: str) -> Iterator[IpxeMachine]:
+        """A pristine machine at iPXE's prompt, under `config`; no other one is on meanwhile."""
+        self.power_off()
+        number = next(self._numbers)
+        directory = self._evidence / f"{number:03d}-{_file_name(name)}"
+        try:
+            with power_on_ipxe(
+                self.backend,
+                self.server,
+                spec_for(config, f"{self._prefix}{number}"),
+                evidence_directory=directory,
+                store=self._store,
+            ) as machine:
+                yield machine
+        finally:
+            self._written.append(directory)
 
     def clear_faults(self) -> None:
         """Have the boot server do right again, if there is one."""

@@ -214,3 +214,40 @@ def _resampled_median(ordered: Sequence[float], chance: random.Random) -> float:
     # The next one of the uniform numbers, given the middle one.
     share += (1 - share) * chance.betavariate(1, count - middle)
     return (low + ordered[min(count - 1, int(share * count))]) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Median:
+    """The middle of some measured times, and between which of them the true one lies."""
+
+    seconds: tuple[float, ...]
+    median_s: float
+    #: With 95 %, whatever the times' distribution is; the extremes where they are too few for that.
+    low_s: float
+    high_s: float
+
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"{self.median_s:.2f} s (95 %: {self.low_s:.2f} to {self.high_s:.2f} s, "
+            f"{len(self.seconds)} rounds)"
+        )
+
+
+def median(seconds: Sequence[float]) -> Median:
+    """The median of at least one time, with its interval by order statistics."""
+    times = sorted(seconds)
+    count = len(times)
+    # Of how many on either side can be left out: Binomial(count, 1/2) below that is under 2.5 %.
+    left_out, below = 0, 0.0
+    for number in range(count // 2):
+        below += math.comb(count, number) / 2**count
+        if below > 0.025:
+            break
+        left_out = number
+    return Median(
+        seconds=tuple(seconds),
+        median_s=statistics.median(times),
+        low_s=times[left_out],
+        high_s=times[count - 1 - left_out],
+    )

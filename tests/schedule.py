@@ -35,6 +35,7 @@ LONGEST_FIRST = (
     "test_persistent.py",
     "test_zoo.py",
     "test_expectations_boot.py",
+    "test_suites_boot.py",
     "test_workers.py",
     "test_isolation.py",
     "test_qemu_network_boot.py",

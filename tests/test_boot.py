@@ -426,7 +426,7 @@ def test_until_the_kernel_runs_nothing_is_its_fault(
     machine = boot()
     if reached:
         machine.reach(reached, 105, "console")
-    assert type(machine.late(30)) is error
+    assert isinstance(machine.late(30), error)
 
 
 def test_a_phase_is_overdue_when_its_own_budget_is_used_up() -> None:

@@ -14,6 +14,7 @@ from kboot.config import Config, read_disks
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.machine import MachineSettings, settings_for
+from tests.disk_images import ESP, ROOT, ext4, gpt, tiny_tree
 from tests.saved_machines import Place, open_place
 
 #: The last is read-only; the first has all its content below it.
@@ -30,14 +31,26 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A partitioned image with a root file system."""
+    place = tmp_path_factory.mktemp("system")
+    root = ext4(place / "root.ext4", tiny_tree(place / "tree"))
+    raw = gpt(place / "system.raw", (ESP, "", b"x"), (ROOT, "", root.read_bytes()))
+    qcow2 = raw.with_suffix(".qcow2")
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, qcow2], check=True)
+    return qcow2
+
+
+@pytest.fixture(scope="module")
 def place(debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with open_place(debian_kernel, tmp_path_factory.mktemp("place")) as place:
         yield place
 
 
 @pytest.fixture(scope="module")
-def settings(place: Place, image: Path) -> MachineSettings:
-    config = Config(disk=tuple(each.format(image=image) for each in DISKS))
+def settings(place: Place, image: Path, system: Path) -> MachineSettings:
+    disks = tuple(each.format(image=image) for each in DISKS)
+    config = Config(rootfs=str(system), disk=disks, channel="console")
     return settings_for(place.kernel, config)
 
 
@@ -51,10 +64,11 @@ def saved(place: Place, settings: MachineSettings, image: Path) -> dict[str, str
         machine.guest.succeed("echo after >/dev/disk/by-id/virtio-spare; sync")
         return {
             "image": before,
+            "root": machine.guest.succeed("cat /etc/hostname; grep ' / ' /proc/mounts"),
             "names": machine.guest.succeed("ls /dev/disk/by-id"),
             "data": machine.guest.succeed("head -n 1 /dev/disk/by-id/virtio-data"),
             "sizes": machine.guest.succeed(
-                "for d in vda vdb sda vdc; do cat /sys/block/$d/size /sys/block/$d/ro; done"
+                "for d in vdb vdc sda vdd; do cat /sys/block/$d/size /sys/block/$d/ro; done"
             ),
         }
 
@@ -68,6 +82,7 @@ def test_the_guest_finds_its_disks_by_their_names(saved: dict[str, str]) -> None
         "scsi-0QEMU_QEMU_HARDDISK_s",
         "virtio-data",
         "virtio-ro",
+        "virtio-root",
         "virtio-spare",
     ]
     assert saved["data"] == "the image's own\n"
@@ -76,16 +91,23 @@ def test_the_guest_finds_its_disks_by_their_names(saved: dict[str, str]) -> None
     assert saved["sizes"].split()[1::2] == ["0", "0", "0", "1"]
 
 
+def test_the_root_file_system_is_on_its_disk(saved: dict[str, str]) -> None:
+    hostname, mount = saved["root"].splitlines()[0], saved["root"].splitlines()[-1]
+    assert hostname == "on-disk"
+    assert mount.split()[:3] == ["/dev/vda2", "/", "ext4"]
+
+
 def test_every_restored_machine_has_the_bytes_of_the_instant_it_was_saved_at(
     place: Place, settings: MachineSettings, saved: dict[str, str], image: Path
 ) -> None:
     for number in range(5):
         with place.restored(settings, f"row{number}") as machine:
             answer = machine.guest.succeed(
+                "ls /root; echo mine >/root/mark;"
                 "for d in virtio-data virtio-spare scsi-0QEMU_QEMU_HARDDISK_s; do"
                 "  head -c 16 /dev/disk/by-id/$d | tr -d '\\0'; echo;"
                 f"  echo changed by {number} >/dev/disk/by-id/$d; done; sync;"
-                "head -n 1 /dev/vda"
+                "head -n 1 /dev/vdb"
             )
             assert answer.split("\n") == [
                 "the image's own",

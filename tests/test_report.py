@@ -347,6 +347,77 @@ def test_a_boot_that_fails_in_the_set_up_is_in_it(pytester: pytest.Pytester) -> 
     assert case.crashes == ("panic: sysrq triggered crash",)
 
 
+KTAP = """KTAP version 1
+1..4
+ok 1 first
+# EXPECTATION FAILED at lib/second.c:7
+not ok 2 second
+ok 3 third # SKIP no such device
+"""
+
+SUITES = """
+def test_kunit(machine):
+    machine.ktap("kunit")
+
+
+def test_now_and_then(machine, tmp_path_factory):
+    place = tmp_path_factory.getbasetemp() / "was-here"
+    failed = place.exists()
+    place.touch()
+    assert failed
+
+
+def test_parts_of_one_name(machine, subtests):
+    for number in range(3):
+        with subtests.test(msg="part"):
+            assert number != 1
+"""
+
+
+def test_cases_of_suites_and_flaky_tests_are_told_for_what_they_are(
+    pytester: pytest.Pytester,
+) -> None:
+    commands = f"commands=lambda text: {KTAP!r} if 'sh -c kunit' in text else None"
+    pytester.makeconftest(CONFTEST.replace("commands=COMMANDS", commands))
+    pytester.makepyfile(test_suites=SUITES)
+    run(pytester, "--kboot-evidence=evidence", "--kboot-retry=2", "--kboot-report=report.html")
+    found = read_run(pytester.path / "evidence")
+    told = {case.id.partition("::")[2]: case for case in found.cases}
+    assert {name: case.outcome for name, case in told.items()} == {
+        "test_kunit": "failed",
+        "test_kunit [first]": "passed",
+        "test_kunit [second]": "failed",
+        "test_kunit [third]": "skipped",
+        "test_kunit [case 4]": "not run",
+        "test_now_and_then": "flaky",
+        "test_parts_of_one_name": "failed",
+        "test_parts_of_one_name [part]": "passed",
+        "test_parts_of_one_name [part] #2": "failed",
+        "test_parts_of_one_name [part] #3": "passed",
+    }
+    assert told["test_now_and_then"].message.startswith("failed 1/2: ")
+    assert "EXPECTATION FAILED at lib/second.c:7" in told["test_kunit [second]"].detail
+    assert told["test_kunit [first]"].evidence == told["test_kunit"].evidence
+    assert "4 failed" in re.sub(r"<.*?>", "", (pytester.path / "report.html").read_text())
+
+
+def test_a_run_whose_tests_cannot_be_collected_has_a_page_that_says_so(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile("import nothing_of_that_name")
+    run(pytester, "--kboot-report=report.html", "--kboot-summary=summary.md")
+    for name in ("report.html", "summary.md"):
+        text = (pytester.path / name).read_text().replace("\\", "").replace("&#39;", "'")
+        assert "could not be collected: E   ModuleNotFoundError: No module named" in text
+
+
+def test_a_machine_whose_run_was_killed_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "serial.log").write_bytes(b"[    0.000000] Linux version 6.1 (x@y) #1\n")
+    page = html_report(read_run(tmp_path))
+    assert "unfinished" in page
+    assert "Linux version 6.1" in page
+
+
 # ------------------------------------------------------------------------------- large runs
 
 

@@ -188,7 +188,7 @@ def test_what_is_no_initramfs_is_told_in_one_line(tmp_path: Path, data: bytes, w
 
 
 def test_a_rootfs_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tinny: no such file; give 'tiny' or"):
+    with pytest.raises(ConfigError, match=r"tinny: no such file; give tiny, debian, or"):
         resolve_rootfs("tinny")
     with pytest.raises(ConfigError, match="is a directory"):
         resolve_rootfs(str(tmp_path))

@@ -98,6 +98,7 @@ def test_a_fault_is_over_when_it_is_cleared_and_the_proxy_goes(server: Nginx, im
     with server.fault(image, status=404) as fault:
         assert ask(image).status == 404
         assert fault.hits == 1
+    assert fault.hits == 1
     assert ask(image).status == 200
     assert "kboot-faults" not in {thread.name for thread in threading.enumerate()}
     for _ in range(3):

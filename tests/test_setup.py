@@ -23,10 +23,12 @@ PACKAGES = {
     "dropbear": "dropbear-bin",
     "dropbearkey": "dropbear-bin",
     "gcc": "gcc",
+    "git": "git",
     "make": "make",
     "mcopy": "mtools",
     "mformat": "mtools",
     "mmd": "mtools",
+    "mkfs.ext4": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "mtype": "mtools",
     "nginx": "nginx-light",
@@ -42,7 +44,7 @@ PACKAGES = {
 #: Of Debian's essential packages: on every system.
 ESSENTIAL = {
     *("bash", "cat", "cksum", "dash", "dpkg-deb", "env", "gzip", "ldd", "ls", "mkdir", "nohup"),
-    *("setpriv", "setsid", "sh", "sleep", "timeout", "true"),
+    *("setpriv", "setsid", "sh", "sleep", "timeout", "true", "unshare", "zcat"),
 }
 #: Without it, what it is compared with is measured alone.
 OPTIONAL = {"kubectl"}

@@ -12,27 +12,23 @@ import pytest
 
 from kboot.crash import CrashReport, Scanner
 from kboot.errors import GuestError, SuiteFailed
-from kboot.results import ktap_command
 from kboot.results.cases import Case, Status, SuiteResults
-from kboot.results.ktap_command import ConsoleLine
+from kboot.results.ktap import ConsoleLine, read_console
 from tests.test_ktap import OOPS, PANIC
 from tests.test_testing import machine_on
 
 GOOD = "TAP version 13\n1..2\nok 1 a\nok 2 b # SKIP no hardware\n"
 BAD = "TAP version 13\n1..3\nok 1 a\n# why\nnot ok 2 b\n"
-NONCE = "0123abcd"
 
 
 def guest(command: str) -> tuple[int, str] | None:
     """Answers commands that are run by the script of `ktap_command`, and no others."""
-    if "kboot ktap" not in command:
-        return None
     answers: dict[str, tuple[int, str]] = {
         "good": (0, GOOD),
         "bad": (0, BAD),
         "mute": (127, "sh: mute: not found\n"),
     }
-    return next((answer for name, answer in answers.items() if f"sh -c {name} " in command), None)
+    return next((answer for name, answer in answers.items() if f"sh -c {name}\n" in command), None)
 
 
 def test_a_command_gives_its_cases(tmp_path: Path) -> None:
@@ -77,19 +73,15 @@ def test_the_history_has_the_command_as_it_was_given(tmp_path: Path) -> None:
     assert "ok 1 a" in last.output_tail
 
 
-# ---------------------------------------------------------------- the console beside the command
+# ------------------------------------------------------------------------ a console's lines
 
 
 def console_lines(text: str) -> list[ConsoleLine]:
     lines, position = [], 0
-    for line in text.encode().splitlines(keepends=True):
-        lines.append(ConsoleLine(start=position, data=line))
+    for number, line in enumerate(text.splitlines(keepends=True)):
+        lines.append(ConsoleLine(line.rstrip("\n"), 100 + number, position))
         position += len(line)
     return lines
-
-
-def marked(number: int, text: str) -> str:
-    return f"[    1.{number:06d}] {ktap_command.mark(NONCE)} {number}: {text}\n"
 
 
 def reports(text: str) -> list[CrashReport]:
@@ -99,25 +91,17 @@ def reports(text: str) -> list[CrashReport]:
 
 
 def test_kernel_messages_belong_to_the_case_in_whose_time_they_came() -> None:
-    lines = GOOD.splitlines()
-    text = marked(1, lines[0]) + marked(2, lines[1]) + "[    1.000002] usb: one\n"
-    text += marked(3, lines[2]) + "[    1.000003] usb: two\n" + marked(4, lines[3])
-    cases = ktap_command.read_command(console_lines(text), NONCE, stdout=GOOD)
+    lines = GOOD.splitlines(keepends=True)
+    lines.insert(2, "[    1.000002] usb: one\n")
+    lines.insert(4, "[    1.000003] usb: two\n")
+    cases = read_console(console_lines("".join(lines)), [])
     assert [case.messages for case in cases] == [("usb: one",), ("usb: two",)]
-    assert cases[1].duration_s == pytest.approx(0.000001)
+    assert [case.duration_s for case in cases] == [2.0, 2.0]
 
 
-def test_lines_that_the_console_lost_are_taken_from_the_output() -> None:
-    text = marked(4, "ok 2 b # SKIP no")
-    cases = ktap_command.read_command(console_lines(text), NONCE, stdout=GOOD)
-    assert [(case.name, case.reason) for case in cases] == [("a", ""), ("b", "no hardware")]
-
-
-def test_what_a_dying_kernel_has_shown_counts_without_the_output() -> None:
-    text = marked(1, "TAP version 13") + marked(2, "1..3") + marked(3, "ok 1 a") + OOPS + PANIC
-    cases = ktap_command.read_command(
-        console_lines(text), NONCE, stdout=None, reports=reports(text), end="it died"
-    )
+def test_what_was_on_the_console_before_the_kernel_died_counts() -> None:
+    text = "TAP version 13\n1..3\nok 1 a\n" + OOPS + PANIC
+    cases = read_console(console_lines(text), reports(text), end="it died")
     assert [(case.label, case.status) for case in cases] == [
         ("a", Status.PASSED),
         ("case 2", Status.CRASHED),
@@ -127,19 +111,14 @@ def test_what_a_dying_kernel_has_shown_counts_without_the_output() -> None:
 
 
 def test_the_case_that_ran_when_time_was_up_has_timed_out() -> None:
-    text = marked(1, "TAP version 13") + marked(2, "1..3") + marked(3, "ok 1 a")
-    cases = ktap_command.read_command(
-        console_lines(text), NONCE, stdout=None, end="it did not end in 5 s", timed_out=True
+    cases = read_console(
+        console_lines("TAP version 13\n1..3\nok 1 a\n"),
+        [],
+        end="it did not end in 5 s",
+        status=Status.TIMEOUT,
     )
     assert [case.status for case in cases] == [Status.PASSED, Status.TIMEOUT, Status.NOT_RUN]
     assert cases[1].reason == "it did not end in 5 s"
-
-
-def test_a_kunit_module_that_a_command_loads_tells_its_cases_in_the_kernels_log() -> None:
-    kunit = "KTAP version 1\n1..1\n    # Subtest: s\n    1..1\n    ok 1 a\nok 1 s\n"
-    text = "".join(f"[    1.000000] {line}\n" for line in kunit.splitlines())
-    cases = ktap_command.read_command(console_lines(text), NONCE, stdout="")
-    assert [case.full_name for case in cases] == ["s/a", "s"]
 
 
 # ------------------------------------------------------------------------------- pytest and JUnit

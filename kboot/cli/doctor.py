@@ -28,7 +28,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
     "accel",
     "qemu",
     "nginx",
-    "ipxe_efi",
+    "ipxe",
     "kubeconfig",
     "context",
     "namespace",

@@ -9,47 +9,22 @@ from pathlib import Path
 
 import click
 
-from kboot.cli.options import json_option, machine_argument, machine_arguments
+from kboot.cli.options import (
+    BehindDashes,
+    NeedsCommand,
+    json_option,
+    machine_argument,
+    machine_arguments,
+    words_behind_dashes,
+)
 from kboot.cli.output import print_json, transfers
 from kboot.errors import ConfigError
 from kboot.log import logger
 
-_COMMAND = "kboot.command"
-
-
-class _BehindDashes(click.Command):
-    """A command whose arguments after ``--`` are another program's."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Separate the two."""
-        ours, theirs = args, []
-        if "--" in args:
-            at = args.index("--")
-            ours, theirs = args[:at], args[at + 1 :]
-        ctx.meta[_COMMAND] = theirs
-        return super().parse_args(ctx, ours)
-
-
-class _NeedsCommand(_BehindDashes):
-    """One that does nothing without them."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Say so before anything else: words without ``--`` would be refused as too many names."""
-        asks_for_help = {"-h", "--help"}.intersection(args)
-        if args[-1:] == ["--"] or not (
-            {"--"} & set(args) or asks_for_help or ctx.resilient_parsing
-        ):
-            raise click.UsageError("the command goes after --: kboot exec NAME -- uname -a", ctx)
-        return super().parse_args(ctx, args)
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """For --help."""
-        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
-
 
 @click.command(
     "exec",
-    cls=_NeedsCommand,
+    cls=NeedsCommand,
     epilog="""\
 \b
 Examples:
@@ -68,7 +43,7 @@ def exec_command(context: click.Context, /, *, name: str, timeout_s: float, as_j
     """Run COMMAND in the guest of the machine NAME. A single word is a shell command line."""
     from kboot.supervisor.client import ask  # noqa: PLC0415  --help does not need it
 
-    words = context.meta[_COMMAND]
+    words = words_behind_dashes(context)
     command = words[0] if len(words) == 1 else shlex.join(words)
     result = ask(name, "run", command=command, timeout_s=timeout_s)
     if as_json:
@@ -116,7 +91,7 @@ def get(*, name: str, path: str, file: str) -> None:
 
 
 @click.command(
-    cls=_BehindDashes,
+    cls=BehindDashes,
     options_metavar="[OPTIONS]",
     epilog="""\
 \b
@@ -150,7 +125,7 @@ def ssh(context: click.Context, /, *, name: str) -> None:
         *("-o", "IdentitiesOnly=yes"),
         *("-i", door["key"]),
         *("-p", str(door["port"])),
-        *_with_host(f"{door['user']}@{door['host']}", context.meta[_COMMAND]),
+        *_with_host(f"{door['user']}@{door['host']}", words_behind_dashes(context)),
     ]
     logger.debug("%s", shlex.join(argv))
     os.execv(argv[0], argv)  # noqa: S606  no shell is wanted

@@ -93,6 +93,47 @@ def _help(setting: Setting) -> str:
     return f"{text}.{default}"
 
 
+_COMMAND = "kboot.command"
+
+
+class BehindDashes(click.Command):
+    """A command whose arguments after ``--`` are another program's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Separate the two."""
+        ours, theirs = args, []
+        if "--" in args:
+            at = args.index("--")
+            ours, theirs = args[:at], args[at + 1 :]
+        ctx.meta[_COMMAND] = theirs
+        return super().parse_args(ctx, ours)
+
+
+class NeedsCommand(BehindDashes):
+    """One that does nothing without them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say so before anything else: words without ``--`` would be refused as too many names."""
+        asks_for_help = {"-h", "--help"}.intersection(args)
+        if args[-1:] == ["--"] or not (
+            {"--"} & set(args) or asks_for_help or ctx.resilient_parsing
+        ):
+            raise click.UsageError(
+                f"the command goes after --: {ctx.command_path} NAME -- uname -a", ctx
+            )
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """For --help."""
+        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
+
+
+def words_behind_dashes(context: click.Context) -> list[str]:
+    """What stood behind ``--``, in a command of one of these classes."""
+    words: list[str] = context.meta[_COMMAND]
+    return words
+
+
 def json_option(function: _Function) -> _Function:
     """``--json``: for programs."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)

@@ -8,9 +8,11 @@ documentation are all made from `SETTINGS`.
 
 from kboot.config.disks import read_disks
 from kboot.config.parse import working_directory
+from kboot.config.shares import read_shares
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
 from kboot.config.values import (
     BACKENDS,
+    OF_RESULTS,
     Accelerator,
     Channel,
     ClusterConfig,
@@ -23,6 +25,7 @@ from kboot.config.values import (
 
 __all__ = [
     "BACKENDS",
+    "OF_RESULTS",
     "RESERVED_VARIABLES",
     "SETTINGS",
     "Accelerator",
@@ -37,5 +40,6 @@ __all__ = [
     "load",
     "markdown_table",
     "read_disks",
+    "read_shares",
     "working_directory",
 ]

@@ -97,9 +97,15 @@ def source(value: object, directory: Path) -> str:
     return str(path(value, directory))
 
 
+#: A system that is no file: one that kboot makes, or that is on one of the machine's disks.
+_MADE = re.compile(r"tiny|disk:.+|debian(:[a-z][a-z0-9.-]*)?(\+[a-z0-9][a-z0-9+.,-]*)?")
+
+
 def rootfs(value: object, directory: Path) -> str:
-    """``tiny``, or an absolute path."""
-    return "tiny" if value == "tiny" else str(path(value, directory))
+    """``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, or an absolute path."""
+    if isinstance(value, str) and _MADE.fullmatch(value):
+        return value
+    return str(path(value, directory))
 
 
 def words(value: object, directory: Path) -> tuple[str, ...]:

@@ -79,7 +79,11 @@ def markdown_table() -> str:
 
 
 #: Variables of kboot's own that are not settings.
-RESERVED_VARIABLES = ("KBOOT_RUN", "KBOOT_DEBUG", "KBOOT_TEST_KERNEL")
+RESERVED_VARIABLES = (
+    *("KBOOT_RUN", "KBOOT_DEBUG", "KBOOT_TEST_KERNEL"),
+    # What a command finds that has a machine of a pool.
+    *("KBOOT_POOL", "KBOOT_LEASE"),
+)
 
 
 def load(

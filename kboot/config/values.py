@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kboot.arch import DEBIAN_MIRROR
-from kboot.backend import FirmwareStart
-from kboot.config import disks, parse
+from kboot.backend import Dhcp, FirmwareStart
+from kboot.config import disks, parse, shares
 from kboot.config.parse import about
 from kboot.errors import ConfigError
 
@@ -148,6 +148,14 @@ Channel = Literal["auto", "console", "ssh"]
 Annotations = Literal["auto", "github", "none"]
 Submit = Literal["no", "yes"]
 
+#: Settings that are about what becomes of a test run's results.
+OF_RESULTS = frozenset(
+    {
+        *("report", "summary", "annotations", "kcidb", "kcidb_origin", "kcidb_build"),
+        *("kcidb_repository", "kcidb_commit", "kcidb_submit"),
+    }
+)
+
 #: The places to boot in.
 BACKENDS = ("qemu", "kubevirt")
 
@@ -173,11 +181,14 @@ class Config(ClusterConfig):
     backend: str = field(
         default="qemu", metadata=about("where machines run", "NAME", choices=BACKENDS)
     )
-    #: ``tiny``, or a path.
+    #: ``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, or a path.
     rootfs: str = field(
         default="tiny",
         metadata=about(
-            "the root file system: tiny (busybox), or an initramfs image", "tiny|FILE", parse.rootfs
+            "the root file system: tiny (busybox), debian (made by mmdebstrap), an initramfs, a "
+            "disk image, a directory of this host, or one of the machine's disks",
+            "tiny|debian[:SUITE][+PACKAGE,...]|FILE|DIR|disk:NAME",
+            parse.rootfs,
         ),
     )
     initrd: tuple[Path, ...] = field(
@@ -321,13 +332,23 @@ class Config(ClusterConfig):
         metadata=about("more arguments for QEMU, as a shell would split them", "TEXT", parse.words),
     )
     #: None: the network card's own where that has iPXE, else the distribution's.
-    ipxe_efi: Path | None = field(
+    ipxe: Path | None = field(
         default=None,
         metadata=about(
-            "the iPXE (a UEFI program) that boots local UEFI machines; else the network card's, or "
-            "if that has none, the distribution's",
+            "the iPXE that boots local machines: a network card's ROM (.rom, .mrom), a UEFI "
+            "program (.efi), or ipxe.lkrn; else the network card's own, or where UEFI does not "
+            "boot with that, the distribution's",
             "FILE",
             parse.path,
+        ),
+    )
+    dhcp: Dhcp = field(
+        default="normal",
+        metadata=about(
+            "what the machine's DHCP does: all as it should (normal), no boot file, a wrong one, "
+            "no answer (silent), or one after 10 s (late)",
+            "NAME",
+            choices=get_args(Dhcp),
         ),
     )
     #: None: kboot's own.
@@ -422,8 +443,8 @@ class Config(ClusterConfig):
     debian_mirror: str = field(
         default=DEBIAN_MIRROR,
         metadata=about(
-            "the Debian mirror that busybox and iPXE for other architectures than this host's are "
-            "fetched from",
+            "the Debian mirror that Debian systems are fetched from, and busybox and iPXE for "
+            "other architectures than this host's",
             "URL",
             parse.source,
         ),
@@ -437,5 +458,25 @@ class Config(ClusterConfig):
             "[NAME=]SOURCE[,OPTION]...",
             disks.disks,
             repeated=True,
+        ),
+    )
+    #: As `kboot.config.shares.read_shares` takes them, with absolute paths.
+    share: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "a directory of this host that a local machine's guest can mount (9p, by its TAG: "
+            "share0, share1, ... unless given); may be repeated",
+            "DIR[:TAG][:ro]",
+            shares.shares,
+            repeated=True,
+        ),
+    )
+    cloud_init: Path | None = field(
+        default=None,
+        metadata=about(
+            "a file with user data for the guest's cloud-init, served by the boot server; the "
+            "machine is ready when cloud-init has finished",
+            "FILE",
+            parse.path,
         ),
     )

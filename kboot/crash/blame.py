@@ -60,7 +60,7 @@ REPORTERS = _names(
     # Lockdep and the "might sleep" family.
     r"_*lockdep_\w+|mark_lock\w*|mark_usage|mark_irqflags|mark_held_locks|validate_chain|valid_state|check_usage\w*",
     r"check_(?:deadlock|noncircular|prev_add|prevs_add|irq_usage|path|wait_context)\w*|check_lock\w*",
-    r"register_lock_class|assign_lock_key|add_lock_to_list|look_up_lock_class|_*bfs|check_flags",
+    r"find_held_lock|register_lock_class|assign_lock_key|add_lock_to_list|look_up_lock_class|_*bfs|check_flags",
     r"___?might_\w+|might_\w+|_*cant_\w+|check_preemption_disabled|_*this_cpu_\w+_check",
     r"debug_smp_processor_id|_*schedule_bug|schedule_debug|preempt_count_\w+|rcu_sleep_check",
     # Page allocator checks.
@@ -104,6 +104,7 @@ HELPERS = _names(
     r"call_rcu\w*|_*k[vz]*free_(?:call_)?rcu\w*|call_srcu",
     # Registration of devices, files and links on behalf of a driver.
     r"kobject_\w+|kset_register|sysfs_(?:warn_dup|create_|add_|do_create_)\w*|_*device_(?:add|create|register|initialize|link_add)\w*|get_device_parent",
+    r"device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
     r"device_(?:del|unregister|destroy)\w*|of_device_(?:add|register)|proc_(?:register|create|mkdir|symlink)\w*",
     r"_*rollback_registered\w*|(?:un)?register_netdev\w*|(?:drop|inc|clear|set)_nlink",
     r"usb_(?:submit_urb|start_wait_urb|internal_control_msg|(?:bulk|control|interrupt)_msg)\w*",
@@ -154,7 +155,7 @@ RELEASERS = _names(r"[if]put|dput|igrab|_*mntput\w*|path_put")
 
 #: Those who put a task to sleep.
 SLEEPERS = _names(
-    r"_*schedule\w*|io_schedule\w*|preempt_schedule\w*|_*cond_resched\w*|_*switch_to\w*|context_switch",
+    r"_*schedule\w*|__sched_text_start|io_schedule\w*|preempt_schedule\w*|_*cond_resched\w*|_*switch_to\w*|context_switch",
     r"_*wait_for_(?:common|completion)\w*|do_wait_for_common|_*wait_on_(?:bit|page|buffer)\w*|wait_woken",
     r"bit_wait\w*|out_of_line_wait\w*|folio_wait_\w+|_*lock_page\w*|_*folio_lock\w*|_*lock_buffer",
     # SPL's condition variables, on which ZFS sleeps.

@@ -392,7 +392,7 @@ _WARNINGS = (
         "WARNING",
     ),
     # Up to 3.11 without CPU and task.
-    row(K.WARNING, "WARNING: ", rf"WARNING: at (?P<file>\S+?):\d+ {AT_OFFSET}", "WARNING"),
+    row(K.WARNING, "WARNING: ", rf"WARNING: at ?(?P<file>\S+?):\d+ {AT_OFFSET}", "WARNING"),
     # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
     row(
         K.WARNING,

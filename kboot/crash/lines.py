@@ -142,7 +142,7 @@ def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
         return KernelLine(*_foreign(line), number, start, end)
     text = line[stamp.end() :]
     # Two CPUs, or a program without a final newline: the last stamp begins the last message.
-    if "[" in text and (last := _last_stamp(text)) is not None:
+    if "[" in text and "." in text and (last := _last_stamp(text)) is not None:
         return KernelLine(text[last.end() :], last[1] or "", True, number, start, end)
     if text[:1] != " " and "kernel: " in text and (host := _HOST.match(text)) is not None:
         text = text[host.end() :]

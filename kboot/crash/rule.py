@@ -9,7 +9,7 @@ from kboot.crash.model import CrashKind
 
 _FUNCTION = r"(?P<at>(?![0-9a-f]{8,16}\b)[A-Za-z_][\w.$]*)"
 #: What kernels without symbols print instead.
-_BARE = r"0x[0-9a-f]{8,16}\b(?:\(\))?"
+_BARE = r"0x[0-9a-f]+\b(?:\(\))?"
 #: A symbol, mostly with its offset, "func+0x12/0x34"; the group is `at`.
 AT = rf"(?:\[<[0-9a-fx]+>\] )*(?:{_FUNCTION}(?:\+0x|\(\)|\b)|{_BARE})"
 #: The same where a mere word may stand as well.

@@ -110,7 +110,18 @@ _LITERALS = (
     b"(version",
     *(literal for literal in resets.LITERALS if b"(version" not in literal),
 )
-_CANDIDATE = re.compile(b"|".join(re.escape(literal) for literal in _LITERALS))
+
+
+def _any_of(literals: Sequence[bytes]) -> re.Pattern[bytes]:
+    """A pattern for all of them. By their first letters it is half as fast again as one by one."""
+    behind: dict[bytes, list[bytes]] = {}
+    for literal in literals:
+        behind.setdefault(literal[:1], []).append(re.escape(literal[1:]))
+    parts = (b"%b(?:%b)" % (re.escape(at), b"|".join(rest)) for at, rest in behind.items())
+    return re.compile(b"|".join(parts))
+
+
+_CANDIDATE = _any_of(_LITERALS)
 #: Letters by which the literals differ most from what kernels print all day. A search for all the
 #: literals takes half the time where a piece of the log, and each literal, is reduced to them.
 _TELLING = b"#(-.:BDEFGIKLNSUV[egjklmnopqrsu"
@@ -248,7 +259,8 @@ class Scanner:
     def _calm(self, data: bytes, position: int, end: int) -> None:
         """Read whole lines of which none begins a report: only what is under way wants them."""
         self._remember(data, position, end)
-        while self._wants_all and position < end:
+        drafts, resets = self._drafts, self._resets
+        while position < end and (drafts.open or resets.wants_all):
             line_end = data.find(b"\n", position) + 1
             size = line_end - position
             self._line += 1
@@ -259,12 +271,12 @@ class Scanner:
             line = parse(raw, self._line, self._offset - size, self._offset)
             if line.stamped:
                 self._triggers.stamped_log = True
-            if self._resets.wants_all:
+            if resets.wants_all:
                 self._watch(line, raw)
             if self._is_again(line, raw):
-                self._drafts.again(line)
+                drafts.again(line)
             else:
-                self._drafts.extend(line)
+                drafts.extend(line)
             position = line_end
         self._line += data.count(b"\n", position, end)
         self._offset += end - position

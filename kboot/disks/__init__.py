@@ -12,17 +12,21 @@ from kboot.disks.kept import (
     kept_disks,
     remove_kept,
 )
+from kboot.disks.partitions import Partition, find_root, partitions
 
 __all__ = [
     "Image",
     "KeptDisk",
+    "Partition",
     "clone_kept",
     "clone_of",
     "empty_layer",
     "find_kept",
+    "find_root",
     "in_use_fault",
     "keep",
     "kept_disks",
+    "partitions",
     "read_image",
     "remove_kept",
 ]

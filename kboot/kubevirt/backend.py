@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kboot import arch
 from kboot.backend import BootServer, Disk, Firmware, MachineSpec, VirtualMachine
@@ -13,6 +13,7 @@ from kboot.deadline import Deadline
 from kboot.kubevirt import disks, manifests, ownership, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
+from kboot.kubevirt.network import PodNetwork, open_pod_network
 from kboot.kubevirt.ownership import Holder
 from kboot.kubevirt.server import ClusterServer
 from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
@@ -48,6 +49,10 @@ class KubevirtBackend:
         """None if its machines can have such a disk, or else why not."""
         return disks.fault(disk)
 
+    def share_fault(self) -> str | None:
+        """None if its machines can have directories of this host, or else why not."""
+        return "a cluster's machine does not see directories of this host; give it a disk: --disk"
+
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
         """Start an nginx Pod of the run."""
@@ -75,6 +80,13 @@ class KubevirtBackend:
         machine = self.machine(spec)
         with machine.powered_on(deadline):
             yield machine
+
+    @contextlib.contextmanager
+    def open_network(self, members: Sequence[str], deadline: Deadline) -> Iterator[PodNetwork]:
+        """Names on the pod network for these machines."""
+        domain = self.settings.cluster_domain
+        with open_pod_network(self.client, self.run, members, domain, deadline) as network:
+            yield network
 
     def find_server(self, deadline: Deadline) -> tuple[str, str]:
         """The token and the configuration of the boot server that the run has already."""

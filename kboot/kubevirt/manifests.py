@@ -80,6 +80,10 @@ def selector(run: str = "", *, component: str = "") -> str:
 
 Manifest = dict[str, Any]
 
+#: On machines that are on a network with others: which, and who they are there.
+NETWORK_LABEL = "kboot.dev/network"
+MEMBER_LABEL = "kboot.dev/member"
+
 #: The component that nginx is, see `labels`.
 SERVER = "boot-server"
 
@@ -223,6 +227,20 @@ def _service(run: Run) -> Manifest:
         "kind": "Service",
         "metadata": _metadata(run, SERVER),
         "spec": {"selector": _server_labels(run), "ports": ports},
+    }
+
+
+def network_service(run: Run, name: str) -> Manifest:
+    """A Service that names machines, from before they are ready; it has no address or port."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(run, "network", name=name),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {NETWORK_LABEL: name},
+        },
     }
 
 

@@ -11,7 +11,15 @@ from kboot.config import ClusterConfig
 from kboot.errors import ConfigError
 from kboot.kubevirt import patch
 from kboot.kubevirt.disks import add_disks
-from kboot.kubevirt.manifests import MACHINE_LABEL, Manifest, Run, labels, object_name
+from kboot.kubevirt.manifests import (
+    MACHINE_LABEL,
+    MEMBER_LABEL,
+    NETWORK_LABEL,
+    Manifest,
+    Run,
+    labels,
+    object_name,
+)
 
 #: Option 67 has one byte for its length (RFC 2132).
 _LONGEST_BOOT_FILE = 255
@@ -54,6 +62,15 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
         raise ConfigError(
             "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
         )
+    if spec.dhcp in {"silent", "late"}:
+        raise ConfigError(
+            f"a cluster's DHCP answers at once: dhcp = {spec.dhcp} is for local machines"
+        )
+    if spec.ipxe:
+        raise ConfigError(
+            f"a machine on a cluster cannot start {spec.ipxe} from here: make ipxe-disk "
+            "IPXE=ipxe.efi makes a disk of it, for --cluster-ipxe-disk"
+        )
     if len(spec.boot_file) > _LONGEST_BOOT_FILE:
         raise ConfigError(
             f"DHCP takes a boot file name of {_LONGEST_BOOT_FILE} characters, and {spec.boot_file} "
@@ -63,6 +80,8 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
     own = labels(run.identifier, component="machine") | {
         MACHINE_LABEL: name.removeprefix(run.name + "-")
     }
+    for link in spec.links:
+        own |= {NETWORK_LABEL: link.network, MEMBER_LABEL: link.member}
     metadata: dict[str, Any] = {
         "name": name,
         "namespace": run.namespace,
@@ -96,6 +115,9 @@ def _instance(name: str, spec: MachineSpec, settings: ClusterConfig) -> dict[str
         },
         "networks": [{"name": INTERFACE, "pod": {}}],
     }
+    for link in spec.links:
+        # By these, its pod is known to DNS.
+        instance |= {"hostname": link.member, "subdomain": link.network}
     if settings.cluster_attach == "paused":
         instance["startStrategy"] = "Paused"
     if settings.cluster_ipxe_disk and spec.firmware == "uefi":
@@ -116,17 +138,19 @@ def mac_address(name: str) -> str:
 
 
 def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
-    interface = {
+    interface: dict[str, Any] = {
         "name": INTERFACE,
         "masquerade": {},
         "model": arch.of(spec.architecture).network_card,
         # Without an order, KubeVirt switches the card's boot ROM off.
         "bootOrder": 1,
         "macAddress": spec.mac_address or mac_address(name),
-        # Behind masquerade, only ports that are named here can be reached.
-        "ports": [{"port": 22}],
-        "dhcpOptions": {"bootFileName": spec.boot_file},
     }
+    if spec.offered_file:
+        interface["dhcpOptions"] = {"bootFileName": spec.offered_file}
+    if not spec.links:
+        # Behind masquerade, only ports that are named can be reached; all, where none is.
+        interface["ports"] = [{"port": 22}]
     return {
         "autoattachGraphicsDevice": False,
         "autoattachSerialConsole": True,

@@ -30,7 +30,7 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
                 accelerator=config.accel,
                 nginx=config.nginx,
                 snapshot_cache_mib=config.snapshot_cache_mib,
-                ipxe_efi=config.ipxe_efi,
+                ipxe=config.ipxe,
                 network=config.network,
                 debian_mirror=config.debian_mirror,
             ) as backend:

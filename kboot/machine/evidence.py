@@ -79,6 +79,7 @@ def result(machine: Machine, error: BaseException | None, *, duration_s: float) 
         "settings": machine.settings.as_dict(),
         "machine": machine.machine_description,
         "duration_s": round(duration_s, 3),
+        "ipxe": machine.ipxe and dataclasses.asdict(machine.ipxe),
         "boots": [_boot(boot, start) for boot in machine.boots],
         "scripts": [rows(boot.script.chained, boot.start) for boot in machine.boots],
         "boot_ids": machine.boot_ids,

@@ -15,11 +15,12 @@ from kboot.errors import (
     InfraError,
     KbootError,
     NoReboot,
+    ScriptEnded,
     WrongKernel,
 )
 from kboot.guest import Guest
 from kboot.ipxe_errors import IpxeError, parse_error
-from kboot.machine.phases import SCRIPT_BEACON, Expected, Phase
+from kboot.machine.phases import IN_SCRIPT, SCRIPT_BEACON, Expected, Phase
 
 #: Consoles that are no lines: a virtual terminal, or none at all.
 _IS_SCREEN = re.compile(r"tty\d*|null|")
@@ -68,12 +69,14 @@ def late(
         return NoReboot(f"{limit}the machine did not reboot in {waited}")
     after = f" after {last}" if last else ""
     # Until the kernel runs, nothing can be its fault.
-    error = GuestTimeout if phase in {Phase.INIT, Phase.READY} else InfraError
     if phase in _IN_IPXE:
         advice = _last_error(ipxe_error) + advice
     else:
         advice = _prompt_advice(expected) if phase is Phase.READY else ""
-    return error(f"{limit}{_LATE[phase]}: nothing more{after} for {waited}{advice}")
+    text = f"{limit}{_LATE[phase]}: nothing more{after} for {waited}{advice}"
+    if phase in {Phase.INIT, Phase.READY}:
+        return GuestTimeout(text)
+    return ScriptEnded(text, "hang") if phase in IN_SCRIPT else InfraError(text)
 
 
 def unless_doubted(error: KbootError, doubt: str | None) -> KbootError:
@@ -127,7 +130,7 @@ def script_failed(expected: Expected, step: str, error: str) -> KbootError:
         explained = known.describe("starting the kernel") if known else f"error {error}"
         return GuestError(f"iPXE loaded the kernel and could not start it: {explained}")
     explained = known.describe(f"fetching the {what}") if known else f"error {error}"
-    return InfraError(f"iPXE could not load the {what}: {explained}")
+    return ScriptEnded(f"iPXE could not load the {what}: {explained}", "stopped")
 
 
 def nothing_to_boot(
@@ -145,7 +148,8 @@ def nothing_to_boot(
             "only: give the machine a disk with iPXE (--cluster-ipxe-disk), or boot with "
             "--firmware bios"
         )
-    return InfraError(f"the firmware found nothing to boot: {last_words}{remedy}")
+    text = f"the firmware found nothing to boot: {last_words}{remedy}"
+    return ScriptEnded(text, "firmware")
 
 
 def _last_error(error: IpxeError | None) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
+from kboot.backend import BootServer, Fetch, LocalVirtualMachine, VirtualMachine
+from kboot.boot_messages import IpxeBuild, ipxe_build
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
@@ -17,7 +18,7 @@ from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
 from kboot.kernel import Kernel
 from kboot.log import logger, step
-from kboot.machine import expectations, faults, suites
+from kboot.machine import cloud_init, expectations, faults, suites
 from kboot.machine.boot import Boot
 from kboot.machine.channels import Channels
 from kboot.machine.expectations import ExpectedCrash, ReportFilter, crash_of
@@ -63,6 +64,8 @@ class Machine:
         self.boot_ids: list[str] = []
         #: The snapshot that it went on from instead of being booted; None if it was booted.
         self.restored_from: str | None = None
+        #: Called each time it has become ready, before anybody else may use it.
+        self.on_ready: Callable[[], None] = lambda: None
         #: Decides about what the kernel reported in passing.
         self.report_filter = ReportFilter()
         self._expected = expected
@@ -85,6 +88,7 @@ class Machine:
             console=console,
             report_filter=self.report_filter,
             on_phase=on_phase,
+            starved_s=vm.starved_s if isinstance(vm, LocalVirtualMachine) else lambda: 0.0,
         )
 
     @property
@@ -133,6 +137,16 @@ class Machine:
         return self._expected.command_line
 
     @property
+    def expected(self) -> Expected:
+        """What its kernel, its command line and its console have to be."""
+        return self._expected
+
+    @property
+    def ipxe(self) -> IpxeBuild | None:
+        """The iPXE that has booted it last; None if none has said so on its console."""
+        return ipxe_build(line.text for line in self.console.lines())
+
+    @property
     def fetches(self) -> Sequence[Fetch]:
         """What this machine has asked the boot server for, in all its boots."""
         ours = filter(self._expected.concerns, self.server.fetches())
@@ -149,8 +163,10 @@ class Machine:
             self._wait_until_ready(self._deadline(timeout))
         except GuestTimeout as error:
             vm = self.vm
-            speed_fault = vm.speed_fault() if isinstance(vm, EmulatedVirtualMachine) else None
+            speed_fault = vm.speed_fault() if isinstance(vm, LocalVirtualMachine) else None
             raise faults.unless_slow(error, speed_fault) from error
+
+        self.on_ready()
 
     def _wait_until_ready(self, deadline: Deadline) -> None:
         self.follower.follow(deadline, lambda: self.boot.ready)
@@ -167,6 +183,8 @@ class Machine:
         guest = self._log_in(deadline)
         self.boot_ids.append(faults.prove(guest.unrecorded(), self._expected, known=self.boot_ids))
         self.channels.connect(self.settings, deadline)
+        if self.settings.user_data:
+            cloud_init.wait_until_done(self.guest.unrecorded(), deadline, self.evidence_directory)
         self._reports_when_ready = len(self.console.reports)
 
     def _log_in(self, deadline: Deadline) -> Guest:

@@ -60,6 +60,8 @@ def power_on(
     for disk in settings.spec.disks:
         if fault := backend.disk_fault(disk):
             raise ConfigError(f"disk {disk.name}: {fault}")
+    if settings.spec.shares and (fault := backend.share_fault()):
+        raise ConfigError(f"share {settings.spec.shares[0].path}: {fault}")
     with disk_faults_named(evidence_directory):
         evidence.prepare(evidence_directory)
         expected = publish_script(

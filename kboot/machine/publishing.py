@@ -16,6 +16,7 @@ from kboot.ipxe_script import UserScript
 from kboot.ipxe_tree import NOTHING, ServedTree
 from kboot.kernel import Kernel
 from kboot.log import logger
+from kboot.machine import cloud_init
 from kboot.machine.phases import Expected
 from kboot.machine.settings import MachineSettings, served
 
@@ -105,6 +106,8 @@ def publish_script(
     unless it is given.
     """
     tree = publish_tree(server, load.settings, evidence_directory)
+    if load.settings.user_data:
+        cloud_init.publish(server, load.settings.spec.name, load.settings.user_data)
     expected, text = script_for(server, load, nonce or ipxe.new_nonce(), tree)
     server.write(_script_name(load.settings), text)
     (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
@@ -144,7 +147,7 @@ def script_for(
         architecture=settings.spec.architecture,
         firmware=settings.spec.firmware,
         initrd_count=len(load.initrd_urls),
-        extra=settings.command_line,
+        extra=_parameters(server, settings),
     )
     own = _user_script(server, load, nonce, query, command_line)
     text = own or ipxe.boot_script(
@@ -174,6 +177,13 @@ def script_for(
     if settings.boot_script:
         expected = _of_user_script(expected, settings.boot_script, tree)
     return expected, text
+
+
+def _parameters(server: BootServer, settings: MachineSettings) -> str:
+    """What is appended to kboot's own kernel parameters."""
+    if not settings.user_data:
+        return settings.command_line
+    return f"{cloud_init.parameter(server, settings.spec.name)} {settings.command_line}".rstrip()
 
 
 def _user_script(server: BootServer, load: Load, nonce: str, query: str, command_line: str) -> str:

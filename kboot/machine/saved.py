@@ -109,7 +109,14 @@ def parts(
         "kboot": f"{__version__} {guest_digest(settings.spec.architecture)}",
         # What it fetched is what this version asks for.
         "boot script": _script_digest(settings),
+        **_cloud_init(settings),
     }
+
+
+def _cloud_init(settings: MachineSettings) -> Mapping[str, str]:
+    if not settings.user_data:
+        return {}
+    return {"cloud-init": hashlib.sha256(settings.user_data.encode()).hexdigest()}
 
 
 def _script_digest(settings: MachineSettings) -> str:

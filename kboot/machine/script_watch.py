@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kboot import boot_messages
 from kboot.backend import Fetch
-from kboot.errors import InfraError
+from kboot.errors import ScriptEnded
 from kboot.ipxe_errors import IpxeError, error_in
 from kboot.machine.phases import Expected, Milestone, Phase
 
@@ -41,7 +41,7 @@ class ScriptWatch:
         self._last_failed = ""
 
     def see_fetch(self, fetch: Fetch, time: float) -> None:
-        """A request of this boot. `InfraError` if it shows that the script never ends."""
+        """A request of this boot. `ScriptEnded` if it shows that the script never ends."""
         if not self._expected.user_script:
             return
         self.active_s = max(self.active_s, time)
@@ -49,14 +49,14 @@ class ScriptWatch:
         if fetch.status >= 400 or not fetch.complete:
             # Of a request that was cut short, the status is 200.
             how = str(fetch.status) if fetch.status >= 400 else "cut short"
-            self._fail(self._expected.name_of(fetch.path), how, name)
+            self._fail(self._expected.name_of(fetch.path), how, name.rpartition("/")[2])
         elif fetch.path in self._expected.served_scripts:
             self.chained.append(
                 Milestone(phase=Phase.SCRIPT, time=time, witness="server", detail=name)
             )
 
     def see_line(self, line: str, time: float) -> None:
-        """A line before the kernel's first. `InfraError` if it shows that the script never ends."""
+        """A line before the kernel's first. `ScriptEnded` if it shows that it never ends."""
         if not self._expected.user_script or not line.strip():
             return
         self.active_s = max(self.active_s, time)
@@ -65,19 +65,20 @@ class ScriptWatch:
         if boot_messages.script_nonce(line):
             self._runs += 1
             if self._runs > _RUNS:
-                raise InfraError(
+                raise ScriptEnded(
                     f"{self._name} was started {self._runs} times without a restart of the "
-                    f"machine: it chains back to itself{self.advice(looping=True)}"
+                    f"machine: it chains back to itself{self.advice(looping=True)}",
+                    "loop",
                 )
         if error := error_in(line):
             # ``http://10.0.2.2/a/menu.ipxe... Connection reset (https://ipxe.org/...)``
             asked = line.split("... ")[0].split("?")[0].rstrip(".") if "... " in line else ""
             self._fail(asked or error.link, error.describe(), asked.rpartition("/")[2])
 
-    def stopped_at_prompt(self, error: IpxeError | None) -> InfraError:
+    def stopped_at_prompt(self, error: IpxeError | None) -> ScriptEnded:
         """It has ended in iPXE's shell, where nobody types."""
         last = f"; iPXE's last error: {error.describe()}" if error else ""
-        return InfraError(f"{self._name} ended at iPXE's prompt{last}{self.advice()}")
+        return ScriptEnded(f"{self._name} ended at iPXE's prompt{last}{self.advice()}", "prompt")
 
     def advice(self, *, looping: bool = False) -> str:
         """What the script's text shows to be wrong, as the end of a message; empty for nothing."""
@@ -98,15 +99,14 @@ class ScriptWatch:
     def _is_last_failed(self, source: str) -> bool:
         """Whether a line asks for what was asked for last in vain, as far as can be told."""
         name = self._last_failed
-        kernel = self._expected.kernel_path.rpartition("/")[2]
-        images = [path.rpartition("/")[2] for path in self._expected.initrd_paths]
-        wanted = {
-            kernel: r"^kernel\b|kernel_url",
-            **dict.fromkeys(images, r"^initrd\b|^module\b|initrd"),
-        }
         if not name:
             return False
-        return name in source or re.search(wanted.get(name, r"(?!)"), source) is not None
+        # A BIOS wraps a long name: its end is what stands before the error.
+        if self._expected.kernel_path.endswith(name):
+            return re.search(r"^kernel\b|kernel_url", source) is not None
+        if any(path.endswith(name) for path in self._expected.initrd_paths):
+            return re.search(r"^initrd\b|^module\b|initrd", source) is not None
+        return name in source
 
     def _fail(self, what: str, how: str, name: str) -> None:
         if name:
@@ -115,9 +115,10 @@ class ScriptWatch:
         worst, count = self._failures.most_common(1)[0]
         loops = any(kind == "loop" for kind, *_ in self._expected.findings)
         if count >= (_FAILURES_IN_LOOP if loops else _FAILURES):
-            raise InfraError(
+            raise ScriptEnded(
                 f"{self._name} asks for ever, {count} times by now: {worst}"
-                f"{self.advice(looping=True)}"
+                f"{self.advice(looping=True)}",
+                "loop",
             )
 
     @property

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kboot import arch, ipxe, ipxe_script
 from kboot.backend import Disk, Firmware, MachineSpec
-from kboot.config import Channel, Config, Warnings, read_disks
+from kboot.config import Channel, Config, Warnings, read_disks, read_shares
 from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
 from kboot.ipxe_script import UserScript
 from kboot.ipxe_tree import NOTHING, ServedTree, read_tree
 from kboot.kernel import Kernel, require_architecture
-from kboot.rootfs import (
-    check_initrd,
-    disk_links,
-    disk_modules,
-    module_initramfs,
-    modules_there,
-    overlay_initramfs,
-    resolve_rootfs,
-)
+from kboot.machine.cloud_init import read_user_data
+from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
+from kboot.rootfs.system import system_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +42,8 @@ class MachineSettings:
     boot_script: UserScript | None = None
     #: What the boot server publishes beside it.
     serve: Path | None = None
+    #: For the guest's cloud-init; empty for none.
+    user_data: str = ""
 
     def named(self, name: str) -> MachineSettings:
         """The same for a machine of this name."""
@@ -58,10 +54,10 @@ class MachineSettings:
         return replace(self, channel=channel, spec=replace(self.spec, ssh=channel != "console"))
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it by name, flat, without the password: for people and for result.json."""
+        """All of it by name, flat, without what may be secret: for people and for result.json."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         spec = {each.name: getattr(self.spec, each.name) for each in fields(self.spec)}
-        del own["spec"], own["password"], spec["boot_file"]
+        del own["spec"], own["password"], own["user_data"], spec["boot_file"]
         own["boot_script"] = self.boot_script and str(self.boot_script.path)
         return {"machine_name": spec.pop("name"), **spec, **own}
 
@@ -94,34 +90,36 @@ def settings_for(
             )
         )
     spec = _spec(kernel, config, machine_name or "m0")
-    rootfs = resolve_rootfs(
-        config.rootfs,
-        architecture=kernel.architecture,
-        password=config.password,
-        mirror=config.debian_mirror,
-    )
-    for image in config.initrd:
-        check_initrd(image)
-    is_tiny = config.rootfs == "tiny"
     disks = read_disks(config.disk)
     if machine_name is None:
         _require_nothing_to_keep(disks)
-    names = (*modules_there(kernel, _own_modules(config, disks)), *config.module)
+    system = system_for(
+        config.rootfs,
+        kernel,
+        disks=disks,
+        shares=read_shares(config.share),
+        password=config.password,
+        mirror=config.debian_mirror,
+        command_line=config.cmdline,
+    )
+    for image in config.initrd:
+        check_initrd(image)
+    names = (*system.modules, *config.module)
     modules = (module_initramfs(kernel, names),) if names else ()
-    links = (overlay_initramfs(disk_links(disks)),) if disks and is_tiny else ()
-    # The tiny system has no ssh server, unless the user brings one and says so.
-    channel = config.channel if not is_tiny or config.channel == "ssh" else "console"
+    # One without an ssh server has it only where the user brings one, and says so.
+    channel = config.channel if system.may_have_ssh or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
     settings = MachineSettings(
-        spec=spec,
+        spec=replace(spec, disks=system.disks, shares=system.shares),
         command_line=config.cmdline,
-        initrds=(*rootfs, *modules, *links, *config.initrd, *keys),
+        initrds=(*system.images, *modules, *config.initrd, *keys),
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
         warnings=config.warnings,
         boot_script=script,
         serve=config.serve,
+        user_data=read_user_data(config.cloud_init) if config.cloud_init else "",
     )
     return _fitting(settings.reached_by(channel))
 
@@ -143,13 +141,6 @@ def firmware_for(kernel: Kernel, config: Config) -> Firmware:
     return firmware
 
 
-def _own_modules(config: Config, disks: Iterable[Disk]) -> Sequence[str]:
-    """The modules that a system of kboot's needs for its machine."""
-    if config.rootfs == "tiny":
-        return disk_modules(disks)
-    return ()
-
-
 def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
     for disk in disks:
         # A claim is kept by its cluster, whoever writes to it.
@@ -161,14 +152,26 @@ def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
 
 
 def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
+    firmware = firmware_for(kernel, config)
+    return _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
+
+
+def spec_for(config: Config, name: str) -> MachineSpec:
+    """A machine that boots no kernel, of the architecture that machines have if none is named."""
+    row = arch.DEFAULT
+    firmware = row.firmware(config.firmware)
+    spec = _spec_of(config, name, architecture=row.name, firmware=firmware)
+    return replace(spec, disks=read_disks(config.disk))
+
+
+def _spec_of(config: Config, name: str, *, architecture: str, firmware: Firmware) -> MachineSpec:
     """The machine: each of its fields that is a setting of the same name has its value."""
     names = {each.name for each in fields(MachineSpec)} & {each.name for each in fields(config)}
     return MachineSpec(
         name=name,
-        architecture=kernel.architecture,
+        architecture=architecture,
         extra_arguments=config.qemu_arguments,
-        firmware=firmware_for(kernel, config),
-        disks=read_disks(config.disk),
+        firmware=firmware,
         **{each: getattr(config, each) for each in names - {"firmware"}},
     )
 

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kboot.config import SETTINGS
-from kboot.errors import ConfigError, KbootError
+from kboot.errors import ConfigError, GuestError, KbootError
 from kboot.plugin import hookspecs, matrix, results, retry, signals, subtests, workers
 from kboot.plugin.options import (
     ALLOW_MARKER,
     CHOICES,
+    FLEET_MARKER,
     MARKER,
     allowances,
     config_for,
     dest,
+    fleet_for,
     instance_settings,
     option,
     read_config,
@@ -35,20 +37,28 @@ from kboot.plugin.reporting import (
     mark_verdict,
     new_reports,
     properties,
+    script_lines,
     sections,
     verdict_of,
 )
 
 if TYPE_CHECKING:
     from kboot.backend import BootServer
+    from kboot.fleet import Fleet
     from kboot.guest import Guest
     from kboot.isolation import User
     from kboot.kernel import Kernel
     from kboot.machine import Machine
+    from kboot.machine.ipxe_machine import IpxeMachine
+    from kboot.machine.kunit import KUnit
     from kboot.session import Session
 
 #: The machine of a test, from when it got it.
 _HANDOVER = pytest.StashKey[Handover]()
+
+#: The machines of a test's fleet, in the order in which they came.
+_FLEET = pytest.StashKey[list[Handover]]()
+
 #: The run's session, while there is one.
 _SESSION = pytest.StashKey["Session"]()
 
@@ -87,6 +97,11 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{ALLOW_MARKER}(kind=None, match=None): a report of the kernel that does not fail this "
         "test, by its kind, or by a pattern for its title or first line, or both",
     )
+    config.addinivalue_line(
+        "markers",
+        f"{FLEET_MARKER}(**roles): the machines of the fixture fleet, as control=3, or with "
+        "settings of that role, worker={'count': 5, 'memory': '1G'}",
+    )
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
     results.register(config)
@@ -123,6 +138,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return (
         f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
         f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
+        + (f", iPXE {settings.ipxe}" if settings.ipxe else "")
+        + (f", boot script {settings.ipxe_script}" if settings.ipxe_script else "")
     )
 
 
@@ -166,13 +183,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     matrix.parametrize(metafunc)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Boot scripts are tried where there is one of the user's."""
+    ours = Path(__file__).parent.parent / "acceptance" / "test_ipxe_script.py"
+    if collection_path == ours and read_config(config).ipxe_script is None:
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
-        if item.get_closest_marker(MARKER) or item.get_closest_marker(ALLOW_MARKER):
+        if any(map(item.get_closest_marker, (MARKER, ALLOW_MARKER, FLEET_MARKER))):
             try:
                 config_for(item)
                 allowances(item)
+                if item.get_closest_marker(FLEET_MARKER):
+                    fleet_for(item)
             except ConfigError as error:
                 raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
 
@@ -277,6 +304,52 @@ def guest(machine: Machine) -> Guest:
     return machine.guest
 
 
+@pytest.fixture
+def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fleet]:
+    """Machines with roles on one network, for this test alone: see the marker ``kboot_fleet``."""
+    from kboot.fleet import open_fleet  # noqa: PLC0415
+
+    item = request.node
+    roles, configs = fleet_for(item)
+    handovers = item.stash[_FLEET] = []
+
+    def remember(machine: Machine) -> None:
+        machine.report_filter.allowances = allowances(item)
+        handovers.append(Handover(machine))
+
+    _tell_hook_of_evidence(kboot_session, request.config)
+    if "machine" not in request.fixturenames:
+        # It may take the memory that these need.
+        kboot_session.power_off()
+    with open_fleet(kboot_session, roles, configs, on_machine=remember) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def kunit(request: pytest.FixtureRequest) -> KUnit:
+    """KUnit in the kernel of the test's machine.
+
+    Where that crashes when it boots, the cases of suites that are built in are reported as well.
+    """
+    from kboot.machine.kunit import KUnit, read_boot  # noqa: PLC0415
+
+    try:
+        machine: Machine = request.getfixturevalue("machine")
+    except GuestError:
+        if handover := request.node.stash.get(_HANDOVER, None):
+            read_boot(handover.machine)
+        raise
+    return KUnit(machine)
+
+
+@pytest.fixture
+def ipxe(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[IpxeMachine]:
+    """A machine at iPXE's prompt, its network up, for this test alone."""
+    config, _ = config_for(request.node)
+    with kboot_session.ipxe(config, name=request.node.name) as machine:
+        yield machine
+
+
 # --------------------------------------------------------------------------------- judgement
 
 
@@ -303,6 +376,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     except BaseException:
         _tell_of_crashes(item)
+        _tell_of_cases(item)
         raise
 
 
@@ -333,7 +407,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     _prepare_next(item)
     try:
         result = yield
-        if handover := item.stash.get(_HANDOVER, None):
+        for handover in _handovers(item):
             handover.machine.check_reports()
             for suite in handover.suites:
                 suite.check()
@@ -344,14 +418,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def _tell_of_cases(item: pytest.Item) -> None:
-    handover = item.stash.get(_HANDOVER, None)
-    if handover is None or not handover.suites:
-        return
-    for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
-        if not retry.hold(item, report):
-            item.ihook.pytest_runtest_logreport(report=report)
-    for suite in handover.suites:
-        item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
+    for handover in _handovers(item):
+        for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
+            if not retry.hold(item, report):
+                item.ihook.pytest_runtest_logreport(report=report)
+        for suite in handover.suites:
+            item.user_properties.append((subtests.PROPERTY, subtests.summary(suite)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -364,8 +436,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
             session.clear_faults()
 
 
+def _handovers(item: pytest.Item) -> list[Handover]:
+    """The machines that a test has got."""
+    alone = item.stash.get(_HANDOVER, None)
+    return [*([alone] if alone else []), *item.stash.get(_FLEET, [])]
+
+
 def _tell_of_crashes(item: pytest.Item) -> None:
-    if handover := item.stash.get(_HANDOVER, None):
+    for handover in _handovers(item):
         for report in new_reports(handover):
             item.ihook.pytest_kboot_crash_seen(item=item, machine=handover.machine, report=report)
 
@@ -379,20 +457,21 @@ def pytest_runtest_makereport(
     shown = True
     if isinstance(error, KbootError) and not item.config.getoption("fulltrace"):
         shown = hide_our_frames(error)
-    handover = item.stash.get(_HANDOVER, None)
-    if call.when == "call" and handover:
-        machine = handover.machine
-        # A test that failed by itself does not leave its reports to the next one.
-        machine.report_filter.sort(machine.console.reports)
-        item.user_properties.extend(properties(machine))
+    handovers = _handovers(item)
+    if call.when == "call":
+        for machine in (each.machine for each in handovers):
+            # A test that failed by itself does not leave its reports to the next one.
+            machine.report_filter.sort(machine.console.reports)
+            item.user_properties.extend(properties(machine))
     report = yield
     if not shown:
         report.longrepr = f"{type(error).__name__}: {error}"
     results.note_fault(report, error)
-    if handover:
-        results.note_machine(report, handover)
-    if report.failed and handover:
-        report.sections.extend(sections(handover))
+    if handovers:
+        results.note_machine(report, handovers[0])
+    if report.failed:
+        for handover in handovers:
+            report.sections.extend(sections(handover, named=len(handovers) > 1))
     mark_verdict(report, error)
     return report
 
@@ -432,6 +511,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for title, lines in (
         ("kboot: tests that were run again", retry.summary_lines(reports)),
         ("kboot: test suites", subtests.summary_lines(reports)),
+        ("kboot: the boot script under faults", script_lines(reports)),
         ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
     ):
         if lines:

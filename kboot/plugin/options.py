@@ -12,27 +12,38 @@ from kboot.config import SETTINGS, Config, Setting, load
 from kboot.errors import ConfigError
 
 if TYPE_CHECKING:
+    from kboot.fleet import Role
     from kboot.machine import Wanted
 
 MARKER = "kboot"
 ALLOW_MARKER = "kboot_allow_warning"
+FLEET_MARKER = "kboot_fleet"
 
 #: The settings of one machine, which a test may choose; all others are those of the run.
 OF_MACHINES = frozenset(
     {
-        *("channel", "cmdline", "cpus", "firmware", "firmware_start", "initrd", "isolation"),
-        *("ipxe_script", "serve"),
+        "channel",
+        "cloud_init",
+        "cmdline",
+        "cpus",
+        "dhcp",
         "disk",
-        *(
-            "memory",
-            "module",
-            "password",
-            "qemu_arguments",
-            "rootfs",
-            "timeout",
-            "user",
-            "warnings",
-        ),
+        "firmware",
+        "firmware_start",
+        "initrd",
+        "ipxe",
+        "ipxe_script",
+        "isolation",
+        "memory",
+        "module",
+        "password",
+        "qemu_arguments",
+        "rootfs",
+        "serve",
+        "share",
+        "timeout",
+        "user",
+        "warnings",
     }
 )
 
@@ -90,18 +101,51 @@ def config_for(item: pytest.Item) -> tuple[Config, bool]:
             raise ConfigError(f"the marker {MARKER} takes settings by name, not {marker.args!r}")
         chosen = dict(marker.kwargs) | chosen
     fresh = bool(chosen.pop("fresh", False))
-    if unknown := chosen.keys() - OF_MACHINES:
-        for setting in SETTINGS:
-            if setting.name in unknown:
-                raise ConfigError(
-                    f"{setting.name} is a setting of the whole run, and not of one test: "
-                    f"{setting.pytest_option}"
-                )
-        raise ConfigError(
-            f"the marker {MARKER} has no setting {', '.join(sorted(unknown))}; "
-            f"it has fresh, {', '.join(sorted(OF_MACHINES))}"
-        )
+    _check_settings(chosen, f"the marker {MARKER}", also="fresh, ")
     return read_config(item.config, {**instance_settings(item), **chosen}), fresh
+
+
+def fleet_for(item: pytest.Item) -> tuple[tuple[Role, ...], dict[str, Config]]:
+    """The roles of a test's fleet, and the configuration of each one's machines.
+
+    A role's own settings come before those of the marker ``kboot``.
+    """
+    from kboot.fleet.layout import read_roles  # noqa: PLC0415
+
+    marker = item.get_closest_marker(FLEET_MARKER)
+    if marker is None:
+        raise ConfigError(
+            f"a test with the fixture fleet says which: @pytest.mark.{FLEET_MARKER}(worker=3)"
+        )
+    if marker.args:
+        raise ConfigError(f"the marker {FLEET_MARKER} takes roles by name, not {marker.args!r}")
+    roles = read_roles(marker.kwargs)
+    common: dict[str, object] = {}
+    for each in item.iter_markers(MARKER):
+        common = dict(each.kwargs) | common
+    common.pop("fresh", None)
+    configs = {}
+    for role in roles:
+        chosen = common | dict(role.settings)
+        _check_settings(chosen, f"the role {role.name} of {FLEET_MARKER}", also="count, ")
+        configs[role.name] = read_config(item.config, {**instance_settings(item), **chosen})
+    return roles, configs
+
+
+def _check_settings(chosen: Mapping[str, object], whose: str, *, also: str) -> None:
+    """`ConfigError` for what is no setting of one machine."""
+    unknown = chosen.keys() - OF_MACHINES
+    for setting in SETTINGS:
+        if setting.name in unknown:
+            raise ConfigError(
+                f"{setting.name} is a setting of the whole run, and not of one test: "
+                f"{setting.pytest_option}"
+            )
+    if unknown:
+        raise ConfigError(
+            f"{whose} has no setting {', '.join(sorted(unknown))}; "
+            f"it has {also}{', '.join(sorted(OF_MACHINES))}"
+        )
 
 
 def allowances(item: pytest.Item) -> list[Wanted]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The name of the property that holds a report that a test allowed.
 _ALLOWED = "kboot.allowed"
+#: The name of the property that holds a row about a boot script.
+_SCRIPT = "kboot.script"
 #: Whose frames stand between pytest and a test.
 _RUNNERS = {"_pytest", "pluggy", "pytest"}
 #: Whose frames stand below ours.
@@ -46,12 +48,14 @@ def hide_our_frames(error: BaseException) -> bool:
     is left out, too, unless the test has to do with it.
     """
     theirs = _hide_frames(error)
-    link = error
+    link, seen = error, {id(error)}
     while led_to := link.__cause__ or (None if link.__suppress_context__ else link.__context__):
-        if not _hide_frames(led_to):
+        # One that is raised from another which it has led to before makes a circle.
+        if id(led_to) in seen or not _hide_frames(led_to):
             link.__cause__, link.__suppress_context__ = None, True
             break
         link = led_to
+        seen.add(id(link))
     return theirs
 
 
@@ -111,10 +115,11 @@ def new_reports(handover: Handover) -> Sequence[CrashReport]:
     return reports
 
 
-def sections(handover: Handover) -> list[tuple[str, str]]:
+def sections(handover: Handover, *, named: bool = False) -> list[tuple[str, str]]:
     """For a failed test's report: crashes, commands, the console's end, where the evidence is.
 
     Of the kernel's reports, those since the test got its machine, and the one that it died of.
+    With `named`, each says of which machine it is.
     """
     from kboot.guest.frames import without_frames  # noqa: PLC0415  only with a machine
 
@@ -132,7 +137,7 @@ def sections(handover: Handover) -> list[tuple[str, str]]:
     tail = "\n".join(shown[-_TAIL_LINES:])
     found.append((f"kboot console, last {_TAIL_LINES} lines", tail))
     found.append(("kboot evidence", str(machine.evidence_directory)))
-    return found
+    return [(f"{machine.name}: {title}", text) for title, text in found] if named else found
 
 
 def transcript(commands: Iterable[CommandRecord]) -> str:
@@ -206,6 +211,7 @@ def properties(machine: Machine) -> list[tuple[str, object]]:
         ("kboot.machine", machine.machine_description),
         ("kboot.boot_s", round(sum(phases.values()), 3)),
         *((f"kboot.phase.{name}_s", seconds) for name, seconds in phases.items()),
+        *_ipxe_properties(machine),
         *([("kboot.restored_from", machine.restored_from)] if machine.restored_from else []),
         ("kboot.evidence", str(machine.evidence_directory)),
         *(
@@ -213,6 +219,30 @@ def properties(machine: Machine) -> list[tuple[str, object]]:
             for each in machine.report_filter.take_allowed()
         ),
     ]
+
+
+def _ipxe_properties(machine: Machine) -> list[tuple[str, object]]:
+    build = machine.ipxe
+    if build is None:
+        return []
+    features = " ".join(build.features)
+    return [("kboot.ipxe.version", build.version), ("kboot.ipxe.features", features)]
+
+
+def script_lines(reports: Iterable[object]) -> list[str]:
+    """How the boot script took each fault, as a table, for the end of the run."""
+    rows = [
+        str(value)
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, value in report.user_properties
+        if name == _SCRIPT
+    ]
+    if not rows:
+        return []
+    from kboot.machine.script_trial import HEADER  # noqa: PLC0415  only where there are some
+
+    return [HEADER, *rows]
 
 
 def allowed_lines(reports: Iterable[object]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kboot.errors import ConfigError, GuestError, InfraError, KbootError
-from kboot.plugin import workers
+from kboot.plugin import retry, subtests, workers
 from kboot.plugin.options import option, read_config
 from kboot.plugin.reporting import Handover
 
@@ -32,7 +32,8 @@ _FAULT = "kboot_fault"
 #: In xdist's ``workeroutput``: the evidence directories of a worker, as texts.
 _DIRECTORIES = "kboot_evidence"
 #: Sections of a report that the evidence has whole.
-_ELSEWHERE = ("kboot console", "kboot evidence", "kboot crash")
+_CRASH = "kboot crash: "
+_ELSEWHERE = ("kboot console", "kboot evidence", _CRASH)
 #: Characters of a test's detail, and of its message.
 _DETAIL = 40_000
 _MESSAGE = 400
@@ -73,6 +74,7 @@ class _Case:
     start: float | None = None
     line: int | None = None
     machine: dict[str, Any] = field(default_factory=dict)
+    crashes: list[str] = field(default_factory=list)
     file: str = ""
     worker: str = ""
     part_of: str | None = None
@@ -84,12 +86,15 @@ class RunRecorder:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._cases: dict[str, _Case] = {}
+        #: How many subtests have each name.
+        self._names: dict[str, int] = {}
         self._directories: dict[str, None] = {}
         self._start = time.time()
         #: None until the first test has a result: pytest runs without kboot pay for nothing.
         self._settings: Config | None = None
         self._looked = False
-        self._notes: list[str] = []
+        #: In their order, each once: all workers of pytest-xdist collect the same tests.
+        self._notes: dict[str, None] = {}
         self._lines: list[str] = []
         self._annotations: list[str] = []
 
@@ -103,13 +108,18 @@ class RunRecorder:
         if machine:
             self._directories[machine["evidence"]] = None
         context = getattr(report, "context", None)
-        name = report.nodeid
-        if context is not None:
-            name = f"{name} [{_subtest(context)}]"
-        case = self._cases.setdefault(name, _Case())
-        if context is not None:
+        if context is None:
+            case = self._cases.setdefault(report.nodeid, _Case())
+        else:
+            case = self._cases[self._name_of(report.nodeid, context)] = _Case()
             case.part_of = report.nodeid
         self._add(case, report, machine)
+
+    def _name_of(self, test: str, context: Any) -> str:
+        """A subtest's id; several may have the same name."""
+        name = f"{test} [{_subtest(context)}]"
+        self._names[name] = number = self._names.get(name, 0) + 1
+        return name if number == 1 else f"{name} #{number}"
 
     def _add(self, case: _Case, report: pytest.TestReport, machine: dict[str, Any]) -> None:
         outcome = self._outcome(report)
@@ -126,16 +136,29 @@ class RunRecorder:
         case.file = path
         case.line = _failing_line(report, path) or case.line or (line or 0) + 1
         case.machine = machine or case.machine
+        if case.part_of:
+            found = (title for title, _ in report.sections if title.startswith(_CRASH))
+            case.crashes = [title.removeprefix(_CRASH) for title in found]
         case.worker = getattr(report, "worker_id", "").replace("master", "")
 
     def _outcome(self, report: pytest.TestReport) -> str:
         """As the terminal counts it; empty for a set-up or an end that is as it should be."""
+        if retry.flaky(report):
+            return "flaky"
+        if subtests.case_type(report) == "not-run":
+            return "not run"
         if getattr(report, "context", None) is not None:
             # The terminal leaves those that passed out.
             return "xfailed" if hasattr(report, "wasxfail") else report.outcome
         told = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
         category: str = told[0] if told else ""
         return category
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Tests that could not even be collected are missing in every count."""
+        if report.failed:
+            why = report.longreprtext.strip().splitlines()[-1:]
+            self._notes[f"{report.nodeid} could not be collected: {''.join(why)}"] = None
 
     def pytest_kboot_evidence_written(self, directory: Path) -> None:
         """A machine of this process is off."""
@@ -146,7 +169,7 @@ class RunRecorder:
         """A worker of pytest-xdist has ended."""
         self._directories |= dict.fromkeys(getattr(node, "workeroutput", {}).get(_DIRECTORIES, ()))
         if error:
-            self._notes.append(f"worker {node.gateway.id} ended early: {error}")
+            self._notes[f"worker {node.gateway.id} ended early: {error}"] = None
 
     # ------------------------------------------------------------------------- what goes out
 
@@ -157,10 +180,10 @@ class RunRecorder:
         if output is not None:
             output[_DIRECTORIES] = list(self._directories)
             return
-        if self._settings is None:
+        if self._config.getoption("collectonly") or not self._is_wanted() or self._settings is None:
             return
         if exitstatus == pytest.ExitCode.INTERRUPTED:
-            self._notes.append("The run was interrupted: not all tests have run.")
+            self._notes["The run was interrupted: not all tests have run."] = None
         try:
             self._write(self._settings)
         except KbootError as error:
@@ -205,7 +228,7 @@ class RunRecorder:
             self._write_file(settings.summary, lambda: markdown(run))
         if settings.kcidb:
             self._write_kcidb(run, settings.kcidb, settings)
-        if _annotates(settings):
+        if annotates(settings):
             from kboot.results.summary import github_annotations, path_in  # noqa: PLC0415
 
             repository = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
@@ -241,7 +264,14 @@ class RunRecorder:
             try:
                 machines.append(read_evidence(Path(text)))
             except ConfigError as error:
-                self._notes.append(f"The evidence of a machine is missing: {error}")
+                self._notes[f"The evidence of a machine is missing: {error}"] = None
+        for case in self._cases.values():
+            if case.part_of in self._cases and not case.machine:
+                # A case of a suite ran where its test did.
+                machine = self._cases[case.part_of].machine
+                case.machine = (
+                    {**machine, "console": None, "crashes": case.crashes} if machine else {}
+                )
         return Run(
             cases=tuple(_result(name, case) for name, case in self._cases.items()),
             machines=tuple(machines),
@@ -265,10 +295,11 @@ def register(config: pytest.Config) -> None:
 def _is_recorded(settings: Config) -> bool:
     """Whether a run has to be remembered."""
     wanted = (settings.evidence, settings.report, settings.summary, settings.kcidb)
-    return any(wanted) or _annotates(settings)
+    return any(wanted) or annotates(settings)
 
 
-def _annotates(settings: Config) -> bool:
+def annotates(settings: Config) -> bool:
+    """Whether failed tests are marked in the files of a repository."""
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
     return settings.annotations == "github" or (
         settings.annotations == "auto" and on_github and settings.kernel is not None
@@ -341,8 +372,8 @@ def _result(name: str, case: _Case) -> CaseResult:
         worker=case.worker,
         part_of=case.part_of,
         evidence=Path(machine["evidence"]) if machine else None,
-        console=(machine["console"][0], machine["console"][1]) if machine else None,
-        crashes=tuple(machine.get("crashes", ())),
+        console=tuple(machine["console"]) if machine.get("console") else None,
+        crashes=tuple(machine.get("crashes", case.crashes)),
     )
 
 
@@ -355,6 +386,14 @@ def _message(report: pytest.TestReport) -> str:
     """One line on why it did not pass."""
     if hasattr(report, "wasxfail"):
         return str(report.wasxfail)
+    if told := subtests.case_message(report):
+        return told
+    if counts := retry.flaky(report):
+        return f"failed {counts}: {_reason(report)}"
+    return _reason(report)
+
+
+def _reason(report: pytest.TestReport) -> str:
     longrepr = report.longrepr
     if isinstance(longrepr, tuple):
         return str(longrepr[2]).removeprefix("Skipped: ")

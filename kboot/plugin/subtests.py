@@ -111,6 +111,18 @@ def _report(
     )
 
 
+def case_type(report: object) -> str:
+    """How a case of a suite ended, such as ``not-run``; empty for other reports."""
+    case: dict[str, Any] = getattr(report, _CASE, {})
+    return str(case.get("type", ""))
+
+
+def case_message(report: object) -> str:
+    """Why, in one line; empty for other reports."""
+    case: dict[str, Any] = getattr(report, _CASE, {})
+    return str(case.get("message", ""))
+
+
 def _sections(case: Case) -> list[tuple[str, str]]:
     """For a failure: what was printed in the case's time."""
     found = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,11 +11,17 @@ from urllib.parse import urlsplit
 
 from kboot import arch
 from kboot.backend import MachineSpec
+from kboot.qemu import shares
 
 Accelerator = Literal["kvm", "tcg"]
 
 #: Where an isolated guest finds the boot server: QEMU passes on connections to it, and no others.
 SERVER_ADDRESS = "10.0.2.100"
+
+#: The network behind the hub, of machines whose DHCP does not answer.
+UPLINK = "uplink"
+#: The hub's number; the networks that a machine is on with others have small ones.
+_DHCP_HUB = 100
 
 #: Of every machine: each has a network of its own, and one that was saved is like those to come.
 _MAC_ADDRESS = "52:54:00:6b:62:01"
@@ -40,6 +46,15 @@ class Memory:
     path: str
     #: Whether the guest's writes go to the file, or stay with this machine.
     shared: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ipxe:
+    """What boots a machine from the network in place of its card's own ROM."""
+
+    path: Path
+    #: A ROM for the card, or else a program that the firmware starts: ``ipxe.efi``, ``ipxe.lkrn``.
+    is_rom: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,16 +85,19 @@ def argv(
     memory: Memory | None = None,
     incoming: bool = False,
     tftp: Path | None = None,
-    ipxe: Path | None = None,
+    ipxe: Ipxe | None = None,
     forwarder: str | None = None,
     disks: Sequence[str] = (),
+    cables: Mapping[str, str] | None = None,
 ) -> list[str]:
     """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS.
 
     With `incoming`, it waits for a saved state instead of booting. `tftp` is a folder that the
-    guest can read at ``tftp://10.0.2.2/``. `ipxe` is a UEFI program that boots from the network in
-    place of the card's ROM. A `forwarder` isolates the guest: it
-    is a busybox, whose ``nc`` leads to the boot server. `disks` are the words for the disks.
+    guest can read at ``tftp://10.0.2.2/``. `ipxe` boots from the network in place of the card's
+    ROM. A `forwarder` isolates the guest: it
+    is a busybox, whose ``nc`` leads to the boot server. `disks` are the words for the disks, and
+    `cables` the descriptors of sockets to the networks of its links, by name; a card without one is
+    not connected.
     """
     command = [program]
     row = arch.of(spec.architecture)
@@ -109,15 +127,23 @@ def argv(
         option("-mon", "chardev=control,mode=control")
     # The whole trick: DHCP names a URL, and the ROM's iPXE fetches and runs it. A comma in a value
     # is written twice.
-    boot_file = _escaped(spec.boot_file)
-    files = "" if tftp is None else f",tftp={_escaped(tftp)}"
-    option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{_reach(spec, forwarder)}")
+    network = f"{_served(spec, tftp)}{_reach(spec, forwarder)}"
+    if spec.dhcp in {"silent", "late"}:
+        # The card is at a hub, and its link up whatever the network behind the hub does.
+        option("-netdev", f"user,id={UPLINK}{network}")
+        option("-netdev", f"hubport,id=hub0,hubid={_DHCP_HUB},netdev={UPLINK}")
+        option("-netdev", f"hubport,id=net0,hubid={_DHCP_HUB}")
+    else:
+        option("-netdev", f"user,id=net0{network}")
     mac_address = spec.mac_address or _MAC_ADDRESS
-    rom = "" if ipxe is None else ",romfile="
-    option("-device", f"{row.network_card},netdev=net0,mac={mac_address},bootindex=1{rom}")
+    rom = ""
     if ipxe is not None:
-        # UEFI starts it before it looks at any device, after each reset as well.
-        option("-kernel", str(ipxe))
+        rom = f",romfile={_escaped(ipxe.path) if ipxe.is_rom else ''}"
+    option("-device", f"{row.network_card},netdev=net0,mac={mac_address},bootindex=1{rom}")
+    command += _cards(spec, cables or {})
+    if ipxe is not None and not ipxe.is_rom:
+        # Firmware starts it before it looks at any device, after each reset as well.
+        option("-kernel", str(ipxe.path))
     # From the network or not at all: no tour through other devices after iPXE has given up.
     option("-boot", "strict=on")
     # A guest that powers off leaves a paused QEMU, which can tell so.
@@ -128,8 +154,29 @@ def argv(
         option("-drive", _pflash(0, flash.code, flash.format, readonly=True))
         option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
     option(*disks)
+    option(*shares.words(spec.shares))
     option(*spec.extra_arguments)
     return command
+
+
+def _served(spec: MachineSpec, tftp: Path | None) -> str:
+    """What the network offers by DHCP and TFTP."""
+    words = f",bootfile={_escaped(spec.offered_file)}" if spec.offered_file else ""
+    return words if tftp is None else f"{words},tftp={_escaped(tftp)}"
+
+
+def _cards(spec: MachineSpec, cables: Mapping[str, str]) -> Iterator[str]:
+    """A card for each network that the machine is on with others."""
+    for number, link in enumerate(spec.links, 1):
+        cable = cables.get(link.network)
+        if cable is None:
+            yield from ("-netdev", f"hubport,id=net{number},hubid={number}")
+        else:
+            stream = f"stream,id=net{number},server=off,addr.type=fd,addr.str={cable}"
+            yield from ("-netdev", stream)
+        # e1000e does not tell its guest that a cable was pulled (QEMU 7.2). Nothing to boot from.
+        card = f"virtio-net-pci,netdev=net{number},mac={link.mac_address},romfile="
+        yield from ("-device", card)
 
 
 def _reach(spec: MachineSpec, forwarder: str | None) -> str:

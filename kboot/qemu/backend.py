@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
 from kboot import arch, nginx, process, state
-from kboot.backend import BootServer, Disk, Firmware, MachineSpec
+from kboot.backend import BootServer, Disk, Firmware, Link, MachineSpec
 from kboot.config import Network
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.log import step
-from kboot.qemu import accel, disks, network_boot, saved_firmware
-from kboot.qemu.argv import SERVER_ADDRESS
+from kboot.qemu import accel, disks, network_boot, saved_firmware, shares
+from kboot.qemu.argv import SERVER_ADDRESS, Ipxe
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
+from kboot.qemu.segment import Segment, open_segment
 from kboot.qemu.snapshot import SavedFirmware, identity, opaque_option
 from kboot.qemu.virtual_machine import QemuVirtualMachine
 from kboot.snapshots import Entry, SnapshotStore
@@ -34,25 +36,27 @@ class _Emulator:
         *,
         program: str | None,
         accelerator: str,
-        ipxe_efi: Path | None,
+        ipxe: Path | None,
         debian_mirror: str,
     ) -> None:
         self._row = arch.of(architecture)
-        self._ipxe_efi = ipxe_efi
+        self._ipxe = ipxe
         self._debian_mirror = debian_mirror
         self.program = accel.program_for(self._row, program)
         self.accelerator = accel.choose(self.program, accelerator, self._row)
 
-    def ipxe_of(self, spec: MachineSpec) -> Path | None:
+    def ipxe_of(self, spec: MachineSpec) -> Ipxe | None:
         """What boots such a machine from the network; None for the card's ROM."""
+        if wanted := spec.ipxe or self._ipxe:
+            return network_boot.read_ipxe(wanted, spec.firmware, self._row)
         return self.uefi_ipxe if spec.firmware == "uefi" else None
 
     @cached_property
-    def uefi_ipxe(self) -> Path | None:
+    def uefi_ipxe(self) -> Ipxe | None:
         """What boots UEFI machines from the network; None for the card's ROM."""
-        return network_boot.choose(
-            self.program, self.accelerator, self._ipxe_efi, self._row, self._debian_mirror
-        )
+        if self._ipxe is not None:
+            return network_boot.read_ipxe(self._ipxe, "uefi", self._row)
+        return network_boot.choose(self.program, self.accelerator, self._row, self._debian_mirror)
 
 
 class QemuBackend:
@@ -77,6 +81,7 @@ class QemuBackend:
         isolated = network == "isolated"
         self._forwarder = process.find_program("busybox") if isolated else None
         self._server_address = SERVER_ADDRESS if isolated else GUEST_GATEWAY
+        self._segments: dict[str, Segment] = {}
 
     def firmware_fault(
         self, firmware: Firmware, architecture: str = arch.DEFAULT.name
@@ -95,6 +100,10 @@ class QemuBackend:
         """None if its machines can have such a disk, or else why not."""
         return disks.fault(disk)
 
+    def share_fault(self) -> str | None:
+        """None if its machines can have directories of this host, or else why not."""
+        return None
+
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
         """Start a private nginx on loopback."""
@@ -103,10 +112,29 @@ class QemuBackend:
         ) as server:
             yield server
 
+    @contextlib.contextmanager
+    def open_network(self, members: Sequence[str], deadline: Deadline) -> Iterator[Segment]:
+        """An Ethernet segment for these machines."""
+        with open_segment(self._directory, members, deadline) as segment:
+            self._segments[segment.name] = segment
+            try:
+                yield segment
+            finally:
+                del self._segments[segment.name]
+
+    def _plug(self, link: Link) -> socket.socket:
+        segment = self._segments.get(link.network)
+        if segment is None:
+            raise InfraError(f"the network of {link.member} has ended")
+        return segment.plug(link.member)
+
     def snapshot_fault(self, spec: MachineSpec) -> str | None:
         """None if such a machine can be saved, or else why not."""
-        if fault := disks.snapshot_fault(spec.disks):
+        fault = disks.snapshot_fault(spec.disks) or shares.snapshot_fault(spec.shares)
+        if fault:
             return fault
+        if spec.dhcp != "normal":
+            return f"its DHCP (dhcp = {spec.dhcp}) is what it is started for"
         option = opaque_option(spec.extra_arguments)
         return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
 
@@ -135,7 +163,7 @@ class QemuBackend:
         folder = self._directory / f"{spec.name}-{secrets.token_hex(4)}"
         folder.mkdir()
         try:
-            firmware = None if saved else self._saved_firmware(spec, deadline)
+            firmware = None if saved else self.saved_firmware(spec, deadline)
             tftp = folder / "tftp"
             if firmware:
                 tftp.mkdir()
@@ -151,6 +179,7 @@ class QemuBackend:
                 tftp=tftp if firmware else None,
                 ipxe=emulator.ipxe_of(spec),
                 forwarder=self._forwarder,
+                plug=self._plug,
             )
             # Its disks may have been downloaded meanwhile.
             with machine.powered_on(Deadline(deadline.seconds) if spec.disks else deadline):
@@ -158,8 +187,11 @@ class QemuBackend:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
-        """The state that such a machine starts from, made if need be; None for a real start."""
+    def saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
+        """The state that such a machine starts from, made if need be; None for a real start.
+
+        It is there as long as the backend is open.
+        """
         if spec.firmware_start == "real" or self.snapshot_fault(spec) is not None:
             return None
         store = self._firmware_store()
@@ -208,18 +240,18 @@ def open_qemu(
     accelerator: str,
     nginx: str,
     snapshot_cache_mib: int,
-    ipxe_efi: Path | None = None,
+    ipxe: Path | None = None,
     network: Network = "open",
     debian_mirror: str = arch.DEBIAN_MIRROR,
 ) -> Iterator[QemuBackend]:
     """The backend, for the length of a run: it owns a run directory.
 
     `accelerator` is ``auto``, ``kvm`` or ``tcg``; `program` and `nginx` name the two programs or
-    give their paths; without a `program`, each architecture has its own. `ipxe_efi` boots UEFI
-    machines; None for the network card's ROM where that has iPXE, and for the distribution's where
-    not, or one that is fetched from `debian_mirror`. States of firmware are kept among the saved
-    machines, which have `snapshot_cache_mib` together. An ``isolated`` `network` leads to the boot
-    server only. `ProcessError` if a program is missing.
+    give their paths; without a `program`, each architecture has its own. `ipxe` boots machines
+    that have none of their own; None for the network card's ROM, and for the distribution's where
+    UEFI does not boot with that, or one that is fetched from `debian_mirror`. States of firmware
+    are kept among the saved machines, which have `snapshot_cache_mib` together. An ``isolated``
+    `network` leads to the boot server only. `ProcessError` if a program is missing.
     """
     if program is not None:
         process.find_program(program)
@@ -230,7 +262,7 @@ def open_qemu(
             architecture,
             program=program,
             accelerator=accelerator,
-            ipxe_efi=ipxe_efi,
+            ipxe=ipxe,
             debian_mirror=debian_mirror,
         )
 

@@ -86,9 +86,10 @@ def _uefi_ipxe(config: Config, row: Architecture) -> str:
     if config.accel == "tcg" or accel.kvm_fault(program, row) is not None:
         accelerator = "tcg"
     # What the user has named is for this host's.
-    wanted = config.ipxe_efi if row is arch.host() else None
-    ipxe = network_boot.choose(program, accelerator, wanted, row, config.debian_mirror)
-    return "booted by the network card's iPXE" if ipxe is None else f"booted by {ipxe}"
+    if config.ipxe is not None and row is arch.host() and config.firmware == "uefi":
+        return f"booted by {network_boot.read_ipxe(config.ipxe, 'uefi', row).path}"
+    ipxe = network_boot.choose(program, accelerator, row, config.debian_mirror)
+    return "booted by the network card's iPXE" if ipxe is None else f"booted by {ipxe.path}"
 
 
 def _other_architecture(row: Architecture) -> Check:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kboot import arch, state
 from kboot.arch import Architecture
-from kboot.backend import MachineSpec
+from kboot.backend import Firmware, MachineSpec
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
@@ -24,7 +24,7 @@ from kboot.kernel.debian import fetch_file
 from kboot.locks import lock_file
 from kboot.log import step
 from kboot.qemu.accel import qemu_version
-from kboot.qemu.argv import Accelerator
+from kboot.qemu.argv import Accelerator, Ipxe
 from kboot.qemu.firmware import EDK2_CLIENT
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
 from kboot.qemu.snapshot import firmware_stamps
@@ -32,6 +32,10 @@ from kboot.qemu.virtual_machine import QemuVirtualMachine
 
 #: What UEFI says when nothing on the network was to be booted: there is no ROM, say.
 _NOTHING = re.compile(r"EFI Internal Shell|No bootable option or device")
+
+#: How an option ROM begins; and where a Linux kernel, which ``ipxe.lkrn`` looks like, says it.
+_ROM = b"\x55\xaa"
+_SETUP = 0x202
 
 _MARKER = "kboot: the ROM has iPXE"
 _SCRIPT = "probe.ipxe"
@@ -44,29 +48,20 @@ _PROBE_LIMIT_S = 90.0
 _KEPT_ANSWERS = 20
 
 
-def find_program(
-    wanted: Path | None = None, architecture: Architecture = arch.DEFAULT
-) -> Path | None:
-    """The iPXE to start, `wanted` or the distribution's; None if there is none.
-
-    `ConfigError` if `wanted` is not a UEFI program for this architecture.
-    """
-    if wanted is not None:
-        if fault := _fault(wanted, architecture):
-            raise ConfigError(f"ipxe_efi: {wanted} {fault}")
-        return wanted
+def find_program(architecture: Architecture = arch.DEFAULT) -> Path | None:
+    """The distribution's iPXE as a UEFI program; None if there is none."""
     places = architecture.ipxe_places
-    return next((path for path in places if _fault(path, architecture) is None), None)
+    return next((path for path in places if _program_fault(path, architecture) is None), None)
 
 
-def require_program(wanted: Path | None = None, architecture: Architecture = arch.DEFAULT) -> Path:
+def require_program(architecture: Architecture = arch.DEFAULT) -> Path:
     """As `find_program`; `InfraError` with what to install if there is none."""
-    found = find_program(wanted, architecture)
+    found = find_program(architecture)
     if found is None:
         raise InfraError(
             "UEFI machines need iPXE as a UEFI program here, as the network card's ROM of this "
             f"QEMU does not boot with it; install it: {architecture.ipxe_remedy}, "
-            "or say where it is: ipxe_efi = PATH"
+            "or say where it is: ipxe = PATH"
         )
     return found
 
@@ -74,21 +69,47 @@ def require_program(wanted: Path | None = None, architecture: Architecture = arc
 def choose(
     program: str,
     accelerator: Accelerator,
-    wanted: Path | None = None,
     architecture: Architecture = arch.DEFAULT,
     mirror: str = arch.DEBIAN_MIRROR,
-) -> Path | None:
-    """The iPXE that boots UEFI machines: `wanted`, else None for the ROM's, else the host's.
+) -> Ipxe | None:
+    """What boots UEFI machines without an iPXE of the user's: None for the ROM's, or the host's.
 
-    Where distributions have none, it is Debian's, fetched from its `mirror`. `ConfigError` if
-    `wanted` is no such program, `InfraError` if none of them can be had.
+    Where distributions have none, it is Debian's, fetched from its `mirror`. `InfraError` if none
+    of them can be had.
     """
     has_rom = architecture.card_rom is not None
-    if wanted is None and has_rom and rom_has_ipxe(program, accelerator, architecture=architecture):
+    if has_rom and rom_has_ipxe(program, accelerator, architecture=architecture):
         return None
-    if architecture.ipxe_file and find_program(wanted, architecture) is None:
-        return fetch_file(architecture.ipxe_file, architecture=architecture.debian, mirror=mirror)
-    return require_program(wanted, architecture)
+    if architecture.ipxe_file and find_program(architecture) is None:
+        path = fetch_file(architecture.ipxe_file, architecture=architecture.debian, mirror=mirror)
+    else:
+        path = require_program(architecture)
+    return Ipxe(path=path, is_rom=False)
+
+
+def read_ipxe(path: Path, firmware: Firmware, architecture: Architecture = arch.DEFAULT) -> Ipxe:
+    """The iPXE in a file, told by its content. `ConfigError` if it is none for this firmware."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise ConfigError(f"ipxe: {path} cannot be read: {error.strerror}") from error
+    if head[:2] == _ROM:
+        return Ipxe(path=path, is_rom=True)
+    if head[_SETUP : _SETUP + 4] == b"HdrS":
+        if firmware == "uefi":
+            raise ConfigError(f"ipxe: {path} is for a BIOS; give a UEFI machine an ipxe.efi")
+        return Ipxe(path=path, is_rom=False)
+    if path.suffix in {".pxe", ".kpxe", ".kkpxe"}:
+        raise ConfigError(
+            f"ipxe: {path} is loaded by another iPXE, and would be loaded by itself again and "
+            "again, as DHCP tells both the same; give ipxe.lkrn or a .rom of the same build"
+        )
+    if fault := _program_fault(path, architecture):
+        raise ConfigError(f"ipxe: {path} {fault}")
+    if firmware == "bios":
+        raise ConfigError(f"ipxe: {path} is for UEFI; give a BIOS a .rom or ipxe.lkrn")
+    return Ipxe(path=path, is_rom=False)
 
 
 def rom_has_ipxe(
@@ -137,7 +158,7 @@ def _probe(
     program: str,
     accelerator: Accelerator,
     deadline: Deadline,
-    ipxe: Path | None = None,
+    ipxe: Ipxe | None = None,
 ) -> bool:
     with state.run_directory() as run:
         folder = run / "probe"
@@ -173,7 +194,7 @@ def _recall(memory: Path) -> dict[str, bool]:
     return known
 
 
-def _fault(path: Path, architecture: Architecture) -> str | None:
+def _program_fault(path: Path, architecture: Architecture) -> str | None:
     """None if it is a UEFI program for this architecture, or else what is wrong with it."""
     try:
         with path.open("rb") as file:
@@ -182,7 +203,7 @@ def _fault(path: Path, architecture: Architecture) -> str | None:
         return f"cannot be read: {error.strerror}"
     at = int.from_bytes(head[0x3C:0x40], "little")
     if head[:2] != b"MZ" or head[at : at + 4] != b"PE\0\0":
-        return "is not a UEFI program"
+        return "is no iPXE: neither a ROM nor a UEFI program nor ipxe.lkrn"
     if int.from_bytes(head[at + 4 : at + 6], "little") != architecture.pe_machine:
         return f"is not for {architecture.name}"
     return None

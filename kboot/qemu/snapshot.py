@@ -17,7 +17,7 @@ from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.qemu import disks
 from kboot.qemu.accel import qemu_version
-from kboot.qemu.argv import Accelerator, Memory, Wiring, argv
+from kboot.qemu.argv import Accelerator, Ipxe, Memory, Wiring, argv
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.qmp import Qmp
 from kboot.snapshots import sparse
@@ -28,15 +28,16 @@ def identity(
     *,
     program: str,
     accelerator: Accelerator,
-    ipxe: Path | None = None,
+    ipxe: Ipxe | None = None,
     forwarder: str | None = None,
 ) -> Mapping[str, str]:
     """Everything on this host that has a part in such a machine, by name, for people to read.
 
-    `ipxe` is what boots it in place of the card's ROM. Not in it: the machine's name and its boot
-    file, which a saved machine may change.
+    `ipxe` is what boots it in place of the card's ROM. Not in it: the machine's name, its boot file
+    and who it is on a network with others, which a saved machine may change.
     """
-    neutral = replace(spec, name="any", boot_file="any")
+    links = tuple(replace(each, network="any", member="any") for each in spec.links)
+    neutral = replace(spec, name="any", boot_file="any", links=links)
     wiring = Wiring(serial="any", control="any")
     command = argv(
         neutral,
@@ -47,6 +48,7 @@ def identity(
         ipxe=ipxe,
         forwarder=forwarder,
         disks=disks.device_words(spec.disks),
+        cables={"any": "any"},
     )
     parts = {
         "qemu": qemu_version(program),
@@ -61,11 +63,11 @@ def identity(
     return parts
 
 
-def firmware_stamps(spec: MachineSpec, program: str, ipxe: Path | None = None) -> str:
+def firmware_stamps(spec: MachineSpec, program: str, ipxe: Ipxe | None = None) -> str:
     """The firmware files of such a machine, each with its length and date."""
     files = [path for folder in _data_folders(program) for path in _roms(folder, spec)]
     if ipxe is not None:
-        files.append(ipxe)
+        files.append(ipxe.path)
     if spec.firmware == "uefi":
         found = find_uefi(spec.architecture)
         files += [found.code, found.variables_template]

@@ -7,23 +7,26 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from kboot import process, state
-from kboot.backend import MachineSpec, Stream
+from kboot.backend import Link, MachineSpec, Stream
 from kboot.capacity import host_cpus
 from kboot.deadline import Deadline
 from kboot.disks import in_use_fault
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
-from kboot.qemu.argv import Accelerator, Flash, Wiring, argv, as_text
+from kboot.qemu.argv import UPLINK, Accelerator, Flash, Ipxe, Wiring, argv, as_text
 from kboot.qemu.disks import MachineDisks
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
 from kboot.snapshots import sparse
+
+#: Gives the far end of a cable to a link's network, for each start of QEMU.
+Plug = Callable[[Link], socket.socket]
 
 
 class SocketStream:
@@ -46,6 +49,9 @@ class SocketStream:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+
+#: For an answer by DHCP that comes late.
+_LATE_S = 10.0
 
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
 _CONTROL_LIMIT_S = 20.0
@@ -71,15 +77,17 @@ class QemuVirtualMachine:
         savable: bool = False,
         firmware: SavedFirmware | None = None,
         tftp: Path | None = None,
-        ipxe: Path | None = None,
+        ipxe: Ipxe | None = None,
         forwarder: str | None = None,
+        plug: Plug | None = None,
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
         A machine that is `savable` costs a copy of that state. With `firmware`, every start from
         empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
-        `ipxe` is a UEFI program that boots from the network in place of the card's ROM. A
-        `forwarder` isolates the guest, see `argv`.
+        `ipxe` boots from the network in place of the card's ROM. A
+        `forwarder` isolates the guest, see `argv`. `plug` connects it to the networks of its links;
+        without it, their cards are there and not connected.
         """
         self.spec = spec
         self._saved = saved
@@ -87,6 +95,7 @@ class QemuVirtualMachine:
         self._tftp = tftp
         self._ipxe = ipxe
         self._forwarder = forwarder
+        self._plug = plug
         self._savable = savable
         self._program = program
         self._accelerator: Accelerator = accelerator
@@ -169,17 +178,37 @@ class QemuVirtualMachine:
     def speed_fault(self) -> str | None:
         """None if it is fast enough to tell a slow guest from a hung one, or else why not."""
         cpus, ours = self.spec.cpus, host_cpus()
-        if self._accelerator != "tcg" or cpus <= _EMULATED_PER_CPU * ours:
-            return None
-        return (
-            f"its {cpus} processors are emulated by {ours} of this host, which may be too slow: "
-            f"choose cpus = {_EMULATED_PER_CPU * ours} or less"
-        )
+        if self._accelerator == "tcg" and cpus > _EMULATED_PER_CPU * ours:
+            return (
+                f"its {cpus} processors are emulated by {ours} of this host, which may be too "
+                f"slow: choose cpus = {_EMULATED_PER_CPU * ours} or less"
+            )
+        ran_s, waited_s = self._busiest_thread()
+        if waited_s > ran_s:
+            return (
+                f"this host is overloaded: QEMU ran for {ran_s:.0f} s and waited {waited_s:.0f} s "
+                "for a processor; run fewer machines at once"
+            )
+        return None
+
+    def starved_s(self) -> float:
+        """For how many seconds, since it was started, it had work to do and no processor for it."""
+        return self._busiest_thread()[1]
+
+    def _busiest_thread(self) -> tuple[float, float]:
+        # Before it is powered on, there is none.
+        return self._process.busiest_thread() if "_process" in vars(self) else (0, 0)
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
         with self._lock:
             self._command("set_link", name="net0", up=up)
+
+    def set_segment_link(self, *, up: bool) -> None:
+        """Plug in or pull the cables to the networks that it is on with others."""
+        with self._lock:
+            for number in range(1, len(self.spec.links) + 1):
+                self._command("set_link", name=f"net{number}", up=up)
 
     def check(self) -> None:
         """Raise `InfraError` if QEMU is gone or gave up, `GuestError` if the guest powered off."""
@@ -243,16 +272,30 @@ class QemuVirtualMachine:
             self._stream = SocketStream(serial)
             stack.callback(self._stream.close)
             stack.callback(control.close)
-            # Ours until QEMU has them; when it ends, both lines end as well.
-            with serial_far, control_far:
+            # Ours until QEMU has them; when it ends, all lines end as well.
+            with serial_far, control_far, contextlib.ExitStack() as cables_far:
+                plug = self._plug
+                cables = {
+                    link.network: cables_far.enter_context(plug(link)).fileno()
+                    for link in self.spec.links
+                    if plug is not None
+                }
                 wiring = Wiring.inherited(
                     serial_fd=serial_far.fileno(), control_fd=control_far.fileno()
                 )
                 self._process = stack.enter_context(
                     process.spawn(
-                        self._argv(wiring, self._flash, disks, memory, incoming=saved is not None),
+                        self._argv(
+                            *(wiring, self._flash, disks, memory),
+                            incoming=saved is not None,
+                            cables=cables,
+                        ),
                         log=self._log,
-                        pass_fds=(serial_far.fileno(), control_far.fileno(), *inherited),
+                        pass_fds=(
+                            *(serial_far.fileno(), control_far.fileno()),
+                            *inherited,
+                            *cables.values(),
+                        ),
                         env=state.environment(self._directory.parent),
                         stop_grace_s=0.5,
                     )
@@ -268,8 +311,25 @@ class QemuVirtualMachine:
                     raise ConfigError(fault) from None
                 raise InfraError(f"QEMU did not start: {words}") from None
             self._powered_off = False
+            self._set_uplink(stack)
             self._power = stack.pop_all()
         logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
+
+    def _set_uplink(self, stack: contextlib.ExitStack) -> None:
+        """Cut the network behind the machine's hub, if its DHCP is not to answer, or not soon."""
+        if self.spec.dhcp not in {"silent", "late"}:
+            return
+        self._command("set_link", name=UPLINK, up=False)
+        if self.spec.dhcp == "late":
+            timer = threading.Timer(_LATE_S, self._connect_uplink)
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
+
+    def _connect_uplink(self) -> None:
+        # The machine may be just ending.
+        with self._lock, contextlib.suppress(QmpClosed):
+            self._command("set_link", name=UPLINK, up=True)
 
     def _open_memory(self, saved: Path | None) -> GuestMemory | None:
         """The file behind the guest's memory; None if it is QEMU's own."""
@@ -290,6 +350,7 @@ class QemuVirtualMachine:
         memory: GuestMemory | None = None,
         *,
         incoming: bool = False,
+        cables: Mapping[str, int] | None = None,
     ) -> list[str]:
         return argv(
             self.spec,
@@ -303,6 +364,7 @@ class QemuVirtualMachine:
             ipxe=self._ipxe,
             forwarder=self._forwarder,
             disks=disks,
+            cables={name: str(number) for name, number in (cables or {}).items()},
         )
 
     def _prepare_flash(self) -> Flash | None:

@@ -11,7 +11,8 @@ planned behind it was not run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from kboot import boot_messages
 from kboot.crash import COMPLAINTS, CrashKind, CrashReport, Scanner
@@ -55,17 +56,9 @@ class Parser:
             self._take(raw)
         return self._take_cases()
 
-    def take_output(self, text: str, time_s: float | None) -> list[Case]:
-        """A whole line that a program has printed, and the kernel's time then."""
-        self.line += 1
-        self._take_words(Words(text.rstrip("\r\n\0 "), time_s, stamped=False))
-        return self._take_cases()
-
-    def take_message(self, raw: bytes) -> list[Case]:
-        """A whole line of the kernel's, whether it bears its time or not."""
-        self.line += 1
-        for words in self._reader.words(raw[:_LONG_LINE]):
-            self._take_words(words._replace(stamped=True))
+    def take(self, line: str, time_s: float | None) -> list[Case]:
+        """Take a whole line, as `kboot.console` gives it, and when it came."""
+        self._take(line.encode(), time_s)
         return self._take_cases()
 
     def crash(self, report: CrashReport) -> list[Case]:
@@ -104,10 +97,11 @@ class Parser:
         """Whose suites the log was about last, of those that run."""
         return max(self._tracks, key=lambda track: (track.is_open, track.last_line))
 
-    def _take(self, raw: bytes) -> None:
+    def _take(self, raw: bytes, time_s: float | None = None) -> None:
         self.line += 1
         for words in self._reader.words(raw[:_LONG_LINE]):
-            self._take_words(words)
+            is_timed = words.stamped or time_s is None
+            self._take_words(words if is_timed else words._replace(time_s=time_s))
 
     def _take_words(self, words: Words) -> None:
         track = self._kernel if words.stamped else self._programs
@@ -174,6 +168,42 @@ def read_log(data: bytes, *, complete: bool = False) -> tuple[list[Case], Parser
     cases = list(_merged(parser, data, sorted(reports, key=lambda each: each.start_line)))
     cases += parser.close(complete=complete)
     return cases, parser
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleLine:
+    """A line that a console has printed, as `kboot.console` has it."""
+
+    text: str
+    #: When it came, in seconds.
+    time_s: float
+    #: Bytes of the console's record before it.
+    start: int
+
+
+def read_console(
+    lines: Iterable[ConsoleLine],
+    reports: Sequence[CrashReport],
+    *,
+    end: str = _LOG_ENDS,
+    status: Status | None = None,
+) -> list[Case]:
+    """The cases in lines of a console.
+
+    `reports` are what the kernel reported there, in their order, with positions in the same record.
+    `end` is why there are no more lines, and `status` that of the case that ran then, unless it was
+    not run or has crashed.
+    """
+    parser = Parser()
+    cases: list[Case] = []
+    pending = [each for each in reports if each.kind not in COMPLAINTS]
+    for line in lines:
+        while pending and pending[0].start_offset <= line.start:
+            cases += parser.crash(pending.pop(0))
+        cases += parser.take(line.text, line.time_s)
+    for report in pending:
+        cases += parser.crash(report)
+    return cases + parser.close(end, status=status)
 
 
 def _merged(parser: Parser, data: bytes, reports: Iterable[CrashReport]) -> Iterator[Case]:

@@ -1,7 +1,7 @@
 """Write cpio archives in the ``newc`` format, the one that the kernel unpacks as an initramfs.
 
 Format: Documentation/driver-api/early-userspace/buffer-format.rst in the Linux source. The same
-entries give the same bytes: sorted, owned by root, dated 1970.
+entries give the same bytes: dated 1970, and unless they say otherwise owned by root.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Entry:
     content: bytes | Path = b""
     #: Major and minor number of a device.
     device: tuple[int, int] = (0, 0)
+    #: User and group.
+    owner: tuple[int, int] = (0, 0)
 
 
 def regular(path: str, content: bytes | Path, *, executable: bool = False) -> Entry:
@@ -110,7 +112,7 @@ def _member(entry: Entry, inode: int) -> Iterator[bytes]:
     name = entry.path.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     fields = (
-        *(inode, entry.mode, 0, 0, links, 0, len(content)),  # owner, group and date are 0
+        *(inode, entry.mode, *entry.owner, links, 0, len(content)),  # the date is 0
         *(0, 0, *entry.device, len(name), 0),
     )
     header = b"070701" + b"".join(b"%08X" % field for field in fields) + name

@@ -12,6 +12,7 @@ from kboot.errors import ConfigError
 from kboot.kernel.compression import MAGIC, compression_of
 from kboot.kernel.image import HEAD_SIZE, is_image, looks_like
 from kboot.rootfs.cpio import Entry, archive, guest_path, regular, with_parents
+from kboot.rootfs.debian import debian_initramfs, is_debian, read_debian
 from kboot.rootfs.tiny import tiny_initramfs
 from kboot.state import cache_directory
 
@@ -37,17 +38,27 @@ def resolve_rootfs(
     password: str = "kboot",  # noqa: S107  # as in `tiny_initramfs`
     mirror: str = arch.DEBIAN_MIRROR,
 ) -> list[Path]:
-    """The initramfs images, in order, that a user asks for: ``tiny``, or the path of one.
+    """The initramfs images, in order, that a user asks for.
 
-    `password` is root's in ``tiny``; `mirror` is Debian's, see `tiny_initramfs`. `ConfigError` if
-    the path is no file, or no initramfs that a kernel would unpack.
+    ``tiny``, ``debian[:SUITE][+PACKAGE,...]``, or the path of one. `password` is root's in the
+    first two; `mirror` is Debian's, see `tiny_initramfs`. `ConfigError` if the path is no file, or
+    no initramfs that a kernel would unpack.
     """
     if value == "tiny":
         return [tiny_initramfs(architecture=architecture, password=password, mirror=mirror)]
+    if is_debian(value):
+        if architecture != arch.DEFAULT.name:
+            raise ConfigError(
+                f"rootfs {value}: made for {arch.DEFAULT.name} only, and the kernel is for "
+                f"{architecture}; give an initramfs for that"
+            )
+        return [debian_initramfs(read_debian(value, password=password, mirror=mirror))]
     path = Path(value).expanduser()
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "no such file"
-        raise ConfigError(f"rootfs {value}: {problem}; give 'tiny' or the path of an initramfs")
+        raise ConfigError(
+            f"rootfs {value}: {problem}; give tiny, debian, or the path of an initramfs"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_SIZE)

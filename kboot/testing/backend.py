@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot import arch
-from kboot.backend import Disk, Fetch, Firmware, MachineSpec, OnProgress, ignore_progress
+from kboot.backend import (
+    Disk,
+    Fetch,
+    Firmware,
+    Link,
+    MachineSpec,
+    OnProgress,
+    PathCondition,
+    VirtualMachine,
+    ignore_progress,
+)
 from kboot.cache import sha256_of
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
@@ -50,6 +60,10 @@ class FakeBackend:
         """None if its machines can have such a disk: what the guest says of it is made up."""
         return None if disk.kind == "blank" else "a replayed boot reads no disk; give a blank one"
 
+    def share_fault(self) -> str | None:
+        """None if its machines can have directories of this host, or else why not."""
+        return "a replayed boot mounts nothing"
+
     @contextlib.contextmanager
     def serve(self, deadline: Deadline) -> Iterator[FakeServer]:
         """The boot server, which is a dictionary."""
@@ -63,6 +77,58 @@ class FakeBackend:
             yield vm
         finally:
             vm.stream.close()
+
+    @contextlib.contextmanager
+    def open_network(self, members: Sequence[str], deadline: Deadline) -> Iterator[FakeNetwork]:
+        """A network that remembers what was done to it."""
+        yield FakeNetwork(members)
+
+
+class FakeNetwork:
+    """A network on which nothing is sent; see `kboot.backend.MachineNetwork`."""
+
+    def __init__(self, members: Sequence[str]) -> None:
+        self._members = tuple(members)
+        #: Whose cables are pulled at the moment.
+        self.pulled: set[str] = set()
+        #: The conditions that hold at the moment.
+        self.paths: Mapping[tuple[str, str], PathCondition] = {}
+
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def search_domain(self) -> str:
+        """There is no DNS."""
+        return ""
+
+    def link(self, member: str) -> Link:
+        """Its only card."""
+        return Link(network="fake", member=member)
+
+    def interface(self, _member: str) -> None:
+        """There is nothing to set."""
+        return
+
+    def addresses(self) -> Mapping[str, str]:
+        """None is known."""
+        return {}
+
+    def set_links(self, machines: Mapping[str, VirtualMachine], *, up: bool) -> Mapping[str, float]:
+        """Remember it."""
+        self.pulled = self.pulled - machines.keys() if up else self.pulled | machines.keys()
+        return dict.fromkeys(machines, time.monotonic())
+
+    def path_fault(self) -> None:
+        """It can."""
+        return
+
+    def set_paths(self, paths: Mapping[tuple[str, str], PathCondition]) -> float:
+        """Remember them."""
+        self.paths = dict(paths)
+        return time.monotonic()
 
 
 class FakeServer(Faulty):

@@ -1,0 +1,1 @@
+"""Find the change that brought a failure, though it may not fail each time."""

@@ -1,0 +1,336 @@
+"""A fleet that is up: its machines by name and by role, and what may happen to their network."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from kboot.backend import MachineNetwork, PathCondition
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError, GuestTimeout, InfraError, KbootError
+from kboot.fleet.layout import Role, select
+from kboot.guest import CommandResult
+from kboot.log import logger
+from kboot.machine import Machine
+from kboot.statistics import Median, median
+
+_T = TypeVar("_T")
+
+#: Between two looks of `Fleet.wait_until`.
+_POLL_S = 0.05
+
+
+class Group:
+    """Some machines of a fleet; what one can do, they do at the same time."""
+
+    def __init__(self, machines: Mapping[str, Machine]) -> None:
+        self._machines = dict(machines)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its machines."""
+        return tuple(self._machines)
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """Its machines."""
+        return tuple(self._machines.values())
+
+    def __iter__(self) -> Iterator[Machine]:
+        return iter(self.machines)
+
+    def __len__(self) -> int:
+        return len(self._machines)
+
+    def each(self, function: Callable[[Machine], _T]) -> dict[str, _T]:
+        """Call `function` with each machine, all at the same time; what it returned, by name.
+
+        If it raises, the first error is raised when all are done, with its machine's name.
+        """
+        return together(self.names, lambda name: function(self._machines[name]), len(self))
+
+    def run(
+        self, command: str, *, timeout: float | None = None, check: bool = False
+    ) -> dict[str, CommandResult]:
+        """Run a command in each guest, see `Guest.run`; the results by name."""
+        return self.each(lambda machine: machine.guest.run(command, timeout=timeout, check=check))
+
+    def succeed(self, command: str, *, timeout: float | None = None) -> dict[str, str]:
+        """Run a command that has to exit with 0; what it printed, by name."""
+        return self.each(lambda machine: machine.guest.succeed(command, timeout=timeout))
+
+    def panic(self) -> None:
+        """Have their kernels panic, which is expected of them; then `wait_for_reboot`."""
+        self.each(_panic)
+
+    def wait_for_reboot(self, timeout: float | None = None) -> None:
+        """Wait until all are back, see `Machine.wait_for_reboot`."""
+        self.each(lambda machine: machine.wait_for_reboot(timeout))
+
+    def reboot(self, timeout: float | None = None) -> None:
+        """Have the guests reboot themselves, and wait until all are back."""
+        self.each(lambda machine: machine.reboot(timeout))
+
+    def reset(self, timeout: float | None = None) -> None:
+        """Push their reset buttons, and wait until all are back."""
+        self.each(lambda machine: machine.reset(timeout))
+
+    def restart(self, timeout: float | None = None) -> None:
+        """Cut the power, power on again, and wait until all are back."""
+        self.each(lambda machine: machine.restart(timeout))
+
+    def check(self) -> None:
+        """Return if all is well now; raise what is wrong, with the machine's name."""
+        self.each(lambda machine: machine.check())
+
+
+def _panic(machine: Machine) -> None:
+    with machine.expect_crash("panic"):
+        machine.panic()
+
+
+@dataclass(slots=True)
+class Cut:
+    """Cables that were pulled at one instant."""
+
+    machines: tuple[str, ...]
+    #: When each was pulled, in monotonic seconds.
+    pulled: Mapping[str, float]
+    #: When each was plugged in again; empty until then.
+    plugged: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def skew_s(self) -> float:
+        """Seconds between the first and the last cable that was pulled."""
+        return max(self.pulled.values()) - min(self.pulled.values())
+
+    @property
+    def healing_skew_s(self) -> float:
+        """The same for plugging them in; 0 until then."""
+        times = self.plugged.values()
+        return max(times) - min(times) if times else 0.0
+
+
+class Fleet:
+    """Machines on one network. Made by `open_fleet`, and by the fixture ``fleet``."""
+
+    def __init__(
+        self, roles: tuple[Role, ...], machines: Mapping[str, Machine], network: MachineNetwork
+    ) -> None:
+        self._roles = roles
+        self._machines = dict(machines)
+        self._network = network
+        self._conditions: dict[int, Mapping[tuple[str, str], PathCondition]] = {}
+        self._numbers = itertools.count()
+        #: How often each cable is pulled at the moment.
+        self._pulled: dict[str, int] = dict.fromkeys(machines, 0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all machines, role by role."""
+        return tuple(self._machines)
+
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of each role's machines."""
+        return {role.name: role.members for role in self._roles}
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Each machine's address on their network, which the guests know by its name."""
+        return self._network.addresses()
+
+    def __getitem__(self, name: str) -> Machine:
+        if name not in self._machines:
+            raise ConfigError(f"no machine {name} in this fleet; it has: {', '.join(self.names)}")
+        return self._machines[name]
+
+    def __iter__(self) -> Iterator[Machine]:
+        return iter(self._machines.values())
+
+    def __len__(self) -> int:
+        return len(self._machines)
+
+    def role(self, *names: str) -> Group:
+        """The machines of these roles, or of these names. `ConfigError` for an unknown one."""
+        chosen = select(self._roles, names)
+        return Group({name: self._machines[name] for name in chosen})
+
+    @property
+    def all(self) -> Group:
+        """All of them."""
+        return Group(self._machines)
+
+    # ------------------------------------------------------------------------------- their network
+
+    @contextlib.contextmanager
+    def cut(self, *names: str) -> Iterator[Cut]:
+        """Within the ``with``, these machines' cables are pulled: all of them at one instant.
+
+        `names` are of roles or machines. However the block ends, they are plugged in then.
+        """
+        chosen = self._chosen(names)
+        machines = {name: self._machines[name].vm for name in chosen}
+        cut = Cut(machines=chosen, pulled={})
+        for name in chosen:
+            self._pulled[name] += 1
+        try:
+            cut.pulled = self._network.set_links(machines, up=False)
+            logger.info("cut %s, %.1f ms apart", ", ".join(chosen), 1000 * cut.skew_s)
+            yield cut
+        finally:
+            for name in chosen:
+                self._pulled[name] -= 1
+            free = {name: vm for name, vm in machines.items() if not self._pulled[name]}
+            cut.plugged = self._network.set_links(free, up=True)
+
+    @contextlib.contextmanager
+    def partition(self, *groups: set[str] | tuple[str, ...] | list[str]) -> Iterator[float]:
+        """Within the ``with``, machines of different groups do not reach each other.
+
+        Groups are names of roles or machines; who is in none reaches all. All paths are cut at the
+        moment that is given, in monotonic seconds. `ConfigError` where the backend cannot do it.
+        """
+        sides = [self._chosen(tuple(group)) for group in groups]
+        lost = PathCondition(loss=1.0)
+        paths = {
+            (a, b): lost
+            for one, other in itertools.permutations(sides, 2)
+            for a in one
+            for b in other
+            if a != b
+        }
+        with self._under(paths) as at:
+            yield at
+
+    @contextlib.contextmanager
+    def impair(
+        self,
+        *names: str,
+        toward: str | Sequence[str] | None = None,
+        loss: float = 0.0,
+        delay: float = 0.0,
+    ) -> Iterator[float]:
+        """Within the ``with``, frames between these machines and the others are lost or late.
+
+        `loss` is the share that is lost, 1 for all; `delay` is in seconds. With `toward`, it is
+        only what these machines send to those, and not what comes back. `ConfigError` where the
+        backend cannot do it.
+        """
+        if not 0 <= loss <= 1 or delay < 0:
+            raise ConfigError(f"loss={loss:g}, delay={delay:g}: a share of 0 to 1, and seconds")
+        chosen = self._chosen(names)
+        targets = (toward,) if isinstance(toward, str) else toward
+        others = self.names if targets is None else self._chosen(tuple(targets))
+        condition = PathCondition(loss=loss, delay_s=delay)
+        paths = {(a, b): condition for a in chosen for b in others if a != b}
+        if targets is None:
+            paths |= {(b, a): condition for a, b in paths}
+        with self._under(paths) as at:
+            yield at
+
+    def reachable(self, *, timeout: float = 2.0) -> set[tuple[str, str]]:
+        """The pairs of machines of which the first one's ping reaches the second one by name.
+
+        Each has `timeout` seconds, in whole ones.
+        """
+        limit = max(1, round(timeout))
+
+        def asked(machine: Machine, name: str) -> set[tuple[str, str]]:
+            others = " ".join(other for other in self.names if other != name)
+            answer = machine.guest.succeed(
+                f"for each in {others}; do "
+                f"{{ ping -c 1 -w {limit} $each >/dev/null 2>&1 && echo $each; }} & done; wait",
+                timeout=limit + 60,
+            )
+            return {(name, other) for other in answer.split()}
+
+        found = together(self.names, lambda name: asked(self[name], name), len(self))
+        return set().union(*found.values())
+
+    # ------------------------------------------------------------------------------------ recovery
+
+    def wait_until(self, predicate: Callable[[], object], *, timeout: float) -> float:
+        """Wait until `predicate` returns something true; the seconds that took.
+
+        What it raises counts as "not yet". `GuestTimeout` after `timeout` seconds, with that.
+        """
+        start, last = time.monotonic(), ""
+        for _ in Deadline(timeout).poll(_POLL_S):
+            try:
+                if predicate():
+                    return time.monotonic() - start
+                last = ""
+            except InfraError:
+                raise
+            except (KbootError, AssertionError) as error:
+                last = f"; the last time: {error}"
+        name = getattr(predicate, "__name__", str(predicate))
+        raise GuestTimeout(f"{name} did not hold within {timeout:g} s{last}")
+
+    def measure(self, round_: Callable[[], float], *, rounds: int) -> Median:
+        """Call `round_`, which returns seconds, so many times: their median and its interval."""
+        return median([round_() for _ in range(rounds)])
+
+    def check_reports(self) -> None:
+        """As `Machine.check_reports`, of all machines; an error has the machine's name."""
+        self.all.each(lambda machine: machine.check_reports())
+
+    def _chosen(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ConfigError("say whose network: names of roles or machines")
+        return select(self._roles, names)
+
+    @contextlib.contextmanager
+    def _under(self, paths: Mapping[tuple[str, str], PathCondition]) -> Iterator[float]:
+        """Under these conditions, and those that hold already."""
+        if fault := self._network.path_fault():
+            raise ConfigError(fault)
+        key = next(self._numbers)
+        self._conditions[key] = paths
+        try:
+            yield self._network.set_paths(combined(self._conditions.values()))
+        finally:
+            del self._conditions[key]
+            self._network.set_paths(combined(self._conditions.values()))
+
+
+def combined(
+    conditions: Iterable[Mapping[tuple[str, str], PathCondition]],
+) -> dict[tuple[str, str], PathCondition]:
+    """What becomes of a frame under several conditions at once."""
+    found: dict[tuple[str, str], PathCondition] = {}
+    for paths in conditions:
+        for path, each in paths.items():
+            before = found.get(path, PathCondition())
+            found[path] = PathCondition(
+                loss=1 - (1 - before.loss) * (1 - each.loss),
+                delay_s=before.delay_s + each.delay_s,
+            )
+    return found
+
+
+def together(names: Sequence[str], function: Callable[[str], _T], at_once: int) -> dict[str, _T]:
+    """Call `function` with each name, so many at a time; what it returned, by name.
+
+    When all are done, the first error is raised, with its name; the others are noted in it.
+    """
+    if not names:
+        return {}
+    with ThreadPoolExecutor(max_workers=max(1, at_once)) as pool:
+        futures = {name: pool.submit(function, name) for name in names}
+    errors = {name: error for name, each in futures.items() if (error := each.exception())}
+    for name, error in errors.items():
+        if isinstance(error, KbootError):
+            error.args = (f"{name}: {error}", *error.args[1:])
+    if errors:
+        first, *others = errors.values()
+        for other in others:
+            first.add_note(f"and {other}")
+        raise first
+    return {name: each.result() for name, each in futures.items()}

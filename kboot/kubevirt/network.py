@@ -1,0 +1,106 @@
+"""The machines of a run on the cluster's pod network, under names of their own.
+
+One headless Service names them all: a pod with ``hostname`` and ``subdomain`` is known by both,
+also before it is ready. Their cables are those that they boot from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from kboot.backend import Link, PathCondition, VirtualMachine
+from kboot.deadline import Deadline
+from kboot.errors import ClusterError, ConfigError
+from kboot.kubevirt import manifests
+from kboot.kubevirt.api import SERVICES, VMIS, Client
+from kboot.kubevirt.manifests import MEMBER_LABEL, NETWORK_LABEL, Run
+from kboot.kubevirt.watches import create_when_allowed
+from kboot.log import logger
+
+_LIMIT_S = 30.0
+
+
+class PodNetwork:
+    """One such network (see `kboot.backend.MachineNetwork`). Made by `open_pod_network`."""
+
+    def __init__(self, client: Client, run: Run, name: str, domain: str) -> None:
+        self._client = client
+        self._run = run
+        self.name = name
+        self._domain = domain
+
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """Of the card that it boots from."""
+        return ("e1000e",)
+
+    @property
+    def search_domain(self) -> str:
+        """Where the members' names are found."""
+        return f"{self.name}.{self._run.namespace}.svc.{self._domain}"
+
+    def link(self, member: str) -> Link:
+        """The card that it boots from."""
+        return Link(network=self.name, member=member)
+
+    def interface(self, _member: str) -> None:
+        """DHCP has done it."""
+        return
+
+    def addresses(self) -> Mapping[str, str]:
+        """The address of each member's pod, by which the others reach it."""
+        found, _ = self._client.find(
+            VMIS, Deadline(_LIMIT_S), labelSelector=f"{NETWORK_LABEL}={self.name}"
+        )
+        addresses = {}
+        for vmi in found:
+            cards = vmi.get("status", {}).get("interfaces", [])
+            if cards and "ipAddress" in cards[0]:
+                addresses[vmi["metadata"]["labels"][MEMBER_LABEL]] = cards[0]["ipAddress"]
+        return addresses
+
+    def set_links(self, machines: Mapping[str, VirtualMachine], *, up: bool) -> Mapping[str, float]:
+        """Patch the link state of all their cards at the same time; when each was answered."""
+
+        def pull(member: str) -> tuple[str, float]:
+            machines[member].set_link(up=up)
+            return member, time.monotonic()
+
+        if not machines:
+            return {}
+        with ThreadPoolExecutor(max_workers=len(machines)) as pool:
+            return dict(pool.map(pull, machines))
+
+    def path_fault(self) -> str:
+        """Why frames cannot be lost or late here."""
+        return (
+            "on a cluster, frames between some machines cannot be lost or late, as they go through "
+            "the cluster's own network; cut machines off: fleet.cut(...)"
+        )
+
+    def set_paths(self, _paths: Mapping[tuple[str, str], PathCondition]) -> float:
+        """`ConfigError`."""
+        raise ConfigError(self.path_fault())
+
+
+@contextlib.contextmanager
+def open_pod_network(
+    client: Client, run: Run, members: Sequence[str], domain: str, deadline: Deadline
+) -> Iterator[PodNetwork]:
+    """Make the Service for the length of the ``with``; `members` are in the order of a fleet."""
+    name = f"{run.name}-{secrets.token_hex(3)}"
+    logger.debug("network %s for %d machines", name, len(members))
+    manifest = manifests.network_service(run, name)
+    create_when_allowed(client, manifest, f"the Service {name}", deadline)
+    try:
+        yield PodNetwork(client, run, name, domain)
+    finally:
+        try:
+            client.delete(SERVICES, name, Deadline(_LIMIT_S))
+        except ClusterError as error:
+            # The run's owner takes it along in the end, and this must not hide what went wrong.
+            logger.warning("the Service %s could not be deleted: %s", name, error)

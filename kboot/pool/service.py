@@ -1,0 +1,167 @@
+"""A pool that stays: ``python -m kboot.pool.service``, and what is asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kboot import rpc, service
+from kboot.config import load
+from kboot.errors import ConfigError, InfraError
+from kboot.machine import Machine
+from kboot.pool.pool import Lease, Pool, PoolMachine, open_pool
+from kboot.rpc import Request
+from kboot.session import Session, open_session
+from kboot.state import evidence_directory
+
+KIND = "pool"
+
+_LOOK_S = 0.5
+#: Of machines that were taken out, so many are remembered.
+_BROKEN_KEPT = 50
+
+
+class PoolServer:
+    """Answers requests about one pool."""
+
+    def __init__(self, server: service.Server) -> None:
+        self._server = server
+        self._up = threading.Event()
+        self._pool: Pool
+        self._evidence: Path
+        self._broken: list[dict[str, str]] = []
+
+    def run(self) -> None:
+        """Have the machines, and answer until it is to end."""
+        order = self._server.order
+        config = load(order["options"], os.environ, Path(order["directory"]))
+        name = self._server.service.name
+        self._evidence = config.evidence or evidence_directory(f"pool-{name}")
+        with (
+            rpc.serving(self._server.service.path, self.answer),
+            open_session(config, evidence=self._evidence, prefix="p-") as session,
+            open_pool(
+                _Starter(session).start,
+                replicas=order["replicas"],
+                max_age_s=order["max_age_s"],
+                on_ended=self._see_end,
+            ) as self._pool,
+        ):
+            self._up.set()
+            while not self._server.stopping.wait(_LOOK_S):
+                session.tell_of_evidence()
+
+    def _see_end(self, machine: Machine, fault: str) -> None:
+        """Keep the evidence of a machine that broke, and of no other."""
+        directory = machine.evidence_directory
+        if fault:
+            found = {"name": machine.name, "fault": fault, "evidence": str(directory)}
+            self._broken = [*self._broken, found][-_BROKEN_KEPT:]
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def answer(self, request: Request) -> Any:
+        """Do what a client asks for, on its thread."""
+        if request.verb == "down":
+            self._server.stopping.set()
+            return str(self._evidence)
+        while not self._up.wait(_LOOK_S):
+            request.check_client()
+        match request.verb:
+            case "wait":
+                self._wait(request)
+            case "acquire":
+                return self._acquire(request)
+            case "exec":
+                return self._exec(request)
+            case "scale":
+                self._pool.scale(int(request.seconds("replicas")))
+            case "drain":
+                self._pool.drain()
+            case "status":
+                pass
+            case verb:
+                raise ConfigError(f"a pool cannot {verb}")
+        return self._status()
+
+    def _wait(self, request: Request) -> None:
+        """Until all machines are there."""
+        while len(self._pool.machines) < self._pool.replicas:
+            request.check_client()
+            if self._pool.trouble or self._server.stopping.is_set():
+                raise InfraError(self._pool.trouble or "the pool is being stopped")
+            time.sleep(_LOOK_S / 10)
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "name": self._server.service.name,
+            "replicas": self._pool.replicas,
+            "trouble": self._pool.trouble,
+            "machines": [_described(each) for each in self._pool.machines],
+            "broken": self._broken,
+        }
+
+    def _acquire(self, request: Request) -> None:
+        """Lease a machine for as long as the client stays connected, and no longer than `ttl`."""
+        lease: Lease = self._pool.acquire(
+            request.text("holder"), ttl=request.seconds("ttl"), timeout=request.seconds("timeout")
+        )
+        try:
+            connection = request.take_connection(
+                {"lease": lease.identifier, "machine": lease.machine.name}
+            )
+            with contextlib.suppress(OSError):
+                while connection.recv(1 << 10):
+                    pass
+        finally:
+            self._pool.release(lease.identifier)
+
+    def _exec(self, request: Request) -> dict[str, Any]:
+        result = self._pool.run(
+            request.text("lease"), request.text("command"), timeout=request.seconds("timeout")
+        )
+        return {
+            "exit_status": result.exit_status,
+            "stdout": result.stdout,
+            "stderr": result.stderr,
+        }
+
+
+class _Starter:
+    """Starts the pool's machines: all go on from one that was saved, where that can be."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._settings = session.settings(session.config)
+
+    @contextlib.contextmanager
+    def start(self) -> Iterator[Machine]:
+        """A machine that is pristine and ready."""
+        saved = self._session.saved(self._settings)
+        with self._session.powered_on(self._settings, name="machine", saved=saved) as machine:
+            if saved is None:
+                machine.wait_until_ready()
+            yield machine
+
+
+def _described(each: PoolMachine) -> dict[str, Any]:
+    now = time.monotonic()
+    return {
+        "name": each.machine.name,
+        "state": each.state.value,
+        "age_s": round(now - each.started, 1),
+        "holder": each.lease.holder if each.lease else "",
+        "expires_s": round(each.lease.expires - now, 1) if each.lease else None,
+        "fault": each.fault,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(service.serve(sys.argv[1:], lambda server: PoolServer(server).run()))

@@ -1,0 +1,240 @@
+"""The system that a kernel boots into, from what a user says: images, drivers, disks and shares."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kboot import arch
+from kboot.backend import Disk, Share
+from kboot.disks import Partition, find_root, read_image
+from kboot.errors import ConfigError
+from kboot.kernel import Kernel
+from kboot.kernel.image import HEAD_SIZE, looks_like
+from kboot.rootfs.debian import is_debian
+from kboot.rootfs.disks import disk_links, disk_modules
+from kboot.rootfs.modules import ModuleTree, modules_there
+from kboot.rootfs.overlay import overlay_initramfs, resolve_rootfs
+from kboot.rootfs.tiny import tiny_initramfs
+
+#: Of the disk, and of the share, that is the root file system.
+ROOT = "root"
+
+_OF_DISK = re.compile(r"disk:(.+)")
+#: What a share needs, with what says in a configuration that it is built in.
+_SHARE_MODULES = {
+    "virtio_pci": "CONFIG_VIRTIO_PCI",
+    "9pnet_virtio": "CONFIG_NET_9P_VIRTIO",
+    "9p": "CONFIG_9P_FS",
+}
+_OVERLAY_MODULES = {"overlay": "CONFIG_OVERLAY_FS"}
+#: Where nobody can look into the disk before it is mounted.
+_COMMON_FILE_SYSTEMS = ("ext4", "xfs", "btrfs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """What a machine loads and has for its root file system."""
+
+    #: Of initramfs, in order.
+    images: tuple[Path, ...]
+    #: Kernel modules that it needs; those that are not there are built in.
+    modules: tuple[str, ...] = ()
+    #: All of the machine's.
+    disks: tuple[Disk, ...] = ()
+    shares: tuple[Share, ...] = ()
+    #: Whether it may have an ssh server.
+    may_have_ssh: bool = True
+
+
+def system_for(
+    value: str,
+    kernel: Kernel,
+    *,
+    disks: Sequence[Disk] = (),
+    shares: Sequence[Share] = (),
+    password: str,
+    mirror: str = arch.DEBIAN_MIRROR,
+    command_line: str = "",
+) -> System:
+    """What the setting `rootfs` means, for a machine with these disks and shares besides.
+
+    `ConfigError` if it cannot be booted into: no such file, nothing that is a root file system, or
+    a kernel without drivers for it.
+    """
+    require_share_drivers(kernel, shares)
+    found = _system_for(
+        value,
+        kernel,
+        disks=tuple(disks),
+        password=password,
+        mirror=mirror,
+        command_line=command_line,
+    )
+    all_shares = (*found.shares, *shares)
+    needed = [*found.modules, *(_SHARE_MODULES if all_shares else ())]
+    return System(
+        images=found.images,
+        modules=tuple(modules_there(kernel, dict.fromkeys(needed))),
+        disks=found.disks,
+        shares=all_shares,
+        may_have_ssh=found.may_have_ssh,
+    )
+
+
+def network_modules(kernel: Kernel) -> tuple[str, ...]:
+    """The drivers of the network card that machines for this kernel have."""
+    return (arch.of(kernel.architecture, wanted_by=str(kernel.source)).network_card,)
+
+
+def _system_for(
+    value: str,
+    kernel: Kernel,
+    *,
+    disks: tuple[Disk, ...],
+    password: str,
+    mirror: str,
+    command_line: str,
+) -> System:
+    if named := _OF_DISK.fullmatch(value):
+        return _on_disk(named[1], disks, kernel, command_line, mirror)
+    if value != "tiny" and not is_debian(value):
+        if Path(value).is_dir():
+            return _on_directory(Path(value), disks, kernel, mirror)
+        if _is_disk_image(Path(value)):
+            root = Disk(name=ROOT, kind="image", source=value)
+            return _on_disk(ROOT, (root, *disks), kernel, command_line, mirror)
+    images = resolve_rootfs(
+        value, architecture=kernel.architecture, password=password, mirror=mirror
+    )
+    if value == "tiny":
+        links = _overlay(disk_links(disks))
+        modules = tuple(disk_modules(disks))
+        return System(images=(*images, *links), modules=modules, disks=disks, may_have_ssh=False)
+    modules = (*network_modules(kernel), *disk_modules(disks)) if is_debian(value) else ()
+    return System(images=tuple(images), modules=modules, disks=disks)
+
+
+def _overlay(files: Mapping[str, bytes]) -> tuple[Path, ...]:
+    return (overlay_initramfs(files),) if files else ()
+
+
+def _is_disk_image(path: Path) -> bool:
+    """Whether a file is surely a disk image, and no initramfs."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(HEAD_SIZE)
+        file.seek(0x438)
+        ext = file.read(2) == b"\x53\xef"
+    is_disk = ("a qcow2 disk", "a disk image", "nothing but zeros", "a squashfs")
+    is_vmdk = head.startswith((b"KDMV", b"# Disk DescriptorFile"))
+    return ext or is_vmdk or head.startswith(b"XFSB") or looks_like(head).startswith(is_disk)
+
+
+def _on_disk(
+    name: str, disks: tuple[Disk, ...], kernel: Kernel, command_line: str, mirror: str
+) -> System:
+    """A root file system on the disk of this name."""
+    disk = next((each for each in disks if each.name == name), None)
+    if disk is None:
+        there = ", ".join(each.name for each in disks) or "none"
+        raise ConfigError(f"rootfs disk:{name}: no disk is called so (there are: {there}); --disk")
+    links = disk_links(disks)
+    where = _partition_of(disk, command_line)
+    types = (where.file_system,) if where else _COMMON_FILE_SYSTEMS
+    about = {
+        "kind": "disk",
+        "device": f"/dev/disk/by-id/{_link(disk)}",
+        "partition": str(where.number if where else 0),
+        "type": where.file_system if where else "auto",
+    }
+    return System(
+        images=(
+            tiny_initramfs(architecture=kernel.architecture, mirror=mirror),
+            *_overlay({**links, "/etc/kboot/root": _variables(about)}),
+        ),
+        modules=(*disk_modules(disks), *types, *network_modules(kernel)),
+        disks=disks,
+    )
+
+
+def _link(disk: Disk) -> str:
+    return {
+        "virtio": f"virtio-{disk.name}",
+        "nvme": f"nvme-QEMU_NVMe_Ctrl_{disk.name}",
+        "scsi": f"scsi-0QEMU_QEMU_HARDDISK_{disk.name}",
+    }[disk.bus]
+
+
+def _partition_of(disk: Disk, command_line: str) -> Partition | None:
+    """Where the root is on a disk; None where only the machine can look, or the user says it."""
+    named = any(word.startswith("root=") for word in command_line.split())
+    if named:
+        return None
+    if disk.kind == "image" and "://" not in disk.source:
+        what = f"rootfs on disk {disk.name}"
+        return find_root(read_image(Path(disk.source), what=what), what=what)
+    raise ConfigError(
+        f"rootfs disk:{disk.name}: kboot does not look into this disk; say where the root file "
+        f"system is: --cmdline root=/dev/disk/by-id/{_link(disk)}-part1 (or LABEL=..., UUID=...)"
+    )
+
+
+def _on_directory(path: Path, disks: tuple[Disk, ...], kernel: Kernel, mirror: str) -> System:
+    """A directory of this host as root file system, read-only with an overlay in memory."""
+    if not any((path / shell).exists() or (path / shell).is_symlink() for shell in _SHELLS):
+        raise ConfigError(f"rootfs {path}: a directory without bin/sh, so no system is in it")
+    _require_drivers(kernel, _SHARE_MODULES | _OVERLAY_MODULES, f"rootfs {path}")
+    files = {
+        **disk_links(disks),
+        "/etc/kboot/root": _variables({"kind": "directory", "tag": ROOT}),
+        "/etc/kboot/autologin": b"",
+    }
+    return System(
+        images=(tiny_initramfs(architecture=kernel.architecture, mirror=mirror), *_overlay(files)),
+        modules=(*_OVERLAY_MODULES, *disk_modules(disks)),
+        disks=disks,
+        shares=(Share(tag=ROOT, path=str(path), read_only=True),),
+        may_have_ssh=False,
+    )
+
+
+_SHELLS = ("bin/sh", "usr/bin/sh")
+
+
+def _variables(about: Mapping[str, str]) -> bytes:
+    return "".join(f"{key}={shlex.quote(value)}\n" for key, value in about.items()).encode()
+
+
+def require_share_drivers(kernel: Kernel, shares: Iterable[Share]) -> None:
+    """`ConfigError` if it is known that this kernel cannot mount shares."""
+    for share in shares:
+        if not os.access(share.path, os.R_OK | os.X_OK) or not Path(share.path).is_dir():
+            raise ConfigError(f"share {share.path}: not a directory that can be read")
+        _require_drivers(kernel, _SHARE_MODULES, f"share {share.path}")
+
+
+def _require_drivers(kernel: Kernel, needed: Mapping[str, str], what: str) -> None:
+    """`ConfigError` if it is known that a driver is neither built in nor came with the kernel."""
+    directory, config = kernel.modules, kernel.config()
+    tree = None if directory is None else ModuleTree(directory)
+    for module, option in needed.items():
+        built_in = config is not None and f"{option}=y" in config.splitlines()
+        if built_in or (tree is not None and tree.find(module) is not None):
+            continue
+        if config is None and tree is None:
+            continue
+        have = (
+            "has it as a module, which did not come with it"
+            if (config is not None and f"{option}=m" in config.splitlines())
+            else "has no driver for it"
+        )
+        raise ConfigError(
+            f"{what}: a directory needs 9p over virtio, and {kernel.source} {have} ({option}); "
+            "give another kernel, or an image as rootfs"
+        )

@@ -1,0 +1,149 @@
+"""``kboot fleet`` and ``kboot pool``, as somebody types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kboot import service
+from kboot.cli.fleet import parse_roles
+from kboot.deadline import Deadline
+from kboot.errors import ConfigError
+from kboot.kernel import read_kernel
+from tests.test_workers import processes_in
+from tests.users import User
+
+pytestmark = pytest.mark.usefixtures("runs_apart")
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    user = User(tmp_path)
+    yield user
+    for kind in ("fleet", "pool"):
+        for each in service.running(kind):
+            service.stop(each)
+    assert not processes_in(tmp_path)
+
+
+def kill(each: service.Service) -> None:
+    """As the host might: the process that holds its machines."""
+    holders = [
+        int(entry.name)
+        for entry in Path("/proc").glob("[0-9]*")
+        if _names(entry, each) and int(entry.name) != os.getpid()
+    ]
+    assert len(holders) == 1
+    os.kill(holders[0], signal.SIGKILL)
+
+
+def _names(entry: Path, each: service.Service) -> bool:
+    try:
+        words = (entry / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return f"kboot.{each.kind}.service".encode() in words and each.name.encode() in words
+
+
+def left_of(runs: Path) -> list[Path]:
+    return list((runs / "kboot").iterdir())
+
+
+def test_a_fleet_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -> None:
+    options = (f"--kernel={debian_kernel}", "--accel=tcg")
+    up: list[dict[str, Any]] = json.loads(
+        user.type("fleet", "up", "lab", "--role=a=1", "--role=b=1", *options, "--json")
+    )
+    assert [(each["name"], each["state"]) for each in up] == [("a-1", "up"), ("b-1", "up")]
+    assert user.try_("fleet", "up", "lab", "--role=a=1", *options).returncode == 2
+    assert user.type("fleet", "list") == "lab\n"
+    reached = user.type(
+        "fleet", "exec", "lab", "b", "--", "ping -c 1 -w 9 a-1 >/dev/null && hostname"
+    )
+    assert reached == "b-1  b-1\n"
+    assert user.type("fleet", "cut", "lab", "b").startswith("cut: b-1; ")
+    assert [each["state"] for each in user.ask("fleet", "status", "lab")] == ["up", "cut"]
+    cut = user.try_("fleet", "exec", "lab", "a", "--", "ping -c 1 -w 1 b-1 >/dev/null")
+    assert cut.returncode == 1
+    assert cut.stdout == "a-1  [exit status 1]\n"
+    assert user.type("fleet", "heal", "lab") == "healed: b-1\n"
+    kept = user.type("fleet", "down", "lab")
+    assert kept.startswith("lab: stopped")
+    assert list(Path(kept.rpartition(": ")[2].strip()).glob("*-a-1/serial.log"))
+    assert left_of(runs_apart) == []
+    assert user.try_("fleet", "status", "lab").returncode == 2
+
+
+def test_a_pool_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -> None:
+    release = read_kernel(debian_kernel).release
+    options = (f"--kernel={debian_kernel}", "--accel=tcg", "--replicas=2")
+    up = json.loads(user.type("pool", "up", "ci", *options, "--json"))
+    assert [each["state"] for each in up["machines"]] == ["ready", "ready"]
+    words = [*user.command("pool", "exec"), "--", "uname", "-r"]
+    assert user.type("pool", "acquire", "ci", "--", *words) == f"{release}\n"
+    assert user.try_("pool", "acquire", "ci", "--", "sh", "-c", "exit 7").returncode == 7
+    # A holder that is killed gives back what it had.
+    with subprocess.Popen(
+        user.command("pool", "acquire", "ci", "--", "sleep", "100"),
+        cwd=user.home,
+        env=user.environ,
+    ) as holder:
+        eventually_leased(user, 1)
+        holder.kill()
+        eventually_leased(user, 0)
+    # What is left of a pool that was killed, the next command removes.
+    kill(service.find("pool", "ci"))
+    for _ in Deadline(20).poll(0.1):
+        if user.type("pool", "list") == "no pools\n" and not left_of(runs_apart):
+            break
+    assert left_of(runs_apart) == []
+    assert user.try_("pool", "acquire", "ci", "--", "true").returncode == 2
+
+
+def eventually_leased(user: User, count: int) -> None:
+    states: list[str] = []
+    for _ in Deadline(30).poll(0.1):
+        found = service.ask(service.find("pool", "ci"), "status")
+        states = [each["state"] for each in found["machines"]]
+        if states.count("leased") == count:
+            return
+    raise AssertionError(f"not {count} leased: {states}")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("fleet", "up", "lab", "--role=worker"), "write it as worker=5"),
+        (("fleet", "up", "lab", "--role=w=1,colour=red"), "there is no setting colour"),
+        (("fleet", "up", "Lab", "--role=w=1", "--kernel=KERNEL"), "cannot be a fleet's name"),
+        (("fleet", "status", "lab"), "there is no fleet called lab"),
+        (("pool", "list", "ci"), "there is no pool called ci"),
+        (("pool", "exec", "--", "true"), "no machine was acquired"),
+        (("pool", "up", "ci", "--replicas=2", "--max-age=old"), "'old' is not a time"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    words: tuple[str, ...], complaint: str, capfd: pytest.CaptureFixture[str], debian_kernel: Path
+) -> None:
+    from kboot.cli import main
+
+    arguments = [word.replace("KERNEL", str(debian_kernel)) for word in words]
+    assert main(arguments) == 2
+    assert complaint in capfd.readouterr().err
+
+
+def test_roles_on_the_command_line_are_those_of_the_marker() -> None:
+    assert parse_roles(("control=3", "worker=5,memory=1G,cpus=2")) == {
+        "control": {"count": 3},
+        "worker": {"count": 5, "memory": "1G", "cpus": "2"},
+    }
+    with pytest.raises(ConfigError, match="was given before"):
+        parse_roles(("a=1", "a=2"))

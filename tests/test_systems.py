@@ -1,0 +1,241 @@
+"""What a kernel boots into: root file systems on disks, in directories, and made of packages."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kboot.backend import Share
+from kboot.config import Config, read_disks, read_shares
+from kboot.disks import find_root, partitions, read_image
+from kboot.errors import ConfigError
+from kboot.kernel import Kernel, read_kernel
+from kboot.qemu import shares as qemu_shares
+from kboot.rootfs import debian
+from kboot.rootfs.system import System, system_for
+from tests.disk_images import DATA, ESP, ROOT, gpt
+
+EXT4 = bytes(0x438) + b"\x53\xef" + bytes(0x3E) + b"label".ljust(16, b"\0") + bytes(0x10000)
+XFS = b"XFSB" + bytes(104) + b"root".ljust(12, b"\0") + bytes(0x10000)
+LUKS = b"LUKS\xba\xbe" + bytes(0x10000)
+
+
+@pytest.fixture(scope="module")
+def kernel(debian_kernel: Path) -> Kernel:
+    return read_kernel(debian_kernel)
+
+
+def root_of(path: Path) -> tuple[int, str]:
+    found = find_root(read_image(path, what="rootfs"), what="rootfs")
+    return found.number, found.file_system
+
+
+# ---------------------------------------------------------------------------- root on a disk
+
+
+def test_the_root_is_found_by_type_then_by_label_then_as_the_only_one(tmp_path: Path) -> None:
+    disk = tmp_path / "x.raw"
+    assert root_of(gpt(disk, (ESP, "", b"x"), (DATA, "", EXT4), (ROOT, "", XFS))) == (3, "xfs")
+    assert root_of(gpt(disk, (DATA, "home", EXT4), (DATA, "root", EXT4))) == (2, "ext4")
+    # The label of a file system, where the partition has no name.
+    assert root_of(gpt(disk, (DATA, "", EXT4), (DATA, "", XFS))) == (2, "xfs")
+    assert root_of(gpt(disk, (ESP, "", b"x"), (DATA, "data", EXT4))) == (2, "ext4")
+
+
+def test_a_file_system_without_partitions_is_the_root(tmp_path: Path) -> None:
+    disk = tmp_path / "x.raw"
+    disk.write_bytes(EXT4.ljust(1 << 20, b"\0"))
+    assert root_of(disk) == (0, "ext4")
+
+
+def test_an_mbr_is_read_and_so_is_a_qcow2_image(tmp_path: Path) -> None:
+    disk, other = tmp_path / "x.raw", tmp_path / "x.qcow2"
+    table = struct.pack("<4xB3xII", 0x83, 2048, 4096)
+    disk.write_bytes((bytes(446) + table).ljust(510, b"\0") + b"\x55\xaa")
+    with disk.open("r+b") as file:
+        file.seek(2048 * 512)
+        file.write(EXT4.ljust(4096 * 512, b"\0"))
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", disk, other], check=True)
+    assert root_of(disk) == root_of(other) == (1, "ext4")
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ([(DATA, "", EXT4), (DATA, "", EXT4)], "any of the partitions 1 (ext4), 2 (ext4); name it"),
+        ([(ROOT, "", LUKS)], "its root is an encrypted partition (LUKS)"),
+        ([(ESP, "", b"x")], "no file system that kboot knows is in it; it takes ext4, xfs"),
+    ],
+)
+def test_a_root_that_cannot_be_told_is_one_line(
+    contents: list[tuple[object, str, bytes]], words: str, tmp_path: Path
+) -> None:
+    disk = gpt(tmp_path / "x.raw", *contents)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as raised:
+        root_of(disk)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_partition_table_is_none() -> None:
+    wrong = bytes(512) + b"EFI PART" + b"\xff" * 504
+    found = partitions(lambda offset, size: wrong[offset : offset + size])
+    assert [(each.number, each.file_system) for each in found] == [(0, "")]
+
+
+def of(kernel: Kernel, rootfs: str, *disks: str, cmdline: str = "") -> System:
+    config = Config(rootfs=rootfs, disk=disks)
+    return system_for(
+        config.rootfs,
+        kernel,
+        disks=read_disks(config.disk),
+        password="x",
+        command_line=cmdline,
+    )
+
+
+def test_a_disk_image_as_rootfs_is_a_disk_with_what_it_takes_to_mount_it(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    image = gpt(tmp_path / "x.raw", (ESP, "", b"x"), (ROOT, "", EXT4))
+    found = of(kernel, str(image), "data=blank,bus=scsi")
+    assert [disk.name for disk in found.disks] == ["root", "data"]
+    assert set(found.modules) >= {"virtio_blk", "ext4", "virtio_scsi", "sd_mod"}
+    overlay = found.images[-1].read_bytes()
+    assert b"device=/dev/disk/by-id/virtio-root\npartition=2\ntype=ext4\n" in overlay
+
+
+def test_a_declared_disk_can_be_the_root(kernel: Kernel, tmp_path: Path) -> None:
+    image = gpt(tmp_path / "x.raw", (ROOT, "", EXT4))
+    found = of(kernel, "disk:r", f"r={image},bus=nvme")
+    assert b"nvme-QEMU_NVMe_Ctrl_r\npartition=1\n" in found.images[-1].read_bytes()
+    with pytest.raises(ConfigError, match=r"no disk is called so \(there are: r\)"):
+        of(kernel, "disk:other", f"r={image}")
+    with pytest.raises(ConfigError, match="kboot does not look into this disk; say where"):
+        of(kernel, "disk:r", "r=pvc:claim")
+    found = of(kernel, "disk:r", "r=pvc:claim", cmdline="quiet root=LABEL=x")
+    assert b"type=auto" in found.images[-1].read_bytes()
+
+
+# --------------------------------------------------------------------------------- directories
+
+
+def test_a_directory_needs_a_shell_and_a_kernel_with_drivers(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="a directory without bin/sh"):
+        of(kernel, str(tmp_path))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sh").symlink_to("busybox")
+    found = of(kernel, str(tmp_path))
+    assert found.shares == (Share(tag="root", path=str(tmp_path), read_only=True),)
+    assert set(found.modules) >= {"9p", "9pnet_virtio", "overlay", "virtio_pci"}
+    config = tmp_path / "config"
+    config.write_text("CONFIG_VIRTIO_PCI=y\n# CONFIG_NET_9P_VIRTIO is not set\n")
+    poor = replace(kernel, config_file=config, find_modules=lambda: None)
+    with pytest.raises(ConfigError, match=r"has no driver for it \(CONFIG_NET_9P_VIRTIO\)"):
+        of(poor, str(tmp_path))
+    config.write_text("CONFIG_VIRTIO_PCI=y\nCONFIG_NET_9P_VIRTIO=m\n")
+    with pytest.raises(ConfigError, match="as a module, which did not come with it"):
+        of(poor, str(tmp_path))
+
+
+def test_shares_are_declared_by_directory_tag_and_access(tmp_path: Path) -> None:
+    declared = Config(share=(str(tmp_path), f"{tmp_path}:results", f"{tmp_path}:ro", "/a:b:ro"))
+    assert read_shares(declared.share) == (
+        Share(tag="share0", path=str(tmp_path)),
+        Share(tag="results", path=str(tmp_path)),
+        Share(tag="share2", path=str(tmp_path), read_only=True),
+        Share(tag="b", path="/a", read_only=True),
+    )
+    words = qemu_shares.words((Share(tag="b", path="/a,c", read_only=True),))
+    assert words[1].startswith("local,id=share0,path=/a,,c,security_model=none,readonly=on")
+    assert "QEMU cannot save that" in str(qemu_shares.snapshot_fault(read_shares(declared.share)))
+    for wrong in ("/a:b:c", "/a:b/c", f"/a:{'x' * 32}"):
+        with pytest.raises(ConfigError, match="is not a directory to share"):
+            Config(share=(wrong,))
+    with pytest.raises(ConfigError, match="share0 is there twice"):
+        Config(share=("/a", "/b:share0"))
+
+
+def test_a_share_that_is_not_there_is_named(kernel: Kernel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none: not a directory that can be read"):
+        system_for(
+            "tiny", kernel, shares=(Share(tag="t", path=str(tmp_path / "none")),), password="x"
+        )
+
+
+# -------------------------------------------------------------------------------------- debian
+
+
+def test_a_debian_system_is_declared_by_suite_and_packages() -> None:
+    assert debian.read_debian("debian").label == "debian:trixie"
+    found = debian.read_debian("debian:bookworm+strace,g++", password="p")
+    assert (found.label, found.password) == ("debian:bookworm+g++,strace", "p")
+    assert not debian.is_debian("debian.img")
+    assert not debian.is_debian("debian:../x")
+    assert Config(rootfs="debian:sid+gdb").rootfs == "debian:sid+gdb"
+
+
+def test_an_archive_of_a_system_becomes_an_initramfs(tmp_path: Path) -> None:
+    tar = tmp_path / "root.tar"
+    with tarfile.open(tar, "w") as archive:
+        for name, kind, extra in (
+            ("./", tarfile.DIRTYPE, {}),
+            ("./dev/", tarfile.DIRTYPE, {"mode": 0o755}),
+            ("./dev/sda", tarfile.BLKTYPE, {}),
+            ("./etc/", tarfile.DIRTYPE, {"mode": 0o755}),
+            ("./etc/shadow", tarfile.REGTYPE, {"mode": 0o640, "gid": 42}),
+            ("./etc/link", tarfile.SYMTYPE, {"linkname": "shadow"}),
+            ("./etc/hard", tarfile.LNKTYPE, {"linkname": "./etc/shadow"}),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            for key, value in extra.items():
+                setattr(member, key, value)
+            content = b"root:*\n" if kind == tarfile.REGTYPE else b""
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    image = tmp_path / "image.zst"
+    debian.pack(tar, image)
+    plain = subprocess.run(["zstd", "-dcq", image], check=True, capture_output=True).stdout
+    listing = subprocess.run(
+        ["cpio", "-tvn", "--quiet"], input=plain, check=True, capture_output=True
+    ).stdout.decode()
+    lines = [line.split() for line in listing.splitlines()]
+    assert [(line[0], line[3], line[-1]) for line in lines] == [
+        ("drwxr-xr-x", "0", "dev"),
+        ("drwxr-xr-x", "0", "etc"),
+        ("-rw-r-----", "42", "etc/shadow"),
+        ("lrwxrwxrwx", "0", "shadow"),
+        ("-rw-r--r--", "0", "etc/hard"),
+        ("crw-------", "0", "dev/console"),
+        ("crw-rw-rw-", "0", "dev/null"),
+    ]
+    assert image.stat().st_size % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "words"),
+    [
+        ("E: Unable to locate package nope", ConfigError, "trixie has no package nope"),
+        (
+            "E: The repository 'x trixie Release' does not have a Release file.",
+            ConfigError,
+            "suite",
+        ),
+        ("E: unable to find newuidmap", Exception, "the programs of the package uidmap"),
+    ],
+)
+def test_what_mmdebstrap_says_is_put_into_words(
+    said: str, error: type[Exception], words: str
+) -> None:
+    found = debian.explained(said, debian.DebianSystem())
+    assert isinstance(found, error)
+    assert words in str(found)
