@@ -21,6 +21,7 @@ second := build/kernel/cloud.deb
 arm64 := build/kernel/arm64.deb
 arm64_older := build/kernel/arm64-6.1.deb
 ipxe_disk := build/ipxe/ipxe-disk.tar
+trixie_ipxe := build/ipxe/trixie/ipxe.efi
 # What shares a machine stays together, in the order of tests/schedule.py.
 parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS))
 sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py .ci/fetch_foreign.py
@@ -89,6 +90,10 @@ ipxe-disk: $(ipxe_disk) ## build the disk that UEFI machines on a cluster boot i
 build/ipxe/ipxe.efi: .ci/fetch-ipxe | $(ready)
 	@.ci/fetch-ipxe $@
 
+# Debian 13's, beside this host's: both are tested.
+$(trixie_ipxe): .ci/fetch-ipxe | $(ready)
+	@.ci/fetch-ipxe $@ trixie
+
 $(ipxe_disk): $(IPXE) .ci/build_ipxe_disk.py | $(ready)
 	@$(bin)/python .ci/build_ipxe_disk.py $(IPXE) $(@D)
 
@@ -96,7 +101,7 @@ demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on i
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
 
-test: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(ipxe_disk) ## run the tests, with real boots of a real kernel
+test: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(ipxe_disk) $(trixie_ipxe) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(parallel) $(PYTEST_ARGS)
 
 # Settings for your cluster (namespace, cluster_patch, cluster_ipxe_disk...) are taken from kboot.toml and KBOOT_*.
@@ -126,7 +131,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) $(trixie_ipxe) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
@@ -139,6 +144,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	$(bin)/python -m tests.soak_machines $(KERNEL)
 	$(bin)/python -m tests.soak_architectures $(arm64) $(arm64_older)
 	$(bin)/python -m tests.soak_fleet $(KERNEL)
+	$(bin)/python -m tests.soak_pool $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
 	$(bin)/python -m tests.soak_disks $(KERNEL)
 	$(bin)/python -m tests.soak_systems $(KERNEL)

@@ -14,6 +14,10 @@ from kboot.server_faults import Fault, FaultHandle, FaultKind
 
 Firmware = Literal["bios", "uefi"]
 
+#: What a machine's DHCP does: as it should; no boot file, or the name of one that is not there;
+#: no answer at all; or one that comes late.
+Dhcp = Literal["normal", "no-file", "wrong-file", "silent", "late"]
+
 #: With ``saved``, where the backend can: in a state in which firmware and DHCP are done.
 FirmwareStart = Literal["real", "saved"]
 
@@ -102,6 +106,14 @@ class MachineSpec:
     extra_arguments: tuple[str, ...] = ()
     #: What boots it from the network, a file; None for what its firmware or its network card has.
     ipxe: Path | None = None
+    dhcp: Dhcp = "normal"
+
+    @property
+    def offered_file(self) -> str:
+        """The name of the boot file that DHCP gives; empty for none."""
+        names = {"no-file": "", "wrong-file": f"{self.boot_file}.none"}
+        return names.get(self.dhcp, self.boot_file)
+
     disks: tuple[Disk, ...] = ()
     #: The networks that it is on with other machines.
     links: tuple[Link, ...] = ()
@@ -303,11 +315,14 @@ class SshVirtualMachine(VirtualMachine, Protocol):
 
 
 @runtime_checkable
-class EmulatedVirtualMachine(VirtualMachine, Protocol):
-    """A machine whose processors may be emulated, on fewer of its host's."""
+class LocalVirtualMachine(VirtualMachine, Protocol):
+    """A machine that runs on this host's processors, beside all else that does."""
 
     def speed_fault(self) -> str | None:
         """None if it is fast enough to tell a slow guest from a hung one, or else why not."""
+
+    def starved_s(self) -> float:
+        """For how many seconds, since it was started, it had work to do and no processor for it."""
 
 
 @runtime_checkable

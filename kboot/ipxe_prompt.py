@@ -23,6 +23,8 @@ _PROMPT = "iPXE> "
 BIOS_COLUMNS = 80
 #: What the firmware surely takes at once: a BIOS keeps 15 keys (SeaBIOS 1.16).
 _CHUNK = 14
+#: What iPXE's line editor takes.
+_LINE_LIMIT = 255
 #: For an echo, on a busy host; and how often a line is typed.
 _ECHO_LIMIT_S = 10.0
 _ATTEMPTS = 3
@@ -152,8 +154,14 @@ class IpxePrompt:
     def type(self, text: str) -> int:
         """Type a line without entering it; the position in the record at which its line begins.
 
-        `InfraError` if what is echoed is something else again and again.
+        `InfraError` if what is echoed is something else again and again; ValueError for a line that
+        is too long for iPXE.
         """
+        if len(text) > _LINE_LIMIT:
+            raise ValueError(
+                f"iPXE takes lines of {_LINE_LIMIT} characters; with what kboot adds, this one has "
+                f"{len(text)}: {text!r}"
+            )
         start = self._console.line_start()
         for _ in range(_ATTEMPTS):
             for begin in range(0, len(text), _CHUNK):

@@ -97,6 +97,18 @@ class Process:
                 break
         return self.exit_status()
 
+    def busiest_thread(self) -> tuple[float, float]:
+        """Seconds that its busiest thread has run, and has waited for a processor; 0 if unknown.
+
+        From ``/proc/PID/task/TID/schedstat`` (Documentation/scheduler/sched-stats.rst).
+        """
+        times = [(0.0, 0.0)]
+        for path in Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError, ValueError):
+                run_ns, wait_ns, _ = map(int, path.read_text(encoding="ascii").split())
+                times.append((run_ns / 1e9, wait_ns / 1e9))
+        return max(times, key=sum)
+
     def last_words(self, limit: int = 400) -> str:
         """The end of its log, on one line, for an error message."""
         try:

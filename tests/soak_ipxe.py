@@ -24,7 +24,7 @@ _LETTERS = string.ascii_letters + string.digits + "-_.,:;/=+@%!?()[]<>\"'*~^"
 
 def _line(chance: random.Random) -> str:
     """Words of any length around the firmware's 80 columns."""
-    length = chance.choice((1, 20, 60, 79, 80, 81, 120, 160, 161, 200))
+    length = chance.choice((1, 20, 60, 79, 80, 81, 120, 160, 161))
     text = "".join(chance.choice(_LETTERS + " ") for _ in range(length))
     # iPXE puts one space between words.
     return " ".join(f"x{text}".split())

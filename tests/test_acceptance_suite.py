@@ -28,9 +28,9 @@ def test_a_good_kernel_passes_it_all(debian_kernel: Path, tmp_path: Path) -> Non
     assert "test_boots_under_uefi PASSED" in done.stdout
 
 
-def test_a_kernel_that_fails_is_1(debian_kernel: Path, tmp_path: Path) -> None:
-    arguments = ("--cmdline", "console=tty0", "--", "-k", "both_witnesses")
-    done = kboot_test(tmp_path, debian_kernel, *arguments)
+def test_a_kernel_that_fails_is_1(quick_kernel: Path, tmp_path: Path) -> None:
+    arguments = ("--cmdline", "console=tty0", "--firmware-start=saved")
+    done = kboot_test(tmp_path, quick_kernel, *arguments, "--", "-k", "both_witnesses")
     assert done.returncode == 1, done.stdout
     assert "no console=ttyS0" in done.stdout
 
@@ -41,9 +41,9 @@ def test_bad_input_is_2(tmp_path: Path) -> None:
     assert "vmlinuz" in done.stderr
 
 
-def test_a_broken_host_is_3_and_skipped_by_git_bisect(debian_kernel: Path, tmp_path: Path) -> None:
+def test_a_broken_host_is_3_and_skipped_by_git_bisect(quick_kernel: Path, tmp_path: Path) -> None:
     arguments = ("--nginx", "no-such-nginx", "--", "-k", "both_witnesses")
-    done = kboot_test(tmp_path, debian_kernel, *arguments)
+    done = kboot_test(tmp_path, quick_kernel, *arguments)
     assert done.returncode == 3, done.stdout
     assert "no-such-nginx not found" in done.stdout
-    assert kboot_test(tmp_path, "--git-bisect", debian_kernel, *arguments).returncode == 125
+    assert kboot_test(tmp_path, "--git-bisect", quick_kernel, *arguments).returncode == 125

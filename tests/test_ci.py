@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from kboot import Run, read_run
+from kboot import Config, Run, read_run
+from kboot.config.values import Annotations
 from kboot.evidence import CaseResult
+from kboot.plugin.results import annotates
 from kboot.results.summary import ANNOTATIONS, github_annotations, markdown, path_in
 from kboot.testing import write_kernel
 from tests.test_report import CONFTEST, TESTS
@@ -101,6 +103,22 @@ def test_parts_are_annotated_instead_of_their_whole_and_not_more_than_are_shown(
     assert all("part" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("setting", "on_github", "annotated"),
+    [
+        ("auto", True, True),
+        ("auto", False, False),
+        ("none", True, False),
+        ("github", False, True),
+    ],
+)
+def test_failures_are_annotated_on_github_unless_the_setting_says_otherwise(
+    setting: Annotations, on_github: bool, annotated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true" if on_github else "")
+    assert annotates(Config(kernel="vmlinuz", annotations=setting)) == annotated
+
+
 # ------------------------------------------------------------------------------------ the steps
 
 
@@ -140,7 +158,9 @@ def test_the_github_action_runs(project: Path) -> None:
     action = yaml.safe_load((CI / "github" / "action.yml").read_text())
     assert action["runs"]["using"] == "composite"
     inputs = {name: each.get("default", "") for name, each in action["inputs"].items()} | INPUTS
+    inputs["arguments"] = "-k 'uptime or hostile'"
     github = {
+        "GITHUB_WORKSPACE": str(project),
         "GITHUB_STEP_SUMMARY": str(project / "step-summary.md"),
         "GITHUB_OUTPUT": str(project / "outputs"),
         "GITHUB_ACTIONS": "true",
@@ -159,12 +179,17 @@ def test_the_github_action_runs(project: Path) -> None:
             for name, value in step["env"].items()
         }
         code, output = run_step(step["run"], project, github | values)
-        assert code == 0, output
-        ran.append(step["name"])
-    assert ran == ["Install", "Boot and test"]
+        ran.append((step["name"], code))
+    # One of the tests fails, and so does the step.
+    assert ran == [("Install", 0), ("Boot and test", 1)], output
+    line = TESTS[: TESTS.index("<b onclick")].count("\n") + 1
+    annotation = (
+        f"::error file=test_demo.py,line={line},title=test_demo.py%3A%3Atest_hostile_output"
+    )
+    assert f"\n{annotation}" in output
     summary = (project / "step-summary.md").read_text()
     assert summary.startswith("Of another step.\n")
-    assert "**2** passed" in summary
+    assert "**1** failed, **1** passed" in summary
     outputs = dict(line.split("=", 1) for line in (project / "outputs").read_text().splitlines())
     assert set(outputs) == set(action["outputs"])
     assert all((project / path).is_file() for path in outputs.values())
@@ -191,28 +216,6 @@ def test_the_gitlab_template_runs(project: Path) -> None:
     assert (project / kept / "report.html").is_file()
     assert "**2** passed" in (project / kept / "summary.md").read_text()
     assert 'tests="2"' in (project / junit).read_text()
-
-
-@pytest.mark.parametrize("on_github", [True, False])
-def test_a_failed_test_fails_the_step_and_is_annotated_on_github_alone(
-    project: Path, on_github: bool
-) -> None:
-    _, job = yaml.safe_load_all((CI / "gitlab" / "kboot.yml").read_text())
-    (steps,) = job.values()
-    values = {
-        "KERNEL": "vmlinuz",
-        "TESTS": "test_demo.py",
-        "ARGUMENTS": "-k hostile",
-        "DIRECTORY": "results",
-    }
-    github = {"GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(project)} if on_github else {}
-    code, output = run_step(steps["script"][0], project, values | github)
-    assert code == 1
-    line = TESTS[: TESTS.index("<b onclick")].count("\n") + 1
-    annotation = (
-        f"::error file=test_demo.py,line={line},title=test_demo.py%3A%3Atest_hostile_output"
-    )
-    assert (f"\n{annotation}" in output) == on_github
 
 
 def test_both_install_the_same() -> None:

@@ -29,13 +29,14 @@ def text_of(size: int, *, firmware: str) -> str:
 
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
 def test_the_longest_command_line_reaches_the_kernel_whole(
-    firmware: str, debian_kernel: Path, tmp_path: Path
+    firmware: str, quick_kernel: Path, tmp_path: Path
 ) -> None:
     # Of iPXE's builds, some take one byte less under BIOS.
     size = X86_LIMIT - (len("kernel ") if firmware == "uefi" else 1)
     config = Config(
-        kernel=str(debian_kernel),
+        kernel=str(quick_kernel),
         accel="tcg",
+        firmware_start="saved",
         firmware=firmware,  # type: ignore[arg-type]
         isolation="none",
         cmdline=text_of(size, firmware=firmware),
@@ -48,17 +49,17 @@ def test_the_longest_command_line_reaches_the_kernel_whole(
         settings_for(session.kernel, Config(firmware=config.firmware, cmdline=config.cmdline + "y"))
 
 
-def test_what_is_not_ascii_counts_by_its_bytes(debian_kernel: Path) -> None:
-    kernel = read_kernel(debian_kernel)
+def test_what_is_not_ascii_counts_by_its_bytes(quick_kernel: Path) -> None:
+    kernel = read_kernel(quick_kernel)
     half = "a.b=" + "é" * (X86_LIMIT // 2)
     with pytest.raises(ConfigError, match="2046 and drops the rest"):
         settings_for(kernel, Config(cmdline=half))
 
 
 def test_a_command_line_that_is_too_long_is_refused_before_anything_starts(
-    debian_kernel: Path,
+    quick_kernel: Path,
 ) -> None:
-    command = [sys.executable, "-m", "kboot", "boot", str(debian_kernel), "--cmdline", "x" * 2500]
+    command = [sys.executable, "-m", "kboot", "boot", str(quick_kernel), "--cmdline", "x" * 2500]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

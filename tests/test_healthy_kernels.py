@@ -93,8 +93,8 @@ class LossyBackend:
 
 
 @pytest.fixture(scope="session")
-def real_kernel(debian_kernel: Path) -> Kernel:
-    return read_kernel(debian_kernel)
+def real_kernel(quick_kernel: Path) -> Kernel:
+    return read_kernel(quick_kernel)
 
 
 @pytest.fixture
@@ -102,7 +102,11 @@ def boots(real_kernel: Kernel, tmp_path: Path) -> Callable[..., Machine]:
     """Boot with a command line until it is ready; the boot, when it is over."""
 
     def machine(command_line: str, *images: Path, lose: Filter | None = None) -> Machine:
-        settings = MachineSettings(command_line=command_line, initrds=(tiny_initramfs(), *images))
+        settings = MachineSettings(
+            spec=MachineSpec(firmware_start="saved"),
+            command_line=command_line,
+            initrds=(tiny_initramfs(), *images),
+        )
         with (
             open_backend(Config(accel="tcg")) as backend,
             backend.serve(Deadline(60)) as server,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Backend, BootServer
+from kboot.backend import Backend, BootServer, Dhcp
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, ScriptEnded
@@ -35,11 +35,18 @@ class Bench:
         self._folder = folder
         self._count = 0
 
-    def boot(self, script: Path, serve: Path | None = None) -> Machine:
+    def boot(
+        self, script: Path | None = None, serve: Path | None = None, dhcp: Dhcp = "normal"
+    ) -> Machine:
         """The machine once it is ready, or at its end; it is off already."""
         self._count += 1
         config = Config(
-            accel="tcg", firmware_start="saved", ipxe_script=script, serve=serve, timeout_s=120
+            accel="tcg",
+            firmware_start="saved",
+            ipxe_script=script,
+            serve=serve,
+            timeout_s=120,
+            dhcp=dhcp,
         )
         settings = replace(settings_for(self.kernel, config), user="root").named(f"b{self._count}")
         self.evidence = self._folder / f"b{self._count}"
@@ -51,12 +58,12 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(quick_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with (
         open_backend(Config(accel="tcg")) as backend,
         backend.serve(Deadline(60)) as server,
     ):
-        kernel = read_kernel(debian_kernel)
+        kernel = read_kernel(quick_kernel)
         yield Bench(backend, server, kernel, tmp_path_factory.mktemp("evidence"))
 
 
@@ -123,3 +130,9 @@ def test_a_broken_script_is_told_with_its_line(
         pytest.raises(ScriptEnded, match=words),
     ):
         bench.boot(script)
+
+
+def test_a_dhcp_that_names_no_boot_file_is_told_in_ipxes_words(bench: Bench) -> None:
+    with pytest.raises(ScriptEnded, match=r"iPXE's last error: nothing to boot \(ENOENT\)") as told:
+        bench.boot(dhcp="no-file")
+    assert told.value.state == "firmware"

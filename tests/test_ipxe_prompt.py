@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kboot.backend import Firmware
 from kboot.config import Config
 from kboot.errors import IpxeCommandFailed
 from kboot.ipxe_prompt import IpxeResult, screen_text
@@ -79,6 +80,12 @@ def test_no_line_is_garbled_by_what_the_screen_does_to_it(ipxe: IpxeMachine) -> 
         )
 
 
+def test_a_line_that_is_too_long_for_ipxe_is_refused(bios: IpxeMachine) -> None:
+    with pytest.raises(ValueError, match="iPXE takes lines of 255 characters; with what kboot ad"):
+        bios.run("echo " + "x" * 200)
+    assert bios.succeed("echo still here") == "still here\n"
+
+
 def test_what_looks_like_a_marker_is_output(bios: IpxeMachine) -> None:
     assert bios.succeed("echo ${kb}1; 0 iPXE> ").endswith("-1; 0 iPXE>\n")
     assert bios.succeed("echo one && echo two") == "one\ntwo\n"
@@ -124,6 +131,29 @@ def test_a_prompt_is_restored(session: Session, bios: IpxeMachine) -> None:
         assert restored.restored_from
         assert restored.name != bios.name
         assert restored.get("net0/ip") == "10.0.2.15"
+
+
+#: Debian 13's iPXE; ``make build/ipxe/trixie/ipxe.efi`` fetches it.
+TRIXIE = Path(__file__).parent.parent / "build" / "ipxe" / "trixie"
+
+
+@pytest.mark.parametrize(
+    ("firmware", "file"),
+    [("bios", "pxe-e1000e.rom"), ("bios", "ipxe.lkrn"), ("uefi", "ipxe.efi")],
+)
+def test_an_ipxe_of_ones_own_boots_the_machine(
+    session: Session, firmware: Firmware, file: str
+) -> None:
+    own = TRIXIE / file
+    if not own.is_file():
+        pytest.fail(f"no iPXE at {own}: run make {TRIXIE.relative_to(Path.cwd())}/ipxe.efi")
+    config = replace(session.config, firmware=firmware, ipxe=own)
+    with session.ipxe(config, name=file) as machine:
+        assert machine.build is not None
+        assert machine.build.version.startswith("1.21.1+git2025")
+        assert {"DNS", "HTTP", "HTTPS", "TFTP"} <= set(machine.build.features)
+        version = machine.get("version") or ""
+        assert version.startswith("1.21.1+git2025")
 
 
 def test_a_row_of_80_columns_goes_on_in_the_next() -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from kboot import ipxe_lint
-from kboot.backend import Fetch
+from kboot.backend import Fetch, MachineSpec
 from kboot.errors import ConfigError, InfraError
 from kboot.ipxe_script import NONCE_LINE, ScriptValues, UserScript, read_script, with_values
 from kboot.ipxe_tree import read_tree
 from kboot.machine.boot import Boot
 from kboot.machine.phases import Expected, Phase
+from kboot.machine.settings import MachineSettings
+from kboot.supervisor.handover import from_plain, to_plain
 
 HEAD = "#!ipxe\necho kboot: script ${nonce}\n"
 GOOD = f"{HEAD}kernel ${{kernel_url}} ${{command_line}} || shell\nboot\n"
@@ -143,6 +145,51 @@ def test_lines_are_those_of_the_file_behind_a_templates_tags() -> None:
         "bot\n{% endif %}\nkernel {{ kernel_url }} \\\n   {{ command_line }} || shell\n"
     )
     assert told(text) == ["9: iPXE has no command bot; did you mean boot?"]
+
+
+def _production_script() -> str:
+    """A script as fleets have them: a menu of many systems, each with a way back."""
+    systems = [f"linux{number}" for number in range(20)]
+    entries = "\n".join(f"item {name} ${{space}} System {name}" for name in systems)
+    parts = "\n".join(
+        f":{name}\nset base http://${{mirror}}/{name}/${{arch}}\n"
+        "imgfree\n"
+        "kernel ${base}/vmlinuz initrd=initrd.img ${console} ${command_line} || goto failed\n"
+        "initrd --name initrd.img ${base}/initrd.img || goto failed\n"
+        "boot || goto failed\n"
+        for name in systems
+    )
+    return (
+        "#!ipxe\n" + NONCE_LINE + "\n\n"
+        "isset ${net0/ip} || dhcp || echo no lease\n"
+        "isset ${mirror} || set mirror ${next-server}\n"
+        "chain --autofree mac/${net0/mac:hexhyp}.ipxe ||\n"
+        "cpuid --ext 29 && set arch amd64 || set arch i386\n"
+        "iseq ${platform} efi && set console console=tty0 || set console console=ttyS0\n"
+        "set space:hex 20:20\nset space ${space:string}\n\n"
+        ":start\nmenu Boot ${hostname} (${manufacturer} ${product}, ${uuid})\n"
+        "item --gap -- Systems\n" + entries + "\n"
+        "item --key s shell Shell\nitem --key x exit Local disk\n"
+        "choose --timeout 10000 --default linux0 chosen && goto ${chosen} || goto cancelled\n\n"
+        + parts
+        + "\n:failed\necho Failed: ${errno}, press a key\nprompt --timeout 30000 ||\ngoto start\n"
+        ":cancelled\necho You cancelled the menu\n:shell\nshell\ngoto start\n:exit\nexit 0\n"
+    )
+
+
+def test_nothing_is_found_in_a_long_script_that_users_would_write() -> None:
+    text = _production_script()
+    assert len(text.split("\n")) > 180
+    assert told(text) == []
+
+
+def test_what_a_machine_boots_by_survives_a_handover() -> None:
+    settings = MachineSettings(
+        spec=MachineSpec(ipxe=Path("/a/ipxe.efi"), dhcp="late"),
+        boot_script=script(GOOD),
+        serve=Path("/a/netboot"),
+    )
+    assert from_plain(MachineSettings, to_plain(settings)) == settings
 
 
 def test_how_long_a_script_may_wait_is_known() -> None:

@@ -116,8 +116,8 @@ def run_pytest(directory: Path, suite: str, kernel: Path, *arguments: str) -> st
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio"),
-            *(f"--kernel={kernel}", "--kboot-accel=tcg", "--junitxml=junit.xml"),
-            *arguments,
+            *(f"--kernel={kernel}", "--kboot-accel=tcg", "--kboot-firmware-start=saved"),
+            *("--junitxml=junit.xml", *arguments),
             "test_suite.py",
         ],
         cwd=directory,
@@ -146,8 +146,8 @@ def properties(directory: Path, name: str) -> list[str]:
     return [each.attrib["value"] for each in found if each.attrib["name"] == name]
 
 
-def test_no_test_sees_what_another_did_to_its_machine(debian_kernel: Path, tmp_path: Path) -> None:
-    output = run_pytest(tmp_path, VANDALS, debian_kernel)
+def test_no_test_sees_what_another_did_to_its_machine(quick_kernel: Path, tmp_path: Path) -> None:
+    output = run_pytest(tmp_path, VANDALS, quick_kernel)
     found = outcomes(tmp_path)
     guilty = {"test_dies_unexpectedly", "test_hangs"}
     assert {name for name, outcome in found.items() if outcome != "passed"} == guilty, output
@@ -177,9 +177,9 @@ def test_boots_again(machine):
 
 
 def test_workers_share_saved_machines_and_the_boot_server(
-    debian_kernel: Path, tmp_path: Path
+    quick_kernel: Path, tmp_path: Path
 ) -> None:
-    output = run_pytest(tmp_path, WORKERS, debian_kernel, "-n2", "--kboot-evidence=evidence")
+    output = run_pytest(tmp_path, WORKERS, quick_kernel, "-n2", "--kboot-evidence=evidence")
     assert set(outcomes(tmp_path).values()) == {"passed"}, output
     assert len(outcomes(tmp_path)) == 9
     assert set(properties(tmp_path, "worker")) == {"gw0", "gw1"}
@@ -237,20 +237,20 @@ def test_was_booted_for_itself(machine):
 
 
 def test_a_module_shares_a_machine_until_something_happens_to_it(
-    debian_kernel: Path, tmp_path: Path
+    quick_kernel: Path, tmp_path: Path
 ) -> None:
-    output = run_pytest(tmp_path, NEIGHBOURS, debian_kernel, "--kboot-isolation=module")
+    output = run_pytest(tmp_path, NEIGHBOURS, quick_kernel, "--kboot-isolation=module")
     assert set(outcomes(tmp_path).values()) == {"passed"}, output
 
 
 def test_a_saved_machine_that_does_not_run_is_made_anew(
-    debian_kernel: Path,
+    quick_kernel: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     # From the cache that all tests have; unpacking it takes a while.
-    image = read_kernel(debian_kernel).image
+    image = read_kernel(quick_kernel).image
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = Config(kernel=str(image), accel="tcg")
     store = SnapshotStore(cache_directory("snapshots"), limit_mib=4096)
@@ -280,11 +280,11 @@ def test_a_saved_machine_that_does_not_run_is_made_anew(
 
 
 def test_a_guest_that_cannot_be_woken_up_is_not_restored(
-    debian_kernel: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    quick_kernel: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who is not root can set neither the clock nor the random numbers."""
     nobody = overlay_initramfs({"/etc/passwd": b"root:x:1000:1000:root:/tmp:/bin/sh\n"})
-    config = Config(kernel=str(debian_kernel), accel="tcg", initrd=(nobody,))
+    config = Config(kernel=str(quick_kernel), accel="tcg", firmware_start="saved", initrd=(nobody,))
     with open_session(config, evidence=tmp_path) as session:
         settings = session.settings(config)
         assert session.isolation(settings) == "test"

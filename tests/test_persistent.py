@@ -23,9 +23,9 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
 
 
 @pytest.fixture(scope="module")
-def machine(user: User, debian_kernel: Path) -> Iterator[str]:
+def machine(user: User, quick_kernel: Path) -> Iterator[str]:
     """A machine that is up."""
-    user.type("up", "mine", "--kernel", str(debian_kernel))
+    user.type("up", "mine", "--kernel", str(quick_kernel))
     yield "mine"
     user.type("down", "mine")
 
@@ -46,8 +46,8 @@ def test_the_log_begins_at_power_on_and_ends_at_the_prompt(user: User, machine: 
     assert log.index("kboot: script") < log.index("Linux version") < log.index("login:")
 
 
-def test_a_name_is_taken_once(user: User, machine: str, debian_kernel: Path) -> None:
-    done = user.try_("up", machine, "--kernel", str(debian_kernel))
+def test_a_name_is_taken_once(user: User, machine: str, quick_kernel: Path) -> None:
+    done = user.try_("up", machine, "--kernel", str(quick_kernel))
     assert done.returncode == 2
     assert f"there is a machine called {machine} already" in done.stderr
 
@@ -91,17 +91,17 @@ def test_a_mistake_is_told_before_anything_is_started(user: User) -> None:
     assert not (user.home / "state" / "kboot" / "machines" / "broken").exists()
 
 
-def test_a_supervisor_that_cannot_start_tells_why(user: User, debian_kernel: Path) -> None:
-    done = user.try_("up", "broken", "--kernel", str(debian_kernel), "--nginx", "no-such-nginx")
+def test_a_supervisor_that_cannot_start_tells_why(user: User, quick_kernel: Path) -> None:
+    done = user.try_("up", "broken", "--kernel", str(quick_kernel), "--nginx", "no-such-nginx")
     assert done.returncode == 3
     assert "no-such-nginx not found" in done.stderr
     assert "broken" not in user.type("list")
 
 
 def test_a_killed_supervisor_takes_its_machine_with_it(
-    user: User, machine: str, debian_kernel: Path
+    user: User, machine: str, quick_kernel: Path
 ) -> None:
-    user.type("up", "doomed", "--kernel", str(debian_kernel))
+    user.type("up", "doomed", "--kernel", str(quick_kernel))
     several = user.try_("status")
     assert several.returncode == 2
     assert "more than one machine: doomed, mine; name one: kboot status doomed" in several.stderr
@@ -116,5 +116,5 @@ def test_a_killed_supervisor_takes_its_machine_with_it(
     assert not (user.home / "state" / "kboot" / "machines" / "doomed").exists()
     left = [run for run in state.stale_runs() if str(pid) in map(str, run.pids)]
     assert left == []
-    user.type("up", "doomed", "--kernel", str(debian_kernel))
+    user.type("up", "doomed", "--kernel", str(quick_kernel))
     assert user.type("exec", "doomed", "--", "echo back") == "back\n"

@@ -15,7 +15,7 @@ import pytest
 from kboot.deadline import Deadline
 from kboot.rootfs import overlay_initramfs, tiny_initramfs
 from kboot.supervisor.registry import MachineDirectory
-from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.cluster import Cluster, cluster_without_firmware
 from tests.users import User
 
 KINDS = ("configmaps", "pods", "secrets", "services", "virtualmachines", "networkpolicies")
@@ -70,7 +70,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MachineS
     with contextlib.ExitStack() as stack:
         cluster = None
         if request.param == "kubevirt":
-            cluster = stack.enter_context(running_cluster())
+            cluster = stack.enter_context(cluster_without_firmware())
             kubeconfig = cluster.write_kubeconfig(tmp_path / "kubeconfig")
             user.environ["KUBECONFIG"] = str(kubeconfig)
         yield MachineSession(user, cluster)
@@ -108,16 +108,16 @@ def test_the_whole_loop_is_the_same_everywhere(
     assert session.left() == []
 
 
-def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, debian_kernel: Path) -> None:
+def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, quick_kernel: Path) -> None:
     user = User(tmp_path)
     large = tmp_path / "large.cpio"
     extra = overlay_initramfs({"/root/large": os.urandom(24 << 20)})
     large.write_bytes(tiny_initramfs().read_bytes() + extra.read_bytes())
-    with running_cluster() as cluster:
+    with cluster_without_firmware() as cluster:
         user.environ["KUBECONFIG"] = str(cluster.write_kubeconfig(tmp_path / "kubeconfig"))
         user.environ["KBOOT_BACKEND"] = "kubevirt"
         session = MachineSession(user, cluster)
-        user.type("up", "--kernel", str(debian_kernel))
+        user.type("up", "--kernel", str(quick_kernel))
         before = user.ask("status")
         # A push whose client, and then whose supervisor, is killed in the middle.
         cluster.order("PUT .*/artifacts/", delay_s=1.5, count=2)

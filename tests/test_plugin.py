@@ -13,6 +13,7 @@ import pytest
 from kboot.config import SETTINGS
 from kboot.machine import settings_for
 from kboot.plugin.options import OF_MACHINES
+from kboot.plugin.reporting import hide_our_frames
 
 UNRELATED = "def test_nothing():\n    assert True\n"
 
@@ -99,10 +100,10 @@ def test_every_setting_that_makes_a_machine_can_be_chosen_by_a_test() -> None:
 
 
 def test_kernel_alone_runs_the_acceptance_suite_beside_the_projects_tests(
-    pytester: pytest.Pytester, debian_kernel: Path
+    pytester: pytest.Pytester, quick_kernel: Path
 ) -> None:
     pytester.makepyfile(UNRELATED)
-    result = run(pytester, f"--kernel={debian_kernel}", "--collect-only", "-q")
+    result = run(pytester, f"--kernel={quick_kernel}", "--collect-only", "-q")
     result.stdout.fnmatch_lines(
         [
             "*::test_nothing",
@@ -111,9 +112,9 @@ def test_kernel_alone_runs_the_acceptance_suite_beside_the_projects_tests(
     )
 
 
-def test_with_arguments_only_those_are_run(pytester: pytest.Pytester, debian_kernel: Path) -> None:
+def test_with_arguments_only_those_are_run(pytester: pytest.Pytester, quick_kernel: Path) -> None:
     path = pytester.makepyfile(UNRELATED)
-    result = run(pytester, f"--kernel={debian_kernel}", "--collect-only", "-q", path)
+    result = run(pytester, f"--kernel={quick_kernel}", "--collect-only", "-q", path)
     assert "acceptance" not in result.stdout.str()
 
 
@@ -160,7 +161,7 @@ def test_never_begins(machine):
 
 @pytest.fixture(scope="module")
 def suite(
-    tmp_path_factory: pytest.TempPathFactory, debian_kernel: Path
+    tmp_path_factory: pytest.TempPathFactory, quick_kernel: Path
 ) -> tuple[str, dict[str, ET.Element]]:
     """What a run of `SUITE` printed, and its JUnit test cases by name."""
     import subprocess
@@ -172,7 +173,8 @@ def suite(
         [
             sys.executable,
             *("-m", "pytest", "-p", "no:cacheprovider", "test_suite.py"),
-            f"--kernel={debian_kernel}",
+            f"--kernel={quick_kernel}",
+            "--kboot-firmware-start=saved",
             "--junitxml=junit.xml",
             "--kboot-evidence=evidence",
         ],
@@ -284,6 +286,16 @@ def test_a_failure_does_not_show_what_an_earlier_test_expected(pytester: pytest.
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*kboot console, last 40 lines*"])
     result.stdout.no_fnmatch_line("*kboot crash:*")
+
+
+def test_errors_that_led_to_each_other_in_a_circle_are_shown_all_the_same() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__context__, second.__cause__ = second, first
+    hide_our_frames(first)
+    itself = ValueError("raised from itself")
+    itself.__cause__ = itself
+    hide_our_frames(itself)
+    assert itself.__cause__ is None
 
 
 def test_a_boot_that_failed_shows_its_console_and_its_evidence(suite: Suite) -> None:

@@ -37,6 +37,25 @@ def ended(pid: int) -> bool:
     return False
 
 
+def test_time_without_a_processor_is_told_from_time_with_nothing_to_do(tmp_path: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    busy = ["taskset", "-c", str(cpu), "sh", "-c", "while :; do :; done"]
+    with (
+        process.spawn(["sleep", "60"], log=tmp_path / "idle") as idle,
+        process.spawn(busy, log=tmp_path / "one") as one,
+        process.spawn(busy, log=tmp_path / "two") as two,
+    ):
+        for _ in Deadline(30).poll(0.05):
+            (ran_s, waited_s), (_, other_s) = one.busiest_thread(), two.busiest_thread()
+            if min(waited_s, other_s) > 0.2:
+                break
+        assert ran_s > 0
+        assert min(waited_s, other_s) > 0.2
+        assert sum(idle.busiest_thread()) < waited_s
+        gone = one
+    assert gone.busiest_thread() == (0, 0)
+
+
 def test_a_program_runs_for_the_length_of_the_with(tmp_path: Path) -> None:
     with process.spawn(["sleep", "600"], log=tmp_path / "log") as child:
         assert child.exit_status() is None

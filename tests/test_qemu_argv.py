@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from kboot.backend import MachineSpec
@@ -31,6 +32,21 @@ def test_the_boot_file_is_dhcps() -> None:
 def test_a_comma_in_the_boot_file_is_not_another_option() -> None:
     spec = MachineSpec(name="m0", boot_file="http://host/a,hostfwd=b")
     assert value_of("-netdev", command(spec)) == ["user,id=net0,bootfile=http://host/a,,hostfwd=b"]
+
+
+def test_dhcp_may_name_no_boot_file_or_one_that_is_not_there() -> None:
+    (network,) = value_of("-netdev", command(replace(SPEC, dhcp="no-file")))
+    assert network == "user,id=net0"
+    (network,) = value_of("-netdev", command(replace(SPEC, dhcp="wrong-file")))
+    assert network == f"user,id=net0,bootfile={SPEC.boot_file}.none"
+
+
+def test_a_card_whose_dhcp_does_not_answer_is_at_a_hub() -> None:
+    assert value_of("-netdev", command(replace(SPEC, dhcp="silent"))) == [
+        f"user,id=uplink,bootfile={SPEC.boot_file}",
+        "hubport,id=hub0,hubid=100,netdev=uplink",
+        "hubport,id=net0,hubid=100",
+    ]
 
 
 def test_an_isolated_guest_reaches_its_boot_server_and_nothing_else() -> None:

@@ -401,6 +401,23 @@ def test_cases_of_suites_and_flaky_tests_are_told_for_what_they_are(
     assert "4 failed" in re.sub(r"<.*?>", "", (pytester.path / "report.html").read_text())
 
 
+def test_a_run_whose_tests_cannot_be_collected_has_a_page_that_says_so(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile("import nothing_of_that_name")
+    run(pytester, "--kboot-report=report.html", "--kboot-summary=summary.md")
+    for name in ("report.html", "summary.md"):
+        text = (pytester.path / name).read_text().replace("\\", "").replace("&#39;", "'")
+        assert "could not be collected: E   ModuleNotFoundError: No module named" in text
+
+
+def test_a_machine_whose_run_was_killed_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "serial.log").write_bytes(b"[    0.000000] Linux version 6.1 (x@y) #1\n")
+    page = html_report(read_run(tmp_path))
+    assert "unfinished" in page
+    assert "Linux version 6.1" in page
+
+
 # ------------------------------------------------------------------------------- large runs
 
 

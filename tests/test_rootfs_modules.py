@@ -6,6 +6,7 @@ import gzip
 import lzma
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import zstandard
 from kboot.errors import ConfigError
 from kboot.kernel import Kernel, read_kernel
 from kboot.process import run
-from kboot.rootfs import module_initramfs
+from kboot.rootfs import module_initramfs, modules_there
 from kboot.rootfs.modules import load_order
 from tests.test_kernel import RELEASE, bzimage, written
 
@@ -153,6 +154,15 @@ def test_a_file_that_needs_nothing_does_without_the_kernels_modules(tmp_path: Pa
     mine.write_bytes(module("depends=base", f"vermagic={RELEASE} SMP"))
     with pytest.raises(ConfigError, match="no modules came with this kernel, so base cannot"):
         load_order(read_kernel(image), [str(mine)])
+
+
+def test_where_no_module_is_wanted_the_kernels_are_not_looked_at(tree: Path) -> None:
+    def look() -> Path:
+        raise AssertionError("modules were looked for")
+
+    kernel = kernel_of(tree)
+    assert modules_there(kernel, ["none", "base", "built_in"]) == ["base"]
+    assert modules_there(replace(kernel, find_modules=look), []) == []
 
 
 def test_the_image_lists_its_modules_in_load_order(tree: Path, tmp_path: Path) -> None:

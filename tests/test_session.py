@@ -12,9 +12,9 @@ from kboot.session import open_session
 
 
 def test_a_machine_may_be_given_less_time_than_the_settings_say(
-    debian_kernel: Path, tmp_path: Path
+    quick_kernel: Path, tmp_path: Path
 ) -> None:
-    config = Config(kernel=str(debian_kernel), accel="tcg", isolation="session")
+    config = Config(kernel=str(quick_kernel), accel="tcg", isolation="session")
     with (
         open_session(config, evidence=tmp_path) as session,
         pytest.raises(InfraError, match=r"reached its time limit \(timeout 0\.5 s\)"),

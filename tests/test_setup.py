@@ -45,7 +45,7 @@ PACKAGES = {
 #: Of Debian's essential packages: on every system.
 ESSENTIAL = {
     *("bash", "cat", "cksum", "dash", "dpkg-deb", "env", "gzip", "ldd", "ls", "mkdir", "nohup"),
-    *("setpriv", "setsid", "sh", "sleep", "timeout", "true", "unshare", "zcat"),
+    *("setpriv", "setsid", "sh", "sleep", "taskset", "timeout", "true", "unshare", "zcat"),
 }
 #: Without it, what it is compared with is measured alone.
 OPTIONAL = {"kubectl"}

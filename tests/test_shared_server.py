@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,3 +182,23 @@ def test_an_owner_that_is_killed_leaves_nothing() -> None:
 def assert_gone(shared: SharedServer) -> None:
     with pytest.raises(InfraError, match="the process that has this run's boot server is gone"):
         shared.server.check()
+
+
+def test_a_tree_and_faults_are_set_through_it_as_on_the_server(owner: Path, tmp_path: Path) -> None:
+    (tmp_path / "menu.ipxe").write_text("#!ipxe\n")
+    with use_shared_server(owner) as first, use_shared_server(owner) as second:
+        one, other = first.server, second.server
+        assert one.publish_tree("m1", {"menu.ipxe": tmp_path / "menu.ipxe"}) == ["menu.ipxe"]
+        assert get(one, "scripts/m1/menu.ipxe") == b"#!ipxe\n"
+        fault = one.fault("scripts/m1/*", status=503, times=3)
+        other.fault("scripts/m2/*", status=500)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            get(other, "scripts/m1/menu.ipxe")
+        assert fault.hits == 1
+        # Each process takes away its own.
+        other.clear_faults()
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            get(other, "scripts/m1/menu.ipxe")
+        one.clear_faults()
+        assert get(other, "scripts/m1/menu.ipxe") == b"#!ipxe\n"
+        assert [fetch.fault for fetch in one.fetches() if fetch.fault] == ["status", "status"]

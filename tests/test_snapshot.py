@@ -28,7 +28,7 @@ def place(debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def settings(place: Place) -> MachineSettings:
-    return networked(place.kernel)
+    return networked(place.kernel, MachineSpec(firmware_start="saved"))
 
 
 @pytest.fixture(scope="module")
@@ -139,19 +139,16 @@ def test_ten_in_a_row_are_all_right_and_leave_nothing(
     def held() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    seconds = []
     before = 0
     for number in range(10):
-        begin = time.monotonic()
         with place.restored(settings, f"row{number}") as machine:
+            assert machine.restored_from
             assert machine.boot_id == original["boot_id"]
             assert machine.guest.run("test -e /root/mark").exit_status == 1
             machine.guest.succeed("echo mine >/root/mark")
-            seconds.append(time.monotonic() - begin)
         before = before or held()
     assert held() <= before
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 << 20
-    assert sorted(seconds)[5] < 3
 
 
 def test_qemu_does_not_take_another_machines_state(
@@ -178,7 +175,8 @@ def test_a_machine_that_was_not_meant_to_be_saved_says_so(place: Place, tmp_path
 
 def test_under_uefi_as_well(place: Place) -> None:
     settings = MachineSettings(
-        spec=MachineSpec(name="uefi", firmware="uefi"), initrds=(tiny_initramfs(),)
+        spec=MachineSpec(name="uefi", firmware="uefi", firmware_start="saved"),
+        initrds=(tiny_initramfs(),),
     )
     with place.machine(settings) as machine:
         place.snapshots.save(machine, settings)

@@ -19,7 +19,7 @@ from kboot.rootfs import tiny_initramfs
 @pytest.fixture(scope="module", params=["bios", "uefi"])
 def machine(
     request: pytest.FixtureRequest,
-    debian_kernel: Path,
+    quick_kernel: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Machine]:
     """A machine that came up from a saved firmware."""
@@ -34,7 +34,7 @@ def machine(
         power_on(
             backend,
             server,
-            read_kernel(debian_kernel),
+            read_kernel(quick_kernel),
             settings,
             evidence_directory=tmp_path_factory.mktemp("evidence"),
         ) as machine,
@@ -64,8 +64,6 @@ def test_a_power_cycle_takes_the_same_way_and_boots_another_life(machine: Machin
     assert machine.boot_id != before
     assert Phase.DHCP not in machine.boot.reached
     assert machine.boot.contradiction() is None
-    reached = machine.boot.reached
-    assert reached[Phase.HANDOFF].time - machine.boot.start < 5
 
 
 def test_the_state_depends_on_the_machine_and_not_on_the_server(tmp_path: Path) -> None:

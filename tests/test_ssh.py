@@ -57,7 +57,7 @@ def ssh_kernel(debian_kernel: Path) -> Kernel:
 def machine(ssh_kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     place = tmp_path_factory.mktemp("ssh")
     initrds = (module_initramfs(ssh_kernel, ["e1000e"]), server_overlay(place))
-    config = Config(accel="tcg", channel="ssh", initrd=initrds)
+    config = Config(accel="tcg", firmware_start="saved", channel="ssh", initrd=initrds)
     with (
         open_backend(config) as backend,
         backend.serve(Deadline(60)) as server,

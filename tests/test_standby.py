@@ -222,8 +222,8 @@ def test_last(machine):
 
 
 @pytest.mark.usefixtures("runs_apart")
-def test_tests_find_their_machines_restored(debian_kernel: Path, tmp_path: Path) -> None:
-    output = run_pytest(debian_kernel, tmp_path, "--kboot-evidence=evidence")
+def test_tests_find_their_machines_restored(quick_kernel: Path, tmp_path: Path) -> None:
+    output = run_pytest(quick_kernel, tmp_path, "--kboot-evidence=evidence")
     assert re.search(r"7 passed, 1 skipped", output), output
     names = {Path(each).name for each in properties(tmp_path, "kboot.evidence")}
     assert len(names) == 5
@@ -281,7 +281,7 @@ def test_never(machine):
     ids=["SIGINT", "SIGKILL"],
 )
 def test_a_run_that_is_ended_leaves_no_machine_that_stood_by(
-    debian_kernel: Path,
+    quick_kernel: Path,
     tmp_path: Path,
     end: Callable[[subprocess.Popen[bytes]], None],
     leaves: bool,
@@ -292,7 +292,7 @@ def test_a_run_that_is_ended_leaves_no_machine_that_stood_by(
     with (
         (tmp_path / "output").open("w") as output,
         subprocess.Popen(
-            command(debian_kernel, *options, "test_waits.py"),
+            command(quick_kernel, *options, "test_waits.py"),
             cwd=tmp_path,
             stdout=output,
             stderr=output,

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import re
 import textwrap
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,17 @@ from kboot.errors import (
     ConfigError,
     GuestTimeout,
     HungAfterPanic,
+    InfraError,
+    KbootError,
     KernelCrash,
     WrongCrash,
     WrongKernel,
 )
-from kboot.machine import Machine
+from kboot.machine import Machine, phases
 from kboot.machine.phases import Phase
 from kboot.session import Session, open_session
 from kboot.testing import RECORDED_BOOT, FakeBackend, GuestAction, Recording, Script, write_kernel
+from kboot.testing.backend import FakeVirtualMachine
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -184,6 +188,39 @@ def test_a_boot_that_was_recorded_to_crash_crashes_again(tmp_path: Path) -> None
         machine_on(tmp_path, recording=recording),
     ):
         pass
+
+
+def recording_that_hangs(directory: Path) -> Path:
+    """The recorded boot, as if the kernel had hung before it started init."""
+    recording = recording_without_login(directory)
+    log = recording / "serial.log"
+    log.write_bytes(log.read_bytes().removesuffix(Recording(RECORDED_BOOT).crash))
+    return recording
+
+
+@pytest.mark.parametrize("is_starved", [False, True])
+def test_a_phase_has_its_time_whatever_else_the_host_does(
+    is_starved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases, "BUDGETS_S", dict.fromkeys(Phase, 0.3))
+    overloaded = "this host is overloaded"
+    monkeypatch.setattr(
+        FakeVirtualMachine,
+        "speed_fault",
+        lambda _: overloaded if is_starved else None,
+        raising=False,
+    )
+    # Either always, from its first moment on, or never.
+    starved_s = time.monotonic if is_starved else float
+    monkeypatch.setattr(FakeVirtualMachine, "starved_s", lambda _: starved_s(), raising=False)
+    with session_on(tmp_path, FakeBackend(recording_that_hangs(tmp_path))) as session:
+        settings = session.settings(session.config)
+        with pytest.raises(KbootError) as caught:
+            session.machine(settings, name="hung", timeout=1.5)
+    error = caught.value
+    assert isinstance(error, InfraError if is_starved else GuestTimeout)
+    assert ("time limit (timeout 1.5 s)" in str(error)) == is_starved
+    assert (overloaded in str(error)) == is_starved
 
 
 @pytest.mark.parametrize("name", ["serial.log", "boot.ipxe", "access.jsonl"])

@@ -47,12 +47,13 @@ def test_reboots(machine):
 def command(kernel: Path, *arguments: str) -> list[str]:
     return [
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", "-v"),
-        *(f"--kernel={kernel}", "--kboot-accel=tcg", "--junitxml=junit.xml", *arguments),
+        *(f"--kernel={kernel}", "--kboot-accel=tcg", "--kboot-firmware-start=saved"),
+        *("--junitxml=junit.xml", *arguments),
     ]
 
 
 def test_two_workers_with_two_kernels_do_not_mix_them_up(
-    debian_kernel: Path, tmp_path: Path
+    quick_kernel: Path, tmp_path: Path
 ) -> None:
     for twin in ("a", "b"):
         folder = tmp_path / twin
@@ -61,7 +62,7 @@ def test_two_workers_with_two_kernels_do_not_mix_them_up(
         (folder / "test_twin.py").write_text(TWINS.format(twin=twin))
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     done = subprocess.run(
-        command(debian_kernel, "-n2", "--dist=loadscope", "--kboot-evidence=evidence", "a/", "b/"),
+        command(quick_kernel, "-n2", "--dist=loadscope", "--kboot-evidence=evidence", "a/", "b/"),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -102,12 +103,12 @@ def test_kills_its_worker(machine):
 
 
 def test_a_worker_that_dies_is_replaced_and_leaves_no_machine(
-    debian_kernel: Path, tmp_path: Path
+    quick_kernel: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "test_deadly.py").write_text(DEADLY)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     done = subprocess.run(
-        command(debian_kernel, "-n2", "test_deadly.py"),
+        command(quick_kernel, "-n2", "test_deadly.py"),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -137,8 +138,8 @@ def test_takes_as_long(machine):
 """
 
 
-def test_when_the_controller_is_killed_everything_ends(debian_kernel: Path, tmp_path: Path) -> None:
-    with two_at_work(debian_kernel, tmp_path) as controller:
+def test_when_the_controller_is_killed_everything_ends(quick_kernel: Path, tmp_path: Path) -> None:
+    with two_at_work(quick_kernel, tmp_path) as controller:
         controller.kill()
         controller.wait()
         wait_until_all_are_gone(tmp_path)
@@ -147,8 +148,8 @@ def test_when_the_controller_is_killed_everything_ends(debian_kernel: Path, tmp_
     assert list(state.runs_directory().iterdir()) == []
 
 
-def test_ctrl_c_ends_everything_in_good_order(debian_kernel: Path, tmp_path: Path) -> None:
-    with two_at_work(debian_kernel, tmp_path) as controller:
+def test_ctrl_c_ends_everything_in_good_order(quick_kernel: Path, tmp_path: Path) -> None:
+    with two_at_work(quick_kernel, tmp_path) as controller:
         # As a terminal does it: to all processes in the foreground.
         os.killpg(controller.pid, signal.SIGINT)
         assert controller.wait(60) == pytest.ExitCode.INTERRUPTED
@@ -157,14 +158,14 @@ def test_ctrl_c_ends_everything_in_good_order(debian_kernel: Path, tmp_path: Pat
 
 
 @contextlib.contextmanager
-def two_at_work(debian_kernel: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def two_at_work(quick_kernel: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """pytest with two workers, each of which is in the middle of a test."""
     (tmp_path / "test_slow.py").write_text(SLOW)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     with (
         (tmp_path / "output").open("w") as output,
         subprocess.Popen(
-            command(debian_kernel, "-n2", "test_slow.py"),
+            command(quick_kernel, "-n2", "test_slow.py"),
             cwd=tmp_path,
             stdout=output,
             stderr=output,

@@ -20,7 +20,9 @@ from kboot.session import Session
 pytestmark = pytest.mark.kboot_acceptance
 
 
-@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name.replace(" ", "-"))
+@pytest.mark.parametrize(
+    "trial", TRIALS, ids=lambda trial: trial.name.replace(",", "").replace(" ", "-")
+)
 def test_script_under_fault(
     trial: Trial,
     request: pytest.FixtureRequest,
@@ -52,5 +54,7 @@ def test_script_under_fault(
             words=str(error or ""),
         )
     record_property("kboot.script", outcome.row())
+    if trial.kind == "captive-portal" and outcome.end == "hang":
+        pytest.xfail("a BIOS's iPXE runs any file as a PXE program; only imgverify prevents it")
     assert outcome.hits, "the script has not asked for the kernel"
     assert outcome.seen, outcome.words

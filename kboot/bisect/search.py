@@ -3,7 +3,8 @@
 A revision is bad when one of its boots has shown the failure, and good after as many boots without
 it as a bad one would hardly take. Few are enough for that, as the end is made sure: the culprit has
 to show the failure again, and its parents are booted until they are good with all the confidence
-that was asked for. A parent that shows the failure sends the search back.
+that was asked for. A parent that shows the failure sends the search back, and a culprit that does
+not show it again sends it on.
 """
 
 from __future__ import annotations
@@ -155,11 +156,26 @@ class Search:
                     )
                 self._go_back(parent)
                 return False
+        return self._shows_it_again(culprit)
+
+    def _shows_it_again(self, culprit: str) -> bool:
+        """One boot may have failed for a reason of its own, such as a host that was too slow."""
         tally = self._tally(culprit)
-        while tally.hits < _CULPRIT_HITS and tally.boots < self.most_boots:
-            if not self._boot(culprit, "culprit"):
+        while tally.hits < _CULPRIT_HITS and tally.boots - tally.infra < self.most_boots:
+            if tally.passes >= self._rate_without(culprit).passes_needed(self._last_error):
+                tally.hits = 0
+                tally.others += 1
+                self._go_on(culprit)
+                return False
+            if not self._boot(culprit, "culprit", self._last_error):
                 break
         return True
+
+    def _go_on(self, good: str) -> None:
+        """A revision was called bad by one boot, and is good: what came after it is searched."""
+        kept = [(revision, verdict) for revision, verdict in self._marks if revision != good]
+        kept.sort(key=lambda mark: mark[1] == "bad")
+        self._marks = [(good, "good"), *kept]
 
     def _go_back(self, bad: str) -> None:
         """A revision was called good, and is bad: what came before it is searched."""
@@ -206,6 +222,10 @@ class Search:
     @property
     def _rate(self) -> Rate:
         return Rate.of(self.tallies.values())
+
+    def _rate_without(self, revision: str) -> Rate:
+        """As far as the others tell: its own passes would make the failure a rare one."""
+        return Rate.of(tally for name, tally in self.tallies.items() if name != revision)
 
     def _tally(self, revision: str) -> Tally:
         return self.tallies.setdefault(revision, Tally())

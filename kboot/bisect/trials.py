@@ -103,6 +103,7 @@ class Boots:
             logger.warning("%s: %s", revision, error)
             return Trial.NO_KERNEL
         seen: list[Machine] = []
+        came_up = False
         fault: GuestError | None = None
         directories: list[Path] = []
         session.on_evidence = directories.append
@@ -114,6 +115,7 @@ class Boots:
                 isolation="none",
                 on_machine=seen.append,
             )
+            came_up = True
             failed = self._provoke(machine)
         except GuestError as error:
             fault, failed = error, True
@@ -121,6 +123,9 @@ class Boots:
             session.power_off()
         titles = [report.title for machine in seen for report in machine.console.reports]
         trial = self._judge(titles, failed=failed)
+        if self._failure.command and not came_up and not self._failure.title:
+            # The command is what is looked for, and it never ran.
+            trial = Trial.OTHER
         if fault and trial is Trial.OTHER:
             logger.warning("%s: another failure: %s", revision, fault)
         if trial is Trial.PASS:

@@ -118,7 +118,7 @@ def crash(
             for report in _reports(log, symbols, boot, since_boot):
                 found |= report.fatal or report.kind not in COMPLAINTS
                 if symbols:
-                    symbols.require_same_kernel(report)
+                    symbols.require_same_kernel(report, str(log) if many else "the log")
                 if many and not as_json:
                     clusters.setdefault(report.title, []).append((log or Path(), report))
                     continue

@@ -11,14 +11,15 @@ from typing import Any
 
 from kboot import process
 from kboot.crash import AddressNames, CrashReport, Frame
+from kboot.crash.boots import BootFinder
 from kboot.errors import ConfigError, KbootError
 from kboot.kernel import read_kernel
 from kboot.kernel.elf import MAGIC, Symbol, Vmlinux
 from kboot.kernel.symbols import SymbolsOfKernel, SymbolTable, read_symbols
 
 _RELEASE = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+?) +(\d\S+) #\d+(?: .*?([0-9a-f]{40})\b)?")
-#: Where a boot begins, and how far its kernel was moved, which it only tells when it panics.
-_BOOT_OR_MOVE = re.compile(rb"Linux version \d|Kernel Offset: [^\r\n]{1,99}")
+#: How far a kernel was moved, which it only tells when it panics.
+_MOVE = re.compile(rb"Kernel Offset: [^\r\n]{1,99}")
 _PIECE = 1 << 20
 _OVERLAP = 200
 #: The kernel's own frames that must have another size in the table before it is another kernel's.
@@ -39,29 +40,26 @@ class CrashSymbols:
         self.names.moves.clear()
         if not log.is_file():  # a pipe is read but once
             return
-        boot = 0
-        for place, text in _boots_and_moves(log):
-            if text.startswith("Linux"):
-                boot = place
-            elif (move := self.names.move_told_by(text)) is not None:
+        boots, moves = _boots_and_moves(log)
+        for place, text in moves:
+            if (move := self.names.move_told_by(text)) is not None:
+                boot = max((start for start in boots if start <= place), default=0)
                 self.names.moves.append((boot, move))
 
-    def require_same_kernel(self, report: CrashReport) -> None:
-        """`ConfigError` if the report shows that another kernel wrote it."""
+    def require_same_kernel(self, report: CrashReport, log: str) -> None:
+        """`ConfigError` if the report shows that another kernel wrote it, into `log`."""
         told = _RELEASE.search(report.text)
         mine = re.fullmatch(r"(?:System\.map|kallsyms|vmlinux)-(\d+\.\d+.*)", self.path.name)
         release = mine[1] if mine else None
         if self._image is not None:
             release, build_id = self._image.release(), self._image.build_id()
             if told is not None and told[2] and build_id and told[2] != build_id:
-                raise ConfigError(
-                    f"{self.path} has build id {build_id}, but the log is of {told[2]}"
-                )
+                raise ConfigError(f"{self.path} has build id {build_id}, but {log} is of {told[2]}")
         if told is not None and release is not None and told[1] != release:
-            raise ConfigError(f"{self.path} is Linux {release}, but the log is of Linux {told[1]}")
-        self._require_same_sizes(report)
+            raise ConfigError(f"{self.path} is Linux {release}, but {log} is of Linux {told[1]}")
+        self._require_same_sizes(report, log)
 
-    def _require_same_sizes(self, report: CrashReport) -> None:
+    def _require_same_sizes(self, report: CrashReport, log: str) -> None:
         """The functions' sizes, which a kernel prints, are hardly the same in two builds."""
         sizes = {f.symbol: f.size for f in report.frames if f.module is None and f.size}
         mine = {name: self._table.size_of(name) for name in sizes}
@@ -70,8 +68,8 @@ class CrashSymbols:
         if len(other) >= _ENOUGH and len(other) * 2 > len(known):
             name = other[0]
             raise ConfigError(
-                f"{self.path} is of another kernel than the log: {name} has {mine[name]:#x} bytes "
-                f"there, and {sizes[name]:#x} in the log"
+                f"{self.path} is of another kernel than {log}: {name} has {mine[name]:#x} bytes "
+                f"there, and {sizes[name]:#x} in {log}"
             )
 
     def places(self, report: CrashReport) -> dict[Frame, str]:
@@ -136,16 +134,22 @@ def _address(frame: Frame, symbols: list[Symbol]) -> int | None:
     return symbols[0].address + max(0, frame.offset - 1)
 
 
-def _boots_and_moves(log: Path) -> Iterator[tuple[int, str]]:
-    """Place and words of each kernel's first line, and of each line that tells its offset."""
+def _boots_and_moves(log: Path) -> tuple[list[int], list[tuple[int, str]]]:
+    """Where each boot begins in the log, and place and words of each line that tells an offset."""
+    boots = BootFinder()
+    moves: list[tuple[int, str]] = []
     with log.open("rb") as file:
         before, start = b"", 0
         while piece := file.read(_PIECE):
+            boots.feed(piece)
             data = before + piece
             # What stands across the border of two pieces is found in the next one.
-            end = len(data) - _OVERLAP if len(piece) == _PIECE else len(data)
-            for found in _BOOT_OR_MOVE.finditer(data):
-                if found.start() < end:
-                    yield start + found.start(), found[0].decode(errors="replace")
-            start += max(0, end)
-            before = data[max(0, end) :]
+            end = max(0, len(data) - _OVERLAP if len(piece) == _PIECE else len(data))
+            moves += [
+                (start + found.start(), found[0].decode(errors="replace"))
+                for found in _MOVE.finditer(data)
+                if found.start() < end
+            ]
+            start += end
+            before = data[end:]
+    return boots.starts, moves

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kboot.arch import DEBIAN_MIRROR
-from kboot.backend import FirmwareStart
+from kboot.backend import Dhcp, FirmwareStart
 from kboot.config import cpus, disks, parse, shares
 from kboot.config.parse import about
 from kboot.errors import ConfigError
@@ -348,6 +348,15 @@ class Config(ClusterConfig):
             parse.path,
         ),
     )
+    dhcp: Dhcp = field(
+        default="normal",
+        metadata=about(
+            "what the machine's DHCP does: all as it should (normal), no boot file, a wrong one, "
+            "no answer (silent), or one after 10 s (late)",
+            "NAME",
+            choices=get_args(Dhcp),
+        ),
+    )
     #: None: kboot's own.
     ipxe_script: Path | None = field(
         default=None,
@@ -378,6 +387,31 @@ class Config(ClusterConfig):
             "flaky",
             "N",
             parse.number(0, 1000),
+        ),
+    )
+    kselftest: Path | None = field(
+        default=None,
+        metadata=about(
+            "an installed kselftest tree, or a tar archive of one: pytest runs each of its "
+            "programs as a test",
+            "DIR|TAR",
+            parse.path,
+        ),
+    )
+    kselftest_skip: Path | None = field(
+        default=None,
+        metadata=about(
+            "kselftest's programs that are not run: lines 'collection:program # reason'",
+            "FILE",
+            parse.path,
+        ),
+    )
+    kselftest_expected: Path | None = field(
+        default=None,
+        metadata=about(
+            "kselftest's failures that are known: lines 'collection:program/case # reason'",
+            "FILE",
+            parse.path,
         ),
     )
     summary: Path | None = field(

@@ -56,6 +56,8 @@ class ResetWatch:
         self._handed_over = False
         self._may_restart = False
         self._replay_until = 0
+        #: Another machine runs within this one, and prints its own boot, up to this line.
+        self._nested_until = 0
         self._began = 0
         self._with_level = False
         #: Of the kernel that runs: what it has printed first, with the times.
@@ -114,11 +116,15 @@ class ResetWatch:
         words = line.text.lstrip()
         if boot_messages.asks_for_log(words) and not line.stamped:
             self._replay_until = line.number + _REPLAY_LINES
+        elif boot_messages.starts_machine_within(words) and self._kernel_runs and not line.stamped:
+            self._nested_until = self._replay_until = line.number + _REPLAY_LINES
         elif boot_messages.is_goodbye(words):
             self._may_restart = True
         elif boot_messages.is_handoff_by_uboot(words) and not self._kernel_runs:
             self._handed_over = True
         elif boot_messages.is_firmware(words) and not line.stamped:
+            if line.number <= self._nested_until:
+                return Step.NOTHING
             return self._firmware(line, before)
         elif boot_messages.begins_with_banner(words) and (line.stamped or not stamped_log):
             return self._banner(line, raw, before)

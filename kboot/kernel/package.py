@@ -24,6 +24,7 @@ from kboot.errors import ConfigError
 from kboot.kernel.archives import archive_files, archive_kind, below_root
 from kboot.kernel.compression import compression_of, decompressed
 from kboot.kernel.containers import Section
+from kboot.kernel.elf import MAGIC as ELF_MAGIC
 from kboot.log import step
 from kboot.state import cache_directory
 
@@ -106,6 +107,7 @@ def unpack_image(package: Path) -> Path:
             for name, content in files:
                 if target := _boot_name(name):
                     _write(directory / target, content)
+                    _call_image(directory / target)
                 # Both come early; the modules behind them take seconds to decompress.
                 if any(directory.glob("vmlinuz-*")) and any(directory.glob("config-*")):
                     return
@@ -152,9 +154,19 @@ def _cache_of(packages: Sequence[Path]) -> Path:
     return cache_directory("kernels") / together
 
 
+def _call_image(file: Path) -> None:
+    """Rename a ``vmlinux-<release>`` that is no ELF file: Debian calls bare images so, too."""
+    name = file.name.replace("vmlinux-", "vmlinuz-")
+    if name != file.name:
+        with file.open("rb") as opened:
+            is_elf = opened.read(len(ELF_MAGIC)) == ELF_MAGIC
+        if not is_elf:
+            file.rename(file.with_name(name))
+
+
 def _boot_name(name: PurePosixPath) -> str | None:
-    """``vmlinuz-<release>``, ``config-...`` or ``System.map-...``; None for all other files."""
-    wanted = ("vmlinuz-", "config-", "System.map-")
+    """``vmlinuz-<release>``, ``vmlinux-...``, ``config-...``, ``System.map-...``; else None."""
+    wanted = ("vmlinuz-", "vmlinux-", "config-", "System.map-")
     if name.parent == PurePosixPath("boot") and name.name.startswith(wanted):
         return name.name
     match _below_modules(name):

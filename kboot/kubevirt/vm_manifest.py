@@ -46,6 +46,11 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
 
     `ConfigError` for what a cluster's machine cannot have.
     """
+    if arch.of(spec.architecture).kubevirt is None:
+        raise ConfigError(
+            f"KubeVirt has no machine for {spec.architecture}; boot the kernel on this host: "
+            "--backend qemu"
+        )
     if spec.firmware == "bios" and not arch.of(spec.architecture).has_bios:
         raise ConfigError(
             f"a machine for {spec.architecture} has no BIOS: boot it with --firmware uefi"
@@ -53,6 +58,10 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
     if spec.extra_arguments:
         raise ConfigError(
             "qemu_arguments are for the qemu backend; on a cluster, change the machine by a patch"
+        )
+    if spec.dhcp in {"silent", "late"}:
+        raise ConfigError(
+            f"a cluster's DHCP answers at once: dhcp = {spec.dhcp} is for local machines"
         )
     if spec.ipxe:
         raise ConfigError(
@@ -133,8 +142,9 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
         # Without an order, KubeVirt switches the card's boot ROM off.
         "bootOrder": 1,
         "macAddress": spec.mac_address or mac_address(name),
-        "dhcpOptions": {"bootFileName": spec.boot_file},
     }
+    if spec.offered_file:
+        interface["dhcpOptions"] = {"bootFileName": spec.offered_file}
     if not spec.links:
         # Behind masquerade, only ports that are named can be reached; all, where none is.
         interface["ports"] = [{"port": 22}]

@@ -52,7 +52,9 @@ class Follower:
         console: Console,
         report_filter: ReportFilter,
         on_phase: OnPhase,
+        starved_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`starved_s` says for how long the machine had no processor of its host's in its life."""
         #: Each boot of the machine; the last one may be under way.
         self.boots = [Boot(expected, start=start)]
         self._server = server
@@ -60,6 +62,9 @@ class Follower:
         self._report_filter = report_filter
         self._on_phase = on_phase
         self._announced = 0
+        self._starved_s = starved_s
+        #: What that was when the current phase began.
+        self._starved_before_s = 0.0
         #: How many of its chained scripts were told.
         self._chained = 0
         self._lines: deque[Line] = deque(maxlen=_KEPT_LINES)
@@ -92,9 +97,14 @@ class Follower:
             if done():
                 return
             now = time.monotonic()
-            if self.boot.overdue(now):
+            if self.boot.overdue(now) and self.boot.overdue(now - self._starved_in_phase_s()):
                 raise self.boot.late(now - self.boot.since)
             pause(_POLL_S)
+
+    def _starved_in_phase_s(self) -> float:
+        """For how long, in this phase, the machine could not have gone on."""
+        # It begins at zero where the machine was started anew.
+        return max(0.0, self._starved_s() - self._starved_before_s)
 
     def contradiction(self, deadline: Deadline) -> KbootError | None:
         """Once it is ready: what the witnesses do not agree on, or None.
@@ -182,6 +192,8 @@ class Follower:
         for milestone in reached[self._announced :]:
             logger.debug("%s (%s)", milestone.phase, milestone.witness)
             self._on_phase(milestone, milestone.time - self.boot.start)
+        if self._announced != len(reached):
+            self._starved_before_s = self._starved_s()
         self._announced = len(reached)
         for chained in self.boot.script.chained[self._chained :]:
             self._on_phase(chained, chained.time - self.boot.start)

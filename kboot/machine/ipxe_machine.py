@@ -18,6 +18,7 @@ from kboot.backend import (
     SnapshotVirtualMachine,
     VirtualMachine,
 )
+from kboot.boot_messages import IpxeBuild, ipxe_build
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
@@ -52,6 +53,11 @@ class IpxeMachine(IpxePrompt):
         #: The saved state that it went on from; None if it was started.
         self.restored_from: str | None = None
         self._numbers = itertools.count(1)
+
+    @property
+    def build(self) -> IpxeBuild | None:
+        """The iPXE that runs, as it has introduced itself; None if it has not."""
+        return ipxe_build(line.text for line in self.console.lines())
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kboot.backend import BootServer, EmulatedVirtualMachine, Fetch, VirtualMachine
+from kboot.backend import BootServer, Fetch, LocalVirtualMachine, VirtualMachine
 from kboot.boot_messages import IpxeBuild, ipxe_build
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
@@ -88,6 +88,7 @@ class Machine:
             console=console,
             report_filter=self.report_filter,
             on_phase=on_phase,
+            starved_s=vm.starved_s if isinstance(vm, LocalVirtualMachine) else lambda: 0.0,
         )
 
     @property
@@ -162,7 +163,7 @@ class Machine:
             self._wait_until_ready(self._deadline(timeout))
         except GuestTimeout as error:
             vm = self.vm
-            speed_fault = vm.speed_fault() if isinstance(vm, EmulatedVirtualMachine) else None
+            speed_fault = vm.speed_fault() if isinstance(vm, LocalVirtualMachine) else None
             raise faults.unless_slow(error, speed_fault) from error
 
         self.on_ready()

@@ -26,6 +26,7 @@ OF_MACHINES = frozenset(
         "cloud_init",
         "cmdline",
         "cpus",
+        "dhcp",
         "disk",
         "firmware",
         "firmware_start",

@@ -48,12 +48,14 @@ def hide_our_frames(error: BaseException) -> bool:
     is left out, too, unless the test has to do with it.
     """
     theirs = _hide_frames(error)
-    link = error
+    link, seen = error, {id(error)}
     while led_to := link.__cause__ or (None if link.__suppress_context__ else link.__context__):
-        if not _hide_frames(led_to):
+        # One that is raised from another which it has led to before makes a circle.
+        if id(led_to) in seen or not _hide_frames(led_to):
             link.__cause__, link.__suppress_context__ = None, True
             break
         link = led_to
+        seen.add(id(link))
     return theirs
 
 

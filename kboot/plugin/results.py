@@ -93,7 +93,8 @@ class RunRecorder:
         #: None until the first test has a result: pytest runs without kboot pay for nothing.
         self._settings: Config | None = None
         self._looked = False
-        self._notes: list[str] = []
+        #: In their order, each once: all workers of pytest-xdist collect the same tests.
+        self._notes: dict[str, None] = {}
         self._lines: list[str] = []
         self._annotations: list[str] = []
 
@@ -153,6 +154,12 @@ class RunRecorder:
         category: str = told[0] if told else ""
         return category
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Tests that could not even be collected are missing in every count."""
+        if report.failed:
+            why = report.longreprtext.strip().splitlines()[-1:]
+            self._notes[f"{report.nodeid} could not be collected: {''.join(why)}"] = None
+
     def pytest_kboot_evidence_written(self, directory: Path) -> None:
         """A machine of this process is off."""
         self._directories[str(directory)] = None
@@ -162,7 +169,7 @@ class RunRecorder:
         """A worker of pytest-xdist has ended."""
         self._directories |= dict.fromkeys(getattr(node, "workeroutput", {}).get(_DIRECTORIES, ()))
         if error:
-            self._notes.append(f"worker {node.gateway.id} ended early: {error}")
+            self._notes[f"worker {node.gateway.id} ended early: {error}"] = None
 
     # ------------------------------------------------------------------------- what goes out
 
@@ -173,10 +180,10 @@ class RunRecorder:
         if output is not None:
             output[_DIRECTORIES] = list(self._directories)
             return
-        if self._settings is None:
+        if self._config.getoption("collectonly") or not self._is_wanted() or self._settings is None:
             return
         if exitstatus == pytest.ExitCode.INTERRUPTED:
-            self._notes.append("The run was interrupted: not all tests have run.")
+            self._notes["The run was interrupted: not all tests have run."] = None
         try:
             self._write(self._settings)
         except KbootError as error:
@@ -221,7 +228,7 @@ class RunRecorder:
             self._write_file(settings.summary, lambda: markdown(run))
         if settings.kcidb:
             self._write_kcidb(run, settings.kcidb, settings)
-        if _annotates(settings):
+        if annotates(settings):
             from kboot.results.summary import github_annotations, path_in  # noqa: PLC0415
 
             repository = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
@@ -257,7 +264,7 @@ class RunRecorder:
             try:
                 machines.append(read_evidence(Path(text)))
             except ConfigError as error:
-                self._notes.append(f"The evidence of a machine is missing: {error}")
+                self._notes[f"The evidence of a machine is missing: {error}"] = None
         for case in self._cases.values():
             if case.part_of in self._cases and not case.machine:
                 # A case of a suite ran where its test did.
@@ -288,10 +295,11 @@ def register(config: pytest.Config) -> None:
 def _is_recorded(settings: Config) -> bool:
     """Whether a run has to be remembered."""
     wanted = (settings.evidence, settings.report, settings.summary, settings.kcidb)
-    return any(wanted) or _annotates(settings)
+    return any(wanted) or annotates(settings)
 
 
-def _annotates(settings: Config) -> bool:
+def annotates(settings: Config) -> bool:
+    """Whether failed tests are marked in the files of a repository."""
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
     return settings.annotations == "github" or (
         settings.annotations == "auto" and on_github and settings.kernel is not None

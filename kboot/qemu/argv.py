@@ -18,6 +18,11 @@ Accelerator = Literal["kvm", "tcg"]
 #: Where an isolated guest finds the boot server: QEMU passes on connections to it, and no others.
 SERVER_ADDRESS = "10.0.2.100"
 
+#: The network behind the hub, of machines whose DHCP does not answer.
+UPLINK = "uplink"
+#: The hub's number; the networks that a machine is on with others have small ones.
+_DHCP_HUB = 100
+
 #: Of every machine: each has a network of its own, and one that was saved is like those to come.
 _MAC_ADDRESS = "52:54:00:6b:62:01"
 
@@ -123,9 +128,14 @@ def argv(
         option("-mon", "chardev=control,mode=control")
     # The whole trick: DHCP names a URL, and the ROM's iPXE fetches and runs it. A comma in a value
     # is written twice.
-    boot_file = _escaped(spec.boot_file)
-    files = "" if tftp is None else f",tftp={_escaped(tftp)}"
-    option("-netdev", f"user,id=net0,bootfile={boot_file}{files}{_reach(spec, forwarder)}")
+    network = f"{_served(spec, tftp)}{_reach(spec, forwarder)}"
+    if spec.dhcp in {"silent", "late"}:
+        # The card is at a hub, and its link up whatever the network behind the hub does.
+        option("-netdev", f"user,id={UPLINK}{network}")
+        option("-netdev", f"hubport,id=hub0,hubid={_DHCP_HUB},netdev={UPLINK}")
+        option("-netdev", f"hubport,id=net0,hubid={_DHCP_HUB}")
+    else:
+        option("-netdev", f"user,id=net0{network}")
     mac_address = spec.mac_address or _MAC_ADDRESS
     rom = ""
     if ipxe is not None:
@@ -148,6 +158,12 @@ def argv(
     option(*shares.words(spec.shares))
     option(*spec.extra_arguments)
     return command
+
+
+def _served(spec: MachineSpec, tftp: Path | None) -> str:
+    """What the network offers by DHCP and TFTP."""
+    words = f",bootfile={_escaped(spec.offered_file)}" if spec.offered_file else ""
+    return words if tftp is None else f"{words},tftp={_escaped(tftp)}"
 
 
 def _cards(spec: MachineSpec, cables: Mapping[str, str]) -> Iterator[str]:

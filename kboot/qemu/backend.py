@@ -141,6 +141,8 @@ class QemuBackend:
         )
         if fault:
             return fault
+        if spec.dhcp != "normal":
+            return f"its DHCP (dhcp = {spec.dhcp}) is what it is started for"
         option = opaque_option(spec.extra_arguments)
         return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
 
@@ -169,7 +171,7 @@ class QemuBackend:
         folder = self._directory / f"{spec.name}-{secrets.token_hex(4)}"
         folder.mkdir()
         try:
-            firmware = None if saved else self._saved_firmware(spec, deadline)
+            firmware = None if saved else self.saved_firmware(spec, deadline)
             tftp = folder / "tftp"
             if firmware:
                 tftp.mkdir()
@@ -193,8 +195,11 @@ class QemuBackend:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
-        """The state that such a machine starts from, made if need be; None for a real start."""
+    def saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
+        """The state that such a machine starts from, made if need be; None for a real start.
+
+        It is there as long as the backend is open.
+        """
         if spec.firmware_start == "real" or self.snapshot_fault(spec) is not None:
             return None
         store = self._firmware_store()

@@ -19,7 +19,7 @@ from kboot.disks import in_use_fault
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.log import logger, step
 from kboot.qemu import firmware, snapshot
-from kboot.qemu.argv import Accelerator, Flash, Ipxe, Wiring, argv, as_text
+from kboot.qemu.argv import UPLINK, Accelerator, Flash, Ipxe, Wiring, argv, as_text
 from kboot.qemu.disks import MachineDisks
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
@@ -49,6 +49,9 @@ class SocketStream:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+
+#: For an answer by DHCP that comes late.
+_LATE_S = 10.0
 
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
 _CONTROL_LIMIT_S = 20.0
@@ -175,12 +178,26 @@ class QemuVirtualMachine:
     def speed_fault(self) -> str | None:
         """None if it is fast enough to tell a slow guest from a hung one, or else why not."""
         cpus, ours = self.spec.cpus, host_cpus()
-        if self._accelerator != "tcg" or cpus <= _EMULATED_PER_CPU * ours:
-            return None
-        return (
-            f"its {cpus} processors are emulated by {ours} of this host, which may be too slow: "
-            f"choose cpus = {_EMULATED_PER_CPU * ours} or less"
-        )
+        if self._accelerator == "tcg" and cpus > _EMULATED_PER_CPU * ours:
+            return (
+                f"its {cpus} processors are emulated by {ours} of this host, which may be too "
+                f"slow: choose cpus = {_EMULATED_PER_CPU * ours} or less"
+            )
+        ran_s, waited_s = self._busiest_thread()
+        if waited_s > ran_s:
+            return (
+                f"this host is overloaded: QEMU ran for {ran_s:.0f} s and waited {waited_s:.0f} s "
+                "for a processor; run fewer machines at once"
+            )
+        return None
+
+    def starved_s(self) -> float:
+        """For how many seconds, since it was started, it had work to do and no processor for it."""
+        return self._busiest_thread()[1]
+
+    def _busiest_thread(self) -> tuple[float, float]:
+        # Before it is powered on, there is none.
+        return self._process.busiest_thread() if "_process" in vars(self) else (0, 0)
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
@@ -294,8 +311,25 @@ class QemuVirtualMachine:
                     raise ConfigError(fault) from None
                 raise InfraError(f"QEMU did not start: {words}") from None
             self._powered_off = False
+            self._set_uplink(stack)
             self._power = stack.pop_all()
         logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
+
+    def _set_uplink(self, stack: contextlib.ExitStack) -> None:
+        """Cut the network behind the machine's hub, if its DHCP is not to answer, or not soon."""
+        if self.spec.dhcp not in {"silent", "late"}:
+            return
+        self._command("set_link", name=UPLINK, up=False)
+        if self.spec.dhcp == "late":
+            timer = threading.Timer(_LATE_S, self._connect_uplink)
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
+
+    def _connect_uplink(self) -> None:
+        # The machine may be just ending.
+        with self._lock, contextlib.suppress(QmpClosed):
+            self._command("set_link", name=UPLINK, up=True)
 
     def _open_memory(self, saved: Path | None) -> GuestMemory | None:
         """The file behind the guest's memory; None if it is QEMU's own."""

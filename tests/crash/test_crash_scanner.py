@@ -200,6 +200,17 @@ def test_a_reset_is_reported_when_the_firmware_goes_on() -> None:
     assert (report.kind, report.start_line) == ("unexpected-reset", 9)
 
 
+def test_a_machine_that_is_started_within_the_machine_does_not_reset_it() -> None:
+    banner = "[    0.000000] Linux version 6.1.0 (a@b) (gcc) #1 SMP"
+    boot = ["SeaBIOS (version 1.16)", "Booting from ROM..", banner, "[    1.000000] Run /init"]
+    command = "qemu-system-x86_64 -nographic -kernel bzImage"
+    within = [f"# {command}", *boot, "[   90.000000] outer: eth0 is up"]
+    assert reports(encode([*boot, *within])) == []
+    # What has started the machine itself says nothing of its resets.
+    (report,) = reports(encode([command, *boot, "[   90.000000] eth0 is up", *boot]))
+    assert (report.kind, report.start_line) == ("unexpected-reset", 7)
+
+
 def test_the_log_in_proc_kmsg_is_no_reset() -> None:
     quoted = [f"<5>{line}" for line in BOOT]
     assert reports(encode([*BOOT, *AFTER, *quoted])) == []

@@ -14,11 +14,11 @@ from tests.kubevirt.recordings import needs_recordings
 
 @needs_recordings
 def test_the_acceptance_suite_passes_and_leaves_nothing(
-    cluster: Cluster, debian_kernel: Path, ipxe_disk: Path, tmp_path: Path
+    cluster: Cluster, quick_kernel: Path, ipxe_disk: Path, tmp_path: Path
 ) -> None:
     image = images.reference(ipxe_disk)
     cluster.virt.disks.images[image] = ipxe_disk
-    options = [f"--kernel={debian_kernel}", "--kboot-backend=kubevirt", "--pyargs"]
+    options = [f"--kernel={quick_kernel}", "--kboot-backend=kubevirt", "--pyargs"]
     options.append(f"--kboot-cluster-ipxe-disk={image}")
     evidence = tmp_path / "evidence"
     done = subprocess.run(

@@ -22,7 +22,7 @@ from kboot.backend import ExistingVirtualMachine, MachineSpec
 from kboot.cli import main
 from kboot.config import ClusterConfig, Config, load
 from kboot.deadline import Deadline
-from kboot.errors import ClusterError
+from kboot.errors import ClusterError, ConfigError
 from kboot.kubevirt import (
     KubevirtBackend,
     open_kubevirt,
@@ -97,14 +97,14 @@ def shared_cluster(*, real: bool) -> Iterator[Cluster | None]:
 @pytest.fixture
 def config(
     shared_cluster: Cluster | None,
-    debian_kernel: Path,
+    quick_kernel: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     *,
     real: bool,
 ) -> Config:
     """kboot's configuration for the cluster, with a kernel to boot."""
-    wanted = {"backend": "kubevirt", "kernel": str(debian_kernel)}
+    wanted = {"backend": "kubevirt", "kernel": str(quick_kernel)}
     if real:
         return load(wanted, ENVIRON, Path.cwd())
     assert shared_cluster is not None
@@ -161,6 +161,32 @@ def test_a_machine_that_is_left_is_met_by_who_comes_next(config: Config, client:
         if not (left := objects_of(client, first.run.identifier)):
             return
     pytest.fail(f"left: {left}")
+
+
+def test_a_script_of_the_users_own_and_ipxes_prompt_are_on_a_cluster_as_well(
+    config: Config, tmp_path: Path
+) -> None:
+    tree = tmp_path / "netboot"
+    tree.mkdir()
+    (tree / "menu.ipxe").write_text("#!ipxe\nset site berlin\n")
+    script = tmp_path / "boot.ipxe"
+    script.write_text(
+        "#!ipxe\necho kboot: script ${nonce}\nchain --autofree menu.ipxe || shell\n"
+        "kernel --name kernel ${kernel_url} ${command_line} site=${site} || shell\n"
+        "initrd --name initrd0 ${initrd0_url} || shell\nboot || shell\n"
+    )
+    chosen = replace(config, ipxe_script=script, serve=tree)
+    with open_session(chosen, evidence=tmp_path / "evidence") as session:
+        machine = session.machine(session.settings(chosen), name="script")
+        assert [each.detail for each in machine.boot.script.chained] == ["menu.ipxe"]
+        assert "site=berlin" in machine.guest.succeed("cat /proc/cmdline").split()
+        with session.ipxe(config, name="prompt") as ipxe:
+            assert (ipxe.get("net0/ip") or "").startswith("10.")
+            error = ipxe.run("imgfetch --name none none.ipxe").errno
+            assert error is not None
+            assert error.is_not_found
+            with pytest.raises(ConfigError, match="does no wrong on purpose"):
+                session.server.fault("*", status=503)
 
 
 def test_a_machine_bears_what_a_cluster_does_to_it(config: Config, tmp_path: Path) -> None:

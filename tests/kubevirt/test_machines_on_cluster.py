@@ -267,7 +267,7 @@ def test_a_refused_machine_is_told_at_once(cluster: Cluster, backend: KubevirtBa
 
 
 def test_a_cluster_error_is_shown_without_the_frames_that_it_came_through(
-    cluster: Cluster, debian_kernel: Path, tmp_path: Path
+    cluster: Cluster, quick_kernel: Path, tmp_path: Path
 ) -> None:
     cluster.virt.refusal = 'pods "{pod}" is forbidden: violates PodSecurity "restricted:latest"'
     (tmp_path / "test_it.py").write_text(
@@ -279,7 +279,7 @@ def test_a_cluster_error_is_shown_without_the_frames_that_it_came_through(
     )
     command = [
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_it.py"),
-        *(f"--kernel={debian_kernel}", "--kboot-backend=kubevirt"),
+        *(f"--kernel={quick_kernel}", "--kboot-backend=kubevirt"),
     ]
     try:
         done = subprocess.run(

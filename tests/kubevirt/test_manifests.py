@@ -195,12 +195,27 @@ def test_processors_are_in_sockets_that_are_alike(cpus: int) -> None:
 
 
 def test_what_a_cluster_does_not_have_is_the_users_mistake() -> None:
-    with pytest.raises(ConfigError, match="no machine for riscv64"):
+    with pytest.raises(ConfigError, match="KubeVirt has no machine for riscv64"):
         machine(architecture="riscv64")
     with pytest.raises(ConfigError, match="has no BIOS"):
         machine(architecture="aarch64")
     with pytest.raises(ConfigError, match="qemu_arguments are for the qemu backend"):
         machine(extra_arguments=("-cpu", "host"))
+    with pytest.raises(ConfigError, match="answers at once: dhcp = silent is for local machines"):
+        machine(dhcp="silent")
+    with pytest.raises(ConfigError, match=r"cannot start /a/ipxe.efi from here: make ipxe-disk"):
+        machine(ipxe=Path("/a/ipxe.efi"))
+
+
+def test_dhcp_on_a_cluster_may_name_no_boot_file_or_one_that_is_not_there() -> None:
+    def options(**changes: Any) -> Any:
+        domain = machine(**changes)["spec"]["template"]["spec"]["domain"]
+        (card,) = domain["devices"]["interfaces"]
+        return card.get("dhcpOptions")
+
+    name = options()["bootFileName"]
+    assert options(dhcp="wrong-file") == {"bootFileName": f"{name}.none"}
+    assert options(dhcp="no-file") is None
 
 
 LABEL = r"[a-z]([a-z0-9-]*[a-z0-9])?"

@@ -377,13 +377,13 @@ def test_it(kboot_session, boot_server):
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
 def test_a_cancelled_ci_job_leaves_nothing_on_the_cluster(
-    cluster: Cluster, debian_kernel: Path, tmp_path: Path, workers: tuple[str, ...]
+    cluster: Cluster, quick_kernel: Path, tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
     (tmp_path / "test_it.py").write_text(STAYS_UP)
     before = everything(cluster)
     command = [
         *("env", "--default-signal=TERM", sys.executable, "-m", "pytest", "test_it.py", *workers),
-        *(f"--kernel={debian_kernel}", "--kboot-backend=kubevirt"),
+        *(f"--kernel={quick_kernel}", "--kboot-backend=kubevirt"),
     ]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
         for _ in Deadline(150).poll(0.05):

@@ -15,14 +15,14 @@ from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kubevirt.api import PODS, Client, connect, open_websocket
 from kboot.kubevirt.api.client import VMI_ACTIONS
-from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.cluster import Cluster, cluster_without_firmware
 from tests.users import User
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster of its own, with machines that are QEMU."""
-    with running_cluster() as cluster:
+    with cluster_without_firmware() as cluster:
         path = cluster.write_kubeconfig(tmp_path / "kubeconfig")
         monkeypatch.setenv("KUBECONFIG", str(path))
         monkeypatch.setenv("KBOOT_BACKEND", "kubevirt")
@@ -49,7 +49,7 @@ def stolen(client: Client, vm: str) -> Iterator[None]:
         thief.join()
 
 
-def wait_for_state(user: User, state: str, *, seconds: float = 60) -> str:
+def wait_for_state(user: User, state: str, *, seconds: float = 180) -> str:
     """What the machine's status shows once it is in this state."""
     for _ in Deadline(seconds).poll(0.5):
         shown = user.try_("status", "--json")
@@ -65,10 +65,10 @@ def refused(user: User) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_persistent_machine_says_who_has_taken_what_from_it_and_goes_on(
-    cluster: Cluster, tmp_path: Path, debian_kernel: Path
+    cluster: Cluster, tmp_path: Path, quick_kernel: Path
 ) -> None:
     user, client = User(tmp_path), connect()
-    user.type("up", "--kernel", str(debian_kernel))
+    user.type("up", "--kernel", str(quick_kernel))
     try:
         boot_id = user.ask("status")["boot_id"]
         vm = cluster.instance().vmi["metadata"]["name"]

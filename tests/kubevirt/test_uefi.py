@@ -123,9 +123,9 @@ def test_the_archive_is_an_image_of_both_kinds(ipxe_disk: Path) -> None:
 
 @needs_recordings
 def test_uefi_without_the_disk_ends_with_what_to_do(
-    cluster: Cluster, debian_kernel: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    cluster: Cluster, quick_kernel: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    command = ["boot", str(debian_kernel), "--backend", "kubevirt", "--firmware", "uefi"]
+    command = ["boot", str(quick_kernel), "--backend", "kubevirt", "--firmware", "uefi"]
     assert main([*command, "--evidence", str(tmp_path / "evidence")]) == 3
     told = capsys.readouterr().err
     # Not because the time was up.

@@ -11,10 +11,10 @@ from tests.kubevirt.cluster import Cluster
 
 
 def test_a_kernel_is_not_blamed_for_a_log_that_stands_still(
-    cluster: Cluster, debian_kernel: Path, tmp_path: Path
+    cluster: Cluster, quick_kernel: Path, tmp_path: Path
 ) -> None:
     cluster.order("GET .*log.*follow", delay_s=600)
-    config = Config(kernel=str(debian_kernel), backend="kubevirt")
+    config = Config(kernel=str(quick_kernel), backend="kubevirt")
     with open_session(config, evidence=tmp_path / "evidence") as session:
         machine = session.machine(session.settings(config), name="late")
         seen = {phase: milestone.witness for phase, milestone in machine.boot.reached.items()}

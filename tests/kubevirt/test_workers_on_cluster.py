@@ -6,9 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.kubevirt.cluster import TOKEN, Cluster
+import pytest
+
+from tests.kubevirt.cluster import TOKEN, Cluster, cluster_without_firmware
 from tests.kubevirt.recordings import needs_recordings
 from tests.test_isolation import outcomes, properties
 
@@ -25,9 +28,15 @@ def test_gets_a_machine_of_its_own(machine, number, record_property):
 """
 
 
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Cluster]:
+    with cluster_without_firmware() as cluster:
+        yield cluster
+
+
 @needs_recordings
 def test_workers_share_a_run_and_tests_no_machine(
-    cluster: Cluster, debian_kernel: Path, tmp_path: Path
+    cluster: Cluster, quick_kernel: Path, tmp_path: Path
 ) -> None:
     """No machine can be saved there, so a pristine one is one that has just booted."""
     (tmp_path / "test_suite.py").write_text(SUITE)
@@ -35,7 +44,7 @@ def test_workers_share_a_run_and_tests_no_machine(
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio"),
-            *(f"--kernel={debian_kernel}", "--kboot-backend=kubevirt", "--kboot-isolation=test"),
+            *(f"--kernel={quick_kernel}", "--kboot-backend=kubevirt", "--kboot-isolation=test"),
             *("-n2", "--junitxml=junit.xml", "--kboot-evidence=evidence", "test_suite.py"),
         ],
         capture_output=True,

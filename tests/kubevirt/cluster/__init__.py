@@ -6,6 +6,11 @@ keep objects, but have no resource versions, so no watch that could be resumed, 
 410, and no websockets: and these are what kboot's part for clusters is made of.
 """
 
-from tests.kubevirt.cluster.cluster import TOKEN, Cluster, running_cluster
+from tests.kubevirt.cluster.cluster import (
+    TOKEN,
+    Cluster,
+    cluster_without_firmware,
+    running_cluster,
+)
 
-__all__ = ["TOKEN", "Cluster", "running_cluster"]
+__all__ = ["TOKEN", "Cluster", "cluster_without_firmware", "running_cluster"]

@@ -14,7 +14,7 @@ from kboot import state
 from tests.kubevirt.cluster.api import Api, serve
 from tests.kubevirt.cluster.faults import Fault
 from tests.kubevirt.cluster.instances import Instance
-from tests.kubevirt.cluster.machines import MakeGuest, Virt, qemu
+from tests.kubevirt.cluster.machines import MakeGuest, Virt, qemu, qemu_with_saved_firmware
 from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.store import Object, Store
 from tests.kubevirt.cluster.tls import server_context
@@ -205,6 +205,13 @@ async def _cancel_others() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def cluster_without_firmware() -> Iterator[Cluster]:
+    """A test cluster whose machines start with their firmware up, where that can be had."""
+    with qemu_with_saved_firmware() as make_guest, running_cluster(make_guest) as cluster:
+        yield cluster
 
 
 @contextlib.contextmanager

@@ -13,9 +13,11 @@ from typing import Protocol
 from kboot import process, state
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
+from kboot.qemu import saved_firmware, snapshot
 from kboot.qemu.argv import Flash, Wiring, argv
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.qmp import Qmp, QmpClosed
+from kboot.qemu.snapshot import GuestMemory, SavedFirmware
 
 _LIMIT_S = 30.0
 
@@ -45,9 +47,29 @@ def has_boot_disk(spec: MachineSpec) -> bool:
 
 
 class QemuGuest:
-    def __init__(self, spec: MachineSpec, directory: Path, *, paused: bool) -> None:
+    """With `firmware` it goes on from there, as `firmware_start = saved` has it on this host."""
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        directory: Path,
+        *,
+        paused: bool,
+        firmware: SavedFirmware | None = None,
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self._stack = contextlib.ExitStack()
+        memory = tftp = None
+        inherited: tuple[int, ...] = ()
+        if firmware:
+            memory = GuestMemory.saved(firmware.directory)
+            self._stack.callback(memory.close)
+            inherited = (memory.descriptor,)
+            tftp = directory / "tftp"
+            tftp.mkdir(exist_ok=True)
+            saved_firmware.serve_next(tftp, spec.boot_file)
+            # Its card was saved with its address.
+            spec = replace(spec, mac_address=None)
         self._serial, serial_far = socket.socketpair()
         control, control_far = socket.socketpair()
         self._serial.setblocking(False)
@@ -58,6 +80,9 @@ class QemuGuest:
             accelerator="tcg",
             wiring=wiring,
             flash=_flash(spec, directory),
+            memory=None if memory is None else memory.option(),
+            incoming=firmware is not None,
+            tftp=tftp,
         )
         if has_boot_disk(spec):
             # A disk comes first; the card has no ROM of its own.
@@ -68,7 +93,7 @@ class QemuGuest:
                 process.spawn(
                     [*command, "-S"],
                     log=directory / "qemu.log",
-                    pass_fds=(serial_far.fileno(), control_far.fileno()),
+                    pass_fds=(serial_far.fileno(), control_far.fileno(), *inherited),
                     env=state.environment(directory.parent),
                     stop_grace_s=0.2,
                 )
@@ -77,6 +102,10 @@ class QemuGuest:
         self._stack.callback(control.close)
         self._qmp = Qmp(control, Deadline(_LIMIT_S))
         self._off = False
+        if firmware:
+            devices = firmware.directory / snapshot.DEVICES
+            snapshot.load_devices(self._qmp, devices, Deadline(_LIMIT_S))
+            self.write(firmware.key)
         if not paused:
             self.command("unpause")
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from kboot.backend import MachineSpec
+from kboot.config import Config
+from kboot.deadline import Deadline
+from kboot.machine import open_backend
+from kboot.qemu import QemuBackend
 from tests.kubevirt.cluster import endings
 from tests.kubevirt.cluster.disks import Disks
 from tests.kubevirt.cluster.guests import Guest, QemuGuest, ReplayGuest, has_boot_disk
@@ -32,10 +37,31 @@ _SCHEDULING_S, _SCHEDULED_S, _RUNNING_S = 0.18, 1.15, 2.2
 #: From the end of a guest to that of its pod, and by which it is short where nobody waits.
 _STOPPING_S = 8.3
 
+#: For firmware that nobody has saved yet.
+_SAVE_LIMIT_S = 180.0
+
 #: What the cluster's one node has for launcher pods.
 _NODE_MIB = 64 * 1024
 
 MakeGuest = Callable[[MachineSpec, Path, bool], Guest]
+
+
+@contextlib.contextmanager
+def qemu_with_saved_firmware() -> Iterator[MakeGuest]:
+    """For machines whose firmware is not what is tested: it is restored where it is the usual."""
+    usual = MachineSpec(firmware_start="saved")
+    settings = Config(accel="tcg")
+    with open_backend(settings) as backend:
+        assert isinstance(backend, QemuBackend)
+        firmware = backend.saved_firmware(usual, Deadline(_SAVE_LIMIT_S))
+
+        def make(spec: MachineSpec, directory: Path, paused: bool) -> Guest:
+            same = replace(usual, name=spec.name, boot_file=spec.boot_file)
+            if replace(spec, mac_address=None, firmware_start="saved") != same:
+                return qemu(spec, directory, paused)
+            return QemuGuest(spec, directory, paused=paused, firmware=firmware)
+
+        yield make
 
 
 def qemu(spec: MachineSpec, directory: Path, paused: bool) -> Guest:
