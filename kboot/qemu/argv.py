@@ -117,9 +117,7 @@ def argv(
         option("-object", f"memory-backend-file,id=ram,{size=!s},mem-path={memory.path},{share=!s}")
     option("-accel", accelerator)
     option("-cpu", "host" if accelerator == "kvm" else row.emulated_cpu)
-    option(*processors.smp_words(spec))
-    option("-m", f"{spec.memory_mib}M")
-    option(*processors.memory_words(spec))
+    option(*processors.words(spec))
     option("-display", "none")
     option("-chardev", f"{wiring.serial},id=serial")
     option("-serial", "chardev:serial")
@@ -154,8 +152,7 @@ def argv(
     if flash is not None:
         option("-drive", _pflash(0, flash.code, flash.format, readonly=True))
         option("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
-    option(*disks)
-    option(*shares.words(spec.shares))
+    option(*disks, *shares.words(spec.shares))
     option(*spec.extra_arguments)
     return command
 
