@@ -138,6 +138,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 			$(bin)/python -m pytest -q -x $(PYTEST_ARGS) || exit 1; \
 	done
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES)
+	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES) disks
 	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
 	$(bin)/python -m tests.soak_ipxe 1000
 	$(bin)/python -m tests.soak_machines $(KERNEL)
@@ -145,6 +146,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	$(bin)/python -m tests.soak_fleet $(KERNEL)
 	$(bin)/python -m tests.soak_pool $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
+	$(bin)/python -m tests.soak_disks $(KERNEL)
 	$(bin)/python -m tests.soak_systems $(KERNEL)
 
 build: $(ready) ## build the wheel and the source archive into build/dist

@@ -1,4 +1,4 @@
-"""Restores in a row, for a long time: ``python -m tests.soak_restores KERNEL.deb [COUNT]``.
+"""Restores in a row, for long: ``python -m tests.soak_restores KERNEL.deb [COUNT] [disks]``.
 
 Every one must be the machine that was booted, untouched, with random numbers of its own, and
 nothing may grow: neither descriptors, nor memory, nor threads, nor processes, nor files.
@@ -16,6 +16,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kboot import state
+from kboot.config import Config
+from kboot.kernel import Kernel
+from kboot.machine import MachineSettings, settings_for
+from kboot.rootfs import overlay_initramfs
 from tests.saved_machines import Place, networked, open_place
 
 
@@ -59,10 +63,32 @@ class Held:
         ]
 
 
-def one(place: Place, name: str, boot_id: str, seen: set[str]) -> float:
+DISK = "/dev/disk/by-id/virtio-data"
+#: What is on the disk when the machine is saved, and a check of all of it.
+FILL = f"dd if=/dev/urandom of={DISK} bs=1M count=8 2>/dev/null; sync"
+CHECK = f"dd if={DISK} bs=1M count=8 2>/dev/null | sha256sum"
+#: What a machine leaves that no other one may see.
+SPOIL = f"dd if=/dev/urandom of={DISK} bs=1M count=2 seek=3 2>/dev/null; sync"
+
+
+def with_disk(kernel: Kernel) -> MachineSettings:
+    """As `networked`, with a disk of 2 GiB."""
+    network = overlay_initramfs({"/etc/kboot/network": b""})
+    config = Config(disk=("data=blank,size=2G",), module=("e1000e",), initrd=(network,))
+    return settings_for(kernel, config)
+
+
+def check_disk(place: Place, settings: MachineSettings, name: str, expected: str) -> None:
+    """Restore a machine once more: each byte of its disk is as it was; it then spoils some."""
+    with place.restored(settings, name) as machine:
+        assert machine.guest.succeed(CHECK) == expected, "the disk was touched"
+        machine.guest.succeed(SPOIL)
+
+
+def one(place: Place, settings: MachineSettings, name: str, boot_id: str, seen: set[str]) -> float:
     """Restore a machine and hold it to who it is; the seconds until it answered."""
     begin = time.monotonic()
-    with place.restored(networked(place.kernel), name) as machine:
+    with place.restored(settings, name) as machine:
         answer = machine.guest.succeed(
             "cat /proc/sys/kernel/random/boot_id; ls /root; date +%s; "
             "head -c 16 /dev/urandom | md5sum; echo mine >/root/mark"
@@ -80,21 +106,28 @@ def one(place: Place, name: str, boot_id: str, seen: set[str]) -> float:
 
 def main() -> None:
     """Run it."""
-    package = Path(sys.argv[1])
-    count = int(sys.argv[2]) if sys.argv[2:] else 500
+    arguments = [word for word in sys.argv[1:] if word != "disks"]
+    package, disks = Path(arguments[0]), "disks" in sys.argv
+    count = int(arguments[1]) if arguments[1:] else 500
     with (
         tempfile.TemporaryDirectory(prefix="kboot-soak-") as folder,
         open_place(package, Path(folder)) as place,
     ):
-        settings = networked(place.kernel)
+        settings = with_disk(place.kernel) if disks else networked(place.kernel)
+        content = ""
         with place.machine(settings) as machine:
+            if disks:
+                content = machine.guest.succeed(f"{FILL}; {CHECK}")
             place.snapshots.save(machine, settings)
             boot_id = machine.boot_id
         seen: set[str] = set()
-        seconds = [one(place, f"warm{number}", boot_id, seen) for number in range(10)]
+        seconds = [one(place, settings, f"warm{number}", boot_id, seen) for number in range(10)]
         before = Held.now(place)
         for number in range(count):
-            seconds.append(one(place, f"soak{number}", boot_id, seen))
+            if disks:
+                check_disk(place, settings, f"soak{number}", content)
+            else:
+                seconds.append(one(place, settings, f"soak{number}", boot_id, seen))
             if number % 50 == 49:
                 median = statistics.median(seconds)
                 print(f"{number + 1}: {median:.3f} s, {Held.now(place)}", flush=True)

@@ -297,6 +297,12 @@ def test_a_kept_disk_stays_with_its_machine_and_its_source(tmp_path: Path) -> No
     assert kept.kept_disks() == []
 
 
+def test_a_kept_disk_has_no_cache_that_dies_with_qemu(tmp_path: Path) -> None:
+    words = machine_disks(tmp_path, "a=blank,keep", "b=blank").begin(None, savable=False)
+    assert "virtio-blk-pci,drive=disk-a,serial=a,id=a,write-cache=off" in words
+    assert "virtio-blk-pci,drive=disk-b,serial=b,id=b" in words
+
+
 def test_a_golden_disk_is_whole_and_others_begin_with_it(tmp_path: Path) -> None:
     image = tmp_path / "i.raw"
     image.write_bytes(b"below".ljust(1 << 16, b"\0"))

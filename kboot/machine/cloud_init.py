@@ -75,7 +75,7 @@ def wait_until_done(guest: Guest, deadline: Deadline, evidence_directory: Path) 
     Its logs are then in the evidence directory.
     """
     with step("wait for cloud-init"):
-        done = guest.run("cloud-init status --wait", deadline=deadline)
+        done = guest.run("cloud-init status --wait", timeout=max(deadline.remaining, 1.0))
     if done.exit_status == _NOT_FOUND:
         raise GuestError("there is no cloud-init in the guest; give a root file system that has it")
     told = guest.run("cloud-init status --long", deadline=deadline).stdout

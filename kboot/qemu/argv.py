@@ -132,9 +132,7 @@ def _processors_and_memory(
         yield from ("-object", f"memory-backend-file,id=ram,{file}")
     yield from ("-accel", accelerator)
     yield from ("-cpu", "host" if accelerator == "kvm" else row.emulated_cpu)
-    yield from processors.smp_words(spec)
-    yield from ("-m", f"{spec.memory_mib}M")
-    yield from processors.memory_words(spec)
+    yield from processors.words(spec)
 
 
 def _consoles(wiring: Wiring) -> Iterator[str]:

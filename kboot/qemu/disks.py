@@ -198,5 +198,8 @@ def device_words(disks: Sequence[Disk]) -> list[str]:
         words += ["-device", "virtio-scsi-pci,id=scsi"]
     for disk in disks:
         device = f"{_DEVICES[disk.bus]},drive=disk-{disk.name},serial={disk.name}"
-        words += ["-device", f"{device},id={disk.name}"]
+        # Else what a guest wrote and did not flush is lost when QEMU is killed, with the layer's
+        # tables, which QEMU keeps in memory meanwhile.
+        cache = ",write-cache=off" if disk.keep else ""
+        words += ["-device", f"{device},id={disk.name}{cache}"]
     return words

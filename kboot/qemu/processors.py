@@ -10,6 +10,11 @@ from kboot.config import cpu_nodes, memory_nodes
 _PAGES = Path("/sys/kernel/mm/hugepages")
 
 
+def words(spec: MachineSpec) -> list[str]:
+    """All that is said of processors and memory."""
+    return [*smp_words(spec), "-m", f"{spec.memory_mib}M", *memory_words(spec)]
+
+
 def smp_words(spec: MachineSpec) -> list[str]:
     """How many processors, and how they are arranged."""
     topology = spec.topology
@@ -23,7 +28,7 @@ def memory_words(spec: MachineSpec) -> list[str]:
     """The NUMA nodes and the memory of each; nothing where QEMU's own memory will do."""
     if spec.numa == 1 and not spec.hugepages_mib:
         return []
-    words = []
+    found: list[str] = []
     sizes = memory_nodes(spec.memory_mib, spec.numa)
     for node, ((first, last), size) in enumerate(
         zip(cpu_nodes(spec.cpus, spec.numa), sizes, strict=True)
@@ -31,9 +36,9 @@ def memory_words(spec: MachineSpec) -> list[str]:
         kind = "memory-backend-ram"
         if spec.hugepages_mib:
             kind = f"memory-backend-memfd,hugetlb=on,hugetlbsize={spec.hugepages_mib}M"
-        words += ["-object", f"{kind},id=node{node},size={size}M"]
-        words += ["-numa", f"node,nodeid={node},cpus={first}-{last},memdev=node{node}"]
-    return words
+        found += ["-object", f"{kind},id=node{node},size={size}M"]
+        found += ["-numa", f"node,nodeid={node},cpus={first}-{last},memdev=node{node}"]
+    return found
 
 
 def fault(spec: MachineSpec, pages: Path = _PAGES) -> str | None:
