@@ -43,8 +43,8 @@ class Architecture:
     name: str
     #: As Debian names it.
     debian: str
-    #: As KubeVirt names it.
-    kubevirt: str
+    #: As KubeVirt names it; None if it has no such machines.
+    kubevirt: str | None
 
     # ------------------------------------------------------------------------------- its files
     #: ``e_machine`` of its ELF files.
@@ -312,7 +312,83 @@ AARCH64 = Architecture(
     ipxe_file=DebianFile(package="ipxe", path="usr/lib/ipxe/ipxe-arm64.efi"),
 )
 
-ARCHITECTURES = (X86_64, AARCH64)
+
+# ----------------------------------------------------------------------------------------- riscv64
+
+_RISCV64_RESEED = """
+    13 01 01 f8  add   sp, sp, -128         ; a struct rand_pool_info
+    13 05 00 00  li    a0, 0                ; read(0, sp + 8, 64)
+    93 05 81 00  add   a1, sp, 8
+    13 06 00 04  li    a2, 64
+    93 08 f0 03  li    a7, 63
+    73 00 00 00  ecall
+    93 02 00 02  li    t0, 32
+    63 42 55 06  blt   a0, t0, fail
+    23 22 a1 00  sw    a0, 4(sp)            ; buf_size
+    93 02 00 10  li    t0, 256
+    23 20 51 00  sw    t0, 0(sp)            ; entropy_count: 256
+    13 05 c0 f9  li    a0, -100             ; openat(AT_FDCWD, path, O_RDONLY)
+    97 05 00 00  auipc a1, %pcrel_hi(path)
+    93 85 85 05  add   a1, a1, %pcrel_lo(path)
+    13 06 00 00  li    a2, 0
+    93 08 80 03  li    a7, 56
+    73 00 00 00  ecall
+    63 4e 05 02  bltz  a0, fail
+    13 04 05 00  mv    s0, a0
+    b7 55 08 40  lui   a1, 0x40085          ; ioctl(fd, RNDADDENTROPY, sp)
+    9b 85 35 20  addw  a1, a1, 515
+    13 06 01 00  mv    a2, sp
+    93 08 d0 01  li    a7, 29
+    73 00 00 00  ecall
+    63 10 05 02  bnez  a0, fail
+    13 05 04 00  mv    a0, s0
+    b7 55 00 00  lui   a1, 0x5              ; ioctl(fd, RNDRESEEDCRNG)
+    9b 85 75 20  addw  a1, a1, 519
+    73 00 00 00  ecall
+    33 05 a0 40  neg   a0, a0               ; exit(errno)
+    93 08 d0 05  exit: li    a7, 93
+    73 00 00 00  ecall
+    13 05 10 00  fail: li    a0, 1
+    6f f0 5f ff  j     exit
+"""
+
+RISCV64 = Architecture(
+    name="riscv64",
+    debian="riscv64",
+    kubevirt=None,
+    elf_machine=243,
+    pe_machine=0x5064,
+    image_magic=b"RSC\x05",
+    efi_boot_name="BOOTRISCV64.EFI",
+    reseed_code=_code(_RISCV64_RESEED),
+    console="ttyS0",
+    early_console="earlycon",
+    command_line_size=1024,
+    has_bios=False,
+    qemu="qemu-system-riscv64",
+    # Debian 13's: that of Debian 12 (QEMU 7.2) does not start UEFI from its first flash.
+    qemu_package="qemu-system-riscv",
+    machine="virt",
+    machine_version="virt",
+    emulated_cpu="rv64",
+    network_card="e1000e",
+    roms=(),
+    card_rom=None,
+    kvm_probe=None,
+    uefi_places=(
+        (
+            "usr/share/qemu-efi-riscv64/RISCV_VIRT_CODE.fd",
+            "usr/share/qemu-efi-riscv64/RISCV_VIRT_VARS.fd",
+        ),
+    ),
+    uefi_package="qemu-efi-riscv64",
+    # Debian since 13.
+    ipxe_places=(Path("/usr/lib/ipxe/ipxe-riscv64.efi"),),
+    ipxe_remedy="apt-get install ipxe (Debian 13)",
+    ipxe_file=DebianFile(package="ipxe", path="usr/lib/ipxe/ipxe-riscv64.efi"),
+)
+
+ARCHITECTURES = (X86_64, AARCH64, RISCV64)
 
 #: Of a machine about which nobody has said anything.
 DEFAULT = X86_64
@@ -327,9 +403,8 @@ def host() -> Architecture:
 DEBIAN_MIRROR = "https://deb.debian.org/debian"
 
 #: What can be told apart, and that kboot has no machine for.
-_OTHER_ELF_MACHINES = {3: "i686", 243: "riscv64", 258: "loongarch64"}
-_OTHER_PE_MACHINES = {0x5064: "riscv64", 0x6264: "loongarch64"}
-_OTHER_IMAGES = {b"RSC\x05": "riscv64"}
+_OTHER_ELF_MACHINES = {3: "i686", 258: "loongarch64"}
+_OTHER_PE_MACHINES = {0x6264: "loongarch64"}
 
 
 def of(name: str, *, wanted_by: str = "") -> Architecture:
@@ -366,7 +441,7 @@ def name_of_pe(machine: int) -> str | None:
 def name_of_image(magic: bytes) -> str | None:
     """The architecture of an uncompressed kernel, by its four bytes at 0x38; None if it is none."""
     known = {row.image_magic: row.name for row in ARCHITECTURES if row.image_magic}
-    return (known | _OTHER_IMAGES).get(magic)
+    return known.get(magic)
 
 
 def name_of_bzimage(*, is_64_bit: bool) -> str:

@@ -70,6 +70,20 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """How processors are arranged: sockets, cores in a socket, threads of a core."""
+
+    sockets: int = 1
+    cores: int = 1
+    threads: int = 1
+
+    @property
+    def cpus(self) -> int:
+        """How many there are."""
+        return self.sockets * self.cores * self.threads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """Everything about a virtual machine that a test may choose, the same on every backend."""
 
@@ -104,6 +118,12 @@ class MachineSpec:
     #: The networks that it is on with other machines.
     links: tuple[Link, ...] = ()
     shares: tuple[Share, ...] = ()
+    #: None for one that the backend chooses; else of as many processors as `cpus` says.
+    topology: Topology | None = None
+    #: NUMA nodes, to which processors and memory belong in equal parts.
+    numa: int = 1
+    #: The size of the huge pages behind its memory, in MiB; 0 for pages as they come.
+    hugepages_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +290,9 @@ class Backend(Protocol):
 
     def disk_fault(self, disk: Disk) -> str | None:
         """None if its machines can have such a disk, or else why not, with the remedy."""
+
+    def processor_fault(self, spec: MachineSpec) -> str | None:
+        """None if it has machines with these NUMA nodes and huge pages, or else why not."""
 
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""

@@ -152,11 +152,13 @@ def starts_machine_within(text: str) -> bool:
 
 #: A firmware's first words. They end their line; what stood there before may be left.
 _SEABIOS = r"SeaBIOS \(version [\w.+~-]+\)$"
-#: EDK II's and U-Boot's, coreboot's stages. They begin their line: ``ver=U-Boot 2020.01`` is not.
+#: EDK II's, U-Boot's, OpenSBI's, coreboot's stages. They begin their line: ``ver=U-Boot 2020.01``
+#: is none.
 _FIRMWARE_BEGINS = (
     r"UEFI firmware \(version .+\)?"
     r"|BdsDxe: (?:loading|starting|failed to (?:load|start)) Boot[0-9A-F]{4} "
     r"|U-Boot (?:SPL |TPL )?20\d\d\.\d\d"
+    r"|OpenSBI v\d+\.\d+\S*$"
     r"|coreboot-\S+ .*\b(?:bootblock|romstage|verstage) starting"
 )
 _FIRMWARE = re.compile(rf"{_SEABIOS}|^(?:{_FIRMWARE_BEGINS})")
@@ -186,7 +188,7 @@ _GAVE_UP = re.compile(
 #: One of these is in every line that begins a boot, ends one, or asks for a kernel's log.
 RESET_LITERALS = (
     *(b"SeaBIOS (version", b"UEFI firmware (version", b"BdsDxe: ", b"U-Boot ", b"coreboot-"),
-    *(b"Linux version ", b"Starting kernel ..."),
+    *(b"OpenSBI v", b"Linux version ", b"Starting kernel ..."),
     *(b"estarting system", b"reboot: ", b"Rebooting in ", b"Starting new kernel"),
     *(b"crashdump kernel", b"ysrq: Resetting"),
     *(b"dmesg", b"journalctl", b"qemu-system"),

@@ -40,6 +40,12 @@ __all__ = [
 #: fields may be added without.
 FORMAT_VERSION = 1
 
+#: Of a boot, in their order: `kboot.Phase`.
+PHASES = (
+    *("scheduled", "firmware", "dhcp", "script", "kernel", "initrd"),
+    *("handoff", "linux", "init", "ready"),
+)
+
 #: Beside the directories of a run's machines.
 RUN_FILE = "run.json"
 

@@ -80,28 +80,30 @@ def cable(kernel: Kernel) -> None:
     """Pull the cable and plug it in again."""
 
     def act(machine: Machine) -> None:
-        up = "cat /sys/class/net/eth0/carrier"
-        machine.guest.wait_until_succeeds("ip addr show dev eth0 | grep 10.0.2.15", timeout=60)
-        assert machine.guest.succeed(up).strip() == "1"
+        # QEMU 7.2's e1000e does not tell its guest of a cut cable: it only loses what is sent.
+        reaches = "ping -c 1 -W 3 10.0.2.2"
+        machine.guest.wait_until_succeeds(reaches, timeout=60)
         machine.vm.set_link(up=False)
-        machine.guest.wait_until_succeeds(f"test $({up}) = 0", timeout=60)
+        assert machine.guest.run(reaches).exit_status != 0
         machine.vm.set_link(up=True)
-        machine.guest.wait_until_succeeds(f"test $({up}) = 1", timeout=60)
+        machine.guest.wait_until_succeeds(reaches, timeout=60)
 
-    _with_machine(kernel, _settings(kernel, "cable", _network_driver(kernel)), act)
+    if _has_module(kernel, "e1000e"):
+        _with_machine(kernel, _settings(kernel, "cable", "e1000e"), act)
 
 
-def _network_driver(kernel: Kernel) -> str:
-    """The driver of the machine's network card, or of what else the kernel has one for."""
+def _has_module(kernel: Kernel, name: str) -> bool:
+    """Debian's kernels for clouds lack drivers for most of what QEMU's machines have."""
     assert kernel.modules
-    return "e1000e" if any(kernel.modules.rglob("e1000e.ko*")) else ""
+    found = any(kernel.modules.rglob(f"{name}.ko*"))
+    if not found:
+        print(f"   this kernel has no {name}")
+    return found
 
 
 def watchdog(kernel: Kernel) -> None:
     """A watchdog that nobody feeds resets the machine."""
-    assert kernel.modules
-    if not any(kernel.modules.rglob("i6300esb.ko*")):
-        print("   watchdog: this kernel has no driver for one that QEMU's machine has")
+    if not _has_module(kernel, "i6300esb"):
         return
     settings = _settings(kernel, "watchdog", "i6300esb", extra_arguments=("-device", "i6300esb"))
 

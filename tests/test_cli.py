@@ -242,10 +242,10 @@ def test_garbage_is_shown_first_and_removed_when_told_to(
     litter = own_place / "run-killed"
     litter.mkdir()
     assert main(["gc"]) == 0
-    assert f"would remove {litter}, 0 s old\n" in capsys.readouterr().out
+    assert re.search(rf"^would remove {litter}, \d+ s old$", capsys.readouterr().out, re.MULTILINE)
     assert litter.exists()
     assert main(["gc", "--yes"]) == 0
-    assert f"removed {litter}, 0 s old\n" in capsys.readouterr().out
+    assert re.search(rf"^removed {litter}, \d+ s old$", capsys.readouterr().out, re.MULTILINE)
     assert not litter.exists()
     assert main(["gc", "--yes"]) == 0
     assert capsys.readouterr().out == "nothing to remove\n"

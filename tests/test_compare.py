@@ -177,6 +177,18 @@ def test_the_interval_of_a_median_holds_the_true_one_as_often_as_it_says() -> No
     assert 80 <= hits <= 98
 
 
+def test_boots_are_compared_with_their_like(evidence: Evidence) -> None:
+    before = boots(evidence, BEFORE, [{"init": 1.0}] * 6)
+    after = boots(evidence, AFTER, [{"init": 1.0}] * 6)
+    slow = tuple(
+        replace(each, settings={**each.settings, "firmware": "uefi"})
+        for each in boots(evidence, "c" * 64, [{"init": 5.0}] * 20).machines
+    )
+    found = compared(before, replace(after, machines=(*after.machines, *slow)))
+    assert {each.way for each in found.phases} == {"bios"}
+    assert not found.worse
+
+
 def test_a_restored_machine_has_not_booted_again(evidence: Evidence) -> None:
     before = boots(evidence, BEFORE, [{"init": 1.0}] * 6)
     slow = boots(evidence, AFTER, [{"init": 5.0}] * 6)
@@ -221,6 +233,7 @@ def test_the_command_tells_what_is_worse(
     assert "new failures: 1" in output
     assert "test_x.py::t  passed  failed" in output
     assert "panic: sysrq triggered crash" in output
+    assert "too few boots to compare (bios): 1 and 1, and 5 are needed" in output
     assert main(["compare", str(after), str(before)]) == 1
     assert main(["compare", str(before), str(before)]) == 0
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kboot import Config, Evidence, Run, open_session, read_evidence, read_run
+from kboot import Config, Evidence, Phase, Run, open_session, read_evidence, read_run
 from kboot.errors import ConfigError, GuestError, InfraError
-from kboot.evidence import CaseResult, run_as_dict, run_from
+from kboot.evidence import PHASES, CaseResult, run_as_dict, run_from
 from kboot.machine.evidence import verdict
 from kboot.testing import Answer, FakeBackend, GuestAction, write_kernel
 
@@ -75,6 +75,10 @@ def test_each_boot_has_its_phases_and_both_witnesses(evidence: Evidence) -> None
     assert script.witness == "server"
     assert set(script.witnesses) == {"server", "console"}
     assert sum(each.duration_s for each in first.phases) == pytest.approx(first.duration_s, abs=0.1)
+
+
+def test_the_phases_are_those_of_boots() -> None:
+    assert list(PHASES) == [phase.value for phase in Phase]
 
 
 def test_its_crash_commands_and_fetches_are_values_again(evidence: Evidence) -> None:

@@ -82,9 +82,9 @@ def test_a_fleet_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -
     assert user.try_("fleet", "status", "lab").returncode == 2
 
 
-def test_a_pool_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -> None:
-    release = read_kernel(debian_kernel).release
-    options = (f"--kernel={debian_kernel}", "--accel=tcg", "--replicas=2")
+def test_a_pool_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> None:
+    release = read_kernel(quick_kernel).release
+    options = (f"--kernel={quick_kernel}", "--accel=tcg", "--replicas=2")
     up = json.loads(user.type("pool", "up", "ci", *options, "--json"))
     assert [each["state"] for each in up["machines"]] == ["ready", "ready"]
     words = [*user.command("pool", "exec"), "--", "uname", "-r"]

@@ -58,12 +58,12 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(quick_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with (
         open_backend(Config(accel="tcg")) as backend,
         backend.serve(Deadline(60)) as server,
     ):
-        kernel = read_kernel(debian_kernel)
+        kernel = read_kernel(quick_kernel)
         yield Bench(backend, server, kernel, tmp_path_factory.mktemp("evidence"))
 
 

@@ -21,7 +21,7 @@ from kboot.cache import keep_directory, keep_file
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import read_kernel
 from kboot.kernel.package import AR_MAGIC, ArMember, ar_members
-from tests.test_kernel import RELEASE, bzimage, complaint, written
+from tests.test_kernel import RELEASE, arm64_image, bzimage, complaint, written
 
 KERNEL_FILES = {
     f"./boot/System.map-{RELEASE}": b"ffffffff81000000 T _text\n",
@@ -98,6 +98,15 @@ def test_modules_below_usr_are_found(tmp_path: Path) -> None:
     kernel = read_kernel(written(tmp_path / "linux.deb", deb(files)))
     assert kernel.modules is not None
     assert (kernel.modules / "modules.builtin").is_file()
+
+
+def test_an_image_that_is_called_vmlinux_is_told_from_one_with_symbols(tmp_path: Path) -> None:
+    files = {f"./boot/vmlinux-{RELEASE}": arm64_image(), f"./boot/config-{RELEASE}": b"X=y\n"}
+    kernel = read_kernel(written(tmp_path / "riscv.deb", deb(files)))
+    assert (kernel.image.name, kernel.vmlinux) == (f"vmlinuz-{RELEASE}", None)
+    files = {f"./boot/vmlinux-{RELEASE}": b"\x7fELF", f"./boot/vmlinuz-{RELEASE}": bzimage()}
+    kernel = read_kernel(written(tmp_path / "both.deb", deb(files)))
+    assert kernel.image.read_bytes() == bzimage()
 
 
 def test_a_package_without_modules_says_so(tmp_path: Path) -> None:

@@ -37,12 +37,12 @@ ROWS = (
     {"nginx"},
     {"qemu", "kubevirt", "evidence"},
     {"results"},
-    {"machine"},
+    {"machine", "kselftest"},
     {"isolation", "shared_server", "standby", "testing"},
     {"session"},
     {"fleet", "pool"},
     {"supervisor", "bisect"},
-    {"acceptance"},
+    {"acceptance", "suites"},
     {"plugin", "cli"},
 )
 

@@ -37,6 +37,7 @@ PACKAGES = {
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "rpmbuild": "rpm",
     "ssh": "openssh-client",
     "strip": "binutils",
     "zstd": "zstd",
@@ -44,7 +45,7 @@ PACKAGES = {
 #: Of Debian's essential packages: on every system.
 ESSENTIAL = {
     *("bash", "cat", "cksum", "dash", "dpkg-deb", "env", "gzip", "ldd", "ls", "mkdir", "nohup"),
-    *("setpriv", "setsid", "sh", "sleep", "timeout", "true", "unshare", "zcat"),
+    *("setpriv", "setsid", "sh", "sleep", "taskset", "timeout", "true", "unshare", "zcat"),
 }
 #: Without it, what it is compared with is measured alone.
 OPTIONAL = {"kubectl"}

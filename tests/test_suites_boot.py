@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+from pathlib import Path
+
 import pytest
 
 from kboot.errors import KernelCrash
-from kboot.results.cases import Case, SuiteResults
+from kboot.kselftest import START_SCRIPT, read_tree
+from kboot.results.cases import Case, Status, SuiteResults
+from tests.test_kselftest import write_tree
 from tests.zoo.zoo import Zoo
 
 #: The cases of a suite in shell: each does something, and then tells how it went.
@@ -95,3 +101,26 @@ def test_what_does_not_end_is_the_case_that_took_too_long(zoo: Zoo) -> None:
     assert third(results).reason == "the command did not end in 4 s"
     with pytest.raises(Exception, match="case 3: timeout"):
         results.check()
+
+
+def test_programs_of_kselftest_run_in_a_guest_of_busybox_alone(zoo: Zoo, tmp_path: Path) -> None:
+    machine = zoo.open()
+    with tarfile.open(tmp_path / "tree.tar", "w") as archive:
+        archive.add(write_tree(tmp_path), arcname="kselftest")
+        start = tarfile.TarInfo("kselftest/kboot-run")
+        start.size, start.mode = len(START_SCRIPT), 0o755
+        archive.addfile(start, io.BytesIO(START_SCRIPT))
+    machine.guest.put(tmp_path / "tree.tar", "/tmp/tree.tar")
+    machine.guest.succeed("mkdir -p /opt && tar -xf /tmp/tree.tar -C /opt")
+    by_id = {program.id: program for program in read_tree(tmp_path / "tree.tar").programs}
+    good, bad, dies = (
+        machine.ktap(by_id[name].command) for name in ("alpha:good", "alpha:bad", "beta:dies")
+    )
+    assert good.passed
+    assert [case.full_name for case in bad.cases if case.bad] == [
+        "selftests: alpha: bad/b",
+        "selftests: alpha: bad",
+    ]
+    assert [(case.label, case.status, case.reason) for case in dies.cases] == [
+        ("selftests: beta: dies", Status.CRASHED, "panic: sysrq triggered crash")
+    ]

@@ -28,6 +28,7 @@ VALUES: dict[str, dict[str, object]] = {
         "retry_delay_s": 1,
     },
     "ipxe/firmware.ipxe": {"marker": "waiting", "key": 7, "gateway": "10.0.2.2"},
+    "ipxe/prompt.ipxe": {},
     "nginx/kubernetes/nginx.conf": {"http_port": 8080, "run": "r1", "upload_port": 8081},
     "nginx/nginx.conf": {"port": 8080, "token": "t0ken", "hidden": ""},
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kboot.cli.options import config_options, json_option, load_config
-from kboot.cli.output import print_json, say_state
+from kboot.cli.output import print_json
 from kboot.config import OF_RESULTS, SETTINGS, working_directory
 from kboot.errors import ConfigError
 
@@ -272,10 +272,11 @@ class _Screen:
         revision, tally = progress.revision, progress.tally
         name = self._names.setdefault(revision, self._history.describe(revision))
         if progress.verdict:
-            state = {"good": "ready", "bad": "failed"}.get(progress.verdict, "off")
+            colour = {"good": "green", "bad": "red"}.get(progress.verdict, "yellow")
             boots = f"{tally.hits} of {tally.hits + tally.passes} boots showed it"
             left = f"; about {progress.steps} steps left" if progress.steps else ""
-            click.echo(f"{say_state(state, progress.verdict)}: {name}: {boots}{left}")
+            verdict = click.style(progress.verdict, fg=colour, bold=True)
+            click.echo(f"{verdict}: {name}: {boots}{left}")
             return
         more = "" if tally.hits else f", {progress.needed} without it make it good"
         click.echo(f"  {name}: boot {tally.boots}: {progress.trial}{more}")

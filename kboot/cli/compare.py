@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kboot.cli.options import json_option
-from kboot.cli.output import print_json, print_table, say_state
+from kboot.cli.output import print_json, print_table
 from kboot.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,12 +108,24 @@ def _show(found: Comparison) -> None:
     _show_cases("without a result now", found.unknown)
     _show_cases("fixed", found.fixed)
     _show_titles("crashes that are gone", found.gone_crashes)
-    if found.phases:
+    from kboot.results.compare import FEWEST_BOOTS  # noqa: PLC0415  --help does not need it
+
+    compared = [each for each in found.phases if each.change is not None]
+    if compared:
         click.echo("")
-        rows = [["PHASE", "BEFORE", "BOOTS", "AFTER", "BOOTS", "DIFFERENCE", "INTERVAL", ""]]
-        print_table([*rows, *map(_row, found.phases)])
+        rows = [
+            ["MACHINE", "PHASE", "BEFORE", "BOOTS", "AFTER", "BOOTS", "DIFFERENCE", "INTERVAL", ""]
+        ]
+        print_table([*rows, *map(_row, compared)])
+    few = {each.way: each for each in found.phases if each.change is None}
+    for way, each in few.items():
+        click.echo(
+            f"\ntoo few boots to compare ({way}): {each.before_count} and {each.after_count}, and "
+            f"{FEWEST_BOOTS} are needed"
+        )
     click.echo("")
-    click.echo(say_state("failed", "worse") if found.worse else say_state("ready", "not worse"))
+    colour = "red" if found.worse else "green"
+    click.secho("worse" if found.worse else "not worse", fg=colour, bold=True)
 
 
 def _show_cases(title: str, changes: tuple[CaseChange, ...]) -> None:
@@ -138,18 +150,10 @@ def _show_titles(title: str, titles: tuple[str, ...]) -> None:
 def _row(each: PhaseChange) -> list[str]:
     change = each.change
     if change is None:
-        return [
-            each.phase,
-            "",
-            str(each.before_count),
-            "",
-            str(each.after_count),
-            "",
-            "",
-            each.verdict,
-        ]
+        raise TypeError(f"{each.phase}: nothing was compared")
     share = f" ({100 * change.difference_s / change.before_s:+.0f} %)" if change.before_s else ""
     return [
+        each.way,
         each.phase,
         f"{change.before_s:.2f} s",
         str(each.before_count),

@@ -15,7 +15,7 @@ from kboot.cli.crash import LOG_HEAD_SIZE, refuse_other
 from kboot.cli.output import print_table
 from kboot.crash import CrashReport
 from kboot.errors import ConfigError
-from kboot.results import junit
+from kboot.results import junit, ltp
 from kboot.results.cases import Case, Status, count, in_words, passed, to_report
 from kboot.results.ktap import read_log
 
@@ -40,6 +40,9 @@ _COLOURS = {
     metavar="FILE",
     help="Write JUnit's XML, too.",
 )
+@click.option(
+    "--no-comments", is_flag=True, help="Read no results in '#' comments, as the kernel's kunit.py."
+)
 @click.option("--failures", is_flag=True, help="Leave out of the table what passed or was skipped.")
 @click.pass_context
 def ktap(
@@ -49,28 +52,40 @@ def ktap(
     log: Path,
     as_json: bool,
     junit_file: Path | None,
+    no_comments: bool,
     failures: bool,
 ) -> None:
     """Read the results of KUnit, kselftest and others (KTAP, TAP) in the log FILE.
+
+    LTP's results are read, too: kirk's JSON report, and the log of runltp.
 
     It may be a console log with whatever else the kernel prints, and cut anywhere: what was planned
     and has no result is "not run", and a crash belongs to the case that ran. With -, standard input
     is read to its end.
     """
-    cases, parser = read_log(_read(log))
+    cases, unblamed = _results(log, comments=not no_comments)
+    if junit_file:
+        _write(junit_file, junit.document(cases, name=log.stem if str(log) != "-" else "ktap"))
+    if as_json:
+        click.echo(json.dumps(_json(cases, unblamed), indent=1))
+    else:
+        _print(cases, unblamed, failures=failures)
+    if not cases or not passed(cases) or any(report.fatal for report in unblamed):
+        context.exit(1)
+
+
+def _results(log: Path, *, comments: bool) -> tuple[list[Case], list[CrashReport]]:
+    """The cases in a file, and what the kernel reported there when no case ran."""
+    data = _read(log)
+    if (cases := ltp.read(data)) is not None:
+        return cases, []
+    cases, parser = read_log(data, comments=comments)
     if not parser.found:
         raise ConfigError(
             f"{_name(log)}: there are no KTAP results in it, no line such as 'KTAP version 1' or "
             "'ok 1 name'"
         )
-    if junit_file:
-        _write(junit_file, junit.document(cases, name=log.stem if str(log) != "-" else "ktap"))
-    if as_json:
-        click.echo(json.dumps(_json(cases, parser.unblamed), indent=1))
-    else:
-        _print(cases, parser.unblamed, failures=failures)
-    if not passed(cases) or any(report.fatal for report in parser.unblamed):
-        context.exit(1)
+    return cases, parser.unblamed
 
 
 def _name(log: Path) -> str:

@@ -6,6 +6,7 @@ pytest's (``--kboot-memory``, and ``--kernel``), the variables (``KBOOT_MEMORY``
 documentation are all made from `SETTINGS`.
 """
 
+from kboot.config.cpus import cpu_nodes, memory_nodes, read_cpus
 from kboot.config.disks import read_disks
 from kboot.config.parse import working_directory
 from kboot.config.shares import read_shares
@@ -37,8 +38,11 @@ __all__ = [
     "Network",
     "Setting",
     "Warnings",
+    "cpu_nodes",
     "load",
     "markdown_table",
+    "memory_nodes",
+    "read_cpus",
     "read_disks",
     "read_shares",
     "working_directory",

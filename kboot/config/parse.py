@@ -160,6 +160,15 @@ def memory_mib(value: object, _: Path) -> int:
     return mib
 
 
+def page_mib(value: object, _: Path) -> int:
+    """The size of a page in MiB, from ``2M`` or ``1G``; 0 for none."""
+    match = re.fullmatch(r"([0-9]{1,6})\s*(?:([MG])(?:i?B)?)?", str(value).strip(), re.IGNORECASE)
+    mib = int(match[1]) * (1024 if match[2] in {"G", "g"} else 1) if match else -1
+    if mib < 0 or mib & (mib - 1):
+        raise ValueError("the size of a huge page; write 2M or 1G, or 0 for none")
+    return mib
+
+
 def seconds(value: object, _: Path) -> float:
     """A time in seconds, from a number, ``90``, ``90s``, ``1.5m`` or ``1h``."""
     if isinstance(value, float) and 0 < value < 1e9:

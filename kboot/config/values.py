@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from kboot.arch import DEBIAN_MIRROR
 from kboot.backend import Dhcp, FirmwareStart
-from kboot.config import disks, parse, shares
+from kboot.config import cpus, disks, parse, shares
 from kboot.config.parse import about
 from kboot.errors import ConfigError
 
@@ -172,8 +172,8 @@ class Config(ClusterConfig):
     kernel: str | None = field(
         default=None,
         metadata=about(
-            "the kernel to boot: an image, a .deb package, a build tree, a directory, or the "
-            "http(s) URL of a file",
+            "the kernel to boot: an image, a package (.deb, .rpm, .tar), a build tree, a "
+            "directory, or the http(s) URL of a file",
             "FILE|URL",
             parse.source,
         ),
@@ -218,8 +218,14 @@ class Config(ClusterConfig):
             "the machine's memory: 512 (MiB), 512M, 2G", "SIZE", parse.memory_mib, name="memory"
         ),
     )
-    cpus: int = field(
-        default=1, metadata=about("the machine's processors", "N", parse.number(1, 255))
+    #: A number, or ``sockets=2,cores=4,threads=2``.
+    cpus: int | str = field(
+        default=1,
+        metadata=about(
+            "the machine's processors: 4, or sockets=2,cores=4,threads=2",
+            "N|sockets=N,cores=N,threads=N",
+            cpus.cpus,
+        ),
     )
     firmware: FirmwareChoice = field(
         default="auto",
@@ -383,6 +389,31 @@ class Config(ClusterConfig):
             parse.number(0, 1000),
         ),
     )
+    kselftest: Path | None = field(
+        default=None,
+        metadata=about(
+            "an installed kselftest tree, or a tar archive of one: pytest runs each of its "
+            "programs as a test",
+            "DIR|TAR",
+            parse.path,
+        ),
+    )
+    kselftest_skip: Path | None = field(
+        default=None,
+        metadata=about(
+            "kselftest's programs that are not run: lines 'collection:program # reason'",
+            "FILE",
+            parse.path,
+        ),
+    )
+    kselftest_expected: Path | None = field(
+        default=None,
+        metadata=about(
+            "kselftest's failures that are known: lines 'collection:program/case # reason'",
+            "FILE",
+            parse.path,
+        ),
+    )
     summary: Path | None = field(
         default=None,
         metadata=about("write a summary of the test run in Markdown", "FILE", parse.path),
@@ -478,5 +509,22 @@ class Config(ClusterConfig):
             "machine is ready when cloud-init has finished",
             "FILE",
             parse.path,
+        ),
+    )
+    numa: int = field(
+        default=1,
+        metadata=about(
+            "NUMA nodes, to which processors and memory belong in equal parts",
+            "N",
+            parse.number(1, 64),
+        ),
+    )
+    hugepages_mib: int = field(
+        default=0,
+        metadata=about(
+            "the size of the huge pages behind the machine's memory: 2M, 1G; 0 for none",
+            "SIZE",
+            parse.page_mib,
+            name="hugepages",
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -51,6 +52,9 @@ def decompressed(file: IO[bytes], form: str | None, label: str) -> Iterator[IO[b
                     yield unzipped
             case "xz" | "lzma":
                 with lzma.open(file, "rb") as unpacked:
+                    yield unpacked
+            case "bzip2":
+                with bz2.open(file, "rb") as unpacked:
                     yield unpacked
             case "zstd":
                 with _unzstd(file, label) as stream:

@@ -235,6 +235,4 @@ def not_a_kernel(label: str, looks: str) -> ConfigError:
         remedy = "if it is a vmlinux, boot the bzImage instead: arch/x86/boot/bzImage"
     elif "initramfs" in looks or "compressed data" in looks:
         remedy += "; an initramfs belongs to --kboot-rootfs"
-    elif looks == "an RPM package":
-        remedy = "unpack it (rpm2cpio FILE | cpio -id) and give the vmlinuz in it"
     return ConfigError(f"{label}: not a kernel: it looks like {looks}; {remedy}")

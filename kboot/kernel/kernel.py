@@ -13,7 +13,7 @@ from kboot.errors import ConfigError
 from kboot.kernel.containers import bare_image
 from kboot.kernel.download import download, is_url
 from kboot.kernel.image import ImageFacts, read_image
-from kboot.kernel.package import AR_MAGIC, unpack_image, unpack_modules
+from kboot.kernel.package import is_package, unpack_image, unpack_modules
 
 
 def _no_modules() -> Path | None:
@@ -106,7 +106,7 @@ def local_path(source: str) -> Path:
 
 
 def read_kernel(path: Path) -> Kernel:
-    """The kernel in `path`: an image file, a kernel ``.deb``, a build tree, or a directory.
+    """The kernel in `path`: an image file, a package, a build tree, or a directory.
 
     An image is ``vmlinuz``, ``bzImage``, ``Image`` or an EFI zboot file, also one that is
     compressed, or in a unified kernel image, an Android boot image or one of U-Boot's. A directory
@@ -119,9 +119,7 @@ def read_kernel(path: Path) -> Kernel:
             return _from_directory(path)
         if path.exists() and not path.is_file():  # a pipe would make us wait for ever
             raise ConfigError(f"{path}: not a regular file; give the kernel's file")
-        with path.open("rb") as file:
-            is_package = file.read(len(AR_MAGIC)) == AR_MAGIC
-        return _from_package(path) if is_package else _from_image(path, source=path)
+        return _from_package(path) if is_package(path) else _from_image(path, source=path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; check the path of the kernel") from error
     except PermissionError as error:

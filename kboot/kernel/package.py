@@ -1,7 +1,8 @@
-"""Debian packages: the kernel and the modules in one, unpacked into the cache.
+"""Packages: the kernel and the modules in one, unpacked into the cache.
 
-Formats: deb(5), ar(5); the tar inside is the standard library's business. Packages are tens of
-megabytes, so they are streamed, and sizes in their headers are held against the file before use.
+Formats: deb(5), ar(5), with a tar archive inside that is the standard library's business; and those
+of `kboot.kernel.archives`. Packages are tens of megabytes, so they are streamed, and sizes in their
+headers are held against the file before use.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from typing import IO
 
 from kboot.cache import keep_directory, sha256_of
 from kboot.errors import ConfigError
+from kboot.kernel.archives import archive_files, archive_kind, below_root
 from kboot.kernel.compression import compression_of, decompressed
 from kboot.kernel.containers import Section
+from kboot.kernel.elf import MAGIC as ELF_MAGIC
 from kboot.log import step
 from kboot.state import cache_directory
 
@@ -67,6 +70,14 @@ def _truncated(label: str, size: int, expected: int) -> ConfigError:
     return ConfigError(f"{label}: truncated: {size} bytes of {expected}; download it again")
 
 
+def is_package(path: Path) -> bool:
+    """Whether a file is a package that may hold a kernel, by its content."""
+    with path.open("rb") as file:
+        if file.read(len(AR_MAGIC)) == AR_MAGIC:
+            return True
+    return archive_kind(path) is not None
+
+
 def companions(package: Path, *kinds: str) -> list[Path]:
     """The packages beside a kernel's that hold other parts of it, as far as they are there.
 
@@ -96,6 +107,7 @@ def unpack_image(package: Path) -> Path:
             for name, content in files:
                 if target := _boot_name(name):
                     _write(directory / target, content)
+                    _call_image(directory / target)
                 # Both come early; the modules behind them take seconds to decompress.
                 if any(directory.glob("vmlinuz-*")) and any(directory.glob("config-*")):
                     return
@@ -142,9 +154,19 @@ def _cache_of(packages: Sequence[Path]) -> Path:
     return cache_directory("kernels") / together
 
 
+def _call_image(file: Path) -> None:
+    """Rename a ``vmlinux-<release>`` that is no ELF file: Debian calls bare images so, too."""
+    name = file.name.replace("vmlinux-", "vmlinuz-")
+    if name != file.name:
+        with file.open("rb") as opened:
+            is_elf = opened.read(len(ELF_MAGIC)) == ELF_MAGIC
+        if not is_elf:
+            file.rename(file.with_name(name))
+
+
 def _boot_name(name: PurePosixPath) -> str | None:
-    """``vmlinuz-<release>``, ``config-...`` or ``System.map-...``; None for all other files."""
-    wanted = ("vmlinuz-", "config-", "System.map-")
+    """``vmlinuz-<release>``, ``vmlinux-...``, ``config-...``, ``System.map-...``; else None."""
+    wanted = ("vmlinuz-", "vmlinux-", "config-", "System.map-")
     if name.parent == PurePosixPath("boot") and name.name.startswith(wanted):
         return name.name
     match _below_modules(name):
@@ -167,19 +189,19 @@ def _write(target: Path, content: IO[bytes]) -> None:
 def _files(packages: Iterable[Path]) -> Generator[tuple[PurePosixPath, IO[bytes]]]:
     """The regular files that packages install, by path below ``/``, each to be read at once."""
     for package in packages:
+        if kind := archive_kind(package):
+            yield from archive_files(package, kind)
+            continue
         with _tar(package, "data.tar") as archive:
             yield from _files_in(archive)
 
 
 def _files_in(archive: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
     for entry in archive:
-        name = PurePosixPath(entry.name)
-        if name.is_absolute():
-            name = name.relative_to("/")
-        if entry.isfile() and name.parts and ".." not in name.parts:
-            content = archive.extractfile(entry)
-            if content is not None:
-                yield name, content
+        name = below_root(entry.name)
+        content = archive.extractfile(entry) if entry.isfile() else None
+        if name is not None and content is not None:
+            yield name, content
 
 
 @contextlib.contextmanager
@@ -219,6 +241,12 @@ def control_fields(package: Path) -> dict[str, str]:
 
 
 def _no_kernel(package: Path) -> ConfigError:
+    if kind := archive_kind(package):
+        what = {"tar": "a tar archive", "rpm": "an RPM package"}[kind]
+        return ConfigError(
+            f"{package}: {what} without a kernel (no boot/vmlinuz-*, no lib/modules/*/vmlinuz); "
+            "give the one with the kernel"
+        )
     fields = control_fields(package)
     name = fields.get("Package", "of no name")
     depends = re.findall(r"\blinux-(?:image|binary|modules)-[^\s,|()]+", fields.get("Depends", ""))

@@ -10,7 +10,7 @@ from kboot import arch
 from kboot.backend import BootServer, Disk, Firmware, MachineSpec, VirtualMachine
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.kubevirt import disks, manifests, ownership, vm_manifest
+from kboot.kubevirt import disks, manifests, ownership, processors, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.network import PodNetwork, open_pod_network
@@ -48,6 +48,10 @@ class KubevirtBackend:
     def disk_fault(self, disk: Disk) -> str | None:
         """None if its machines can have such a disk, or else why not."""
         return disks.fault(disk)
+
+    def processor_fault(self, spec: MachineSpec) -> str | None:
+        """None if it has machines with these NUMA nodes and huge pages, or else why not."""
+        return processors.fault(spec)
 
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""

@@ -9,7 +9,7 @@ from typing import Any
 from kboot import arch
 from kboot.backend import Firmware, MachineSpec
 from kboot.checks import Check, Finding
-from kboot.config import Config
+from kboot.config import Config, read_cpus
 from kboot.deadline import Deadline
 from kboot.kubevirt import manifests, ownership, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, ApiError, Client, connect, resource_for
@@ -140,7 +140,7 @@ def _objects(config: Config) -> Finding:
         name="doctor",
         boot_file="http://none/",
         memory_mib=config.memory_mib,
-        cpus=config.cpus,
+        cpus=read_cpus(config.cpus)[0],
         firmware=_chosen_firmware(config),
     )
     now = datetime.datetime.now(datetime.UTC)

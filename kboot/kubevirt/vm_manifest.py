@@ -9,7 +9,7 @@ from kboot import arch
 from kboot.backend import Firmware, MachineSpec
 from kboot.config import ClusterConfig
 from kboot.errors import ConfigError
-from kboot.kubevirt import patch
+from kboot.kubevirt import patch, processors
 from kboot.kubevirt.disks import add_disks
 from kboot.kubevirt.manifests import (
     MACHINE_LABEL,
@@ -23,9 +23,6 @@ from kboot.kubevirt.manifests import (
 
 #: Option 67 has one byte for its length (RFC 2132).
 _LONGEST_BOOT_FILE = 255
-
-#: The most cores in a socket; beyond, there are more sockets.
-_CORES_PER_SOCKET = 64
 
 #: The network card that the machine boots from.
 INTERFACE = "default"
@@ -49,6 +46,11 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
 
     `ConfigError` for what a cluster's machine cannot have.
     """
+    if arch.of(spec.architecture).kubevirt is None:
+        raise ConfigError(
+            f"KubeVirt has no machine for {spec.architecture}; boot the kernel on this host: "
+            "--backend qemu"
+        )
     if spec.firmware == "bios" and not arch.of(spec.architecture).has_bios:
         raise ConfigError(
             f"a machine for {spec.architecture} has no BIOS: boot it with --firmware uefi"
@@ -103,8 +105,8 @@ def _instance(name: str, spec: MachineSpec, settings: ClusterConfig) -> dict[str
         # A machine under test has nothing to save: stopping one means cutting its power.
         "terminationGracePeriodSeconds": 0,
         "domain": {
-            "memory": {"guest": f"{spec.memory_mib}Mi"},
-            "cpu": _cpu(spec.cpus),
+            "memory": processors.memory(spec),
+            "cpu": processors.cpu(spec),
             "firmware": {"bootloader": _bootloader(spec)},
             "devices": _devices(name, spec),
         },
@@ -161,22 +163,6 @@ def _bootloader(spec: MachineSpec) -> dict[str, Any]:
         return {"efi": {"secureBoot": False}}
     # Without useSerial, SeaBIOS and iPXE write to a screen that nobody sees.
     return {"bios": {"useSerial": True}}
-
-
-def _cpu(cpus: int) -> dict[str, int]:
-    """As few sockets as possible, all alike; none to be plugged in later.
-
-    KubeVirt would keep room for four times as many (1.9), more than a machine can have.
-    """
-    for sockets in range(-(-cpus // _CORES_PER_SOCKET), cpus + 1):
-        if cpus % sockets == 0:
-            return {
-                "sockets": sockets,
-                "maxSockets": sockets,
-                "cores": cpus // sockets,
-                "threads": 1,
-            }
-    raise AssertionError(f"{cpus} processors")
 
 
 def _add_ipxe_disk(instance: dict[str, Any], settings: ClusterConfig) -> None:

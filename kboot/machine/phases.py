@@ -44,6 +44,8 @@ BUDGETS_S: Mapping[Phase, float] = {
 
 #: A kernel that traces its functions from the start takes so many times as long (6.1 to 7.2, TCG).
 _TRACED = 3
+#: Unpacking it, and systemd, under emulation on a busy host, against busybox.
+_WHOLE_SYSTEM = 4
 _TRACERS = ("ftrace=function", "ftrace=function_graph")
 
 
@@ -105,6 +107,8 @@ class Expected:
     script_waits_s: float = 0.0
     #: What its text shows to be wrong: kind, ``file:line: words``, the line itself.
     findings: Sequence[Sequence[str]] = ()
+    #: Whether its init starts a whole system's services.
+    whole_system: bool = False
 
     @property
     def folder(self) -> str:
@@ -119,6 +123,8 @@ class Expected:
     def budget_s(self, phase: Phase) -> float:
         """Seconds that a phase of this boot may take."""
         limit_s = budget_s(phase, self.command_line)
+        if self.whole_system and phase in {Phase.INIT, Phase.READY}:
+            limit_s *= _WHOLE_SYSTEM
         if self.user_script and phase in IN_SCRIPT:
             limit_s += self.script_waits_s
             if phase is Phase.HANDOFF:

@@ -57,11 +57,7 @@ def power_on(
     can be saved. Both need a `SnapshotBackend`. The boot's `nonce` is a new one unless it is given.
     """
     start = time.monotonic()
-    for disk in settings.spec.disks:
-        if fault := backend.disk_fault(disk):
-            raise ConfigError(f"disk {disk.name}: {fault}")
-    if settings.spec.shares and (fault := backend.share_fault()):
-        raise ConfigError(f"share {settings.spec.shares[0].path}: {fault}")
+    _require_possible(backend, settings.spec)
     with disk_faults_named(evidence_directory):
         evidence.prepare(evidence_directory)
         expected = publish_script(
@@ -89,6 +85,17 @@ def power_on(
         if saved:
             machine.resume(saved)
         yield machine
+
+
+def _require_possible(backend: Backend, spec: MachineSpec) -> None:
+    """`ConfigError` if the backend has no such machine."""
+    for disk in spec.disks:
+        if fault := backend.disk_fault(disk):
+            raise ConfigError(f"disk {disk.name}: {fault}")
+    if spec.shares and (fault := backend.share_fault()):
+        raise ConfigError(f"share {spec.shares[0].path}: {fault}")
+    if fault := backend.processor_fault(spec):
+        raise ConfigError(f"machine {spec.name}: {fault}")
 
 
 def _start(

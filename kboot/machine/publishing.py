@@ -173,6 +173,7 @@ def script_for(
         command_line=command_line,
         console=row.console,
         early_console=row.early_console,
+        whole_system=settings.whole_system,
     )
     if settings.boot_script:
         expected = _of_user_script(expected, settings.boot_script, tree)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kboot import arch, ipxe, ipxe_script
 from kboot.backend import Disk, Firmware, MachineSpec
-from kboot.config import Channel, Config, Warnings, read_disks, read_shares
+from kboot.config import Channel, Config, Warnings, read_cpus, read_disks, read_shares
 from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
 from kboot.ipxe_script import UserScript
@@ -44,6 +44,8 @@ class MachineSettings:
     serve: Path | None = None
     #: For the guest's cloud-init; empty for none.
     user_data: str = ""
+    #: Whether the root file system is a whole system, whose services take time to start.
+    whole_system: bool = False
 
     def named(self, name: str) -> MachineSettings:
         """The same for a machine of this name."""
@@ -120,6 +122,7 @@ def settings_for(
         boot_script=script,
         serve=config.serve,
         user_data=read_user_data(config.cloud_init) if config.cloud_init else "",
+        whole_system=config.rootfs != "tiny",
     )
     return _fitting(settings.reached_by(channel))
 
@@ -167,12 +170,19 @@ def spec_for(config: Config, name: str) -> MachineSpec:
 def _spec_of(config: Config, name: str, *, architecture: str, firmware: Firmware) -> MachineSpec:
     """The machine: each of its fields that is a setting of the same name has its value."""
     names = {each.name for each in fields(MachineSpec)} & {each.name for each in fields(config)}
+    count, topology = read_cpus(config.cpus)
+    if config.numa > count:
+        raise ConfigError(
+            f"numa: {config.numa} nodes need a processor each, and the machine has {count}: --cpus"
+        )
     return MachineSpec(
         name=name,
         architecture=architecture,
         extra_arguments=config.qemu_arguments,
         firmware=firmware,
-        **{each: getattr(config, each) for each in names - {"firmware"}},
+        cpus=count,
+        topology=topology,
+        **{each: getattr(config, each) for each in names - {"firmware", "cpus"}},
     )
 
 

@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kboot.config import SETTINGS
+from kboot.config import SETTINGS, read_cpus
 from kboot.errors import ConfigError, GuestError, KbootError
-from kboot.plugin import hookspecs, matrix, results, retry, signals, subtests, workers
+from kboot.plugin import (
+    hookspecs,
+    kselftest,
+    matrix,
+    results,
+    retry,
+    signals,
+    subtests,
+    workers,
+)
 from kboot.plugin.options import (
     ALLOW_MARKER,
     CHOICES,
@@ -109,8 +118,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     try:
         # Before anything is collected: a wrong path is better told at once.
-        read_config(config)
+        settings = read_config(config)
         matrix.combinations(config)
+        kselftest.configure(config, settings)
     except ConfigError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -154,7 +164,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return capacity.workers(
         cpus=capacity.host_cpus(),
         available_mib=capacity.host_available_mib(),
-        machine_cpus=settings.cpus,
+        machine_cpus=read_cpus(settings.cpus)[0],
         machine_mib=settings.memory_mib,
     )
 
@@ -179,8 +189,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With several kernels, or kinds of firmware, a test runs once for each."""
+    """A test runs for each kernel and firmware, and for each program of a kselftest tree."""
     matrix.parametrize(metafunc)
+    kselftest.parametrize(metafunc)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from kboot import arch
 from kboot.backend import MachineSpec
-from kboot.qemu import shares
+from kboot.qemu import processors, shares
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -117,8 +117,9 @@ def argv(
         option("-object", f"memory-backend-file,id=ram,{size=!s},mem-path={memory.path},{share=!s}")
     option("-accel", accelerator)
     option("-cpu", "host" if accelerator == "kvm" else row.emulated_cpu)
-    option("-smp", str(spec.cpus))
+    option(*processors.smp_words(spec))
     option("-m", f"{spec.memory_mib}M")
+    option(*processors.memory_words(spec))
     option("-display", "none")
     option("-chardev", f"{wiring.serial},id=serial")
     option("-serial", "chardev:serial")

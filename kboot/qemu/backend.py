@@ -17,7 +17,7 @@ from kboot.config import Network
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.log import step
-from kboot.qemu import accel, disks, network_boot, saved_firmware, shares
+from kboot.qemu import accel, disks, network_boot, processors, saved_firmware, shares
 from kboot.qemu.argv import SERVER_ADDRESS, Ipxe
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
@@ -100,6 +100,10 @@ class QemuBackend:
         """None if its machines can have such a disk, or else why not."""
         return disks.fault(disk)
 
+    def processor_fault(self, spec: MachineSpec) -> str | None:
+        """None if it has machines with these NUMA nodes and huge pages, or else why not."""
+        return processors.fault(spec)
+
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
         return None
@@ -130,7 +134,11 @@ class QemuBackend:
 
     def snapshot_fault(self, spec: MachineSpec) -> str | None:
         """None if such a machine can be saved, or else why not."""
-        fault = disks.snapshot_fault(spec.disks) or shares.snapshot_fault(spec.shares)
+        fault = (
+            disks.snapshot_fault(spec.disks)
+            or shares.snapshot_fault(spec.shares)
+            or processors.snapshot_fault(spec)
+        )
         if fault:
             return fault
         if spec.dhcp != "normal":

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from kboot.errors import ConfigError
-from kboot.evidence import BootRecord, CaseResult, Evidence, Run
-from kboot.results.report import boots_by_kernel
+from kboot.evidence import PHASES, BootRecord, CaseResult, Evidence, Run
+from kboot.results.report import boots_of
 from kboot.statistics import Change, median_change
 
 #: Of a test with several results, the first of these counts; that the host failed tells nothing.
@@ -53,6 +53,8 @@ class CaseChange:
 class PhaseChange:
     """A phase of the boots."""
 
+    #: How the machines came to it: ``bios``, or ``bios, restarted``.
+    way: str
     phase: str
     verdict: Verdict
     #: None with too few boots.
@@ -138,33 +140,51 @@ def _change(name: str, old: Mapping[str, CaseResult], new: Mapping[str, CaseResu
     )
 
 
-def _boots(machines: Iterable[Evidence]) -> list[BootRecord]:
-    return [boot for boots in boots_by_kernel(machines).values() for boot in boots]
+def _boots(machines: Iterable[Evidence]) -> dict[str, list[BootRecord]]:
+    """By the way in which the machines booted."""
+    found: dict[str, list[BootRecord]] = {}
+    for (_, _, way), boots in boots_of(machines).items():
+        found.setdefault(way, []).extend(boots)
+    return found
 
 
 def _phases(
-    before: Sequence[BootRecord], after: Sequence[BootRecord], slower: float
+    before: Mapping[str, Sequence[BootRecord]],
+    after: Mapping[str, Sequence[BootRecord]],
+    slower: float,
 ) -> Iterable[PhaseChange]:
-    old, new = _times(before), _times(after)
-    enough = [
-        phase for phase in old if min(len(old[phase]), len(new.get(phase, ()))) >= FEWEST_BOOTS
-    ]
+    """Of the ways in which both have booted."""
+    old, new = (
+        {
+            (way, phase): times
+            for way in before.keys() & after.keys()
+            for phase, times in _times(side[way]).items()
+        }
+        for side in (before, after)
+    )
+    enough = {key for key in old if min(len(old[key]), len(new.get(key, ()))) >= FEWEST_BOOTS}
     # Each phase is another chance to be wrong (Bonferroni).
     confidence = 1 - (1 - _CONFIDENCE) / max(1, len(enough))
-    for phase in dict.fromkeys([*old, *new]):
-        counts = (len(old.get(phase, ())), len(new.get(phase, ())))
+    for way, phase in sorted({*old, *new}, key=lambda key: (key[0], _place(key[1]))):
+        key = (way, phase)
         change = None
         verdict: Verdict = "too few boots"
-        if phase in enough:
-            change = median_change(old[phase], new[phase], confidence=confidence)
+        if key in enough:
+            change = median_change(old[key], new[key], confidence=confidence)
             verdict = _verdict(change, slower)
         yield PhaseChange(
+            way=way,
             phase=phase,
             verdict=verdict,
             change=change,
-            before_count=counts[0],
-            after_count=counts[1],
+            before_count=len(old.get(key, ())),
+            after_count=len(new.get(key, ())),
         )
+
+
+def _place(phase: str) -> int:
+    """In the order in which they come, and the whole boot at the end."""
+    return PHASES.index(phase) if phase in PHASES else len(PHASES)
 
 
 def _verdict(change: Change, slower: float) -> Verdict:
@@ -182,8 +202,6 @@ def _times(boots: Iterable[BootRecord]) -> dict[str, list[float]]:
         for phase in boot.phases:
             times.setdefault(phase.phase, []).append(phase.duration_s)
         times.setdefault(TOTAL, []).append(boot.duration_s)
-    if TOTAL in times:
-        times[TOTAL] = times.pop(TOTAL)
     return times
 
 

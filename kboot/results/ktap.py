@@ -27,16 +27,19 @@ _LOG_ENDS = "the log ends before it"
 
 
 class Parser:
-    """Takes a log in pieces; each call returns the cases that have ended, in the log's order."""
+    """Takes a log in pieces; each call returns the cases that have ended, in the log's order.
 
-    def __init__(self) -> None:
+    Without `comments`, what stands behind a ``#`` is no result, but a diagnostic line.
+    """
+
+    def __init__(self, *, comments: bool = True) -> None:
         self._partial = b""
         #: Lines so far.
         self.line = 0
         self._cases: list[Case] = []
         self._reader = LineReader()
-        self._programs = Track(self._cases.append)
-        self._kernel = Track(self._cases.append)
+        self._programs = Track(self._cases.append, comments=comments)
+        self._kernel = Track(self._cases.append, comments=comments)
         self._tracks = (self._programs, self._kernel)
         self._is_going_down = False
         #: Whether there was anything about suites.
@@ -154,17 +157,19 @@ def _completes(levels: list[Level], result: Result) -> bool:
     return last and not any(level.missing for level in levels[1:]) and child in (None, name)
 
 
-def read_log(data: bytes, *, complete: bool = False) -> tuple[list[Case], Parser]:
+def read_log(
+    data: bytes, *, complete: bool = False, comments: bool = True
+) -> tuple[list[Case], Parser]:
     """The cases of a whole log, with the kernel's reports in their times; and what has read them.
 
-    `complete` as in `Parser.close`.
+    `complete` as in `Parser.close`, `comments` as in `Parser`.
     """
     scanner = Scanner()
     events = [*scanner.feed(data), *scanner.close()]
     reports = [
         event for event in events if isinstance(event, CrashReport) and event.kind not in COMPLAINTS
     ]
-    parser = Parser()
+    parser = Parser(comments=comments)
     cases = list(_merged(parser, data, sorted(reports, key=lambda each: each.start_line)))
     cases += parser.close(complete=complete)
     return cases, parser

@@ -84,8 +84,9 @@ class Level:
 class Track:
     """The suites of one writer: the kernel, or the programs."""
 
-    def __init__(self, completed: Callable[[Case], None]) -> None:
+    def __init__(self, completed: Callable[[Case], None], *, comments: bool) -> None:
         self._completed = completed
+        self._comments = comments
         self.levels: list[Level] = []
         #: Since the last result.
         self._lines: list[str] = []
@@ -146,6 +147,8 @@ class Track:
 
     def take(self, token: Token, words: Words, number: int) -> bool:
         """A line about suites; False if it is none here, but something that was printed."""
+        if "#" in token.key and not self._comments:
+            return False
         known = any(level.key == token.key for level in self.levels)
         if "#" in token.key and not known and not isinstance(token, Version | Plan | Header):
             return False
@@ -382,7 +385,8 @@ class Track:
         fields: dict[str, Any] = {"name": said.name, "number": number, "directive": said.directive}
         is_suite = child is not None and child.has_cases
         status, reason = said.status, said.reason
-        if child is not None and not is_suite and status is Status.PASSED:
+        # A suite that has no plan either may be a case that only began like one.
+        if child and not is_suite and status is Status.PASSED and child.plan is not None:
             status = Status.SKIPPED if child.skip_reason else Status.EMPTY
             reason = child.skip_reason or reason
         fields |= {"status": status, "reason": reason, "suite": is_suite}

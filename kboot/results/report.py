@@ -200,15 +200,15 @@ def _texts(evidence: Evidence, *, by_hand: bool) -> Mapping[str, str]:
 
 
 def _by_kernel(machines: Iterable[Evidence]) -> list[_Statistics]:
-    """The boots of each kernel, where there is more than one."""
+    """The boots of each kernel in each way, where there is more than one."""
     found = []
-    for (_, release), boots in boots_by_kernel(machines).items():
+    for (_, release, way), boots in boots_of(machines).items():
         if len(boots) > 1:
             outcomes = [_outcome(number, boot) for number, boot in enumerate(boots, 1)]
             summary = summarise(outcomes)
             found.append(
                 _Statistics(
-                    title=f"Linux {release}",
+                    title=f"Linux {release}, {way}",
                     summary=summary,
                     plot=charts.strip_plot(outcomes, summary),
                 )
@@ -216,19 +216,21 @@ def _by_kernel(machines: Iterable[Evidence]) -> list[_Statistics]:
     return found
 
 
-def boots_by_kernel(machines: Iterable[Evidence]) -> dict[tuple[str, str], list[BootRecord]]:
-    """All boots of each kernel that came up, by its sha256 and release, each of them once.
+def boots_of(machines: Iterable[Evidence]) -> dict[tuple[str, str, str], list[BootRecord]]:
+    """All boots that came up, each once, by what is comparable.
 
-    A machine that went on from a saved one has not booted.
+    By the kernel's sha256, its release, and the way: ``bios``, or ``bios, restarted`` for a machine
+    that was on before. A machine that went on from a saved one has not booted.
     """
-    found: dict[tuple[str, str], list[BootRecord]] = {}
+    found: dict[tuple[str, str, str], list[BootRecord]] = {}
     seen: set[str] = set()
     for machine in machines:
-        for boot in machine.boots:
+        for number, boot in enumerate(machine.boots):
             if boot.saved or boot.boot_id is None or boot.boot_id in seen:
                 continue
             seen.add(boot.boot_id)
-            key = (machine.kernel["sha256"], machine.kernel["release"])
+            way = str(machine.settings.get("firmware", "")) + (", restarted" if number else "")
+            key = (machine.kernel["sha256"], machine.kernel["release"], way)
             found.setdefault(key, []).append(boot)
     return found
 

@@ -23,9 +23,10 @@ def overlay_initramfs(files: Mapping[str, bytes | Path]) -> Path:
     """An initramfs (plain cpio) with `files`: absolute path in the guest -> content or a file here.
 
     Appended to another initramfs it adds files to it, or replaces them. A file that is executable
-    here, or begins with ``#!``, is executable there. Paths in ``/bin``, ``/lib`` and ``/sbin`` go
-    below ``/usr``, for these are links in the tiny system as in every distribution. The same files
-    give the same bytes, kept in the cache. `ConfigError` names a file that cannot be read.
+    here, begins with ``#!`` or is given as the content of a program (ELF) is executable there.
+    Paths in ``/bin``, ``/lib`` and ``/sbin`` go below ``/usr``, for these are links in the tiny
+    system as in every distribution. The same files give the same bytes, kept in the cache.
+    `ConfigError` names a file that cannot be read.
     """
     entries = [_entry(guest_path(path), content) for path, content in files.items()]
     return keep_file(cache_directory("rootfs"), "overlay.cpio", archive(with_parents(entries)))
@@ -97,7 +98,7 @@ _NO_INITRDS = (
 
 def _entry(path: str, content: bytes | Path) -> Entry:
     if isinstance(content, bytes):
-        return regular(path, content, executable=content.startswith(b"#!"))
+        return regular(path, content, executable=content.startswith((b"#!", b"\x7fELF")))
     if not content.is_file():
         raise ConfigError(f"{content}: no such file; it was to become /{path} in the guest")
     return regular(path, content, executable=os.access(content, os.X_OK) or _is_script(content))

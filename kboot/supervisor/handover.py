@@ -53,6 +53,8 @@ def _value(hint: Any, plain: Any) -> Any:
     if origin in {Union, UnionType}:
         if plain is None and NoneType in arguments:
             return None
+        if type(plain) in arguments:
+            return plain
         (hint,) = (each for each in arguments if each is not NoneType)
         return _value(hint, plain)
     if origin is tuple:

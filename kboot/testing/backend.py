@@ -60,6 +60,10 @@ class FakeBackend:
         """None if its machines can have such a disk: what the guest says of it is made up."""
         return None if disk.kind == "blank" else "a replayed boot reads no disk; give a blank one"
 
+    def processor_fault(self, spec: MachineSpec) -> str | None:
+        """None if it has machines with these NUMA nodes and huge pages, or else why not."""
+        return "a replayed boot has one NUMA node" if spec.numa > 1 else None
+
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
         return "a replayed boot mounts nothing"

@@ -195,7 +195,7 @@ def test_processors_are_in_sockets_that_are_alike(cpus: int) -> None:
 
 
 def test_what_a_cluster_does_not_have_is_the_users_mistake() -> None:
-    with pytest.raises(ConfigError, match="no machine for riscv64"):
+    with pytest.raises(ConfigError, match="KubeVirt has no machine for riscv64"):
         machine(architecture="riscv64")
     with pytest.raises(ConfigError, match="has no BIOS"):
         machine(architecture="aarch64")

@@ -1,0 +1,88 @@
+"""LTP's results as cases, and in ``kboot ktap``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kboot.results import ltp
+from kboot.results.cases import Status
+from tests.test_ktap_cli import ktap
+
+
+def kirk_result(name: str, status: str, retval: int, log: str = "") -> dict[str, object]:
+    """A result as kirk's export writes it."""
+    test = {"command": name, "arguments": [], "log": log, "retval": [str(retval)], "duration": 0.5}
+    return {"test_fqn": name, "status": status, "test": {**test, "result": status}}
+
+
+KIRK = json.dumps(
+    {
+        "results": [
+            kirk_result("abort01", "pass", 0),
+            kirk_result("accept02", "fail", 1, "accept02.c:51: TFAIL: no\n"),
+            kirk_result("acct01", "conf", 32),
+            kirk_result("bind01", "brok", 2),
+        ],
+        "stats": {"runtime": 2.0, "passed": 1},
+        "environment": {"kernel": "6.1.0"},
+    }
+)
+
+RUNLTP = """\
+Test Start Time: Fri Nov 27 03:00:00 2026
+-----------------------------------------
+Testcase                                           Result     Exit Value
+--------                                           ------     ----------
+abort01                                            PASS       0
+accept02                                           FAIL       1
+acct01                                             CONF       32
+
+-----------------------------------------------
+Total Tests: 4
+Total Skipped Tests: 1
+Total Failures: 1
+"""
+
+
+@pytest.mark.parametrize("text", [KIRK, RUNLTP], ids=["kirk", "runltp"])
+def test_each_test_is_a_case(text: str) -> None:
+    cases = ltp.read(text.encode())
+    assert cases is not None
+    assert [(case.name, case.status) for case in cases[:3]] == [
+        ("abort01", Status.PASSED),
+        ("accept02", Status.FAILED),
+        ("acct01", Status.SKIPPED),
+    ]
+    assert cases[1].reason == "exit status 1"
+
+
+def test_what_kirk_tells_of_a_test_is_kept() -> None:
+    cases = ltp.read(KIRK.encode())
+    assert cases is not None
+    assert cases[1].diagnostics == ("accept02.c:51: TFAIL: no",)
+    assert cases[1].duration_s == 0.5
+    assert (cases[3].status, cases[3].reason) == (
+        Status.FAILED,
+        "broken: it could not be prepared, or did not end; exit status 2",
+    )
+
+
+def test_a_test_that_runltp_counts_and_does_not_list_was_not_run() -> None:
+    cases = ltp.read(RUNLTP.encode())
+    assert cases is not None
+    assert [case.status for case in cases[3:]] == [Status.NOT_RUN]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"results": 3}', '{"a": 1}', "ok 1 a\n", "[]"])
+def test_what_is_none_of_ltps_is_left_to_others(text: str) -> None:
+    assert ltp.read(text.encode()) is None
+
+
+def test_kboot_ktap_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(KIRK)
+    done = ktap(tmp_path / "report.json", "--failures")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "1 passed, 2 failed, 1 skipped"
