@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         read_run,
     )
     from kboot.guest import BackgroundCommand, CommandRecord, CommandResult, Guest
-    from kboot.ipxe_prompt import IpxeResult
+    from kboot.ipxe.prompt import IpxeResult
     from kboot.kernel import Kernel, read_kernel, require_architecture
     from kboot.machine import (
         ExpectedCrash,
@@ -191,7 +191,7 @@ _HOMES = {
     "InfraError": "kboot.errors",
     "IpxeCommandFailed": "kboot.errors",
     "IpxeMachine": "kboot.machine.ipxe_machine",
-    "IpxeResult": "kboot.ipxe_prompt",
+    "IpxeResult": "kboot.ipxe.prompt",
     "KbootError": "kboot.errors",
     "Kernel": "kboot.kernel",
     "KernelCrash": "kboot.errors",

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     from kboot.crash import CrashReport
     from kboot.guest import CommandResult
-    from kboot.ipxe_prompt import IpxeResult
+    from kboot.ipxe.prompt import IpxeResult
 
 
 class KbootError(Exception):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kboot.ipxe_errors import error_in, parse_error
+from kboot.ipxe.errors import error_in, parse_error
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from kboot.backend import Firmware
 from kboot.config import Config
 from kboot.errors import IpxeCommandFailed
-from kboot.ipxe_prompt import IpxeResult, screen_text
+from kboot.ipxe.prompt import IpxeResult, screen_text
 from kboot.machine.ipxe_machine import IpxeMachine
 from kboot.session import Session, open_session
 

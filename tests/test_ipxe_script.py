@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kboot import ipxe_lint
 from kboot.backend import Fetch, MachineSpec
 from kboot.errors import ConfigError, InfraError
-from kboot.ipxe_script import NONCE_LINE, ScriptValues, UserScript, read_script, with_values
-from kboot.ipxe_tree import read_tree
+from kboot.ipxe import lint
+from kboot.ipxe.served_tree import read_tree
+from kboot.ipxe.user_script import NONCE_LINE, ScriptValues, UserScript, read_script, with_values
 from kboot.machine.boot import Boot
 from kboot.machine.phases import Expected, Phase
 from kboot.machine.settings import MachineSettings
@@ -194,9 +194,9 @@ def test_what_a_machine_boots_by_survives_a_handover() -> None:
 
 def test_how_long_a_script_may_wait_is_known() -> None:
     waits = ["prompt --timeout 3000 go", "choose --default a --timeout 20000 target || sleep 4"]
-    assert ipxe_lint.longest_wait_s(waits) == 20
-    assert ipxe_lint.longest_wait_s(["sleep 30", ""]) == 30
-    assert ipxe_lint.longest_wait_s([]) == 0
+    assert lint.longest_wait_s(waits) == 20
+    assert lint.longest_wait_s(["sleep 30", ""]) == 30
+    assert lint.longest_wait_s([]) == 0
 
 
 # ----------------------------------------------------------------------------- what is served

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 #: Each row may import from the rows above it, and a package from itself. Modules side by side in
 #: one row do not know each other.
 ROWS = (
-    {"errors", "boot_messages", "ipxe_errors"},
+    {"errors", "boot_messages"},
     {"deadline", "locks", "log", "statistics", "capacity", "arch"},
     {"server_faults"},
     {"process", "backend", "rpc", "templates"},
@@ -30,10 +30,8 @@ ROWS = (
     {"kernel", "checks"},
     {"disks"},
     {"rootfs", "crash"},
-    {"console", "snapshots", "ipxe", "ipxe_lint"},
-    {"ipxe_script"},
-    {"ipxe_tree"},
-    {"guest", "fault_proxy", "ipxe_prompt"},
+    {"console", "snapshots"},
+    {"guest", "fault_proxy", "ipxe"},
     {"nginx"},
     {"qemu", "kubevirt", "evidence"},
     {"results"},

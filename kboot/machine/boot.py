@@ -12,7 +12,7 @@ from kboot import boot_messages
 from kboot.backend import Fetch
 from kboot.boot_messages import KernelMessage, Reading, read_word
 from kboot.errors import InfraError, KbootError, WrongKernel
-from kboot.ipxe_errors import IpxeError, error_in
+from kboot.ipxe.errors import IpxeError, error_in
 from kboot.machine import faults
 from kboot.machine.phases import (
     ORDER,

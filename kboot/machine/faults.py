@@ -19,7 +19,7 @@ from kboot.errors import (
     WrongKernel,
 )
 from kboot.guest import Guest
-from kboot.ipxe_errors import IpxeError, parse_error
+from kboot.ipxe.errors import IpxeError, parse_error
 from kboot.machine.phases import IN_SCRIPT, SCRIPT_BEACON, Expected, Phase
 
 #: Consoles that are no lines: a virtual terminal, or none at all.

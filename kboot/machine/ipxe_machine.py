@@ -23,7 +23,7 @@ from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError, KbootError
-from kboot.ipxe_prompt import BIOS_COLUMNS, IpxePrompt
+from kboot.ipxe.prompt import BIOS_COLUMNS, IpxePrompt
 from kboot.log import logger, step
 from kboot.machine import evidence
 from kboot.snapshots import Entry, SnapshotStore

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from kboot import arch, ipxe, ipxe_lint, ipxe_script
+from kboot import arch, ipxe
 from kboot.backend import BootServer, OnProgress, Progress, ignore_progress
-from kboot.ipxe_script import UserScript
-from kboot.ipxe_tree import NOTHING, ServedTree
+from kboot.ipxe import lint, user_script
+from kboot.ipxe.served_tree import NOTHING, ServedTree
+from kboot.ipxe.user_script import UserScript
 from kboot.kernel import Kernel
 from kboot.log import logger
 from kboot.machine import cloud_init
@@ -192,7 +193,7 @@ def _user_script(server: BootServer, load: Load, nonce: str, query: str, command
     settings = load.settings
     if settings.boot_script is None:
         return ""
-    values = ipxe_script.ScriptValues(
+    values = user_script.ScriptValues(
         kernel_url=f"{load.kernel_url}?{query}",
         initrd_urls=tuple(f"{url}?{query}" for url in load.initrd_urls),
         command_line=command_line,
@@ -202,7 +203,7 @@ def _user_script(server: BootServer, load: Load, nonce: str, query: str, command
         machine=settings.spec.name,
     )
     text = settings.boot_script.render(values)
-    return ipxe_script.with_values(text, values, server.url("beacon"))
+    return user_script.with_values(text, values, server.url("beacon"))
 
 
 def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) -> Expected:
@@ -212,7 +213,7 @@ def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) ->
         expected,
         user_script=str(script.path),
         served_scripts=tuple(expected.folder + name for name in tree.scripts),
-        script_waits_s=ipxe_lint.longest_wait_s([script.text, *tree.scripts.values()]),
+        script_waits_s=lint.longest_wait_s([script.text, *tree.scripts.values()]),
         findings=tuple(
             (each.kind, f"{script.path.name}:{each.line}: {each.text}", each.source)
             for each in findings

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from kboot import boot_messages
 from kboot.backend import Fetch
 from kboot.errors import ScriptEnded
-from kboot.ipxe_errors import IpxeError, error_in
+from kboot.ipxe.errors import IpxeError, error_in
 from kboot.machine.phases import Expected, Milestone, Phase
 
 #: So often may the same request fail: where the text shows a loop without end, and elsewhere.

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kboot import arch, ipxe, ipxe_script
+from kboot import arch, ipxe
 from kboot.backend import Disk, Firmware, MachineSpec
 from kboot.config import Channel, Config, Warnings, read_cpus, read_disks, read_shares
 from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
-from kboot.ipxe_script import UserScript
-from kboot.ipxe_tree import NOTHING, ServedTree, read_tree
+from kboot.ipxe import user_script
+from kboot.ipxe.served_tree import NOTHING, ServedTree, read_tree
+from kboot.ipxe.user_script import UserScript
 from kboot.kernel import Kernel, require_architecture
 from kboot.machine.cloud_init import read_user_data
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
@@ -218,10 +219,10 @@ def _boot_script(path: Path | None, serve: Path | None) -> UserScript | None:
     tree = _tree(serve, path)
     if path is None:
         return None
-    script = ipxe_script.read_script(path)
+    script = user_script.read_script(path)
     for finding in script.check(tree.scripts):
         if finding.kind != "unhandled":
-            ipxe_script.warn_once(path, finding)
+            user_script.warn_once(path, finding)
     return script
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from kboot.cache import FileStamp, sha256_of
 from kboot.errors import ConfigError
-from kboot.ipxe_script import is_script
+from kboot.ipxe.user_script import is_script
 
 #: More than that is somebody's home directory.
 _LIMIT_FILES = 10_000

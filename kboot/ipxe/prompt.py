@@ -16,7 +16,7 @@ from kboot.console import Console
 from kboot.console.text import normalise
 from kboot.deadline import Deadline, time_limit
 from kboot.errors import GuestTimeout, InfraError, IpxeCommandFailed
-from kboot.ipxe_errors import IpxeError, parse_error
+from kboot.ipxe.errors import IpxeError, parse_error
 
 _PROMPT = "iPXE> "
 #: Where a BIOS wraps what it prints (SeaBIOS's sercon); UEFI (OVMF) leaves that to the terminal.

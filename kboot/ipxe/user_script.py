@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot import ipxe_lint, templates
+from kboot import templates
 from kboot.config.parse import near
 from kboot.errors import ConfigError
-from kboot.ipxe_lint import Finding
+from kboot.ipxe import lint
+from kboot.ipxe.lint import Finding
 from kboot.log import logger
 
 _MAGIC = "#!ipxe"
@@ -120,7 +121,7 @@ class UserScript:
                 "no line gives the kernel the nonce; end the kernel's line with {{ command_line }}"
                 ", or write kboot.nonce={{ nonce }} into its parameters"
             )
-        return ipxe_lint.findings(self._lines(), known=_sample().settings(), others=others)
+        return lint.findings(self._lines(), known=_sample().settings(), others=others)
 
     def _lines(self) -> list[tuple[int, str]]:
         """What iPXE runs, each line with its number in the file."""
