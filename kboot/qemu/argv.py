@@ -126,16 +126,8 @@ def argv(
     if wiring.control is not None:
         option("-chardev", f"{wiring.control},id=control")
         option("-mon", "chardev=control,mode=control")
-    # The whole trick: DHCP names a URL, and the ROM's iPXE fetches and runs it. A comma in a value
-    # is written twice.
-    network = f"{_served(spec, tftp)}{_reach(spec, forwarder)}"
-    if spec.dhcp in {"silent", "late"}:
-        # The card is at a hub, and its link up whatever the network behind the hub does.
-        option("-netdev", f"user,id={UPLINK}{network}")
-        option("-netdev", f"hubport,id=hub0,hubid={_DHCP_HUB},netdev={UPLINK}")
-        option("-netdev", f"hubport,id=net0,hubid={_DHCP_HUB}")
-    else:
-        option("-netdev", f"user,id=net0{network}")
+    for network in _network(spec, tftp, forwarder):
+        option("-netdev", network)
     mac_address = spec.mac_address or _MAC_ADDRESS
     rom = ""
     if ipxe is not None:
@@ -158,6 +150,20 @@ def argv(
     option(*shares.words(spec.shares))
     option(*spec.extra_arguments)
     return command
+
+
+def _network(spec: MachineSpec, tftp: Path | None, forwarder: str | None) -> Iterator[str]:
+    """What the card is on, as ``net0``."""
+    # The whole trick: DHCP names a URL, and the ROM's iPXE fetches and runs it. A comma in a value
+    # is written twice.
+    words = f"{_served(spec, tftp)}{_reach(spec, forwarder)}"
+    if spec.dhcp in {"silent", "late"}:
+        # The card is at a hub, and its link up whatever the network behind the hub does.
+        yield f"user,id={UPLINK}{words}"
+        yield f"hubport,id=hub0,hubid={_DHCP_HUB},netdev={UPLINK}"
+        yield f"hubport,id=net0,hubid={_DHCP_HUB}"
+    else:
+        yield f"user,id=net0{words}"
 
 
 def _served(spec: MachineSpec, tftp: Path | None) -> str:
