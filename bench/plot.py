@@ -36,7 +36,7 @@ class Limit:
 LIMITS = {
     "restore_speedup_tiny": Limit(20, at_least=True),
     "restore_speedup_debian": Limit(20, at_least=True),
-    "isolated_suite_speedup": Limit(40, at_least=True),
+    "isolated_suite_speedup": Limit(8, at_least=True),
     "parallel_efficiency_2": Limit(0.8, at_least=True),
     "firmware_shortcut_ratio": Limit(1.3, at_least=False),
     "cold_boot_overhead": Limit(1.05, at_least=False),
