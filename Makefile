@@ -20,6 +20,7 @@ headers := build/kernel/headers/build
 second := build/kernel/cloud.deb
 arm64 := build/kernel/arm64.deb
 arm64_older := build/kernel/arm64-6.1.deb
+kunit := build/kernel/kunit
 ipxe_disk := build/ipxe/ipxe-disk.tar
 trixie_ipxe := build/ipxe/trixie/ipxe.efi
 # What shares a machine stays together, in the order of tests/schedule.py.
@@ -29,7 +30,7 @@ sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py .ci/fetch_foreig
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel ipxe-disk ipxe-disk-arm64 demo test test-kubevirt test-hosts check format bench bench-docs \
+.PHONY: help setup kernel kunit-kernel ipxe-disk ipxe-disk-arm64 demo test test-kubevirt test-hosts check format bench bench-docs \
 	soak build clean
 
 help: ## show this help
@@ -67,6 +68,12 @@ $(arm64): .ci/fetch_foreign.py | $(ready)
 
 $(arm64_older): .ci/fetch_foreign.py | $(ready)
 	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm:linux-image-arm64 $@
+
+kunit-kernel: $(kunit) ## build a small kernel with KUnit, and kselftests for it, once
+
+# Not for `make test`: building it takes minutes.
+$(kunit): | $(ready)
+	@nice .ci/build-kunit-kernel $@
 
 # Only of Debian's kernel: the module that the tests crash it with is built for no other.
 $(headers): build/kernel/debian.deb .ci/fetch-headers
@@ -131,7 +138,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) $(trixie_ipxe) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) $(trixie_ipxe) $(kunit) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
@@ -148,6 +155,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	$(bin)/python -m tests.soak_cluster
 	$(bin)/python -m tests.soak_disks $(KERNEL)
 	$(bin)/python -m tests.soak_systems $(KERNEL)
+	$(bin)/python -m tests.soak_kunit $(kunit)
 
 build: $(ready) ## build the wheel and the source archive into build/dist
 	$(bin)/python -m build --no-isolation --outdir build/dist

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import textwrap
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -451,3 +452,35 @@ def test_junit_survives_what_xml_cannot_have() -> None:
     cases = read("TAP version 13\n1..1\n# \x01<b>&\nnot ok 1 a\x02]]>\n")
     root = ET.fromstring(junit.document(cases, name="x"))  # noqa: S314  our own
     assert root.find("testsuite/testcase").attrib["name"] == "a#x02]]>"  # type: ignore[union-attr]
+
+
+def test_cases_that_a_program_has_only_counted_are_as_it_counts_them() -> None:
+    begun = "TAP version 13\n1..1\n# selftests: kcmp: kcmp_test\n# TAP version 13\n# 1..3\n"
+    counted = "# # Totals: pass:2 fail:0 xfail:0 xpass:0 skip:1 error:0\n"
+    ended = "ok 1 selftests: kcmp: kcmp_test\n"
+    assert [case.status for case in read(begun + counted + ended) if not case.suite] == [
+        *(PASSED, PASSED, SKIPPED)
+    ]
+    assert count(read(begun + ended))[Status.NOT_RUN] == 3
+
+
+# ------------------------------------------------- what a kernel that make kunit-kernel built said
+
+BOOTED = (Path(__file__).parent / "data" / "ktap" / "kunit-6.1.192.log").read_bytes()
+
+
+def test_the_counts_of_a_real_boot_are_those_of_the_kernels_own_kunit_py() -> None:
+    """kunit.py parse: "Ran 180 tests: passed: 175, skipped: 5"."""
+    cases = read_log(BOOTED)[0]
+    counts = count(cases)
+    assert (counts[PASSED], counts[SKIPPED]) == (175, 5)
+    assert sum(counts.values()) == 180
+    assert passed(cases)
+
+
+def test_a_real_boot_cut_anywhere_keeps_what_it_had_told() -> None:
+    whole = {case.full_name: case.status for case in read_log(BOOTED)[0]}
+    for end in range(0, len(BOOTED), 97):
+        for case in read_log(BOOTED[:end])[0]:
+            if case.status is not Status.NOT_RUN:
+                assert whole[case.full_name] is case.status

@@ -45,6 +45,17 @@ _STARTED = re.compile(
 _PROGRAM = re.compile(r"# (selftests: .+: \S+)$")
 
 
+_TOTALS = re.compile(
+    r"# Totals: pass:(\d+) fail:(\d+) xfail:(\d+) xpass:(\d+) skip:(\d+) error:(\d+)$"
+)
+_COUNTED = (
+    *(Status.PASSED, Status.FAILED, Status.EXPECTED_FAILURE),
+    *(Status.PASSED, Status.SKIPPED, Status.FAILED),
+)
+#: More are a number that was damaged.
+_MOST_COUNTED = 10_000
+
+
 class Result(NamedTuple):
     """A result line."""
 
@@ -150,6 +161,15 @@ def skip_reason(plan: Plan) -> str:
     """Why a plan of no cases says that all is skipped; empty if it does not."""
     match = _DIRECTIVE.match(plan.comment.strip())
     return (match[2].strip() or "skipped") if match and plan.number == 0 else ""
+
+
+def totals(text: str) -> list[Status]:
+    """What the last line of a program of kselftest counts (kselftest.h); nothing in other lines."""
+    match = _TOTALS.search(text)
+    if match is None:
+        return []
+    counts = zip(_COUNTED, map(int, match.groups()), strict=True)
+    return [status for status, count in counts for _ in range(min(count, _MOST_COUNTED))]
 
 
 def is_diagnostic(text: str) -> bool:

@@ -296,6 +296,11 @@ class Track:
     def _end_cases(self, level: Level, reason: str, *, is_cut: bool = False) -> None:
         """What was planned in the innermost suite and has no result."""
         running = bool(self._reports) or is_cut
+        for status in self._only_counted(level):
+            number = level.next_number()
+            level.add(number)
+            told = "the program has only counted it"
+            self._emit({"status": status, "name": "", "number": number, "reason": told})
         for _ in range(level.missing):
             number = level.next_number()
             level.add(number)
@@ -308,6 +313,12 @@ class Track:
                 self._emit(
                     {"status": Status.NOT_RUN, "name": "", "number": number, "reason": reason}
                 )
+
+    def _only_counted(self, level: Level) -> list[Status]:
+        """Cases of a suite that printed its totals, and no results (kselftest's kcmp_test)."""
+        totals = filter(None, map(ktap_lines.totals, reversed(self._lines)))
+        told = next(totals, []) if level.missing == level.plan else []
+        return told if len(told) == level.plan else []
 
     def _cut(self, reason: str) -> Outcome:
         """How a case ended that ran when all ended."""
