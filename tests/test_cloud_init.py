@@ -36,14 +36,16 @@ def test_its_data_is_on_the_boot_server_and_its_url_on_the_command_line(tmp_path
     answers: Script = {WAIT: (0, ""), LONG: (0, "status: done\n")}
     with machine_with(tmp_path, answers) as machine:
         (parameter,) = [word for word in machine.command_line.split() if word.startswith("ds=")]
-        assert parameter == f"ds=nocloud;s={machine.server.url('scripts/m1/cloud-init')}/"
+        assert (
+            parameter == f"ds=nocloud;dsmode=net;s={machine.server.url('scripts/m1/cloud-init')}/"
+        )
         assert parameter in machine.guest.succeed("cat /proc/cmdline")
         server = machine.server
         for name in ("user-data", "meta-data", "vendor-data"):
             written[name] = server._texts[server.url(f"scripts/m1/cloud-init/{name}")]  # type: ignore[attr-defined]
     assert written["user-data"] == USER_DATA
     assert json.loads(written["meta-data"])["local-hostname"] == "m1"
-    assert written["vendor-data"] == ""
+    assert written["vendor-data"].startswith("#cloud-config\n")
 
 
 @pytest.mark.parametrize(

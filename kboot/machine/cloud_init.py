@@ -1,7 +1,8 @@
 """cloud-init in the guest: its data on the boot server, and waiting until it has finished.
 
-The data source is NoCloud, by a URL on the kernel's command line (``ds=nocloud;s=URL``): the same
-on every backend, without a disk. See the data source's page in cloud-init's documentation.
+The data source is NoCloud, by a URL on the kernel's command line
+(``ds=nocloud;dsmode=net;s=URL``): the same on every backend, without a disk. See the data source's
+page in cloud-init's documentation.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def read_user_data(path: Path) -> str:
 
 def parameter(server: BootServer, machine_name: str) -> str:
     """The kernel parameter that leads cloud-init to its data."""
-    return f"ds=nocloud;s={server.url(f'scripts/{_directory(machine_name)}')}/"
+    # Without dsmode, 22.4 (Debian 12) finds the URL and takes nothing from there: it waits for a
+    # local source.
+    return f"ds=nocloud;dsmode=net;s={server.url(f'scripts/{_directory(machine_name)}')}/"
 
 
 def publish(server: BootServer, machine_name: str, user_data: str) -> None:
@@ -53,7 +56,9 @@ def publish(server: BootServer, machine_name: str, user_data: str) -> None:
     files = {
         "user-data": user_data,
         "meta-data": json.dumps(_meta_data(machine_name, user_data)),
-        "vendor-data": "",
+        # cloud-init would switch to en_US.UTF-8, which a minimal Debian does not have; what the
+        # user's data says comes first.
+        "vendor-data": "#cloud-config\nlocale: false\n",
     }
     for name, text in files.items():
         server.write(f"{_directory(machine_name)}/{name}", text)
