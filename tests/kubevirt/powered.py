@@ -31,7 +31,7 @@ def guest_of(cluster: Cluster) -> TalkingGuest:
     return guest
 
 
-def read_until(stream: Stream, text: bytes, *, seconds: float = 10) -> bytes:
+def read_until(stream: Stream, text: bytes, *, seconds: float = 60) -> bytes:
     heard, deadline = b"", Deadline(seconds)
     while text not in heard:
         data = stream.recv(65536)

@@ -95,7 +95,7 @@ def stolen(cluster: Cluster) -> Iterator[None]:
 
 def read_until_it_fails(stream: Stream) -> None:
     with pytest.raises(ConnectionError, match="another session takes the machine's console"):
-        read_until(stream, b"never said", seconds=30)
+        read_until(stream, b"never said", seconds=120)
 
 
 def test_a_fight_for_the_console_is_told_as_such(

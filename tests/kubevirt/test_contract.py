@@ -25,7 +25,7 @@ from kboot.kubevirt.api import (
     open_websocket,
 )
 from kboot.kubevirt.api.client import SERVICES, VM_ACTIONS, VMI_ACTIONS
-from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.cluster import Cluster, machines, running_cluster
 from tests.kubevirt.recordings import RECORDINGS, calls, needs_recordings, rows, watched
 from tests.kubevirt.talking import talking
 
@@ -160,6 +160,13 @@ def test_a_second_start_is_answered_as_recorded(client: Client) -> None:
     assert ask(client, "start") == (409, words)
 
 
+@pytest.fixture
+def slow_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that take their time, for who looks at what comes before they run."""
+    monkeypatch.setattr(machines, "SPEED", 0.5)
+
+
+@pytest.mark.usefixtures("slow_start")
 def test_a_console_before_the_machine_runs_is_refused_as_recorded(client: Client) -> None:
     create(client)
     ask(client, "start")
@@ -202,6 +209,7 @@ def test_reset_pause_and_unpause_are_answered_as_recorded(client: Client) -> Non
         assert calls("lifecycle-bios", "PUT", f"/m2/{action}")[0]["status"] == 200
 
 
+@pytest.mark.usefixtures("slow_start")
 def test_actions_refuse_who_takes_nothing_but_json_as_recorded(client: Client) -> None:
     with (RECORDINGS / "accept-406.jsonl").open(encoding="utf-8") as file:
         recording = [json.loads(line) for line in file]
