@@ -6,15 +6,14 @@ until a test asks for a kboot fixture.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from kboot.config import SETTINGS, read_cpus
-from kboot.errors import ConfigError, GuestError, KbootError
+from kboot.errors import ConfigError, KbootError
 from kboot.plugin import (
     hookspecs,
     kselftest,
@@ -24,6 +23,22 @@ from kboot.plugin import (
     signals,
     subtests,
     workers,
+)
+
+# pytest finds the fixtures here.
+from kboot.plugin.fixtures import (  # noqa: F401
+    HANDOVER,
+    SESSION,
+    boot_server,
+    fleet,
+    guest,
+    handovers_of,
+    ipxe,
+    kboot_session,
+    kernel,
+    kunit,
+    machine,
+    user_of,
 )
 from kboot.plugin.options import (
     ALLOW_MARKER,
@@ -39,7 +54,6 @@ from kboot.plugin.options import (
     read_config,
 )
 from kboot.plugin.reporting import (
-    Handover,
     allowed_lines,
     correct_junit,
     hide_our_frames,
@@ -50,26 +64,6 @@ from kboot.plugin.reporting import (
     sections,
     verdict_of,
 )
-
-if TYPE_CHECKING:
-    from kboot.backend import BootServer
-    from kboot.fleet import Fleet
-    from kboot.guest import Guest
-    from kboot.isolation import User
-    from kboot.kernel import Kernel
-    from kboot.machine import Machine
-    from kboot.machine.ipxe_machine import IpxeMachine
-    from kboot.machine.kunit import KUnit
-    from kboot.session import Session
-
-#: The machine of a test, from when it got it.
-_HANDOVER = pytest.StashKey[Handover]()
-
-#: The machines of a test's fleet, in the order in which they came.
-_FLEET = pytest.StashKey[list[Handover]]()
-
-#: The run's session, while there is one.
-_SESSION = pytest.StashKey["Session"]()
 
 #: The test after this one, None for the last one.
 _NEXT = pytest.StashKey[pytest.Item | None]()
@@ -215,152 +209,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
 
 
-# ------------------------------------------------------------------------------------ fixtures
-
-
-@pytest.fixture(scope="session")
-def kboot_session(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Session]:
-    """What the run shares: backend, boot server, and the machine that is on."""
-    from kboot.session import open_session  # noqa: PLC0415
-
-    chosen: matrix.Combination | None = getattr(request, "param", None)
-    config = read_config(request.config, chosen.settings if chosen else None)
-    evidence = config.evidence or tmp_path_factory.mktemp("kboot-evidence", numbered=True)
-    worker = workers.worker_id(request.config)
-    if config.evidence and worker:
-        evidence /= worker
-    prefix = f"{worker or 'm'}-"
-    if chosen:
-        # The next one may share directory and boot server.
-        evidence /= chosen.name
-        prefix += f"{matrix.combinations(request.config).index(chosen)}-"
-    shared_server = workers.shared_server_of(request.config)
-    if shared_server:
-        workers.sign_in(shared_server, worker)
-    with (
-        signals.unwinding(request.config.stash) as unwinding,
-        open_session(
-            config,
-            evidence=evidence,
-            prefix=prefix,
-            shared_server=shared_server,
-            workers=workers.count(request.config),
-        ) as session,
-    ):
-        request.config.stash[_SESSION] = session
-        yield session
-        del request.config.stash[_SESSION]
-        unwinding.hold()
-
-
-@pytest.fixture(scope="session")
-def kernel(kboot_session: Session) -> Kernel:
-    """The kernel under test."""
-    return kboot_session.kernel
-
-
-@pytest.fixture(scope="session")
-def boot_server(kboot_session: Session) -> BootServer:
-    """The boot server that the machines of this run load from."""
-    return kboot_session.server
-
-
-@pytest.fixture
-def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
-    """A machine on which the kernel under test is up and ready.
-
-    The setting ``isolation`` says whether other tests have had it before. The marker ``kboot``
-    chooses the machine, and ``fresh=True`` demands one that was booted for this very test.
-    """
-    config, fresh = config_for(request.node)
-    if retry.is_repeated(request.node):
-        # What has failed on a machine has left its traces there.
-        kboot_session.power_off()
-
-    def remember(machine: Machine) -> None:
-        # Also one that fails to come up: the report of the test shows its console.
-        request.node.stash[_HANDOVER] = Handover(machine)
-        machine.report_filter.allowances = allowances(request.node)
-
-    _tell_hook_of_evidence(kboot_session, request.config)
-    machine = kboot_session.machine(
-        kboot_session.settings(config),
-        name=request.node.name,
-        fresh=fresh,
-        isolation=config.isolation,
-        user=_user(request.node),
-        on_machine=remember,
-    )
-    request.node.ihook.pytest_kboot_machine_ready(item=request.node, machine=machine)
-    return machine
-
-
-def _tell_hook_of_evidence(session: Session, config: pytest.Config) -> None:
-    session.on_evidence = lambda directory: config.hook.pytest_kboot_evidence_written(
-        config=config, directory=directory
-    )
-
-
-def _user(item: pytest.Item) -> User:
-    from kboot.isolation import User  # noqa: PLC0415
-
-    return User(test=item.nodeid, module=item.nodeid.partition("::")[0])
-
-
-@pytest.fixture
-def guest(machine: Machine) -> Guest:
-    """The booted system, logged in."""
-    return machine.guest
-
-
-@pytest.fixture
-def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fleet]:
-    """Machines with roles on one network, for this test alone: see the marker ``kboot_fleet``."""
-    from kboot.fleet import open_fleet  # noqa: PLC0415
-
-    item = request.node
-    roles, configs = fleet_for(item)
-    handovers = item.stash[_FLEET] = []
-
-    def remember(machine: Machine) -> None:
-        machine.report_filter.allowances = allowances(item)
-        handovers.append(Handover(machine))
-
-    _tell_hook_of_evidence(kboot_session, request.config)
-    if "machine" not in request.fixturenames:
-        # It may take the memory that these need.
-        kboot_session.power_off()
-    with open_fleet(kboot_session, roles, configs, on_machine=remember) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def kunit(request: pytest.FixtureRequest) -> KUnit:
-    """KUnit in the kernel of the test's machine.
-
-    Where that crashes when it boots, the cases of suites that are built in are reported as well.
-    """
-    from kboot.machine.kunit import KUnit, read_boot  # noqa: PLC0415
-
-    try:
-        machine: Machine = request.getfixturevalue("machine")
-    except GuestError:
-        if handover := request.node.stash.get(_HANDOVER, None):
-            read_boot(handover.machine)
-        raise
-    return KUnit(machine)
-
-
-@pytest.fixture
-def ipxe(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[IpxeMachine]:
-    """A machine at iPXE's prompt, its network up, for this test alone."""
-    config, _ = config_for(request.node)
-    with kboot_session.ipxe(config, name=request.node.name) as machine:
-        yield machine
-
-
 # --------------------------------------------------------------------------------- judgement
 
 
@@ -380,9 +228,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Tell the hooks what the kernel reported in a boot that failed."""
-    if _HANDOVER in item.stash:
+    if HANDOVER in item.stash:
         # Of an earlier run of the same test.
-        del item.stash[_HANDOVER]
+        del item.stash[HANDOVER]
     try:
         return (yield)
     except BaseException:
@@ -393,7 +241,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
 
 def _prepare_next(item: pytest.Item) -> None:
     """Have the next test's machine restored while this one runs."""
-    session = item.config.stash.get(_SESSION, None)
+    session = item.config.stash.get(SESSION, None)
     following = item.stash.get(_NEXT, None)
     if session is None or following is None:
         return
@@ -406,7 +254,7 @@ def _prepare_next(item: pytest.Item) -> None:
         config, fresh = config_for(following)
         if not fresh:
             settings = session.settings(config)
-            session.prepare(settings, user=_user(following), isolation=config.isolation)
+            session.prepare(settings, user=user_of(following), isolation=config.isolation)
     except KbootError:
         # It is the next test's, which will raise it.
         return
@@ -418,7 +266,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     _prepare_next(item)
     try:
         result = yield
-        for handover in _handovers(item):
+        for handover in handovers_of(item):
             handover.machine.check_reports()
             for suite in handover.suites:
                 suite.check()
@@ -429,7 +277,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def _tell_of_cases(item: pytest.Item) -> None:
-    for handover in _handovers(item):
+    for handover in handovers_of(item):
         for report in subtests.reports_of(item, handover.suites, handover.machine.tolerates):
             if not retry.hold(item, report):
                 item.ihook.pytest_runtest_logreport(report=report)
@@ -443,18 +291,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     try:
         return (yield)
     finally:
-        if session := item.config.stash.get(_SESSION, None):
+        if session := item.config.stash.get(SESSION, None):
             session.clear_faults()
 
 
-def _handovers(item: pytest.Item) -> list[Handover]:
-    """The machines that a test has got."""
-    alone = item.stash.get(_HANDOVER, None)
-    return [*([alone] if alone else []), *item.stash.get(_FLEET, [])]
-
-
 def _tell_of_crashes(item: pytest.Item) -> None:
-    for handover in _handovers(item):
+    for handover in handovers_of(item):
         for report in new_reports(handover):
             item.ihook.pytest_kboot_crash_seen(item=item, machine=handover.machine, report=report)
 
@@ -468,7 +310,7 @@ def pytest_runtest_makereport(
     shown = True
     if isinstance(error, KbootError) and not item.config.getoption("fulltrace"):
         shown = hide_our_frames(error)
-    handovers = _handovers(item)
+    handovers = handovers_of(item)
     if call.when == "call":
         for machine in (each.machine for each in handovers):
             # A test that failed by itself does not leave its reports to the next one.
