@@ -6,6 +6,7 @@ pytest's (``--kboot-memory``, and ``--kernel``), the variables (``KBOOT_MEMORY``
 documentation are all made from `SETTINGS`.
 """
 
+from kboot.config.cluster import ClusterConfig
 from kboot.config.cpus import cpu_nodes, memory_nodes, read_cpus
 from kboot.config.disks import read_disks
 from kboot.config.parse import working_directory
@@ -16,7 +17,6 @@ from kboot.config.values import (
     OF_RESULTS,
     Accelerator,
     Channel,
-    ClusterConfig,
     Config,
     FirmwareChoice,
     Isolation,

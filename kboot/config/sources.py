@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kboot.config import parse
-from kboot.config.values import ClusterConfig, Config
+from kboot.config.cluster import ClusterConfig
+from kboot.config.values import Config
 from kboot.errors import ConfigError
 
 
