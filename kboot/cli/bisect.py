@@ -13,7 +13,7 @@ import click
 
 from kboot.cli.options import config_options, json_option, load_config
 from kboot.cli.output import print_json
-from kboot.config import OF_RESULTS, SETTINGS, working_directory
+from kboot.config import OF_TEST_RUNS, SETTINGS, working_directory
 from kboot.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kboot.bisect.search import Found, Progress, Trial
 
 #: The kernels are what is searched; the others are about tests that share machines.
-_OTHERS = {"kernel", "isolation", "snapshot_cache", "evidence", "firmware_start"} | OF_RESULTS
+_OTHERS = {"kernel", "isolation", "snapshot_cache", "evidence", "firmware_start"} | OF_TEST_RUNS
 _NAMES = tuple(setting.name for setting in SETTINGS if setting.name not in _OTHERS)
 #: Where compilers' names lead to ccache.
 _CCACHE = (Path("/usr/lib/ccache"), Path("/usr/lib64/ccache"))

@@ -11,7 +11,7 @@ import click
 
 from kboot.cli.options import config_options, load_config
 from kboot.cli.output import say_phase
-from kboot.config import OF_RESULTS, SETTINGS
+from kboot.config import OF_TEST_RUNS, SETTINGS
 from kboot.errors import ConfigError, KbootError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kboot.machine import Machine, Milestone
 
 #: The kernel is an argument; the others are about tests that share machines.
-_NOT_FOR_A_BOOT = {"kernel", "warnings", "isolation", "snapshot_cache"} | OF_RESULTS
+_NOT_FOR_A_BOOT = {"kernel", "warnings", "isolation", "snapshot_cache"} | OF_TEST_RUNS
 
 
 @click.command(

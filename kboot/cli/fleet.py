@@ -10,11 +10,11 @@ import click
 
 from kboot.cli.options import NeedsCommand, config_options, json_option, words_behind_dashes
 from kboot.cli.output import print_json, print_table
-from kboot.config import SETTINGS
+from kboot.config import OF_TEST_RUNS, SETTINGS
 from kboot.errors import ConfigError, GuestError
 
 #: The settings of tests, and of machines that outlive kboot.
-_OTHERS = {"warnings", "isolation", "standby"}
+_OTHERS = {"warnings", "isolation"} | OF_TEST_RUNS
 
 _name = click.argument("name")
 

@@ -17,7 +17,7 @@ from kboot.cli.options import (
     resolve_name,
 )
 from kboot.cli.output import print_json, print_table, say_state, show_event
-from kboot.config import OF_RESULTS, SETTINGS
+from kboot.config import OF_TEST_RUNS, SETTINGS
 from kboot.errors import ConfigError
 from kboot.log import age
 
@@ -25,7 +25,7 @@ from kboot.log import age
 _DEFAULT_NAME = "default"
 
 #: The settings of tests.
-_OTHERS = {"warnings", "isolation", "snapshot_cache"} | OF_RESULTS
+_OTHERS = {"warnings", "isolation", "snapshot_cache"} | OF_TEST_RUNS
 
 
 @click.command(

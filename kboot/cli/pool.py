@@ -12,12 +12,12 @@ import click
 
 from kboot.cli.options import NeedsCommand, config_options, json_option, words_behind_dashes
 from kboot.cli.output import print_json, print_table
-from kboot.config import SETTINGS
+from kboot.config import OF_TEST_RUNS, SETTINGS
 from kboot.config.parse import seconds
 from kboot.errors import ConfigError
 from kboot.log import age
 
-_OTHERS = {"warnings", "isolation", "standby"}
+_OTHERS = {"warnings", "isolation"} | OF_TEST_RUNS
 
 #: In the environment of a command that has a machine of a pool.
 _POOL, _LEASE = "KBOOT_POOL", "KBOOT_LEASE"

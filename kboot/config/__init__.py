@@ -14,7 +14,7 @@ from kboot.config.shares import read_shares
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
 from kboot.config.values import (
     BACKENDS,
-    OF_RESULTS,
+    OF_TEST_RUNS,
     Accelerator,
     Channel,
     Config,
@@ -26,7 +26,7 @@ from kboot.config.values import (
 
 __all__ = [
     "BACKENDS",
-    "OF_RESULTS",
+    "OF_TEST_RUNS",
     "RESERVED_VARIABLES",
     "SETTINGS",
     "Accelerator",

@@ -22,11 +22,12 @@ Channel = Literal["auto", "console", "ssh"]
 Annotations = Literal["auto", "github", "none"]
 Submit = Literal["no", "yes"]
 
-#: Settings that are about what becomes of a test run's results.
-OF_RESULTS = frozenset(
+#: Settings of a test run: which tests, when they run again, what becomes of their results.
+OF_TEST_RUNS = frozenset(
     {
         *("report", "summary", "annotations", "kcidb", "kcidb_origin", "kcidb_build"),
         *("kcidb_repository", "kcidb_commit", "kcidb_submit"),
+        *("retry", "standby", "kselftest", "kselftest_skip", "kselftest_expected"),
     }
 )
 
