@@ -16,6 +16,7 @@ WORKERS ?= $(shell echo $$((2 * $$(nproc) < 16 ? 2 * $$(nproc) : 16)))
 venv := .venv
 bin := $(venv)/bin
 ready := $(venv)/.ready
+runtime := $(venv)/.runtime
 headers := build/kernel/headers/build
 second := build/kernel/cloud.deb
 arm64 := build/kernel/arm64.deb
@@ -44,18 +45,24 @@ help: ## show this help
 
 setup: $(ready) ## install Debian packages and a Python environment in .venv
 
-$(ready): pyproject.toml .ci/install-packages
-	@.ci/install-packages
+# What kboot needs to boot kernels, and nothing of what its tests need.
+$(runtime): pyproject.toml .ci/install-packages
+	@.ci/install-packages runtime
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'setup: kboot needs Python 3.11 or newer; say PYTHON=PATH' >&2; exit 1; }
 	@test -x $(bin)/python || $(PYTHON) -m venv $(venv)
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check --retries 5 -e .
+	@touch $@
+
+$(ready): $(runtime)
+	@.ci/install-packages
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --retries 5 -e '.[dev]'
 	@touch $@
 
 kernel: $(KERNEL) $(headers) ## fetch a real Debian kernel package and its headers, once
 
 # Only this one: a mistyped KERNEL=PATH must not be fetched as if it were the user's kernel.
-build/kernel/debian.deb: | $(ready)
+build/kernel/debian.deb: | $(runtime)
 	@.ci/fetch-kernel $@
 
 # Another kernel, for machines that change theirs.
@@ -104,7 +111,7 @@ $(trixie_ipxe): .ci/fetch-ipxe | $(ready)
 $(ipxe_disk): $(IPXE) .ci/build_ipxe_disk.py | $(ready)
 	@$(bin)/python .ci/build_ipxe_disk.py $(IPXE) $(@D)
 
-demo: $(ready) $(KERNEL) ## boot a real kernel and run the acceptance suite on it
+demo: $(runtime) $(KERNEL) ## boot a real kernel and run the acceptance suite on it
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
 

@@ -63,8 +63,9 @@ _MADE_UP = {"qemu-of-tomorrow"}
 
 
 def installed() -> set[str]:
-    (listed,) = re.findall(r"^packages=\(([^)]*)\)", SCRIPT.read_text(), re.MULTILINE)
-    return set(listed.split())
+    listed = re.findall(r"^(?:runtime|tests)=\(([^)]*)\)", SCRIPT.read_text(), re.MULTILINE)
+    assert len(listed) == 2
+    return set(" ".join(listed).split())
 
 
 def programs_in(source: str) -> set[str]:
