@@ -79,7 +79,10 @@ def keep_file(directory: Path, name: str, chunks: Iterable[bytes]) -> Path:
                 digest.update(chunk)
                 file.write(chunk)
         stem, dot, suffix = name.partition(".")
-        return partial.rename(directory / f"{stem}-{digest.hexdigest()[:32]}{dot}{suffix}")
+        target = directory / f"{stem}-{digest.hexdigest()[:32]}{dot}{suffix}"
+        # Who reads it now may look at whether it is still the same file.
+        is_there = target.is_file() and target.stat().st_size == partial.stat().st_size
+        return target if is_there else partial.rename(target)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kboot.cache import keep_directory, keep_file
+from kboot.cache import FileStamp, keep_directory, keep_file
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import read_kernel
 from kboot.kernel.package import AR_MAGIC, ArMember, ar_members
@@ -311,3 +311,14 @@ def test_a_broken_package_gives_a_kernel_or_a_complaint(
         assert read_kernel(path).release
     except ConfigError:
         return
+
+
+def test_what_is_kept_already_stays_the_same_file(tmp_path: Path) -> None:
+    kept = keep_file(tmp_path, "tiny.cpio.gz", [b"one", b"two"])
+    stamp = FileStamp.of(kept)
+    assert keep_file(tmp_path, "tiny.cpio.gz", [b"onetwo"]) == kept
+    # Who sends it to a server at this moment sees that it is the same.
+    assert FileStamp.of(kept) == stamp
+    # As a host that lost its power may leave it.
+    kept.write_bytes(b"one")
+    assert keep_file(tmp_path, "tiny.cpio.gz", [b"onetwo"]).read_bytes() == b"onetwo"
