@@ -324,6 +324,9 @@ class LocalVirtualMachine(VirtualMachine, Protocol):
     def starved_s(self) -> float:
         """For how many seconds, since it was started, it had work to do and no processor for it."""
 
+    def overload_fault(self) -> str | None:
+        """None if it has had a processor for most of its work, or else why it had none."""
+
 
 @runtime_checkable
 class RecreatableServer(BootServer, Protocol):

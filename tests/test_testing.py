@@ -211,10 +211,11 @@ def test_a_phase_has_its_time_whatever_else_the_host_does(
     overloaded = "this host is overloaded"
     monkeypatch.setattr(
         FakeVirtualMachine,
-        "speed_fault",
-        lambda _: overloaded if is_starved else None,
+        "overload_fault",
+        lambda _: overloaded,
         raising=False,
     )
+    monkeypatch.setattr(FakeVirtualMachine, "speed_fault", lambda _: None, raising=False)
     # Either always, from its first moment on, or never.
     starved_s = time.monotonic if is_starved else float
     monkeypatch.setattr(FakeVirtualMachine, "starved_s", lambda _: starved_s(), raising=False)

@@ -169,14 +169,20 @@ class Machine:
         `InfraError` if the host is at fault, `GuestError` if the guest is, as soon as that can be
         known.
         """
+        deadline = self._deadline(timeout)
         try:
-            self._wait_until_ready(self._deadline(timeout))
+            self._wait_until_ready(deadline)
         except GuestTimeout as error:
-            vm = self.vm
-            speed_fault = vm.speed_fault() if isinstance(vm, LocalVirtualMachine) else None
-            raise faults.unless_slow(error, speed_fault) from error
-
+            raise faults.unless_slow(error, self._speed_fault(deadline)) from error
         self.on_ready()
+
+    def _speed_fault(self, deadline: Deadline) -> str | None:
+        """Why the machine, and not the guest, may have been too slow; None if it was not."""
+        if not isinstance(self.vm, LocalVirtualMachine):
+            return None
+        # What a phase may take is counted without the time that the host was busy elsewhere.
+        overload_fault = self.vm.overload_fault() if deadline.expired else None
+        return self.vm.speed_fault() or overload_fault
 
     def _wait_until_ready(self, deadline: Deadline) -> None:
         self.follower.follow(deadline, lambda: self.boot.ready)

@@ -183,21 +183,21 @@ class QemuVirtualMachine:
                 f"its {cpus} processors are emulated by {ours} of this host, which may be too "
                 f"slow: choose cpus = {_EMULATED_PER_CPU * ours} or less"
             )
-        ran_s, waited_s = self._busiest_thread()
-        if waited_s > ran_s:
-            return (
-                f"this host is overloaded: QEMU ran for {ran_s:.0f} s and waited {waited_s:.0f} s "
-                "for a processor; run fewer machines at once"
-            )
         return None
 
     def starved_s(self) -> float:
         """For how many seconds, since it was started, it had work to do and no processor for it."""
-        return self._busiest_thread()[1]
+        return self._process.busiest_thread()[1]
 
-    def _busiest_thread(self) -> tuple[float, float]:
-        # Before it is powered on, there is none.
-        return self._process.busiest_thread() if "_process" in vars(self) else (0, 0)
+    def overload_fault(self) -> str | None:
+        """None if it has had a processor for most of its work, or else why it had none."""
+        ran_s, waited_s = self._process.busiest_thread()
+        if waited_s <= ran_s:
+            return None
+        return (
+            f"this host is overloaded: QEMU ran for {ran_s:.0f} s and waited {waited_s:.0f} s for "
+            "a processor; run fewer machines at once"
+        )
 
     def set_link(self, *, up: bool) -> None:
         """Plug in or pull the network cable."""
