@@ -99,18 +99,18 @@ def wilson(failures: int, boots: int) -> tuple[float, float]:
 
 def summarise(outcomes: Sequence[Outcome]) -> Summary:
     """All of it."""
-    telling = [each for each in outcomes if not each.infra]
-    failed = [each for each in telling if each.failure is not None]
-    low, high = wilson(len(failed), len(telling))
+    counted = [each for each in outcomes if not each.infra]
+    failed = [each for each in counted if each.failure is not None]
+    low, high = wilson(len(failed), len(counted))
     return Summary(
-        boots=len(telling),
+        boots=len(counted),
         failures=len(failed),
-        rate=len(failed) / len(telling) if telling else 0.0,
+        rate=len(failed) / len(counted) if counted else 0.0,
         low=low,
         high=high,
-        infra=len(outcomes) - len(telling),
+        infra=len(outcomes) - len(counted),
         clusters=_clusters([each for each in outcomes if each.failure is not None]),
-        spreads=_spreads(telling),
+        spreads=_spreads(counted),
     )
 
 
@@ -137,7 +137,7 @@ def _spread(phase: str, times_s: Mapping[int, float]) -> Spread:
     ordered = sorted(times_s.values())
     median = statistics.median(ordered)
     deviation = _SCALE * statistics.median(abs(time - median) for time in ordered)
-    # Times that hardly differ at all have no outliers worth telling.
+    # Times that hardly differ at all have no outliers worth reporting.
     tolerance = max(_OUTLYING * deviation, 0.1 * median, 0.1)
     return Spread(
         phase=phase,

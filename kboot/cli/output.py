@@ -111,7 +111,7 @@ def transfers(*, quiet: bool, least_size: int = _WORTH_TELLING) -> Iterator[OnEv
             tasks: dict[tuple[str, str], Any] = {}
 
             def show(event: dict[str, Any]) -> None:
-                if not _is_worth_telling(event, least_size):
+                if not _is_shown(event, least_size):
                     return
                 key = (event["file"], event["step"])
                 if key not in tasks:
@@ -123,7 +123,7 @@ def transfers(*, quiet: bool, least_size: int = _WORTH_TELLING) -> Iterator[OnEv
         yield _Lines(least_size).show
 
 
-def _is_worth_telling(event: dict[str, Any], least_size: int) -> bool:
+def _is_shown(event: dict[str, Any], least_size: int) -> bool:
     return event["event"] == "progress" and int(event["size"]) >= least_size
 
 
@@ -138,7 +138,7 @@ class _Lines:
 
     def show(self, event: dict[str, Any]) -> None:
         """One event."""
-        if not _is_worth_telling(event, self._least_size):
+        if not _is_shown(event, self._least_size):
             return
         now = time.monotonic()
         key, done, size = (event["file"], event["step"]), event["done"], event["size"]

@@ -119,7 +119,7 @@ class FileStore:
         `stamp` is what the file has; `ConfigError` if it is changed before all of it is sent.
         """
         size = stamp.size
-        with step(f"push {artifact.name} ({size / 1e6:.1f} MB)"), _telling_own_faults():
+        with step(f"push {artifact.name} ({size / 1e6:.1f} MB)"), _own_faults():
             digest = hashlib.sha256()
             for piece in _pieces(artifact, size, "read", on_progress):
                 digest.update(piece)
@@ -154,7 +154,7 @@ class FileStore:
             pieces = _pieces(file, stamp.size, "send", ignore_progress)
             return _as_long_as(stamp, file, pieces)
 
-        with step(f"publish {file.name}"), _telling_own_faults():
+        with step(f"publish {file.name}"), _own_faults():
             self._send("PUT", path, Deadline(_PUT_LIMIT_S), body=body, length=stamp.size)
 
     def remove_at(self, path: str) -> None:
@@ -285,7 +285,7 @@ class _OwnFault(Exception):
 
 
 @contextlib.contextmanager
-def _telling_own_faults() -> Iterator[None]:
+def _own_faults() -> Iterator[None]:
     try:
         yield
     except _OwnFault as fault:

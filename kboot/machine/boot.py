@@ -161,7 +161,7 @@ class Boot:
 
     @property
     def doubt(self) -> str | None:
-        """What the console told of another kernel, and does not prove; None if nothing did."""
+        """What the console said of another kernel without proof; None if it said nothing."""
         return None if self._nonce_seen else self._doubt
 
     def late(self, waited_s: float, *, limit_s: float | None = None) -> KbootError:

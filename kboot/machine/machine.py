@@ -433,7 +433,7 @@ class Machine:
         return Deadline(self.settings.timeout_s if timeout is None else timeout)
 
     def _renew_nonce(self) -> None:
-        """What an earlier boot has fetched and printed does not vouch for the next one."""
+        """What an earlier boot has fetched and printed is no proof for the next one."""
         if self._load is not None and self._next is None:
             self.load_next(self._load)
 

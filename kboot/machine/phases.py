@@ -76,7 +76,7 @@ class Milestone:
 
 
 #: What a boot script asks for first. Its own path is the same for each boot of a machine, as DHCP
-#: names it; this one comes with the query of its boot, so that an old script cannot vouch for it.
+#: names it; this one comes with the query of its boot, so that an old script is no proof for it.
 SCRIPT_BEACON = "beacon/script"
 
 

@@ -223,7 +223,7 @@ def _attached(
             load=load,
         )
         machines.append(machine)
-        # It reads from here on: whoever follows the boot is told of the first line as well.
+        # It reads from here on: whoever follows the boot sees the first line as well.
         stack.enter_context(console)
         stack.callback(machine.channels.disconnect)
         try:

@@ -98,7 +98,7 @@ class Handover:
         self.time = datetime.now(UTC)
         #: In bytes of the console's record.
         self.console_start = machine.console.mark()
-        #: How many reports the hooks were told of.
+        #: How many reports the hooks were given.
         self.told = self.known
         self._suites_before = len(machine.suites)
 

@@ -88,7 +88,7 @@ class ModuleTree:
         aliases: dict[str, list[str]] = defaultdict(list)
         for name, relative in self._paths.items():
             path = self.directory / relative
-            # A broken module is told of when it is asked for.
+            # A broken module is reported when it is asked for.
             with contextlib.suppress(ConfigError):
                 for alias in _modinfo(_decompress(path), path)["alias"]:
                     aliases[alias.replace("-", "_")].append(name)
