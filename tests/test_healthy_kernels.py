@@ -49,8 +49,10 @@ class LossyStream:
         """Lines as they are completed; what is no line of a kernel's passes at once."""
         data = self._stream.recv(size)
         *lines, rest = (self._held + data).split(b"\n")
-        # A line of the kernel's is held until it is whole; a prompt is not.
-        self._held = rest if data and (b"[" in rest or b"EDD" in rest) else b""
+        # A line of the kernel's is held until it is whole; a prompt is not, nor is what a shell
+        # asks of its terminal (an escape sequence).
+        is_line = b"[ " in rest or b"EDD" in rest or rest.endswith(b"[")
+        self._held = rest if data and is_line else b""
         passed = b"".join(self._lose(line) + b"\n" for line in lines)
         passed += rest.removeprefix(self._held)
         return passed or (self.recv(size) if data else b"")
