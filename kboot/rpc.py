@@ -36,6 +36,8 @@ _ANSWER_LIMIT_BYTES = 256 << 20
 _REQUEST_LIMIT_S = 10.0
 #: Before the next client is let in where there are too many open files.
 _ACCEPT_PAUSE_S = 0.2
+#: For the answers that are under way when the server ends.
+_LAST_ANSWERS_S = 2.0
 #: With two files for each, half of what a process may usually have open.
 _MAX_CLIENTS = 256
 
@@ -131,8 +133,11 @@ def to_error(value: dict[str, Any]) -> KbootError:
 class Request:
     """A verb with its arguments, and the way back to the client."""
 
-    def __init__(self, wire: Wire, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, wire: Wire, arguments: dict[str, Any], *, on_taken: Callable[[], None]
+    ) -> None:
         self._wire = wire
+        self._on_taken = on_taken
         self.arguments = arguments
         self.taken = False
 
@@ -169,6 +174,7 @@ class Request:
         """Answer, and have the connection for other bytes; it is closed when the verb returns."""
         self._send({"result": result})
         self.taken = True
+        self._on_taken()
         return self._wire.socket
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -212,6 +218,8 @@ def serving(
             # Closing it would not wake up the thread that waits there.
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
+            # Who has asked for our end hears that it was heard.
+            server.wait_for_answers(_LAST_ANSWERS_S)
 
 
 class _Server:
@@ -220,6 +228,8 @@ class _Server:
         self._request_limit_s = request_limit_s
         self._max_clients = max_clients
         self._free = threading.Semaphore(max_clients)
+        self._answering = 0
+        self._answered = threading.Condition()
         self.stopping = threading.Event()
 
     def accept(self, listener: socket.socket) -> None:
@@ -237,6 +247,16 @@ class _Server:
                 self.stopping.wait(_ACCEPT_PAUSE_S)
                 continue
             self._begin(connection)
+
+    def wait_for_answers(self, limit_s: float) -> None:
+        """Until every request is answered that was being answered, or for so many seconds."""
+        with self._answered:
+            self._answered.wait_for(lambda: self._answering == 0, limit_s)
+
+    def _count_answers(self, change: int) -> None:
+        with self._answered:
+            self._answering += change
+            self._answered.notify_all()
 
     def _begin(self, connection: socket.socket) -> None:
         if not self._free.acquire(blocking=False):
@@ -274,7 +294,8 @@ class _Server:
             return False
         if arguments is None:
             return False
-        request = Request(wire, arguments)
+        self._count_answers(1)
+        request = Request(wire, arguments, on_taken=lambda: self._count_answers(-1))
         try:
             result = self._answer(request)
         except Exception as error:
@@ -284,6 +305,9 @@ class _Server:
         else:
             if not request.taken:
                 wire.send({"result": result})
+        finally:
+            if not request.taken:
+                self._count_answers(-1)
         return not request.taken
 
 
@@ -339,6 +363,12 @@ class Client:
         self._answer_limit_s = answer_limit_s
         self._lost = lost
         self._lock = threading.Lock()
+
+    @property
+    def server_pid(self) -> int:
+        """The process that listens at the other end."""
+        pid, _ = _credentials(self.wire.socket)
+        return pid
 
     def close(self) -> None:
         """Disconnect. What was asked for may be cancelled by it."""

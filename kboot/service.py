@@ -28,27 +28,49 @@ from kboot.locks import is_locked, lock_directory, try_lock
 from kboot.log import logger
 from kboot.state import RUN_VARIABLE, state_directory, sweep
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,18}[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 
+_START_LIMIT_S = 30.0
 #: It listens from its first moments on, a second after its start at most.
-_START_LIMIT_S = 20.0
-#: Until it has ended everything that it runs.
+_CONNECT_LIMIT_S = 20.0
+#: Until one that was told to end has ended all that it runs, and written its evidence.
 _STOP_LIMIT_S = 60.0
+#: The same for one that has hung up.
+_END_LIMIT_S = 20.0
 _POLL_S = 0.02
+
+#: How often a process looks whether its directory is still there.
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What sort of thing such processes look after."""
+
+    #: ``fleet``.
+    name: str
+    #: What the commands about one begin with: ``kboot fleet``.
+    command: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """Where the files of one such process are, whether it runs or not."""
 
-    #: ``fleet``, ``pool``.
-    kind: str
+    kind: Kind
     name: str
+    #: Its directory.
+    path: Path
 
     @property
-    def path(self) -> Path:
-        """Its directory."""
-        return _directory(self.kind) / self.name
+    def title(self) -> str:
+        """What it is called in messages: ``fleet lab``."""
+        return f"{self.kind.name} {self.name}"
+
+    @property
+    def order(self) -> Path:
+        """What it was started with, as JSON."""
+        return self.path / "order.json"
 
     @property
     def log(self) -> Path:
@@ -68,28 +90,72 @@ class Service:
             return is_locked(self.path)
         return False
 
+    def read_failure(self) -> dict[str, Any] | None:
+        """Why it ended, if it could tell; see `kboot.rpc.describe`."""
+        try:
+            failure: dict[str, Any] = json.loads(self.failure.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return failure
 
-def find(kind: str, name: str) -> Service:
-    """The service of this name, whether it runs or not. `ConfigError` for what cannot be a name."""
+
+def find(kind: Kind, name: str) -> Service:
+    """The service of this name, whether there is one or not. `ConfigError` for what is no name."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} cannot be a {kind}'s name: at most 20 small letters, digits, and hyphens "
-            "between them"
+            f"{name!r} cannot be a {kind.name}'s name: at most 40 small letters, digits, and "
+            "hyphens between them"
         )
-    return Service(kind=kind, name=name)
+    return Service(kind=kind, name=name, path=_directory(kind) / name)
 
 
-def running(kind: str) -> list[Service]:
-    """Those that run. What dead ones have left is removed, their processes too."""
-    found = [
-        Service(kind=kind, name=path.name)
+def known(kind: Kind) -> list[Service]:
+    """All there are, those whose process has died among them."""
+    return [
+        Service(kind=kind, name=path.name, path=path)
         for path in sorted(_directory(kind).iterdir())
         if _NAME.fullmatch(path.name)
     ]
-    dead = [service for service in found if _remove_if_dead(service)]
-    if dead:
+
+
+def clear_dead(kind: Kind) -> None:
+    """Remove what dead ones have left, their processes too."""
+    if [each for each in known(kind) if remove_if_dead(each)]:
         sweep()
-    return [service for service in found if service not in dead]
+
+
+def running(kind: Kind) -> list[Service]:
+    """Those that run. What dead ones have left is removed."""
+    clear_dead(kind)
+    return known(kind)
+
+
+def claim(service: Service) -> int:
+    """Make its directory, afresh, and lock it; the descriptor that holds the lock.
+
+    What a dead one has left is removed. `ConfigError` if one of this name runs.
+    """
+    with lock_directory(service.path.parent):
+        _remove_if_dead(service.path)
+        try:
+            service.path.mkdir(mode=0o700)
+        except FileExistsError as error:
+            raise ConfigError(
+                f"there is a {service.kind.name} called {service.name} already; "
+                f"to stop it: {service.kind.command} down {service.name}"
+            ) from error
+        except OSError as error:
+            raise InfraError(f"cannot make {service.path}: {error.strerror}") from error
+        lock = try_lock(service.path)
+    if lock is None:
+        raise InfraError(f"{service.path} was taken by another program as soon as it was made")
+    return lock
+
+
+def remove_if_dead(service: Service) -> bool:
+    """Remove what a dead one has left; whether there was something."""
+    with lock_directory(service.path.parent):
+        return _remove_if_dead(service.path)
 
 
 def launch(service: Service, module: str, order: Mapping[str, Any]) -> None:
@@ -97,12 +163,12 @@ def launch(service: Service, module: str, order: Mapping[str, Any]) -> None:
 
     `ConfigError` if there is one of this name already.
     """
-    running(service.kind)
-    lock = _claim(service)
+    clear_dead(service.kind)
+    lock = claim(service)
     try:
-        (service.path / "order.json").write_text(json.dumps(order), encoding="utf-8")
+        service.order.write_text(json.dumps(order), encoding="utf-8")
         started = process.start_detached(
-            [sys.executable, "-m", module, service.kind, service.name, str(lock)],
+            [sys.executable, "-m", module, str(service.path), str(lock)],
             log=service.log,
             env={key: value for key, value in os.environ.items() if key != RUN_VARIABLE},
             pass_fds=(lock,),
@@ -115,136 +181,170 @@ def launch(service: Service, module: str, order: Mapping[str, Any]) -> None:
             rpc.connect(service.path, limit_s=_START_LIMIT_S).socket.close()
         except OSError:
             if started.exit_status() is not None:
-                words, failure = started.last_words(), _read_failure(service)
-                running(service.kind)
-                raise failure or InfraError(words) from None
+                failure, words = service.read_failure(), started.last_words()
+                clear_dead(service.kind)
+                raise rpc.to_error(failure) if failure else InfraError(words) from None
         else:
             return
     started.kill()
-    raise InfraError(f"the {service.kind} {service.name} does not start; see {service.log}")
+    raise InfraError(f"the {service.title} does not start; see {service.log}")
 
 
-def connect(service: Service, *, limit_s: float | None = None) -> rpc.Client:
-    """A connection to it. `ConfigError` if it does not run, and why it has ended if it could tell.
+def connect(service: Service) -> rpc.Client:
+    """A client of it; it may just be starting.
 
-    Each answer may take `limit_s` seconds.
+    `ConfigError` if there is none, and `InfraError` if it has ended, with the reason if it could
+    tell.
     """
-    try:
-        wire = rpc.connect(service.path)
-    except OSError:
-        raise _gone(service) from None
-    return rpc.Client(wire, lambda: _gone(service), answer_limit_s=limit_s)
+    deadline = Deadline(_CONNECT_LIMIT_S)
+    for _ in deadline.poll(_POLL_S):
+        if not service.is_alive:
+            raise _absent(service)
+        with contextlib.suppress(FileNotFoundError, ConnectionError):
+            wire = rpc.connect(service.path, limit_s=deadline.remaining)
+            return rpc.Client(wire, lambda: _ended(service))
+    raise InfraError(f"the {service.title} does not answer; see {service.log}")
 
 
 def ask(
     service: Service, verb: str, *, on_event: rpc.OnEvent = lambda _event: None, **arguments: Any
 ) -> Any:
-    """What it answers; raises as `connect` and `rpc.Client.ask`."""
+    """Have it do something, and return what it answers.
+
+    `on_event` is called with what it tells meanwhile. Raises what went wrong there, as one of the
+    three families of errors, and what `connect` raises.
+    """
     with contextlib.closing(connect(service)) as client:
         return client.ask(verb, on_event=on_event, **arguments)
 
 
 def stop(service: Service) -> Any:
-    """Have it end all that it runs; what it says to that. One that does not end is killed."""
-    said = ask(service, "down")
-    for _ in Deadline(_STOP_LIMIT_S).poll(_POLL_S):
-        if not service.is_alive:
-            break
-    else:
-        raise InfraError(f"the {service.kind} {service.name} does not end; see {service.log}")
-    _remove_if_dead(service)
+    """Have it end with all that it runs; what it says to that. One that does not end is killed."""
+    with contextlib.closing(connect(service)) as client:
+        pid = client.server_pid
+        said = client.ask("stop")
+    if not _ends(service, _STOP_LIMIT_S):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _ends(service, _END_LIMIT_S)
+    clear_dead(service.kind)
     return said
+
+
+# ---------------------------------------------------------------------------- the process itself
 
 
 class Server:
     """For the process itself, while it runs."""
 
-    def __init__(self, service: Service, order: Mapping[str, Any]) -> None:
+    def __init__(self, service: Service, order: Mapping[str, Any], lock: int) -> None:
         self.service = service
         self.order = order
         #: Set when it is to end.
         self.stopping = threading.Event()
+        #: Called then, on a thread of its own.
+        self.on_stop: Callable[[], None] = lambda: None
+        self._held = os.fstat(lock)
+
+    @property
+    def has_directory(self) -> bool:
+        """Whether the directory is still there, and is ours."""
+        try:
+            there = self.service.path.stat()
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (self._held.st_dev, self._held.st_ino)
+
+    def end(self) -> None:
+        """Have it end."""
+        if not self.stopping.is_set():
+            self.stopping.set()
+            # A signal's handler runs between two steps of the main thread: it must not wait there.
+            threading.Thread(target=self.on_stop, daemon=True).start()
+
+    def watch_directory(self) -> None:
+        """End as soon as nobody can find this process any more."""
+        while not self.stopping.wait(_LOOK_S):
+            if not self.has_directory:
+                logger.error("%s is gone: nobody can reach this process", self.service.path)
+                self.end()
 
 
-def serve(arguments: list[str], run: Callable[[Server], None]) -> int:
+def serve(kind: Kind, arguments: list[str], run: Callable[[Server], None]) -> int:
     """The main program of such a process: `run` it until it returns; its exit status.
 
-    SIGTERM and its like set `Server.stopping`. What `run` raises goes to a file, where others look.
+    SIGTERM and its like have it end, and so does who removes its directory. What `run` raises goes
+    to a file, where others look.
     """
-    kind, name, lock = arguments[0], arguments[1], int(arguments[2])
+    path, lock = Path(arguments[0]), int(arguments[1])
     # Ours as long as we live; what we start must not keep it.
     os.set_inheritable(lock, False)
     logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(message)s")
-    service = Service(kind=kind, name=name)
-    order = json.loads((service.path / "order.json").read_text(encoding="utf-8"))
-    server = Server(service, order)
+    service = Service(kind=kind, name=path.name, path=path)
+    server = Server(service, json.loads(service.order.read_text(encoding="utf-8")), lock)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        server.stopping.set()
+        server.end()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
+    threading.Thread(target=server.watch_directory, name="kboot-directory", daemon=True).start()
     try:
         # A directory that somebody stands in cannot be unmounted.
         os.chdir("/")
         run(server)
     except BaseException as error:
-        logger.exception("the %s ends", kind)
-        service.failure.write_text(json.dumps(rpc.describe(error)), encoding="utf-8")
+        logger.exception("the %s ends", service.title)
+        if server.has_directory:
+            service.failure.write_text(json.dumps(rpc.describe(error)), encoding="utf-8")
         return 1
-    shutil.rmtree(service.path, ignore_errors=True)
+    if server.has_directory:
+        shutil.rmtree(path, ignore_errors=True)
     return 0
 
 
-def _claim(service: Service) -> int:
-    with lock_directory(service.path.parent):
-        try:
-            service.path.mkdir(mode=0o700)
-        except FileExistsError:
-            raise ConfigError(
-                f"there is a {service.kind} called {service.name} already: "
-                f"kboot {service.kind} down {service.name}"
-            ) from None
-        except OSError as error:
-            raise InfraError(f"cannot make {service.path}: {error.strerror}") from error
-        lock = try_lock(service.path)
+def _remove_if_dead(path: Path) -> bool:
+    try:
+        lock = try_lock(path)
+    except FileNotFoundError:
+        return False
     if lock is None:
-        raise InfraError(f"{service.path} was taken by another program as soon as it was made")
-    return lock
+        return False
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)
+    return True
 
 
-def _remove_if_dead(service: Service) -> bool:
-    with lock_directory(service.path.parent):
-        try:
-            lock = try_lock(service.path)
-        except FileNotFoundError:
-            return True
-        if lock is None:
-            return False
-        shutil.rmtree(service.path, ignore_errors=True)
-        os.close(lock)
-        return True
-
-
-def _gone(service: Service) -> KbootError:
-    """What to tell about one that does not answer."""
-    if failure := _read_failure(service):
-        return failure
-    if service.is_alive:
-        return InfraError(f"the {service.kind} {service.name} hung up; see {service.log}")
+def _absent(service: Service) -> ConfigError | InfraError:
+    """Why it does not run."""
+    failure = service.read_failure()
+    start = f"{service.kind.command} up"
+    if remove_if_dead(service):
+        sweep()
+        why = f": {failure['message']}" if failure else ", and was killed"
+        return InfraError(f"the {service.title} has ended{why}; start it again: {start}")
+    there = ", ".join(each.name for each in known(service.kind))
+    hint = f"there are: {there}; " if there else ""
     return ConfigError(
-        f"there is no {service.kind} called {service.name}; see kboot {service.kind} list"
+        f"there is no {service.kind.name} called {service.name}; {hint}"
+        f"to start it: {start} {service.name}"
     )
 
 
-def _read_failure(service: Service) -> KbootError | None:
-    try:
-        return rpc.to_error(json.loads(service.failure.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
+def _ends(service: Service, limit_s: float) -> bool:
+    """Whether it ends within so many seconds."""
+    return any(not service.is_alive for _ in Deadline(limit_s).poll(_POLL_S))
 
 
-def _directory(kind: str) -> Path:
-    directory = state_directory() / f"{kind}s"
+def _ended(service: Service) -> KbootError:
+    """Why it has hung up."""
+    if _ends(service, _END_LIMIT_S):
+        failure = service.read_failure()
+        return rpc.to_error(failure) if failure else _absent(service)
+    return InfraError(f"the {service.title} has hung up; see {service.log}")
+
+
+def _directory(kind: Kind) -> Path:
+    directory = state_directory() / f"{kind.name}s"
     directory.mkdir(mode=0o700, exist_ok=True)
     return directory

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kboot import service
+from kboot.pool.service import KIND
 from kboot.statistics import median
 
 _NAME = "soak"
@@ -57,7 +58,7 @@ def killed_holder() -> None:
 
 def status() -> dict[str, Any]:
     """The pool's."""
-    found: dict[str, Any] = service.ask(service.find("pool", _NAME), "status")
+    found: dict[str, Any] = service.ask(service.find(KIND, _NAME), "status")
     return found
 
 
@@ -81,7 +82,7 @@ def _holders() -> Iterator[int]:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"kboot.pool.service" in words and _NAME.encode() in words:
+        if str(service.find(KIND, _NAME).path).encode() in words:
             yield int(entry.name)
 
 

@@ -16,7 +16,9 @@ from kboot import service
 from kboot.cli.fleet import parse_roles
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
+from kboot.fleet.service import KIND as FLEETS
 from kboot.kernel import read_kernel
+from kboot.pool.service import KIND as POOLS
 from tests.test_workers import processes_in
 from tests.users import User
 
@@ -28,7 +30,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     user = User(tmp_path)
     yield user
-    for kind in ("fleet", "pool"):
+    for kind in (FLEETS, POOLS):
         for each in service.running(kind):
             service.stop(each)
     assert not processes_in(tmp_path)
@@ -50,7 +52,7 @@ def _names(entry: Path, each: service.Service) -> bool:
         words = (entry / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return f"kboot.{each.kind}.service".encode() in words and each.name.encode() in words
+    return str(each.path).encode() in words
 
 
 def left_of(runs: Path) -> list[Path]:
@@ -100,7 +102,7 @@ def test_a_pool_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> 
         holder.kill()
         eventually_leased(user, 0)
     # What is left of a pool that was killed, the next command removes.
-    kill(service.find("pool", "ci"))
+    kill(service.find(POOLS, "ci"))
     for _ in Deadline(20).poll(0.1):
         if user.type("pool", "list") == "no pools\n" and not left_of(runs_apart):
             break
@@ -111,7 +113,7 @@ def test_a_pool_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> 
 def eventually_leased(user: User, count: int) -> None:
     states: list[str] = []
     for _ in Deadline(30).poll(0.1):
-        found = service.ask(service.find("pool", "ci"), "status")
+        found = service.ask(service.find(POOLS, "ci"), "status")
         states = [each["state"] for each in found["machines"]]
         if states.count("leased") == count:
             return

@@ -13,6 +13,7 @@ from kboot.locks import is_locked, lock_directory, lock_file, try_lock
 # machine as it is, whatever others do.
 CLAIMS = """
 import os, sys, time
+from kboot import service
 from kboot.supervisor import registry
 print('ready', flush=True)
 sys.stdin.readline()
@@ -22,7 +23,7 @@ tries = faults = 0
 while time.monotonic() < ends:
     tries += 1
     try:
-        lock = registry.claim(place)
+        lock = service.claim(place)
         place.order.write_text("{}")
         if not place.is_alive:
             raise RuntimeError("a machine that is held is said to be dead")
@@ -39,14 +40,15 @@ sys.exit(faults > 0 or tries < 10)
 # One process that looks which machines are alive, and removes the dead ones, as most commands do.
 LOOKS = """
 import sys, time
+from kboot import service
 from kboot.supervisor import registry
 print('ready', flush=True)
 sys.stdin.readline()
 ends = time.monotonic() + float(sys.argv[1])
 while time.monotonic() < ends:
-    for place in registry.machine_directories():
+    for place in service.known(registry.KIND):
         place.is_alive
-        registry.remove_if_dead(place)
+        service.remove_if_dead(place)
 """
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from kboot.deadline import Deadline
 from kboot.rootfs import overlay_initramfs, tiny_initramfs
-from kboot.supervisor.registry import MachineDirectory
+from kboot.service import Service
+from kboot.supervisor.registry import KIND
 from tests.kubevirt.cluster import Cluster, cluster_without_firmware
 from tests.users import User
 
@@ -39,10 +40,10 @@ class MachineSession:
         self.user.environ["XDG_STATE_HOME"] = str(home)
         self.user.environ["KBOOT_BACKEND"] = "kubevirt"
 
-    def place(self) -> MachineDirectory:
+    def place(self) -> Service:
         """Where the supervisor of this host is."""
         state = Path(self.user.environ["XDG_STATE_HOME"])
-        return MachineDirectory(name="default", path=state / "kboot" / "machines" / "default")
+        return Service(kind=KIND, name="default", path=state / "kboot" / "machines" / "default")
 
     def left(self) -> list[str]:
         """What is there still of any machine."""
@@ -56,7 +57,7 @@ class MachineSession:
         ]
 
 
-def wait_until_ended(supervisor: MachineDirectory) -> None:
+def wait_until_ended(supervisor: Service) -> None:
     for _ in Deadline(30).poll(0.1):
         if not supervisor.is_alive:
             return

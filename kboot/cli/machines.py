@@ -91,10 +91,11 @@ def down(*, name: str | None, everything: bool, **location: Any) -> None:
 @json_option
 def list_machines(*, as_json: bool, **location: Any) -> None:
     """List persistent machines, on this host and on clusters."""
-    from kboot.supervisor.client import ask, live_machines  # noqa: PLC0415  --help does not need it
+    from kboot import service  # noqa: PLC0415  --help does not need it
     from kboot.supervisor.locate import list_persistent  # noqa: PLC0415
+    from kboot.supervisor.registry import KIND  # noqa: PLC0415
 
-    found: list[dict[str, Any]] = [ask(here.name, "status") for here in live_machines()]
+    found: list[dict[str, Any]] = [service.ask(each, "status") for each in service.running(KIND)]
     ours = {each["identifier"] for each in found}
     found += [_describe(each) for each in list_persistent(location) if each.identifier not in ours]
     if as_json:

@@ -175,14 +175,11 @@ def resolve_name(name: str | None, location: Mapping[str, Any]) -> str:
     if name is not None:
         return name
     # --help does not need them.
+    from kboot import service  # noqa: PLC0415
     from kboot.supervisor.locate import list_persistent  # noqa: PLC0415
-    from kboot.supervisor.registry import (  # noqa: PLC0415
-        all_locations,
-        known_names,
-        machine_directories,
-    )
+    from kboot.supervisor.registry import KIND, all_locations, known_names  # noqa: PLC0415
 
-    alive = {each.name for each in machine_directories() if each.is_alive}
+    alive = {each.name for each in service.known(KIND) if each.is_alive}
     names = alive | {each.name for each in all_locations()} or set(known_names())
     names = names or {each.name for each in list_persistent(location) if each.ours}
     if not names:
@@ -202,7 +199,7 @@ def find_machine(name: str | None, location: Mapping[str, Any]) -> str:
     `ConfigError` if there is no such machine.
     """
     # --help does not need them.
-    from kboot.supervisor.client import connect  # noqa: PLC0415
+    from kboot import service  # noqa: PLC0415
     from kboot.supervisor.registry import directory_of  # noqa: PLC0415
 
     name = resolve_name(name, location)
@@ -211,7 +208,7 @@ def find_machine(name: str | None, location: Mapping[str, Any]) -> str:
 
         ensure_supervisor(name, location)
         # Raises that there is none, if that is so.
-        connect(directory_of(name)).close()
+        service.connect(directory_of(name)).close()
     return name
 
 

@@ -350,9 +350,10 @@ def _file(report: str | None) -> Path | None:
     """The file to write to, if one was named. `ConfigError` if it cannot be meant."""
     if report is None or report == _STDOUT:
         return None
-    from kboot.supervisor.registry import machine_directories  # noqa: PLC0415
+    from kboot import service  # noqa: PLC0415
+    from kboot.supervisor.registry import KIND  # noqa: PLC0415
 
-    if any(place.name == report for place in machine_directories()):
+    if any(each.name == report for each in service.known(KIND)):
         raise ConfigError(
             f"--json {report}: that is a machine; say kboot restart {report} --json, or "
             f"--json ./{report} for a file"

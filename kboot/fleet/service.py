@@ -20,7 +20,7 @@ from kboot.rpc import Request
 from kboot.session import open_session
 from kboot.state import evidence_directory
 
-KIND = "fleet"
+KIND = service.Kind(name="fleet", command="kboot fleet")
 
 #: How soon a client that waits, and has disconnected, is noticed.
 _LOOK_S = 0.5
@@ -68,7 +68,7 @@ class FleetServer:
 
     def answer(self, request: Request) -> Any:
         """Do what a client asks for, on its thread."""
-        if request.verb == "down":
+        if request.verb == "stop":
             return self._down()
         while not self._up.wait(_LOOK_S):
             request.check_client()
@@ -87,7 +87,7 @@ class FleetServer:
         raise ConfigError(f"a fleet cannot {request.verb}")
 
     def _down(self) -> str:
-        self._server.stopping.set()
+        self._server.end()
         return str(self._evidence)
 
     def _status(self) -> list[dict[str, Any]]:
@@ -144,4 +144,4 @@ class FleetServer:
 
 
 if __name__ == "__main__":
-    sys.exit(service.serve(sys.argv[1:], lambda server: FleetServer(server).run()))
+    sys.exit(service.serve(KIND, sys.argv[1:], lambda server: FleetServer(server).run()))

@@ -21,7 +21,7 @@ from kboot.rpc import Request
 from kboot.session import Session, open_session
 from kboot.state import evidence_directory
 
-KIND = "pool"
+KIND = service.Kind(name="pool", command="kboot pool")
 
 _LOOK_S = 0.5
 #: Of machines that were taken out, so many are remembered.
@@ -69,8 +69,8 @@ class PoolServer:
 
     def answer(self, request: Request) -> Any:
         """Do what a client asks for, on its thread."""
-        if request.verb == "down":
-            self._server.stopping.set()
+        if request.verb == "stop":
+            self._server.end()
             return str(self._evidence)
         while not self._up.wait(_LOOK_S):
             request.check_client()
@@ -164,4 +164,4 @@ def _described(each: PoolMachine) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(service.serve(sys.argv[1:], lambda server: PoolServer(server).run()))
+    sys.exit(service.serve(KIND, sys.argv[1:], lambda server: PoolServer(server).run()))

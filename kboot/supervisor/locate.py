@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from kboot import service
 from kboot.backend import PersistentMachine
 from kboot.config import Config, load, working_directory
 from kboot.errors import ConfigError, InfraError
 from kboot.log import logger
 from kboot.machine import can_persist, persistent_machines, remove_machine
 from kboot.supervisor import registry
-from kboot.supervisor.client import ask, clear_dead, launch, stop_machine
+from kboot.supervisor.client import ask, launch
 from kboot.supervisor.registry import directory_of
 
 
@@ -28,7 +29,7 @@ def ensure_supervisor(name: str, options: Mapping[str, object], *, by_force: boo
     where = _where(name, options)
     if where is None:
         return
-    clear_dead()
+    service.clear_dead(registry.KIND)
     launch(name, where.options, takes_over=True, by_force=by_force)
     try:
         # The first answer comes when the machine is found.
@@ -64,12 +65,12 @@ def remove(name: str, options: Mapping[str, object]) -> str:
     """
     where = _where(name, options)
     if directory_of(name).is_alive or where is None:
-        kept = stop_machine(name)
+        kept = service.stop(directory_of(name))["evidence"]
         # It has done that itself, unless it was too slow and was killed.
         if noted := registry.location_of(name):
             _remove_there(noted)
         return f"its console and logs: {kept}"
-    clear_dead()
+    service.clear_dead(registry.KIND)
     if not _remove_there(where):
         raise ConfigError(f"there is no machine called {name}; see kboot list")
     return "it had no supervisor"

@@ -1,4 +1,4 @@
-"""The process behind a named machine: ``python -m kboot.supervisor.supervisor DIRECTORY LOCK``.
+"""The process behind a named machine, which `kboot.service` starts.
 
 Its main thread runs jobs one after another, and checks the machine in between. Each client has a
 thread of its own, which submits jobs and waits for them.
@@ -7,13 +7,9 @@ thread of its own, which submits jobs and waits for them.
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 import queue
 import secrets
-import shutil
-import signal
 import sys
 import threading
 import time
@@ -21,7 +17,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from kboot import rpc
@@ -32,12 +27,12 @@ from kboot.errors import ConfigError, InfraError
 from kboot.log import logger
 from kboot.machine import Machine, Milestone, open_backend, power_on, reopen_backend, take_over
 from kboot.rpc import Request
+from kboot.service import Server, Service, serve
 from kboot.state import evidence_directory
 from kboot.supervisor import registry, verbs
 from kboot.supervisor.events import Events
 from kboot.supervisor.handover import Handover, HandoverWriter, read_note
 from kboot.supervisor.pushes import Pushes
-from kboot.supervisor.registry import MachineDirectory
 from kboot.supervisor.session import MachineSession
 from kboot.supervisor.shared_console import Keyboard, SharedConsole
 
@@ -56,7 +51,7 @@ class Supervisor:
 
     def __init__(
         self,
-        machine_dir: MachineDirectory,
+        place: Service,
         config: Config,
         *,
         takes_over: bool = False,
@@ -66,12 +61,12 @@ class Supervisor:
 
         One that has a supervisor is taken over only `by_force`.
         """
-        self.machine_dir = machine_dir
+        self.place = place
         self.config = config
         self.started = time.time()
         self.events = Events()
         self.keyboard = Keyboard()
-        self.evidence = config.evidence or evidence_directory(machine_dir.name)
+        self.evidence = config.evidence or evidence_directory(place.name)
         # All there when the first client is answered.
         self.session: MachineSession
         self.shared_console: SharedConsole
@@ -102,7 +97,7 @@ class Supervisor:
         """Queue a job for the machine's thread; `preempt` cancels the boot that it follows."""
         future: Future[Any] = Future()
         if self.stopping:
-            future.set_exception(InfraError(f"{self.machine_dir.name} is being stopped"))
+            future.set_exception(InfraError(f"{self.place.name} is being stopped"))
             return future
         if preempt and self._machine:
             # Before the job is there to be begun: it must not hit that one.
@@ -134,19 +129,17 @@ class Supervisor:
     def run(self) -> None:
         """Boot the machine, or take it over, and run jobs until `stop`."""
         if self.takes_over:
-            with reopen_backend(
-                self.config, self.machine_dir.name, by_force=self._by_force
-            ) as backend:
+            with reopen_backend(self.config, self.place.name, by_force=self._by_force) as backend:
                 self._persistent = backend
                 self._take_over(backend)
         else:
-            with open_backend(self.config, machine=self.machine_dir.name) as backend:
+            with open_backend(self.config, machine=self.place.name) as backend:
                 self._persistent = backend if isinstance(backend, PersistentBackend) else None
                 self._start(backend)
 
     def _start(self, backend: Backend) -> None:
         with backend.serve(Deadline(_SERVER_START_LIMIT_S)) as server:
-            self.pushes = Pushes(server, self.config, self.machine_dir.name)
+            self.pushes = Pushes(server, self.config, self.place.name)
             handover = HandoverWriter(backend, self.pushes, Handover(config=self.config))
             push = self.pushes.accept(self.pushes.read(self.config))
             # Whoever comes after us knows the machine from its first moment on.
@@ -171,7 +164,7 @@ class Supervisor:
             note.config, evidence=self.config.evidence, context=self.config.context
         )
         with backend.serve(Deadline(_SERVER_START_LIMIT_S)) as server:
-            self.pushes = Pushes(server, self.config, self.machine_dir.name)
+            self.pushes = Pushes(server, self.config, self.place.name)
             self.pushes.restore(note.pushes, note.current)
             handover = HandoverWriter(backend, self.pushes, note)
             with take_over(
@@ -196,7 +189,7 @@ class Supervisor:
         )
         if self._persistent:
             address = self._persistent.address
-            registry.Location(name=self.machine_dir.name, options=address).write()
+            registry.Location(name=self.place.name, options=address).write()
         with self._open_for_clients():
             begin(self.session)
             self._run_jobs()
@@ -224,7 +217,7 @@ class Supervisor:
         except OSError as error:
             # Not of the client's connection, which is what an OSError is to who serves it.
             logger.debug("a job failed", exc_info=True)
-            future.set_exception(InfraError(f"the supervisor of {self.machine_dir.name}: {error}"))
+            future.set_exception(InfraError(f"the supervisor of {self.place.name}: {error}"))
         except Exception as error:
             logger.debug("a job failed", exc_info=True)
             future.set_exception(error)
@@ -242,45 +235,23 @@ class Supervisor:
             while not self._jobs.empty():
                 job = self._jobs.get_nowait()
                 if job is not None:
-                    job[1].set_exception(InfraError(f"{self.machine_dir.name} was stopped"))
+                    job[1].set_exception(InfraError(f"{self.place.name} was stopped"))
 
 
-def main(arguments: list[str]) -> int:
-    """Run a supervisor; what ends it goes to a file, where clients look for it."""
-    directory, lock = Path(arguments[0]), int(arguments[1])
-    # Ours as long as we live; what we start must not keep it.
-    os.set_inheritable(lock, False)
-    logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(message)s")
-    machine_dir = MachineDirectory(name=directory.name, path=directory)
-    try:
-        _supervise(machine_dir, json.loads(machine_dir.order.read_text(encoding="utf-8")))
-    except BaseException as error:
-        logger.exception("the supervisor ends")
-        machine_dir.failure.write_text(json.dumps(rpc.describe(error)), encoding="utf-8")
-        return 1
-    shutil.rmtree(directory, ignore_errors=True)
-    return 0
-
-
-def _supervise(machine_dir: MachineDirectory, order: dict[str, Any]) -> None:
+def supervise(server: Server) -> None:
+    """Look after a machine until it is to end."""
+    order = server.order
     config = load(order["options"], os.environ, Path(order["directory"]))
     if config.kernel is None and not order["takes_over"]:
         raise ConfigError("no kernel was named; say which: kboot up --kernel=FILE")
-    # A directory that somebody stands in cannot be unmounted.
-    os.chdir("/")
     supervisor = Supervisor(
-        machine_dir, config, takes_over=order["takes_over"], by_force=order["by_force"]
+        server.service, config, takes_over=order["takes_over"], by_force=order["by_force"]
     )
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        # A handler runs on the machine's thread, between two of its steps: it must not wait there.
-        threading.Thread(target=supervisor.leave, daemon=True).start()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    server.on_stop = supervisor.leave
     try:
-        with rpc.serving(machine_dir.path, supervisor.answer):
-            supervisor.run()
+        if not server.stopping.is_set():
+            with rpc.serving(server.service.path, supervisor.answer):
+                supervisor.run()
     finally:
         if config.evidence is None:
             # It is kept, unless there was no machine that could have left any.
@@ -289,4 +260,4 @@ def _supervise(machine_dir: MachineDirectory, order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(serve(registry.KIND, sys.argv[1:], supervise))

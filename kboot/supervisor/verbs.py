@@ -68,7 +68,7 @@ def _status(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
     progress = session.progress
     machine, current = session.machine, supervisor.pushes.current
     return {
-        "name": supervisor.machine_dir.name,
+        "name": supervisor.place.name,
         "pid": os.getpid(),
         "state": state.name,
         "what": state.what,
@@ -209,7 +209,7 @@ def _ssh(supervisor: Supervisor, _request: Request) -> dict[str, Any]:
     machine = supervisor.session.machine
     if machine.settings.channel == "console" or not isinstance(machine.vm, SshVirtualMachine):
         raise ConfigError(
-            f"{supervisor.machine_dir.name} was started without ssh; kboot down, and kboot up with "
+            f"{supervisor.place.name} was started without ssh; kboot down, and kboot up with "
             "--channel ssh and a root file system that has a server, or use kboot exec"
         )
     host, port = machine.vm.ssh_address()
