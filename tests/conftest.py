@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
+import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +17,8 @@ import pytest
 
 from kboot import state
 from kboot.deadline import Deadline
+from kboot.locks import is_locked, try_lock
+from kboot.plugin import signals
 from tests import schedule
 
 _DEBIAN_KERNEL = Path(__file__).parent.parent / "build" / "kernel" / "debian.deb"
@@ -26,12 +31,18 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that.
+    """Have signals end the tests in good order, and remove what killed ones have left.
 
+    A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that.
     Those of the tests are to hear it.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    stack = contextlib.ExitStack()
+    stack.enter_context(signals.unwinding(config.stash))
+    config.add_cleanup(stack.close)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        _remove_what_killed_tests_left()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -70,17 +81,35 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(variable)
 
 
+_RUNS_PREFIX = "kboot-test-"
+
+
+def _remove_what_killed_tests_left() -> None:
+    """Whoever uses such a place holds a lock on it."""
+    for place in Path(tempfile.gettempdir()).glob(f"{_RUNS_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            # One that was made in this minute may not be locked yet.
+            is_old = time.time() - place.stat().st_mtime > 60
+            if is_old and place.owner() == getpass.getuser() and not is_locked(place):
+                shutil.rmtree(place, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def runs_directory_apart() -> Iterator[Path]:
     """Another place for run directories: others on this host neither see ours nor sweep them."""
     # Not in tmp_path: nginx, an ordinary user when root starts it, has to get there.
     with (
-        tempfile.TemporaryDirectory(prefix="kboot-test-") as folder,
+        tempfile.TemporaryDirectory(prefix=_RUNS_PREFIX) as folder,
         pytest.MonkeyPatch.context() as patch,
     ):
         Path(folder).chmod(0o711)
         patch.setenv("XDG_RUNTIME_DIR", folder)
-        yield Path(folder)
+        lock = try_lock(Path(folder))
+        assert lock is not None
+        try:
+            yield Path(folder)
+        finally:
+            os.close(lock)
 
 
 @pytest.fixture
