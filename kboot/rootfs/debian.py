@@ -229,6 +229,7 @@ def _make(system: DebianSystem, directory: Path, on_step: OnStep) -> None:
         _write_files(system, place)
         environ = {"KBOOT_FILES": str(place), "TMPDIR": str(place), "LC_ALL": "C"}
         command = [str(tar) if word == "-" else word for word in _command(system)]
+        command[0] = process.find_program(command[0])
         on_step(f"mmdebstrap {system.label}")
         if os.geteuid() == 0:
             # What it mounts ends with it, however it ends: else whoever clears the directory
@@ -303,10 +304,13 @@ def explained(text: str, system: DebianSystem) -> ConfigError | InfraError:
     if "does not have a Release file" in text:
         return ConfigError(f"rootfs {system.label}: the mirror has no suite {system.suite}: {text}")
     if "newuidmap" in text or "unshare" in text:
-        return InfraError(
-            f"rootfs {system.label}: {text}; without root it needs user namespaces and the "
-            "programs of the package uidmap"
+        needs = (
+            "as root it needs mounts of its own, which neither an unprivileged container has, nor "
+            "a chroot that is no mount point (mount --bind DIR DIR before chroot DIR)"
+            if os.geteuid() == 0 and "newuidmap" not in text
+            else "without root it needs user namespaces and the programs of the package uidmap"
         )
+        return InfraError(f"rootfs {system.label}: {text}; {needs}")
     return ProcessError(f"rootfs {system.label}: {text}")
 
 
