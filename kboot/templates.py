@@ -6,7 +6,7 @@ The wheel carries both folders in ``kboot/_data``; in a checkout they are beside
 from __future__ import annotations
 
 import functools
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,25 +97,13 @@ def _line_of(error: BaseException) -> int:
     return line
 
 
-#: Escape sequences of terminals, control characters, and those that reverse what is read.
-_UNPRINTABLE = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])"
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
-)
+def render_html(
+    folder: Path, name: str, *, as_shown: Callable[[str], str], **values: object
+) -> str:
+    """Render a template for HTML of `folder`: whatever a value says, it stays text.
 
-
-def printable(text: str) -> str:
-    """What people can read of a text that a guest or a test has printed; lines stay lines."""
-    return text if text.isprintable() else _UNPRINTABLE.sub("", text)
-
-
-def _finalize(value: object) -> object:
-    # What is safe already is of the template's own, and has none.
-    return printable(value) if type(value) is str else value
-
-
-def render_html(folder: Path, name: str, **values: object) -> str:
-    """Render a template for HTML of `folder`: whatever a value says, it stays text."""
+    Each text is given to `as_shown` before.
+    """
     import jinja2  # noqa: PLC0415
 
     environment = jinja2.Environment(
@@ -124,6 +112,7 @@ def render_html(folder: Path, name: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=True,
-        finalize=_finalize,
+        # What is safe already is of the template's own.
+        finalize=lambda value: as_shown(value) if type(value) is str else value,
     )
     return environment.get_template(f"{name}.j2").render(**values)

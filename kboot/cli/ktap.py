@@ -13,6 +13,7 @@ import click
 
 from kboot.cli.crash import LOG_HEAD_SIZE, refuse_other
 from kboot.cli.output import print_table
+from kboot.console.text import printable
 from kboot.crash import CrashReport
 from kboot.errors import ConfigError
 from kboot.results import junit, ltp
@@ -121,7 +122,7 @@ def _print(cases: Sequence[Case], unblamed: Sequence[CrashReport], *, failures: 
     if rows:
         print_table([["RESULT", "CASE", "REASON"], *rows])
     for report in unblamed:
-        click.echo(f"when no case ran, the kernel reported: {_printable(report.title)}")
+        click.echo(f"when no case ran, the kernel reported: {printable(report.title)}")
     click.echo(in_words(count(cases)))
 
 
@@ -129,14 +130,9 @@ def _row(case: Case) -> list[str]:
     reason = case.reason or "; ".join(report.title for report in case.reports)
     return [
         click.style(str(case.status), fg=_COLOURS.get(case.status)),
-        _printable(f"{case.full_name} (suite)" if case.suite else case.full_name),
-        _printable(reason),
+        printable(f"{case.full_name} (suite)" if case.suite else case.full_name),
+        printable(reason),
     ]
-
-
-def _printable(text: str) -> str:
-    """A log's words without what they could do to a terminal."""
-    return "".join(char for char in text if char.isprintable())
 
 
 def _json(cases: Sequence[Case], unblamed: Sequence[CrashReport]) -> dict[str, Any]:

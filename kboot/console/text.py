@@ -15,6 +15,8 @@ from kboot.crash.lines import without_escapes
 LINE_LIMIT = 16384
 
 _CONTROL = re.compile(r"[\x00-\x07\x0a-\x0c\x0e-\x1f\x7f]")
+#: Control characters but tabs and newlines, and what reverses the direction of reading.
+_UNREADABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,14 @@ def normalise(raw: bytes) -> str:
     if "\r" in text or "\b" in text:
         text = _overwrite(text)
     return text if text.isprintable() else _CONTROL.sub("", text)
+
+
+def printable(text: str) -> str:
+    """What people can read of a text that a guest or a test has printed; lines stay lines."""
+    if text.isprintable():
+        return text
+    plain = without_escapes(text.encode(errors="surrogatepass"))
+    return _UNREADABLE.sub("", plain.decode(errors="surrogatepass"))
 
 
 def _overwrite(text: str) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from kboot.console.text import printable
 from kboot.errors import ConfigError, InfraError
 from kboot.evidence import CaseResult, Evidence, Run
-from kboot.templates import printable
 
 if TYPE_CHECKING:
     import requests

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from kboot.console.text import printable
 from kboot.evidence import BootRecord, CaseResult, Evidence, Run
 from kboot.results import report_charts as charts
 from kboot.results.report_consoles import Consoles
@@ -107,6 +108,7 @@ def html_report(
     page = render_html(
         _PAGE,
         "report.html",
+        as_shown=printable,
         title=title or _title(run),
         run=run,
         rows=rows,
