@@ -21,8 +21,10 @@ headers := build/kernel/headers/build
 second := build/kernel/cloud.deb
 arm64 := build/kernel/arm64.deb
 arm64_older := build/kernel/arm64-6.1.deb
+arm64_headers := build/kernel/arm64-headers/build
 kunit := build/kernel/kunit
 ipxe_disk := build/ipxe/ipxe-disk.tar
+ipxe_disk_arm64 := build/ipxe-arm64/ipxe-disk.tar
 trixie_ipxe := build/ipxe/trixie/ipxe.efi
 # What shares a machine stays together, in the order of tests/schedule.py.
 parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS))
@@ -76,6 +78,11 @@ $(arm64): .ci/fetch_foreign.py | $(ready)
 $(arm64_older): .ci/fetch_foreign.py | $(ready)
 	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm:linux-image-arm64 $@
 
+# With them, the soak's crashes are built: make soak takes gcc-aarch64-linux-gnu.
+$(arm64_headers): $(arm64_older) .ci/fetch_foreign.py
+	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm:headers:$(arm64_older) $(@D)
+	@touch -h $@
+
 kunit-kernel: $(kunit) ## build a small kernel with KUnit, and kselftests for it, once
 
 # Not for `make test`: building it takes minutes.
@@ -88,12 +95,12 @@ $(headers): build/kernel/debian.deb .ci/fetch-headers
 	@touch -h $@
 
 # The same for the other architecture that clusters have.
-ipxe-disk-arm64: build/ipxe-arm64/ipxe-disk.tar ## the same for nodes that are arm64
+ipxe-disk-arm64: $(ipxe_disk_arm64) ## the same for nodes that are arm64
 
 build/ipxe-arm64/ipxe.efi: .ci/fetch_foreign.py | $(ready)
 	@$(bin)/python .ci/fetch_foreign.py aarch64 ipxe $@
 
-build/ipxe-arm64/ipxe-disk.tar: build/ipxe-arm64/ipxe.efi .ci/build_ipxe_disk.py | $(ready)
+$(ipxe_disk_arm64): build/ipxe-arm64/ipxe.efi .ci/build_ipxe_disk.py | $(ready)
 	@$(bin)/python .ci/build_ipxe_disk.py $< $(@D)
 
 ipxe-disk: $(ipxe_disk) ## build the disk that UEFI machines on a cluster boot iPXE from
@@ -145,7 +152,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) $(trixie_ipxe) $(kunit) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(arm64_headers) $(ipxe_disk) $(ipxe_disk_arm64) $(trixie_ipxe) $(kunit) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \

@@ -39,7 +39,7 @@ def test_panics(machine):
 
 @pytest.fixture(scope="module")
 def cases(
-    debian_kernel: Path, arm64_kernel: Path, tmp_path_factory: pytest.TempPathFactory
+    quick_kernel: Path, arm64_kernel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, ET.Element]:
     """A run's cases by name, as JUnit has them; both kernels passed it all."""
     folder = tmp_path_factory.mktemp("mixed")
@@ -49,7 +49,7 @@ def cases(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_suite.py"),
             *("--kboot-accel=tcg", "--kboot-isolation=test", "--junitxml=junit.xml"),
-            *(f"--kernel={arm64_kernel}", f"--kernel={debian_kernel}"),
+            *(f"--kernel={arm64_kernel}", f"--kernel={quick_kernel}"),
         ],
         cwd=folder,
         capture_output=True,

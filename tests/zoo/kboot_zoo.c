@@ -33,10 +33,22 @@ static noinline void zoo_null(void)
 	*(volatile int *)nothing = 1;
 }
 
-/* A canonical address in the gap before the vmalloc area, where nothing is ever mapped. */
+/*
+ * A canonical address where nothing is ever mapped: in the gap before the vmalloc area, or where
+ * only the last page of 128 TiB of memory were. And what no processor takes for an instruction; ud1,
+ * for ud2 is how the kernel spells BUG.
+ */
+#ifdef CONFIG_ARM64
+#define UNMAPPED 0xffff7ffffffff000UL
+#define UNDEFINED ".inst 0x00000000"
+#else
+#define UNMAPPED 0xffffc8fffffff000UL
+#define UNDEFINED ".byte 0x0f, 0xb9, 0xc0"
+#endif
+
 static noinline void zoo_bad_address(void)
 {
-	*(volatile int *)(0xffffc8fffffff000UL + nothing) = 1;
+	*(volatile int *)(UNMAPPED + nothing) = 1;
 }
 
 static noinline void zoo_non_canonical(void)
@@ -102,11 +114,10 @@ static noinline void zoo_divide(void)
 	nothing = 1000 / nothing;
 }
 
-/* ud1, for ud2 is how the kernel spells BUG. */
 static noinline void zoo_invalid_opcode(void)
 {
 	if (!nothing)
-		asm volatile(".byte 0x0f, 0xb9, 0xc0");
+		asm volatile(UNDEFINED);
 }
 
 static noinline unsigned long zoo_stack_overflow(unsigned long depth)
@@ -177,12 +188,14 @@ static noinline void zoo_exhaust_memory(void)
 /* The breakpoint has no handler, nor has the fault of that, nor the double fault. */
 static noinline void zoo_triple_fault(void)
 {
+#ifdef CONFIG_X86
 	const struct {
 		u16 limit;
 		u64 base;
 	} __packed empty = { 0, 0 };
 
 	asm volatile("cli; lidt %0; int3" : : "m"(empty));
+#endif
 }
 
 static void meet(const char *name, char __user *user)

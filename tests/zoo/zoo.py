@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kboot import arch
 from kboot.backend import MachineSpec
 from kboot.cache import keep_directory
 from kboot.errors import KbootError
@@ -35,9 +36,12 @@ _INITS: dict[str, bytes | Path] = {
 _MODULE = "kboot_zoo.ko"
 
 
-def module() -> Path:
-    """The module, built by whoever needs it first: once for its sources and these headers."""
-    headers = _FETCHED / "headers" / "build"
+def module(headers: Path = _FETCHED / "headers", *, cross: Sequence[str] = ()) -> Path:
+    """The module, built by whoever needs it first: once for its sources and these headers.
+
+    `cross` is what tells ``make`` of another architecture and its compiler.
+    """
+    headers = headers / "build"
     assert headers.exists(), f"no kernel headers at {headers}: run make kernel"
     sources = [_SOURCES / name for name in ("Kbuild", "kboot_zoo.c")]
     digest = hashlib.sha256(headers.resolve().name.encode())
@@ -47,7 +51,7 @@ def module() -> Path:
     def build(directory: Path) -> None:
         for source in sources:
             shutil.copy(source, directory)
-        command = ["make", "-C", str(headers), f"M={directory}", "modules"]
+        command = ["make", "-C", str(headers), f"M={directory}", *cross, "modules"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -55,22 +59,31 @@ def module() -> Path:
 
 
 @contextlib.contextmanager
-def open_zoo(directory: Path, store: Path) -> Iterator[Zoo]:
+def open_zoo(
+    directory: Path, store: Path, *, package: Path = KERNEL, built: Path | None = None
+) -> Iterator[Zoo]:
     """A machine with the module and a watchdog, for several tests; its evidence in `directory`.
 
-    Among those who share `store`, one boots it.
+    Among those who share `store`, one boots it. For the kernel in another `package` give the
+    module that was `built` for that.
     """
-    kernel = read_kernel(KERNEL)
-    files: dict[str, bytes | Path] = {f"/lib/{_MODULE}": module(), **_INITS}
+    kernel = read_kernel(package)
+    row = arch.of(kernel.architecture)
+    files: dict[str, bytes | Path] = {f"/lib/{_MODULE}": built or module(), **_INITS}
     settings = MachineSettings(
-        spec=MachineSpec(name="zoo", extra_arguments=("-device", "i6300esb")),
+        spec=MachineSpec(
+            name="zoo",
+            architecture=row.name,
+            firmware=row.firmware("auto"),
+            extra_arguments=("-device", "i6300esb"),
+        ),
         initrds=(
-            tiny_initramfs(),
+            tiny_initramfs(architecture=row.name),
             module_initramfs(kernel, ["i6300esb"]),
             overlay_initramfs(files),
         ),
     )
-    with open_place(KERNEL, directory, store=store) as place:
+    with open_place(package, directory, store=store) as place:
         place.save_once(settings)
         with contextlib.closing(Zoo(place, settings)) as zoo:
             yield zoo

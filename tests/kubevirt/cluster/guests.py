@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from kboot import process, state
+from kboot import arch, process, state
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.qemu import saved_firmware, snapshot
@@ -76,7 +76,7 @@ class QemuGuest:
         wiring = Wiring.inherited(serial_fd=serial_far.fileno(), control_fd=control_far.fileno())
         command = argv(
             replace(spec, extra_arguments=()),
-            program="qemu-system-x86_64",
+            program=arch.of(spec.architecture).qemu,
             accelerator="tcg",
             wiring=wiring,
             flash=_flash(spec, directory),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from kboot import arch
 from kboot.backend import MachineSpec
 from tests.kubevirt.cluster import architectures
 from tests.kubevirt.cluster.connections import Connection
@@ -154,8 +155,11 @@ def machine_spec(
     card = domain["devices"]["interfaces"][0]
     guest = domain["memory"]["guest"]
     assert guest.endswith("Mi")
+    wanted = spec.get("architecture", "amd64")
+    row = next(row for row in arch.ARCHITECTURES if row.kubevirt == wanted)
     return MachineSpec(
         name=vm["metadata"]["name"],
+        architecture=row.name,
         boot_file=resolve(card["dhcpOptions"]["bootFileName"]),
         memory_mib=int(guest.removesuffix("Mi")),
         cpus=domain["cpu"]["cores"] * domain["cpu"].get("sockets", 1),
