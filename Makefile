@@ -165,6 +165,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	$(bin)/python -m tests.soak_cluster
 	$(bin)/python -m tests.soak_disks $(KERNEL)
 	$(bin)/python -m tests.soak_systems $(KERNEL)
+	$(bin)/python -m tests.soak_ktap
 	$(bin)/python -m tests.soak_kunit $(kunit)
 
 build: $(ready) ## build the wheel and the source archive into build/dist

@@ -19,6 +19,8 @@ from kboot.evidence import CaseResult, Evidence, Run
 if TYPE_CHECKING:
     import requests
 
+    from kboot.config import Config
+
 #: The environment variable with the address and the token, as KernelCI's own tools take it.
 VARIABLE = "KCIDB_REST"
 
@@ -56,6 +58,16 @@ class Source:
     build: str = ""
     repository: str = ""
     commit: str = ""
+
+
+def source_of(settings: Config) -> Source:
+    """As the settings say."""
+    return Source(
+        origin=settings.kcidb_origin,
+        build=settings.kcidb_build,
+        repository=settings.kcidb_repository,
+        commit=settings.kcidb_commit,
+    )
 
 
 def kcidb_report(run: Run, source: Source) -> dict[str, Any]:
