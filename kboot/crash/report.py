@@ -174,13 +174,21 @@ def _prefix(before: str) -> re.Pattern[str] | None:
     return re.compile(r"\s*" + shape + before[len(words) :][:1])
 
 
+def _site(match: re.Match[str]) -> tuple[CrashKind, str] | None:
+    """What the file of a WARN or BUG tells: a kind and its words."""
+    file = match.groupdict().get("file") or ""
+    for name, kind, words in _BY_FILE:
+        if file.startswith(name) or f"/{name}" in file:
+            return kind, words
+    return None
+
+
 def _kind(rule: Rule, match: re.Match[str]) -> CrashKind:
     """The kind, for which a WARN's or BUG's file counts more than its rule."""
-    file = match.groupdict().get("file") or ""
-    for name, kind, _ in _BY_FILE:
-        if file.startswith(name) or f"/{name}" in file:
-            return kind
-    return rule.kind
+    site = _site(match)
+    # With a list that only its WARN tells of, the kernel goes on: it has not touched it.
+    only_warns = site is not None and site[0] is K.DATA_CORRUPTION and rule.kind is K.WARNING
+    return rule.kind if site is None or only_warns else site[0]
 
 
 def build(
@@ -251,11 +259,8 @@ def _named(draft: Draft, text: str) -> Iterator[str]:
 
 def _title(draft: Draft, function: str | None, text: str) -> str:
     groups = {name: _stable(value or "") for name, value in draft.match.groupdict().items()}
-    label = draft.rule.label
-    for _, kind, words in _BY_FILE:
-        if draft.kind is kind and draft.rule.kind is not kind:
-            label = words
-    label = label.format_map(groups)
+    site = _site(draft.match)
+    label = (site[1] if site else draft.rule.label).format_map(groups)
     if draft.kind is K.KASAN and (access := _ACCESS.search(text)):
         label += f" {access[1].lower()}"
     return f"{label} in {function}" if function and "{message}" not in draft.rule.label else label

@@ -123,7 +123,7 @@ def test_a_long_dump_of_the_stack_does_not_end_a_report() -> None:
         assert (report.function, report.end_line) == ("mixer_path", len(lines))
 
 
-def test_a_warning_without_function_has_its_files_kind_and_the_stack_behind_its_end() -> None:
+def test_a_warning_without_function_has_its_files_title_and_the_stack_behind_its_end() -> None:
     lines = [
         "WARNING: at /home/someone/linux/lib/list_debug.c:33",
         "Modules linked in:",
@@ -135,7 +135,7 @@ def test_a_warning_without_function_has_its_files_kind_and_the_stack_behind_its_
         "[<ffffff822cd0a478>] mixer_queue+0x44/0x60",
     ]
     report = only(stamped(lines))
-    assert (report.kind, report.title) == ("data-corruption", "list corruption in mixer_queue")
+    assert (report.kind, report.title) == ("warning", "list corruption in mixer_queue")
     assert report.end_line == len(lines)
 
 
