@@ -214,7 +214,7 @@ class Guest:
         finally:
             entry.end(None)
         if check and result.exit_status != 0:
-            raise CommandFailed(_failure(result), result)
+            raise CommandFailed(failure_of(result), result)
         return result
 
     def succeed(
@@ -253,7 +253,7 @@ class Guest:
         finally:
             status, output = (result.exit_status, _printed(result)) if result else (None, "")
             entry.end(status, output)
-        last = f"; the last time: {_failure(result)}" if result else ""
+        last = f"; the last time: {failure_of(result)}" if result else ""
         raise GuestTimeout(f"{command!r} did not succeed in {limit.seconds:g} s{last}")
 
     def spawn(self, command: str, *, timeout: float = 30.0) -> BackgroundCommand:
@@ -372,6 +372,7 @@ def _brief(command: str) -> str:
     return command if len(command) <= 200 else f"{command[:200]}..."
 
 
-def _failure(result: CommandResult) -> str:
+def failure_of(result: CommandResult) -> str:
+    """What a command that failed has printed, for a message."""
     printed = (result.stderr or result.stdout).strip()[-_SHOWN:]
     return f"{_brief(result.command)!r} exited with {result.exit_status}: {printed}"
