@@ -58,7 +58,7 @@ class Machine:
         self.vm = vm
         self.server = server
         self.console = console
-        #: Where its logs and configuration are kept; whoever renames the directory says so here.
+        #: Where its logs and configuration are kept; to rename the directory is to change this.
         self.evidence_directory = evidence_directory
         #: Such as ``QEMU 7.2.22, tcg``.
         self.machine_description = vm.description
