@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from kboot.errors import GuestError
 from kboot.results import ltp
 from kboot.results.cases import Status
 from tests.test_ktap_cli import ktap
+from tests.test_testing import machine_on
 
 
 def kirk_result(name: str, status: str, retval: int, log: str = "") -> dict[str, object]:
@@ -79,6 +81,23 @@ def test_a_test_that_runltp_counts_and_does_not_list_was_not_run() -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"results": 3}', '{"a": 1}', "ok 1 a\n", "[]"])
 def test_what_is_none_of_ltps_is_left_to_others(text: str) -> None:
     assert ltp.read(text.encode()) is None
+
+
+def ltp_guest(command: str) -> tuple[int, str] | None:
+    """Answers kirk, and gives its report."""
+    if command.startswith("cat <"):
+        return (0, KIRK) if "kirk.json" in command else (1, "no such file")
+    return (1, "Execution time: 2s\n") if "sh -c kirk" in command else None
+
+
+def test_a_report_in_the_guest_is_the_commands_results(tmp_path: Path) -> None:
+    with machine_on(tmp_path, commands=ltp_guest) as machine:
+        results = machine.ktap("kirk", report="/tmp/kirk.json")
+        assert machine.suites == [results]
+        assert results.counts[Status.FAILED] == 2
+        assert [case.name for case in results.cases if case.bad] == ["accept02", "bind01"]
+        with pytest.raises(GuestError, match=r"'kirk' left no results in /tmp/none\.json.*Execut"):
+            machine.ktap("kirk", report="/tmp/none.json")
 
 
 def test_kboot_ktap_reads_it(tmp_path: Path) -> None:
