@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,52 @@ def test_a_test_that_runltp_counts_and_does_not_list_was_not_run() -> None:
     cases = ltp.read(RUNLTP.encode())
     assert cases is not None
     assert [case.status for case in cases[3:]] == [Status.NOT_RUN]
+
+
+#: Programs as LTP's end, and what each of them is.
+PROGRAMS = {
+    "good01": ("echo 'good01.c:1: TPASS: fine'", Status.PASSED),
+    "bad01": ("echo 'bad01.c:1: TFAIL: no'; exit 1", Status.FAILED),
+    "conf01": ("echo 'conf01.c:1: TCONF: not here'; exit 32", Status.SKIPPED),
+    "brok01": ("echo 'brok01.c:1: TBROK: no'; exit 2", Status.FAILED),
+    "warn01": ("echo 'warn01.c:1: TWARN: no'; exit 4", Status.FAILED),
+    "late01": ("sleep 60", Status.FAILED),
+}
+
+
+def test_a_report_by_kirk_itself_is_read(tmp_path: Path) -> None:
+    kirk = Path(sys.executable).parent / "kirk"
+    assert kirk.exists(), "no kirk: run make setup"
+    programs = tmp_path / "testcases" / "bin"
+    programs.mkdir(parents=True)
+    for name, (text, _) in PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / "runtest").mkdir()
+    (tmp_path / "metadata").mkdir()
+    lines = "".join(f"{name} {name}\n" for name in PROGRAMS)
+    (tmp_path / "runtest" / "small").write_text(lines)
+    command = [
+        str(kirk),
+        "--run-suite",
+        "small",
+        "--exec-timeout",
+        "1",
+        "--json-report",
+        "report.json",
+    ]
+    subprocess.run(
+        [*command, "--tmp-dir", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "LTPROOT": str(tmp_path)},
+        check=True,
+        capture_output=True,
+    )
+    cases = ltp.read((tmp_path / "report.json").read_bytes())
+    assert cases is not None
+    found = [(case.name, case.status) for case in cases]
+    assert found == [(name, status) for name, (_, status) in PROGRAMS.items()]
+    assert cases[1].diagnostics == ("bad01.c:1: TFAIL: no",)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"results": 3}', '{"a": 1}', "ok 1 a\n", "[]"])
