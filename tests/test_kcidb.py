@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,17 @@ def test_made_twice_it_has_the_same_ids(found: Run) -> None:
     first, second = kcidb_report(run_, SOURCE), kcidb_report(run_, SOURCE)
     assert first == second
     assert len({each["id"] for each in first["tests"]}) == 3
+
+
+def test_in_the_report_of_several_runs_each_test_keeps_its_id(found: Run) -> None:
+    evidence = found.machines[0]
+    assert evidence.started
+    days = [evidence.started + timedelta(days=number) for number in range(2)]
+    runs = [replace(found, cases=(case("passed", started=day),), started=day) for day in days]
+    both = replace(runs[0], cases=(*runs[0].cases, *runs[1].cases))
+    ids = {each["id"] for each in kcidb_report(both, SOURCE)["tests"]}
+    assert len(ids) == 3
+    assert ids == {each["id"] for run_ in runs for each in kcidb_report(run_, SOURCE)["tests"]}
 
 
 @pytest.mark.parametrize(
