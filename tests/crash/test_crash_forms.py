@@ -374,3 +374,24 @@ def test_an_abort_on_the_way_to_an_instruction_is_an_oops_if_the_kernel_dies_of_
     assert reports(encode(stamped([first, *["eth0: link is up"] * 20]))) == []
     report = only(stamped([first, "Internal error: : 2 [#1] PREEMPT SMP ARM", *ARM_TRACE]))
     assert (report.kind, report.start_line) == ("oops", 1)
+
+
+def test_lines_whose_end_was_lost_belong_to_the_report_all_the_same() -> None:
+    lines = stamped(
+        [
+            "BUG: unable to handle page fault for address: ffffc90000def000",
+            "Oops: 0002 [#1] PREEMPT SMP",
+            "CPU: 1 PID: 77 Comm: tester Not tainted 6.1.0 #1",
+            "RIP: 0010:memcpy+0x1c/0x240",
+            "Call Trace:",
+            " tdev_copy+0x1c/0x240",
+            " tdev_ioctl+0x1c/0x240",
+            "---[ end trace 0000000000000000 ]---",
+            "eth0: link is up",
+        ]
+    )
+    for first in range(len(lines) - 2):
+        joined = [*lines[:first], "".join(lines[first : first + 3]), *lines[first + 3 :]]
+        report = only(joined)
+        assert (report.title, report.pid) == ("page fault in tdev_copy", 77)
+        assert [frame.function for frame in report.frames] == ["memcpy", "tdev_copy", "tdev_ioctl"]
