@@ -141,10 +141,12 @@ def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
     line = raw.decode("utf-8", "replace").rstrip("\r\n\0 ")
     stamp = _KERNEL_PREFIX.match(line)
     if stamp is None:
-        return KernelLine(*_foreign(line), number, start, end)
+        text, caller, stamped, glued = _foreign(line)
+        return KernelLine(text, caller, stamped, number, start, end, glued)
     text = line[stamp.end() :]
     # Two CPUs, or a program without a final newline: the last stamp begins the last message.
-    if "[" in text and "." in text and (last := _last_stamp(text)) is not None:
+    if "[" in text and "." in text and (stamps := _stamps(text)):
+        last = stamps[-1]
         glued = line[: stamp.end() + last.start()]
         return KernelLine(text[last.end() :], last[1] or "", True, number, start, end, glued)
     if text[:1] != " " and "kernel: " in text and (host := _HOST.match(text)) is not None:
@@ -152,18 +154,17 @@ def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
     return KernelLine(text, stamp[1] or "", True, number, start, end)
 
 
-def _last_stamp(text: str) -> re.Match[str] | None:
-    last = None
-    for match in _TIME_AND_CALLER.finditer(text):
-        last = match
-    return last
+def _stamps(text: str) -> list[re.Match[str]]:
+    return list(_TIME_AND_CALLER.finditer(text))
 
 
-def _foreign(line: str) -> tuple[str, str, bool]:
-    """Text, caller and whether it is stamped, of a line that does not begin with a stamp."""
-    stamp = _last_stamp(line) if "[" in line else None
-    if stamp is not None:
-        return line[stamp.end() :], stamp[1] or "", True
+def _foreign(line: str) -> tuple[str, str, bool, str]:
+    """Text, caller, whether stamped, and `glued`, of a line that does not begin with a stamp."""
+    stamps = _stamps(line) if "[" in line else []
+    if stamps:
+        last = stamps[-1]
+        glued = line[: last.start()] if len(stamps) > 1 else ""
+        return line[last.end() :], last[1] or "", True, glued
     if "\r" in line:
         line = line.rpartition("\r")[2]
     position = 0
@@ -171,9 +172,9 @@ def _foreign(line: str) -> tuple[str, str, bool]:
         position = match.end()
     caller = _CALLER_ONLY.match(line, position)
     if caller is not None:
-        return line[caller.end() :], caller[1], True
+        return line[caller.end() :], caller[1], True, ""
     # A log prefix ends with one space; more of them are the kernel's indentation.
     prefix = line[:position]
     indent = max(0, len(prefix) - len(prefix.rstrip(" ")) - 1)
     # rsyslog writes the line feed within a record as "#012".
-    return line[position - indent :].removeprefix("#012"), "", "kernel:" in prefix
+    return line[position - indent :].removeprefix("#012"), "", "kernel:" in prefix, ""

@@ -186,9 +186,7 @@ def _site(match: re.Match[str]) -> tuple[CrashKind, str] | None:
 def _kind(rule: Rule, match: re.Match[str]) -> CrashKind:
     """The kind, for which a WARN's or BUG's file counts more than its rule."""
     site = _site(match)
-    # With a list that only its WARN tells of, the kernel goes on: it has not touched it.
-    only_warns = site is not None and site[0] is K.DATA_CORRUPTION and rule.kind is K.WARNING
-    return rule.kind if site is None or only_warns else site[0]
+    return rule.kind if site is None else site[0]
 
 
 def build(

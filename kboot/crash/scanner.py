@@ -45,7 +45,7 @@ def _applicable(words: str) -> Sequence[Rule]:
 def _find_behind_name(words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
     """A first line behind what some vendor puts between the kernel's time and its words."""
     for rule in rules:
-        if rule.needs_trace or rule.is_vague:
+        if rule.needs_its_place:
             continue
         match = rule.pattern.search(words)
         if match is not None and not words[: match.start()].endswith("[ end "):
@@ -86,7 +86,7 @@ class TriggerFinder:
     def _find_glued(self, words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
         """A first line behind a prompt or a program's unfinished line."""
         for rule in rules:
-            if rule.needs_trace or rule.is_vague:
+            if rule.needs_its_place:
                 continue
             match = rule.pattern.search(words)
             if match is None:
