@@ -97,7 +97,13 @@ _STALLS = (
         "task hung",
     ),
     # A task's name may have any characters, also a line feed.
-    row(K.HUNG_TASK, "INFO: ", r"INFO: task (?!.*blocked).{0,16}$", "task hung", needs_trace=True),
+    row(
+        K.HUNG_TASK,
+        "INFO: ",
+        r"INFO: task (?P<what>(?!.*blocked).{0,16})$",
+        "task hung",
+        needs_trace=True,
+    ),
     row(K.WORKQUEUE_LOCKUP, "BUG", r"BUG: workqueue lockup - pool", "workqueue lockup"),
     # A CPU does not take what another one sends it: mostly its interrupts are off.
     row(

@@ -65,7 +65,7 @@ _IN_INTERRUPT = re.compile(
 #: The functions that an interrupt has, as __report_bad_irq() lists them.
 _HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[0-9a-fx]+>\] .*\n?)+)", re.MULTILINE)
 _HANDLER = re.compile(r">\] (?:threaded \[<[0-9a-fx]+>\] )?(?!irq_default_)([A-Za-z_][\w.$]*)")
-_ACCESS = re.compile(r"^(Read|Write) (?:of size|at addr) ", re.MULTILINE)
+_ACCESS = re.compile(r"^[ \t]*(Read|Write) (?:of size|at addr) ", re.MULTILINE)
 #: But "EXT4-fs" and "IPv6" are names.
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|(?<!EXT)(?<!ext)(?<!IPv)\d+")
 _LOCK_KINDS = frozenset({K.DEADLOCK, K.INVALID_WAIT_CONTEXT})
@@ -186,9 +186,7 @@ def _site(match: re.Match[str]) -> tuple[CrashKind, str] | None:
 def _kind(rule: Rule, match: re.Match[str]) -> CrashKind:
     """The kind, for which a WARN's or BUG's file counts more than its rule."""
     site = _site(match)
-    # With a list that only its WARN tells of, the kernel goes on: it has not touched it.
-    only_warns = site is not None and site[0] is K.DATA_CORRUPTION and rule.kind is K.WARNING
-    return rule.kind if site is None or only_warns else site[0]
+    return rule.kind if site is None else site[0]
 
 
 def build(
