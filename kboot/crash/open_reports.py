@@ -77,7 +77,7 @@ _OWN_LINES = re.compile(
       | >?[0-9a-fA-F]{4, 16}:?\ +[0-9a-f]{8, 16}\b              # a dump of memory
       | [=-]{{20,}} | ---\[ | \*{{3}} | \d+\ locks?\ held | no\ locks\ held | \(.*\)\{{ | \{{
       | \S+\ (?:is\ (?:trying|freeing|leaving)|just\ changed|takes)
-      | BUG:\ Bad\ | [\w./-]+\.[ch]:\d+:\ bad\ p
+      | BUG:\ Bad\b
     )
     """,
     re.VERBOSE,
