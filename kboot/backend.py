@@ -475,6 +475,9 @@ class Interface:
     mac_address: str
     #: With the length of the network's prefix: ``10.98.0.1/24``.
     address: str
+    #: The network's own name server, and its domain; empty if it has none.
+    name_server: str = ""
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
