@@ -111,6 +111,8 @@ class MachineSpec:
     @property
     def offered_file(self) -> str:
         """The name of the boot file that DHCP gives; empty for none."""
+        if self.boot_disk:
+            return ""
         names = {"no-file": "", "wrong-file": f"{self.boot_file}.none"}
         return names.get(self.dhcp, self.boot_file)
 
@@ -124,6 +126,8 @@ class MachineSpec:
     numa: int = 1
     #: The size of the huge pages behind its memory, in MiB; 0 for pages as they come.
     hugepages_mib: int = 0
+    #: The name of the disk that its firmware boots; empty for the network.
+    boot_disk: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,7 @@ HOMES = {
     "requests": {"kernel", "results"},
     "jinja2": {"templates"},
     "click": {"cli"},
+    "pycdlib": {"machine"},
     "rich": {"cli"},
 }
 
@@ -69,6 +70,7 @@ HEAVY = {
     "kubernetes",
     "paramiko",
     "pexpect",
+    "pycdlib",
     "requests",
     "rich",
     "urllib3",

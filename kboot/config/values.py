@@ -21,6 +21,7 @@ Warnings = Literal["fail", "report"]
 Channel = Literal["auto", "console", "ssh"]
 Annotations = Literal["auto", "github", "none"]
 Submit = Literal["no", "yes"]
+BootFrom = Literal["network", "disk"]
 
 #: Settings of a test run: which tests, when they run again, what becomes of their results.
 OF_TEST_RUNS = frozenset(
@@ -403,3 +404,17 @@ class Config(ClusterConfig):
             name="hugepages",
         ),
     )
+    boot: BootFrom = field(
+        default="network",
+        metadata=about(
+            "what the machine boots: the kernel that is given, from the boot server (network), or "
+            "what is on its own disk, with the boot loader and the kernel there (disk)",
+            "WHAT",
+            choices=get_args(BootFrom),
+        ),
+    )
+
+    @property
+    def names_kernel(self) -> bool:
+        """Whether it says what is to be booted."""
+        return self.kernel is not None or self.boot == "disk"

@@ -108,7 +108,7 @@ def argv(
         *_consoles(wiring),
         *_boot_network(spec, row, tftp=tftp, ipxe=ipxe, forwarder=forwarder),
         *_cards(spec, cables or {}),
-        # From the network or not at all: no tour through other devices after iPXE has given up.
+        # From its one device or not at all: no tour through other devices after iPXE has given up.
         *("-boot", "strict=on"),
         # A guest that powers off leaves a paused QEMU, which can tell so.
         "-no-shutdown",
@@ -164,10 +164,13 @@ def _boot_network(
     else:
         yield from ("-netdev", f"user,id=net0{network}")
     mac_address = spec.mac_address or _MAC_ADDRESS
-    rom = ""
-    if ipxe is not None:
+    order, rom = ",bootindex=1", ""
+    if spec.boot_disk:
+        # Nothing boots from it, and firmware does not wait for its ROM.
+        order, rom = "", ",romfile="
+    elif ipxe is not None:
         rom = f",romfile={_escaped(ipxe.path) if ipxe.is_rom else ''}"
-    card = f"{row.network_card},netdev=net0,mac={mac_address},bootindex=1{rom}"
+    card = f"{row.network_card},netdev=net0,mac={mac_address}{order}{rom}"
     yield from ("-device", card)
     if ipxe is not None and not ipxe.is_rom:
         # Firmware starts it before it looks at any device, after each reset as well.
