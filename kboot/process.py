@@ -37,6 +37,12 @@ PACKAGES = {
     "cpio": "cpio",
     "mmdebstrap": "mmdebstrap",
     "addr2line": "binutils",
+    "strip": "binutils",
+    **{
+        f"{row.name}-linux-gnu-strip": f"binutils-{row.name}-linux-gnu"
+        for row in arch.ARCHITECTURES
+    },
+    "depmod": "kmod",
     "ssh": "openssh-client",
 }
 

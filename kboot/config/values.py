@@ -413,6 +413,27 @@ class Config(ClusterConfig):
             choices=get_args(BootFrom),
         ),
     )
+    modules: str = field(
+        default="none",
+        metadata=about(
+            "the kernel modules that the guest finds with modprobe: all, none, or names with "
+            "commas between them; those of the setting module are loaded as well",
+            "all|none|NAME,...",
+            parse.matching(
+                "[A-Za-z0-9_-]+(,[A-Za-z0-9_-]+)*", "all, none, or names of modules with commas"
+            ),
+        ),
+    )
+    nics: int = field(
+        default=1,
+        metadata=about(
+            "the network cards of a local machine; each has a network of its own with DHCP, and "
+            "the first one boots",
+            "N",
+            parse.number(1, 16),
+            name="nic",
+        ),
+    )
 
     @property
     def names_kernel(self) -> bool:

@@ -19,6 +19,7 @@ from kboot.kernel import Kernel, kernel_on_disk, require_architecture
 from kboot.machine.cloud_init import read_user_data
 from kboot.machine.cloud_init_disk import cloud_init_disk
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
+from kboot.rootfs.modules_image import modules_image, require_memory
 from kboot.rootfs.own_disk import own_disk
 from kboot.rootfs.system import system_for
 
@@ -119,7 +120,7 @@ def settings_for(
     settings = MachineSettings(
         spec=replace(spec, disks=system.disks, shares=system.shares),
         command_line=config.cmdline,
-        initrds=(*system.images, *loaded, *config.initrd, *keys),
+        initrds=(*system.images, *_found_modules(kernel, config), *loaded, *config.initrd, *keys),
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
@@ -130,6 +131,15 @@ def settings_for(
         whole_system=config.rootfs != "tiny",
     )
     return _fitting(settings.reached_by(channel))
+
+
+def _found_modules(kernel: Kernel, config: Config) -> tuple[Path, ...]:
+    """The image for the setting `modules`."""
+    image = modules_image(kernel, config.modules)
+    if image is None:
+        return ()
+    require_memory(image, config.memory_mib)
+    return (image.path,)
 
 
 def own_kernel(config: Config) -> Kernel:
@@ -144,7 +154,7 @@ def own_kernel(config: Config) -> Kernel:
 
 
 #: What kboot gives a kernel that it loads.
-_NEEDS_BOOT_SCRIPT = ("cmdline", "module", "initrd", "ipxe_script")
+_NEEDS_BOOT_SCRIPT = ("cmdline", "module", "modules", "initrd", "ipxe_script")
 
 
 def _from_disk(kernel: Kernel, config: Config, machine_name: str | None) -> MachineSettings:

@@ -107,6 +107,7 @@ def argv(
         *_processors_and_memory(spec, row, accelerator, memory),
         *_consoles(wiring),
         *_boot_network(spec, row, tftp=tftp, ipxe=ipxe, forwarder=forwarder),
+        *_more_cards(spec, row, forwarder),
         *_cards(spec, cables or {}),
         # From its one device or not at all: no tour through other devices after iPXE has given up.
         *("-boot", "strict=on"),
@@ -187,6 +188,17 @@ def _served(spec: MachineSpec, tftp: Path | None) -> str:
     """What the network offers by DHCP and TFTP."""
     words = f",bootfile={_escaped(spec.offered_file)}" if spec.offered_file else ""
     return words if tftp is None else f"{words},tftp={_escaped(tftp)}"
+
+
+def _more_cards(spec: MachineSpec, row: Architecture, forwarder: str | None) -> Iterator[str]:
+    """The cards that it does not boot from, each on a network of its own."""
+    reach = ",restrict=on" if forwarder is not None else ""
+    for number in range(2, spec.nics + 1):
+        # As the first one's, which is 10.0.2.0/24, but for the number.
+        yield from ("-netdev", f"user,id=nic{number},net=10.0.{number + 1}.0/24{reach}")
+        mac_address = f"{_MAC_ADDRESS[:-2]}{number:02x}"
+        card = f"{row.network_card},netdev=nic{number},mac={mac_address},romfile="
+        yield from ("-device", card)
 
 
 def _cards(spec: MachineSpec, cables: Mapping[str, str]) -> Iterator[str]:

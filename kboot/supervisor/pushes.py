@@ -18,6 +18,7 @@ from kboot.kernel.compression import MAGIC, compression_of, decompressed
 from kboot.kernel.image import HEAD_SIZE
 from kboot.machine import Load, own_kernel, settings_for, upload
 from kboot.rootfs import is_module_file, module_name
+from kboot.rootfs.modules_image import NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,7 +320,8 @@ def _changed(config: Config, wanted: Wanted) -> tuple[Config, bool, bool]:
         named = {module_name(each): each for each in (*before, *modules) if each}
         config = replace(config, module=tuple(named.values()))
     # Modules are those of their kernel.
-    return config, new_kernel, new_images or bool(modules or (new_kernel and config.module))
+    has_modules = config.module or config.modules != NONE
+    return config, new_kernel, new_images or bool(modules or (new_kernel and has_modules))
 
 
 def _same(one: Push, other: Push) -> bool:
