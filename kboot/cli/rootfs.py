@@ -14,6 +14,12 @@ from kboot.errors import ConfigError
 from kboot.log import age
 
 _UNUSED_DAYS = 30.0
+#: What else boots are given, by its directory in the cache.
+_IMAGES = {
+    "rootfs": "small images (tiny systems, overlays, modules)",
+    "modules": "images of all modules",
+    "cloud-init": "cloud-init disks",
+}
 
 
 @click.group(
@@ -118,16 +124,28 @@ def list_systems(*, as_json: bool) -> None:
     help=f"Remove what was not used for N days.  [default: {_UNUSED_DAYS:g}]",
 )
 def prune(*, days: float) -> None:
-    """Remove systems that were not used for some time; they can be made again."""
-    from kboot.rootfs import kept_systems, remove_system  # noqa: PLC0415  --help does not need it
+    """Remove what was not used for some time: systems, and images that boots were given.
 
-    freed = 0
+    All of it can be made again.
+    """
+    # --help does not need them.
+    from kboot.cache import remove_unused  # noqa: PLC0415
+    from kboot.rootfs import kept_systems, remove_system  # noqa: PLC0415
+    from kboot.state import cache_directory  # noqa: PLC0415
+
+    since = time.time() - days * 86400
+    removed = 0
     for each in kept_systems():
-        if time.time() - each.used >= days * 86400:
+        if each.used <= since:
             remove_system(each)
-            freed += each.size_bytes
+            removed += 1
             click.echo(
                 f"{each.label} for {each.architecture}: removed, {say_size(each.size_bytes)}"
             )
-    if not freed:
+    for name, what in _IMAGES.items():
+        count, size = remove_unused(cache_directory(name), since)
+        removed += count
+        if count:
+            click.echo(f"{what}: {count} removed, {say_size(size)}")
+    if not removed:
         click.echo("nothing to remove")

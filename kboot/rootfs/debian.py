@@ -15,18 +15,17 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot import arch, process
+from kboot import arch, process, state
 from kboot.cache import keep_directory
 from kboot.errors import ConfigError, InfraError, ProcessError
 from kboot.locks import lock_file
 from kboot.log import logger, step
-from kboot.rootfs.cpio import Entry, archive, link
+from kboot.rootfs.cpio import Entry, archive, link, write_zstd
 from kboot.state import cache_directory
 
 DEFAULT_SUITE = "trixie"
@@ -253,9 +252,9 @@ def _command(system: DebianSystem) -> list[str]:
 
 def _make(system: DebianSystem, directory: Path, on_step: OnStep) -> None:
     tar, log = directory / "root.tar", directory / "log"
-    with _workplace(directory) as place:
+    with _workplace(directory) as (place, marks):
         _write_files(system, place)
-        environ = {"KBOOT_FILES": str(place), "TMPDIR": str(place), "LC_ALL": "C"}
+        environ = {"KBOOT_FILES": str(place), "TMPDIR": str(place), "LC_ALL": "C", **marks}
         command = [str(tar) if word == "-" else word for word in _command(system)]
         command[0] = process.find_program(command[0])
         on_step(f"mmdebstrap {system.label}")
@@ -276,20 +275,20 @@ def _make(system: DebianSystem, directory: Path, on_step: OnStep) -> None:
 
 
 @contextlib.contextmanager
-def _workplace(directory: Path) -> Iterator[Path]:
-    """Where mmdebstrap works: in `directory`, which the next maker clears if we are killed.
+def _workplace(directory: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """Where mmdebstrap works, and what it needs in its environment for that to be cleared.
 
-    In a user namespace its root is another user than we are, who does not get there.
+    As root it is in `directory`, which the next maker clears if we are killed. In a user namespace
+    its root is another user than we are, who does not get there.
     """
     if os.geteuid() == 0:
         place = directory / "work"
         place.mkdir()
-        yield place
+        yield place, {}
         shutil.rmtree(place)
         return
-    with tempfile.TemporaryDirectory(prefix="kboot-debian-") as folder:
-        Path(folder).chmod(0o777)
-        yield Path(folder)
+    with state.run_directory() as run, state.open_directory(run) as folder:
+        yield folder, state.environment(run)
 
 
 def _write_files(system: DebianSystem, place: Path) -> None:
@@ -344,16 +343,7 @@ def explained(text: str, system: DebianSystem) -> ConfigError | InfraError:
 
 def pack(tar: Path, target: Path) -> None:
     """Write what is in a tar archive as an initramfs."""
-    import zstandard  # noqa: PLC0415  heavy, and only this needs it
-
-    packer = zstandard.ZstdCompressor(level=9, threads=-1)
-    with target.open("wb") as file, packer.stream_writer(file, closefd=False) as stream:
-        for chunk in archive(_entries(tar)):
-            stream.write(chunk)
-    size = target.stat().st_size
-    # The kernel looks for a plain archive behind this one only at a multiple of 4 bytes.
-    with target.open("ab") as file:
-        file.write(bytes(-size % 4))
+    write_zstd(target, archive(_entries(tar)), level=9)
 
 
 def _entries(tar: Path) -> Iterator[Entry]:
