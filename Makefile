@@ -19,6 +19,7 @@ ready := $(venv)/.ready
 runtime := $(venv)/.runtime
 headers := build/kernel/headers/build
 second := build/kernel/cloud.deb
+second_headers := build/kernel/cloud-headers/build
 arm64 := build/kernel/arm64.deb
 arm64_older := build/kernel/arm64-6.1.deb
 arm64_headers := build/kernel/arm64-headers/build
@@ -98,6 +99,10 @@ $(headers): build/kernel/debian.deb .ci/fetch-headers
 	@.ci/fetch-headers build/kernel/debian.deb $(@D)
 	@touch -h $@
 
+$(second_headers): $(second) .ci/fetch-headers
+	@.ci/fetch-headers $(second) $(@D)
+	@touch -h $@
+
 # The same for the other architecture that clusters have.
 ipxe-disk-arm64: $(ipxe_disk_arm64) ## the same for nodes that are arm64
 
@@ -161,7 +166,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(arm64_headers) $(ipxe_disk) $(ipxe_disk_arm64) $(trixie_ipxe) $(kunit) $(etcd) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64_older) $(arm64_headers) $(ipxe_disk) $(ipxe_disk_arm64) $(trixie_ipxe) $(kunit) $(etcd) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
@@ -182,6 +187,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(arm64_he
 	$(bin)/python -m tests.soak_systems $(KERNEL)
 	$(bin)/python -m tests.soak_ktap
 	$(bin)/python -m tests.soak_kunit $(kunit)
+	$(bin)/python -m tests.soak_bisect build/kernel/debian.deb $(headers) $(second) $(second_headers)
 
 build: $(ready) ## build the wheel and the source archive into build/dist
 	$(bin)/python -m build --no-isolation --outdir build/dist
