@@ -77,7 +77,12 @@ _LOCKDEP = (
 )
 
 _STALLS = (
-    row(K.SOFT_LOCKUP, "BUG", WATCHDOG + r"BUG: soft lockup - CPU#\d+", "soft lockup"),
+    row(
+        K.SOFT_LOCKUP,
+        "BUG",
+        WATCHDOG + r"BUG: soft lockup (?:-|detected on) CPU#\d+",
+        "soft lockup",
+    ),
     row(K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"Watchdog detected hard LOCKUP", "hard lockup"),
     row(
         K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"CPU \d+ (?:self-)?detected hard LOCKUP", "hard lockup"
@@ -195,7 +200,7 @@ _BUGS = (
         rf"(?:CPU \d+ )?Unable to handle kernel {_NO_ACCESS}",
         "page fault",
     ),
-    row(K.STACK_OVERFLOW, "BUG", r"BUG: (?:\w+ )?stack guard page was hit", "stack overflow"),
+    row(K.STACK_OVERFLOW, "BUG", r"BUG: (?:[\w#]+ )?stack guard page was hit", "stack overflow"),
     # s390 and ppc32, before the registers and the panic.
     row(
         K.STACK_OVERFLOW,
@@ -255,7 +260,12 @@ _BUGS = (
         needs_trace=True,
     ),
     # KVM on arm64, before the panic.
-    row(K.BUG, "BUG", rf"(?:kvm \[\d+\]: )?nVHE hyp BUG at: {AT_OFFSET}", "nVHE hyp BUG"),
+    row(
+        K.BUG,
+        "nVHE hyp ",
+        rf"(?:kvm \[\d+\]: )?nVHE hyp (?P<what>BUG|panic) at: {AT_OFFSET}",
+        "nVHE hyp {what}",
+    ),
     row(K.BUG, "Busy inodes after", r"VFS: Busy inodes after unmount of", "busy inodes"),
     row(K.DOUBLE_FAULT, "ANIC: ", r"(?:traps: )?PANIC: double fault", "double fault"),
     row(K.OOPS, "ANIC: ", r"(?:traps: )?PANIC: early exception", "early exception"),
@@ -360,7 +370,7 @@ _PANICS = (
     panic(K.STACK_CORRUPTION, r"stack-protector|corrupted stack end", "stack corruption"),
     panic(K.PANIC, r"[Kk]ernel stack overflow", "panic: kernel stack overflow"),
     panic(K.HARD_LOCKUP, r"Watchdog detected hard LOCKUP", "hard lockup"),
-    row(K.PANIC, PANIC, r"Kernel panic - not syncing: (?P<message>.*\S)", "panic: {message}"),
+    row(K.PANIC, PANIC, r"Kernel panic(?: - not syncing)?: (?P<message>.*\S)", "panic: {message}"),
     row(K.PANIC, PANIC, r"Kernel panic - not syncing", "panic", needs_trace=True),
     # The code that unpacks the kernel, before its first line; "reboot: System halted" is no fault.
     row(K.PANIC, "-- System halted", r"-- System halted$", "panic: the kernel was not unpacked"),
@@ -435,7 +445,8 @@ _WARNINGS = (
     row(
         K.WARNING,
         "WARNING: ",
-        rf"WARNING: can't (?:access|dereference)[\w ]* registers at (?:\w+ for ip )?{AT_OFFSET}",
+        r"WARNING: (?:can't (?:access|dereference)[\w ]* registers|stack going in the wrong "
+        rf"direction\?) at (?:\w+ for ip )?{AT_OFFSET}",
         "stack that cannot be unwound",
     ),
     row(
@@ -481,5 +492,5 @@ FILTER = (
     *(b"by zero in kernel", b"duplicate filename", b"nobody cared", b"MSR access error"),
     *(b"NETDEV WATCHDOG", b"vmalloc error", b"kmem_cache_destroy ", b"pagealloc: "),
     *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an init"),
-    *(b"-- System halted", b"non-responsive CSD lock", b"Bad swap file"),
+    *(b"-- System halted", b"non-responsive CSD lock", b"Bad swap file", b"nVHE hyp "),
 )
