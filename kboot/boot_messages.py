@@ -188,6 +188,12 @@ _GAVE_UP = re.compile(
 )
 
 
+#: SeaBIOS, EDK II and its shell, and GRUB, where a disk has nothing that they could start.
+_NOT_BOOTABLE = re.compile(
+    r"No bootable (?:device|option or device).*|Boot failed: .*"
+    r"|(?:EFI Internal|UEFI Interactive) Shell|(?:Entering rescue mode|grub rescue>).*"
+)
+
 #: One of these is in every line that begins a boot, ends one, or asks for a kernel's log.
 RESET_LITERALS = (
     *(b"SeaBIOS (version", b"UEFI firmware (version", b"BdsDxe: ", b"U-Boot ", b"coreboot-"),
@@ -307,6 +313,12 @@ def nothing_to_boot(line: str) -> str | None:
     """The words in which firmware or iPXE give up."""
     match = _GAVE_UP.search(line)
     return match[0].strip() if match else None
+
+
+def disk_not_bootable(line: str) -> str | None:
+    """The words in which firmware or a boot loader give up on a disk."""
+    match = _NOT_BOOTABLE.search(line)
+    return match[0].strip(" .") if match else None
 
 
 # ---------------------------------------------------------------------------------------- prompts

@@ -181,7 +181,7 @@ _MAX_LINES = 2500
 _MAX_FOREIGN = 25
 #: The same for a report of which the stack is still to come.
 _MAX_FOREIGN_WITHOUT_STACK = 200
-#: Lines of others in a row: whoever wrote the report has gone on to something else.
+#: Lines of others in a row: the report's context has gone on to something else.
 _MAX_SILENCE = 300
 #: Kinds that are believed without a trace if the log stops in the midst of it.
 _SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.SLAB_CORRUPTION, K.PANIC})
