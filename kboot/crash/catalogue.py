@@ -125,7 +125,6 @@ _MEMORY = (
     row(K.BAD_PAGE, "BUG", r"BUG: Bad rss-counter state", "bad rss-counter state"),
     row(K.BAD_PAGE, "BUG", r"BUG: non-zero (?P<what>\w+) on freeing mm", "non-zero {what}"),
     row(K.BAD_PAGE, "BUG", rf"BUG: Bad {_WHAT} in process", "bad {what}"),
-    row(K.BAD_PAGE, "Bad swap file", r"\w+: Bad swap file entry", "bad swap entry"),
     # slab_bug() in mm/slub.c: "BUG kmalloc-64 (Tainted: G    B): Poison overwritten".
     row(
         K.SLAB_CORRUPTION,
@@ -260,12 +259,7 @@ _BUGS = (
         needs_trace=True,
     ),
     # KVM on arm64, before the panic.
-    row(
-        K.BUG,
-        "nVHE hyp ",
-        rf"(?:kvm \[\d+\]: )?nVHE hyp (?P<what>BUG|panic) at: {AT_OFFSET}",
-        "nVHE hyp {what}",
-    ),
+    row(K.BUG, "BUG", rf"(?:kvm \[\d+\]: )?nVHE hyp BUG at: {AT_OFFSET}", "nVHE hyp BUG"),
     row(K.BUG, "Busy inodes after", r"VFS: Busy inodes after unmount of", "busy inodes"),
     row(K.DOUBLE_FAULT, "ANIC: ", r"(?:traps: )?PANIC: double fault", "double fault"),
     row(K.OOPS, "ANIC: ", r"(?:traps: )?PANIC: early exception", "early exception"),
@@ -492,5 +486,5 @@ FILTER = (
     *(b"by zero in kernel", b"duplicate filename", b"nobody cared", b"MSR access error"),
     *(b"NETDEV WATCHDOG", b"vmalloc error", b"kmem_cache_destroy ", b"pagealloc: "),
     *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an init"),
-    *(b"-- System halted", b"non-responsive CSD lock", b"Bad swap file", b"nVHE hyp "),
+    *(b"-- System halted", b"non-responsive CSD lock"),
 )
