@@ -27,7 +27,6 @@ WORDS = (
     "SeaBIOS (version",
     "SeaBIOS (version 1.16.2-debian-1.16.2-1)",
     "U-Boot 2023.10 (Jan 01 2024 - 00:00:00 +0000)",
-    "Welcome to GRUB!",
     "Decompressing Linux... Parsing ELF... done.",
     "Booting the kernel.",
     "kboot: script 0123456789abcdef",

@@ -25,7 +25,7 @@ REPORTERS = _names(
     # Assertions, and what panics on behalf of a caller.
     r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|rust_helper_\w+|rust_begin_unwind",
     r"(?:\w+::)*rust_begin_unwind|<?core::(?:panicking|option|result)::.*",
-    r"stack_trace_\w+|save_stack\w*|arch_stack_walk|print_stack_trace|show_regs\w*|dump_page|dump_mm",
+    r"stack_trace_\w+|save_stack\w*|arch_stack_walk|walk_stackframe|print_stack_trace|show_regs\w*|dump_page|dump_mm",
     r"panic|vpanic|nmi_panic|__stack_chk_fail|warn|_*warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
     r"print_\w*(?:bug|usage|deadlock|inversion|circular|dependency|header|warning|report|context)\w*",
     r"print_(?:address_\w+|error_\w+|trailer|bad_pte|unlock\w*|lock\w*)|describe_(?:object|address)\w*",
@@ -62,7 +62,7 @@ REPORTERS = _names(
     r"check_(?:deadlock|noncircular|prev_add|prevs_add|irq_usage|path|wait_context)\w*|check_lock\w*",
     r"find_held_lock|register_lock_class|assign_lock_key|add_lock_to_list|look_up_lock_class|_*bfs|check_flags",
     r"___?might_\w+|might_\w+|_*cant_\w+|check_preemption_disabled|_*this_cpu_\w+_check",
-    r"debug_smp_processor_id|_*schedule_bug|schedule_debug|preempt_count_\w+|rcu_sleep_check",
+    r"debug_lockdep_\w+|in_lock_functions|debug_smp_processor_id|_*schedule_bug|schedule_debug|preempt_count_\w+|rcu_sleep_check",
     # Page allocator checks.
     r"bad_page\w*|bad_range|check_new_page\w*|free_pages?_(?:check|prepare|is_bad)\w*|page_bad_reason",
     r"dequeue_task_idle|check_mm|vm_bug\w*|_*dump_page",

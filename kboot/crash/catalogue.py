@@ -77,7 +77,12 @@ _LOCKDEP = (
 )
 
 _STALLS = (
-    row(K.SOFT_LOCKUP, "BUG", WATCHDOG + r"BUG: soft lockup - CPU#\d+", "soft lockup"),
+    row(
+        K.SOFT_LOCKUP,
+        "BUG",
+        WATCHDOG + r"BUG: soft lockup (?:-|detected on) CPU#\d+",
+        "soft lockup",
+    ),
     row(K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"Watchdog detected hard LOCKUP", "hard lockup"),
     row(
         K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"CPU \d+ (?:self-)?detected hard LOCKUP", "hard lockup"
@@ -120,7 +125,6 @@ _MEMORY = (
     row(K.BAD_PAGE, "BUG", r"BUG: Bad rss-counter state", "bad rss-counter state"),
     row(K.BAD_PAGE, "BUG", r"BUG: non-zero (?P<what>\w+) on freeing mm", "non-zero {what}"),
     row(K.BAD_PAGE, "BUG", rf"BUG: Bad {_WHAT} in process", "bad {what}"),
-    row(K.BAD_PAGE, "Bad swap file", r"\w+: Bad swap file entry", "bad swap entry"),
     # slab_bug() in mm/slub.c: "BUG kmalloc-64 (Tainted: G    B): Poison overwritten".
     row(
         K.SLAB_CORRUPTION,
@@ -195,7 +199,7 @@ _BUGS = (
         rf"(?:CPU \d+ )?Unable to handle kernel {_NO_ACCESS}",
         "page fault",
     ),
-    row(K.STACK_OVERFLOW, "BUG", r"BUG: (?:\w+ )?stack guard page was hit", "stack overflow"),
+    row(K.STACK_OVERFLOW, "BUG", r"BUG: (?:[\w#]+ )?stack guard page was hit", "stack overflow"),
     # s390 and ppc32, before the registers and the panic.
     row(
         K.STACK_OVERFLOW,
@@ -360,7 +364,7 @@ _PANICS = (
     panic(K.STACK_CORRUPTION, r"stack-protector|corrupted stack end", "stack corruption"),
     panic(K.PANIC, r"[Kk]ernel stack overflow", "panic: kernel stack overflow"),
     panic(K.HARD_LOCKUP, r"Watchdog detected hard LOCKUP", "hard lockup"),
-    row(K.PANIC, PANIC, r"Kernel panic - not syncing: (?P<message>.*\S)", "panic: {message}"),
+    row(K.PANIC, PANIC, r"Kernel panic(?: - not syncing)?: (?P<message>.*\S)", "panic: {message}"),
     row(K.PANIC, PANIC, r"Kernel panic - not syncing", "panic", needs_trace=True),
     # The code that unpacks the kernel, before its first line; "reboot: System halted" is no fault.
     row(K.PANIC, "-- System halted", r"-- System halted$", "panic: the kernel was not unpacked"),
@@ -435,7 +439,8 @@ _WARNINGS = (
     row(
         K.WARNING,
         "WARNING: ",
-        rf"WARNING: can't (?:access|dereference)[\w ]* registers at (?:\w+ for ip )?{AT_OFFSET}",
+        r"WARNING: (?:can't (?:access|dereference)[\w ]* registers|stack going in the wrong "
+        rf"direction\?) at (?:\w+ for ip )?{AT_OFFSET}",
         "stack that cannot be unwound",
     ),
     row(
@@ -481,5 +486,5 @@ FILTER = (
     *(b"by zero in kernel", b"duplicate filename", b"nobody cared", b"MSR access error"),
     *(b"NETDEV WATCHDOG", b"vmalloc error", b"kmem_cache_destroy ", b"pagealloc: "),
     *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an init"),
-    *(b"-- System halted", b"non-responsive CSD lock", b"Bad swap file"),
+    *(b"-- System halted", b"non-responsive CSD lock"),
 )

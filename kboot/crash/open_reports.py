@@ -187,6 +187,8 @@ _MAX_SILENCE = 300
 _SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.SLAB_CORRUPTION, K.PANIC})
 #: A first line that needs a trace must get it within this many lines.
 _TRACE_WITHIN = 15
+#: What follows is a trace, but of no report.
+_OTHERS_TRACE = re.compile(r"FAULT_INJECTION: forcing|.{1,16} invoked oom-killer: |sysrq: ")
 _NONE: list[Draft] = []
 _OWN = Verdict.OWN
 #: Lines after a report's end marker in which its panic comes: x86 shows the registers once more.
@@ -367,7 +369,7 @@ class Drafts:
         """A report that is none unless a trace follows."""
         if draft.has_trace and (draft.has_die or not draft.rule.needs_die):
             self._announce(draft)
-        elif count >= _TRACE_WITHIN:
+        elif count >= _TRACE_WITHIN or _OTHERS_TRACE.match(draft.lines[-1]):
             self._forget(draft)
 
     def _announce(self, draft: Draft) -> None:

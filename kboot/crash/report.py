@@ -41,6 +41,13 @@ _IN_LINE = (
     re.compile(r"in preemptible \[[0-9a-f]+\] code: (?P<task>.{1,32})/(?P<pid>\d+)"),
     re.compile(r"in_atomic\(\).* pid: (?P<pid>\d+), name: (?P<task>.{1,32})$", re.MULTILINE),
     re.compile(r"^Process (?P<task>.{1,32}) \(pid: (?P<pid>\d+), ", re.MULTILINE),
+    # A task that is shown: sched_show_task(), with names since 5.10.
+    re.compile(
+        r"^task:(?P<task>.{1,32}?) +state:.\s.*?stack: *\d+ +pid: *(?P<pid>\d+)", re.MULTILINE
+    ),
+    re.compile(r"^(?P<task>\S.{0,31}?) +R  running task +\d+ +(?P<pid>\d+)", re.MULTILINE),
+    # Of alpha, ia64 and sparc.
+    re.compile(r"^(?P<task>\S.{0,31}?)[(\[](?P<pid>\d+)[)\]]: Oops", re.MULTILINE),
 )
 #: Functions of work that a report of a workqueue names in words.
 _WORK = re.compile(
@@ -51,12 +58,12 @@ _COMM = re.compile(r'comm "(?P<task>[^"]{1,32})", pid (?P<pid>\d+)')
 _ON_CPU = re.compile(r"\b(?:CPU#|on cpu |CPU: |cpu: )(?P<cpu>\d+)\b")
 _TAINT = re.compile(r"Tainted: (?P<taint>[A-Z](?:[A-Z ]*[A-Z])?)(?= |$|:|\))", re.MULTILINE)
 #: Where lockdep says which lock is wanted: "ffff... (&lock){+.+.}-{3:3}, at: func+0x12/0x34".
-_LOCK_AT = re.compile(r"\bat: (?:\[<[^>\n]{1,20}>\] )?([A-Za-z_][\w.$]*)\+0x")
+_LOCK_AT = re.compile(r"\bat: (?:\[<[^>\n]{1,20}>\] )*([A-Za-z_][\w.$]*)\+0x")
 _UNLOCK_AT = re.compile(
-    r"trying to release lock .* at:\n(?:\[<[^>\n]{1,20}>\] )?\s*([A-Za-z_][\w.$]*)\+0x"
+    r"trying to release lock .* at:\n(?:\[<[^>\n]{1,20}>\] )*\s*([A-Za-z_][\w.$]*)\+0x"
 )
 _NESTED_AT = re.compile(
-    r" is trying to lock:\n.*\bat: (?:\[<[^>\n]{1,20}>\] )?([A-Za-z_][\w.$]*)\+0x"
+    r" is trying to lock:\n.*\bat: (?:\[<[^>\n]{1,20}>\] )*([A-Za-z_][\w.$]*)\+0x"
 )
 #: The interrupt that takes a lock: with it the order of locks becomes a deadlock.
 _IN_INTERRUPT = re.compile(

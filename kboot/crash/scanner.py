@@ -127,6 +127,32 @@ _CANDIDATE = _any_of(_LITERALS)
 _TELLING = b"#(-.:BDEFGIKLNSUV[egjklmnopqrsu"
 _REST = bytes(set(range(256)) - set(_TELLING))
 _REDUCED = tuple(dict.fromkeys(literal.translate(None, _REST) for literal in _LITERALS))
+#: Rare letters that several share: in a piece without them, none of those has to be looked for.
+_SHARED = (b"ernel", b"rror", b"unre")
+
+
+def _grouped(literals: Sequence[bytes]) -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
+    """The literals by what they share; one that shares nothing is alone."""
+    groups: dict[bytes, list[bytes]] = {}
+    for literal in literals:
+        groups.setdefault(next((each for each in _SHARED if each in literal), literal), []).append(
+            literal
+        )
+    return tuple((shared, tuple(group)) for shared, group in groups.items())
+
+
+_GROUPS = _grouped(_REDUCED)
+
+
+def _may_be_candidate(reduced: bytes) -> bool:
+    """Whether a reduced piece of the log has one of the reduced literals."""
+    for shared, group in _GROUPS:
+        if shared in reduced:
+            for literal in group:
+                if literal in reduced:
+                    return True
+    return False
+
 
 #: Messages that are read of one line.
 _MOST_MESSAGES = 8
@@ -234,11 +260,7 @@ class Scanner:
     def _region(self, data: bytes, end: int) -> None:
         """Read whole lines: `data` up to `end`."""
         # Searching for each literal in turn is faster than one pattern for all of them.
-        reduced = data.translate(None, _REST)
-        for literal in _REDUCED:
-            if literal in reduced:
-                break
-        else:
+        if not _may_be_candidate(data.translate(None, _REST)):
             self._calm(data, 0, end)
             return
         position = 0

@@ -234,6 +234,8 @@ def test_a_stack_that_many_have_used_up_is_named_like_a_stall() -> None:
         "do_csum",
         "simple_copy_to_iter",
         "cache_from_obj",
+        "debug_lockdep_rcu_enabled",
+        "walk_stackframe",
     ],
 )
 def test_a_helper_is_not_blamed_for_its_caller(helper: str) -> None:
