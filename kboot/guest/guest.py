@@ -152,6 +152,10 @@ class BackgroundCommand:
         self._job.kill(signal, time_limit(timeout, None, COMMAND_TIMEOUT_S))
 
 
+class _OutOfTime(GuestTimeout):
+    """A command did not end in its time, and was killed."""
+
+
 class Guest:
     """Runs commands in the guest, one at a time, each in a ``sh`` of its own.
 
@@ -236,7 +240,14 @@ class Guest:
         entry = self._history.begin(command)
         try:
             for _ in limit.poll(_RETRY_S):
-                result = self._run(command.encode(), limit.within(limit.remaining), Entry(command))
+                budget = limit.within(limit.remaining)
+                try:
+                    result = self._run(command.encode(), budget, Entry(command))
+                except _OutOfTime:
+                    # How the one before it ended says more than that there was no time left.
+                    if result is None:
+                        raise
+                    break
                 if result.exit_status == 0:
                     return result.stdout
         finally:
@@ -336,7 +347,7 @@ class Guest:
             return GuestTimeout(f"{message}; then: {error}")
         printed = (ended.stdout + ended.stderr).decode(errors="replace")[-_SHOWN:]
         entry.end(None, printed)
-        return GuestTimeout(f"{message}; it printed: {printed!r}")
+        return _OutOfTime(f"{message}; it printed: {printed!r}")
 
 
 def _result(command: str, ended: Ended, start: float) -> CommandResult:
