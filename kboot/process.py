@@ -125,8 +125,8 @@ class Process:
         return " | ".join(line.strip() for line in text.strip().splitlines()[-4:])[-limit:]
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Ask it to end, wait, then kill it and whatever it started."""
-        if self.exit_status() is None:
+        """Ask it to end, wait, then kill it and whatever it started. At once if `grace_s` is 0."""
+        if grace_s and self.exit_status() is None:
             os.kill(self.pid, signal.SIGTERM)
             if self.wait(grace_s) is None:
                 logger.warning("pid %d: no end %g s after SIGTERM; killing it", self.pid, grace_s)

@@ -1,7 +1,8 @@
 """The standby machine: restored while another one is in use, so that the next test need not wait.
 
-All of it happens on one thread: a machine that was used is powered off there, and then the next one
-is restored. How many machines may stand by at once is limited for all processes of a run together.
+On one thread machines are restored, one after the other, and on another one those that were used
+are powered off: the next one does not wait for that. How many machines may stand by at once is
+limited for all processes of a run together.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Standby:
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-standby")
+        self._restoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-standby")
+        self._ending = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-ending")
         self._waiting: _Waiting | None = None
 
     def prepare(self, settings: MachineSettings, restore: Restore, *, limit: int) -> None:
@@ -84,7 +86,7 @@ class Standby:
         slot = self._slots.take(limit)
         if slot is not None:
             self._waiting = _Waiting(
-                settings=settings, restored=self._thread.submit(_enter, restore), slot=slot
+                settings=settings, restored=self._restoring.submit(_enter, restore), slot=slot
             )
 
     def take(self, settings: MachineSettings) -> Restored | None:
@@ -108,20 +110,21 @@ class Standby:
         return restored
 
     def power_off(self, power: ExitStack) -> Future[None]:
-        """Close `power` on the thread; the future tells how that went."""
-        return self._thread.submit(power.close)
+        """Close `power` on a thread; the future tells how that went."""
+        return self._ending.submit(power.close)
 
     def discard(self) -> None:
         """Power the machine that stands by off, if there is one; nobody waits for that."""
         if self._waiting:
             waiting, self._waiting = self._waiting, None
             waiting.restored.cancel()
-            self._thread.submit(_leave, waiting)
+            self._ending.submit(_leave, waiting)
 
     def close(self) -> None:
         """End all of it, and wait for that."""
         self.discard()
-        self._thread.shutdown()
+        self._restoring.shutdown()
+        self._ending.shutdown()
 
 
 def _enter(restore: Restore) -> Restored:
@@ -131,7 +134,7 @@ def _enter(restore: Restore) -> Restored:
 
 
 def _leave(waiting: _Waiting) -> None:
-    """A later job of the same thread than the restore, which is over by now."""
+    """Power off what nobody has taken, as soon as it is there."""
     with waiting.slot:
         try:
             waiting.restored.result().power.close()

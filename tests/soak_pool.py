@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kboot import service
+from kboot.deadline import Deadline
 from kboot.pool.service import KIND
 from kboot.statistics import median
 
@@ -137,6 +138,16 @@ def emulators() -> list[int]:
     return sorted(found)
 
 
+def left_behind(folder: Path) -> list[object]:
+    """Processes and run directories; who holds the pool may still be on its way out."""
+    left: list[object] = []
+    for _ in Deadline(10).poll(0.1):
+        left = [*_holders(), *(folder / "kboot").glob("run-*")]
+        if not left:
+            break
+    return left
+
+
 def _holders() -> Iterator[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -190,7 +201,7 @@ def main() -> None:
             up(kernel)
             lease(_TOUCH)
         subprocess.run(kboot("pool", "down", _NAME), check=True, stdout=subprocess.DEVNULL)
-        left = [*_holders(), *(Path(folder) / "kboot").glob("run-*")]
+        left = left_behind(Path(folder))
         print(f"{supervisors} pools killed and begun again; left behind: {left}")
         if left or not in_time:
             sys.exit(1)

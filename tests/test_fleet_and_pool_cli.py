@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,37 @@ def test_a_fleet_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -
     assert user.try_("fleet", "status", "lab").returncode == 2
 
 
+LEASES = """
+import time
+import pytest
+
+pytestmark = pytest.mark.kboot_pool("ci", ttl="2m")
+
+def test_runs_something(pool):
+    with pool.acquire() as one, pool.acquire() as other:
+        assert one.name != other.name
+        assert one.succeed("hostname") == other.succeed("hostname")
+
+def test_breaks_it(pool):
+    lease = pool.acquire()
+    lease.run("(sleep 0.3; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+    time.sleep(5)
+"""
+
+
+def run_pytest(user: User, tests: Path) -> str:
+    """What the tests of a user print, who has the pool of another process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests)],
+        cwd=user.home,
+        env=user.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout
+
+
 def test_a_pool_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> None:
     release = read_kernel(quick_kernel).release
     options = (f"--kernel={quick_kernel}", "--accel=tcg", "--replicas=2")
@@ -92,6 +125,11 @@ def test_a_pool_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> 
     words = [*user.command("pool", "exec"), "--", "uname", "-r"]
     assert user.type("pool", "acquire", "ci", "--", *words) == f"{release}\n"
     assert user.try_("pool", "acquire", "ci", "--", "sh", "-c", "exit 7").returncode == 7
+    tests = user.home / "test_leases.py"
+    tests.write_text(LEASES, encoding="utf-8")
+    report = run_pytest(user, tests)
+    assert re.search(r"1 failed, 1 passed", report), report
+    assert re.search(r"GuestError: \S+ of the pool ci: .*sysrq.*; see /\S+", report), report
     # A holder that is killed gives back what it had.
     with subprocess.Popen(
         user.command("pool", "acquire", "ci", "--", "sleep", "100"),

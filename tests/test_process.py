@@ -85,6 +85,14 @@ def test_a_program_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Pa
     assert ended(grandchild)
 
 
+def test_a_program_that_has_no_time_to_end_is_not_asked_to(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with process.spawn(["sleep", "600"], log=log, stop_grace_s=0) as child:
+        pass
+    assert child.exit_status() == -signal.SIGKILL
+    assert ended(child.pid)
+
+
 def test_both_outputs_go_to_the_log(tmp_path: Path) -> None:
     with process.spawn(["sh", "-c", "echo out; echo err >&2"], log=tmp_path / "log") as child:
         assert child.wait(5) == 0

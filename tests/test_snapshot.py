@@ -13,7 +13,7 @@ import pytest
 from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
-from kboot.machine import Machine, MachineSettings, Phase
+from kboot.machine import Machine, MachineSettings, Phase, power_on
 from kboot.rootfs import tiny_initramfs
 from tests.saved_machines import Place, networked, open_place
 
@@ -163,6 +163,24 @@ def test_qemu_does_not_take_another_machines_state(
         place.backend.power_on(other, Deadline(20), saved=found.directory),
     ):
         pytest.fail("it runs")
+
+
+def test_a_machine_of_another_boot_is_not_taken_for_the_saved_one(
+    place: Place, settings: MachineSettings, original: dict[str, str], tmp_path: Path
+) -> None:
+    saved = place.snapshots.find(settings)
+    assert original
+    assert saved
+    other = replace(saved, boot_id="01234567-89ab-cdef-0123-456789abcdef")
+    with (
+        pytest.raises(InfraError, match="another machine was restored: its boot_id is not 01234"),
+        power_on(
+            *(place.backend, place.server, place.kernel, settings.named("other")),
+            evidence_directory=tmp_path,
+            saved=other,
+        ),
+    ):
+        pass
 
 
 def test_a_machine_that_was_not_meant_to_be_saved_says_so(place: Place, tmp_path: Path) -> None:

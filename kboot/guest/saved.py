@@ -14,7 +14,7 @@ from typing import Any
 from kboot import arch
 from kboot.console import Console
 from kboot.deadline import Deadline
-from kboot.errors import CommandFailed, GuestError
+from kboot.errors import CommandFailed, GuestError, InfraError
 from kboot.guest.agent import AgentState, ShellAgent
 from kboot.guest.guest import Guest
 from kboot.guest.history import CommandHistory
@@ -47,13 +47,27 @@ def reseed_program(architecture: str) -> bytes:
 
 
 _PROGRAM = '"$KBOOT_DIR/reseed"'
+#: Exit status where the guest is of another boot than it should be.
+_ANOTHER_BOOT = 98
+#: What is run when the guest goes on: s is a seed, n the time, i the boot's id, or empty. Each
+#: program that runs in a machine that was just restored is translated anew, and what it prints
+#: takes two more of them: so there are few, the seed goes through no pipe, and nothing is printed.
+_WAKE = f"""\
+{_PROGRAM} <<E && date -u -s @$n >/dev/null
+$s
+E
+r=$?
+read -r j </proc/sys/kernel/random/boot_id
+[ "${{i:-$j}}" = "$j" ] || exit {_ANOTHER_BOOT}
+exit $r
+"""
 #: Of which 32 are enough; base64 makes them a word for any shell.
 _SEED_BYTES = 32
 
 
 def guest_digest(architecture: str) -> str:
     """A digest of all that runs in the guest for us: another one after every change to it."""
-    ours = agent_text("0").encode() + reseed_program(architecture)
+    ours = agent_text("0").encode() + reseed_program(architecture) + _WAKE.encode()
     return hashlib.sha256(ours).hexdigest()[:16]
 
 
@@ -66,7 +80,9 @@ def prepare(guest: Guest, deadline: Deadline, *, architecture: str) -> Mapping[s
         raise GuestError("the guest is not reached by its serial line")
     octal = "".join(f"\\{byte:03o}" for byte in reseed_program(architecture))
     guest.unrecorded().succeed(
-        f"printf '{octal}' >{_PROGRAM} && chmod 700 {_PROGRAM}", deadline=deadline
+        f"printf '{octal}' >{_PROGRAM} && chmod 700 {_PROGRAM} && "
+        f"cat >\"$KBOOT_DIR/wake\" <<'END'\n{_WAKE}END\n",
+        deadline=deadline,
     )
     wake(guest, deadline)
     return dataclasses.asdict(guest.runner.state)
@@ -77,28 +93,34 @@ def resume(
     state: Mapping[str, Any],
     deadline: Deadline,
     *,
+    boot_id: str = "",
     history: CommandHistory | None = None,
-) -> tuple[Guest, str]:
+) -> Guest:
     """The guest that `prepare` was called for, on the console of a machine that goes on from there.
 
-    And its boot_id. `GuestError` if it does not answer.
+    `GuestError` if it does not answer, `InfraError` if it is not of the boot with this id,
+    where one is given.
     """
     guest = Guest(ShellAgent.resumed(console, AgentState(**state)), history=history)
-    return guest, wake(guest, deadline)
+    wake(guest, deadline, boot_id=boot_id)
+    return guest
 
 
-def wake(guest: Guest, deadline: Deadline) -> str:
-    """Set the guest's clock to our time of day, give its kernel new random numbers; its boot_id.
+def wake(guest: Guest, deadline: Deadline, *, boot_id: str = "") -> None:
+    """Set the guest's clock to our time of day, and give its kernel new random numbers.
 
-    The clock is right to about a second. `GuestError` if one of them cannot be done.
+    The clock is right to about a second. `GuestError` if one of them cannot be done, `InfraError`
+    if the guest is not of the boot with this id.
     """
     seed = base64.b64encode(secrets.token_bytes(_SEED_BYTES)).decode()
     now = round(time.time())
-    command = (
-        f"echo {seed} | {_PROGRAM} && date -u -s @{now} >/dev/null && "
-        "read id </proc/sys/kernel/random/boot_id && echo $id"
-    )
+    # Short enough to go along with the request to run it.
+    command = f's={seed} n={now} i={boot_id};. "$KBOOT_DIR/wake"'
     try:
-        return guest.unrecorded().succeed(command, deadline=deadline).strip()
+        guest.unrecorded().succeed(command, deadline=deadline)
     except CommandFailed as error:
+        if error.result.exit_status == _ANOTHER_BOOT:
+            raise InfraError(
+                f"another machine was restored: its boot_id is not {boot_id}"
+            ) from None
         raise GuestError(f"the guest cannot set clock and random numbers: {error}") from error

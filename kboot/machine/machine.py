@@ -13,7 +13,7 @@ from kboot.boot_messages import IpxeBuild, ipxe_build
 from kboot.console import Console, Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline
-from kboot.errors import GuestError, GuestTimeout, InfraError, KernelCrash, NoCrash, NoReboot
+from kboot.errors import GuestError, GuestTimeout, KernelCrash, NoCrash, NoReboot
 from kboot.guest import CommandRecord, Guest
 from kboot.guest.login import wake_terminal
 from kboot.guest.saved import resume
@@ -257,15 +257,14 @@ class Machine:
         self.restored_from = saved.key
         self._fetched_before = saved.fetches
         with step("wake the guest"):
-            guest, boot_id = resume(
+            guest = resume(
                 self.console,
                 saved.agent,
                 Deadline(WAKE_LIMIT_S),
+                boot_id=saved.boot_id,
                 history=self.channels.history,
             )
-        if boot_id != saved.boot_id:
-            raise InfraError(f"another machine was restored: its boot_id is {boot_id}")
-        self.boot_ids.append(boot_id)
+        self.boot_ids.append(saved.boot_id)
         self.channels.use_console(guest)
         self.channels.connect(self.settings, Deadline(WAKE_LIMIT_S))
         self._reports_when_ready = len(self.console.reports)

@@ -28,6 +28,7 @@ from kboot.plugin import (
 # pytest finds the fixtures here.
 from kboot.plugin.fixtures import (  # noqa: F401
     HANDOVER,
+    LEASES,
     SESSION,
     SEVERAL,
     boot_server,
@@ -285,6 +286,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
             handover.check()
             for suite in handover.suites:
                 suite.check()
+        if (leases := item.stash.get(LEASES, None)) is not None:
+            # What was wrong with a machine that another process holds is told when it comes back.
+            leases.close()
     finally:
         _tell_of_crashes(item)
         _tell_of_cases(item)

@@ -32,6 +32,9 @@ HANDOVER = pytest.StashKey[Handover]()
 #: The machines of a test's fleet, or those that it had of a pool, in the order in which they came.
 SEVERAL = pytest.StashKey[list[Handover]]()
 
+#: What a test has of a pool of another process.
+LEASES = pytest.StashKey["Leases"]()
+
 #: The run's session, while there is one.
 SESSION = pytest.StashKey["Session"]()
 
@@ -201,6 +204,8 @@ def pool(
     leases = Leases(
         source, holder=item.nodeid, ttl=wanted.ttl_s, timeout=wanted.wait_s, on_lease=on_lease
     )
+    if wanted.name:
+        item.stash[LEASES] = leases
     with contextlib.closing(leases):
         yield leases
 

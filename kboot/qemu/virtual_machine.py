@@ -299,7 +299,8 @@ class QemuVirtualMachine:
                             *cables.values(),
                         ),
                         env=state.environment(self._directory.parent),
-                        stop_grace_s=0.5,
+                        # What it has not written yet, nobody will read but on a disk that is kept.
+                        stop_grace_s=0.5 if any(disk.keep for disk in self.spec.disks) else 0,
                     )
                 )
             try:
