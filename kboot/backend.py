@@ -368,7 +368,7 @@ class ReattachableMachine(VirtualMachine, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersistentMachine:
-    """A machine that stays where it is without any process of ours, as it is found by its name."""
+    """A persistent machine that outlives its supervisor, as it is found by its name."""
 
     #: Told from all others, also from those of the same name.
     identifier: str
@@ -386,13 +386,13 @@ class PersistentMachine:
     ttl_s: float
     #: In the backend's own words: ``Running``.
     condition: str
-    #: Who looks after it now: ``user@host, process 123``; empty for nobody.
+    #: Its supervisor: ``user@host, process 123``; empty if it has none.
     holder: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundRun:
-    """A run as it is found where machines run, whoever started it."""
+    """A run as it is found where machines run, of any user."""
 
     #: One line for people: its name, whether it lives, and how that is known.
     summary: str
@@ -404,7 +404,7 @@ class FoundRun:
 
 @runtime_checkable
 class PersistentBackend(Backend, Protocol):
-    """A backend for one named machine, which stays when the process that looks after it ends."""
+    """A backend for one named machine, which outlives its supervisor."""
 
     @property
     def identifier(self) -> str:
@@ -482,6 +482,9 @@ class Interface:
     mac_address: str
     #: With the length of the network's prefix: ``10.98.0.1/24``.
     address: str
+    #: The network's own name server, and its domain; empty if it has none.
+    name_server: str = ""
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

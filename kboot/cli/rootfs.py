@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kboot import arch
 from kboot.cli.options import config_options, json_option, load_config
 from kboot.cli.output import print_json, print_table, say_size
 from kboot.errors import ConfigError
@@ -38,7 +39,14 @@ def rootfs() -> None:
 @click.argument("system", metavar="debian[:SUITE][+PACKAGE,...]")
 @config_options("password", "debian_mirror")
 @click.option("--again", is_flag=True, help="Fetch its packages again, though it is there.")
-def build(*, system: str, again: bool, **options: Any) -> None:
+@click.option(
+    "--architecture",
+    type=click.Choice(sorted(arch.names())),
+    default=arch.host().name,
+    show_default=True,
+    help="Of the kernels that it is for; another one than this host's takes qemu-user-static.",
+)
+def build(*, system: str, again: bool, architecture: str, **options: Any) -> None:
     """Make a Debian system now; else, its first boot does."""
     from kboot.rootfs import (  # noqa: PLC0415  --help does not need it
         debian_initramfs,
@@ -50,7 +58,12 @@ def build(*, system: str, again: bool, **options: Any) -> None:
     if not is_debian(system):
         raise ConfigError(f"{system!r} is not debian[:SUITE][+PACKAGE,...]")
     config = load_config(options)
-    wanted = read_debian(system, password=config.password, mirror=config.debian_mirror)
+    wanted = read_debian(
+        system,
+        password=config.password,
+        mirror=config.debian_mirror,
+        architecture=architecture,
+    )
     if again:
         forget_system(wanted)
     start = time.monotonic()
@@ -58,7 +71,7 @@ def build(*, system: str, again: bool, **options: Any) -> None:
         wanted, lambda what: click.echo(f"  {time.monotonic() - start:5.1f} s  {what}", err=True)
     )
     click.echo(
-        f"{wanted.label}: {say_size(path.stat().st_size)}, "
+        f"{wanted.label} for {wanted.architecture}: {say_size(path.stat().st_size)}, "
         f"in {time.monotonic() - start:.1f} s; {path}"
     )
 
@@ -75,6 +88,7 @@ def list_systems(*, as_json: bool) -> None:
             [
                 {
                     "rootfs": each.label,
+                    "architecture": each.architecture,
                     "bytes": each.size_bytes,
                     "made": each.made,
                     "used": each.used,
@@ -86,11 +100,12 @@ def list_systems(*, as_json: bool) -> None:
     elif not found:
         click.echo("no systems; make one: kboot rootfs build debian")
     else:
-        rows = [["ROOTFS", "SIZE", "MADE", "USED"]]
+        rows = [["ROOTFS", "FOR", "SIZE", "MADE", "USED"]]
         now = time.time()
         rows += [
             [
                 each.label,
+                each.architecture,
                 say_size(each.size_bytes),
                 f"{age(now - each.made)} ago",
                 f"{age(now - each.used)} ago",
@@ -124,7 +139,9 @@ def prune(*, days: float) -> None:
         if each.used <= since:
             remove_system(each)
             removed += 1
-            click.echo(f"{each.label}: removed, {say_size(each.size_bytes)}")
+            click.echo(
+                f"{each.label} for {each.architecture}: removed, {say_size(each.size_bytes)}"
+            )
     for name, what in _IMAGES.items():
         count, size = remove_unused(cache_directory(name), since)
         removed += count

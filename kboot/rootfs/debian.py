@@ -1,7 +1,8 @@
 """A Debian system as an initramfs: systemd, ssh, root's login on the serial console.
 
 ``mmdebstrap`` makes it, as root, or in user namespaces. It takes a minute, so it is kept: by all
-that it is made of, but for the day on which its packages were fetched.
+that it is made of, but for the day on which its packages were fetched. For another architecture
+than this host's, its packages' programs run by ``qemu-user-static``.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ WantedBy=sysinit.target
 """
 _APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 _LIMIT_S = 1800.0
+_FOREIGN_NEEDS = "apt-get install arch-test qemu-user-static binfmt-support"
 _KEPT_IMAGE = "debian.cpio.zst"
 _ABOUT = "about.json"
 
@@ -78,6 +80,8 @@ class DebianSystem:
     packages: tuple[str, ...] = ()
     password: str = "kboot"  # noqa: S105  of a throw-away guest, and meant to be known
     mirror: str = arch.DEBIAN_MIRROR
+    #: As ``uname -m`` says it.
+    architecture: str = arch.DEFAULT.name
 
     @property
     def label(self) -> str:
@@ -91,6 +95,7 @@ class KeptSystem:
     """One that was made."""
 
     label: str
+    architecture: str
     path: Path
     size_bytes: int
     #: Seconds since the epoch.
@@ -108,6 +113,7 @@ def read_debian(
     *,
     password: str = "kboot",  # noqa: S107  as above
     mirror: str = arch.DEBIAN_MIRROR,
+    architecture: str = arch.DEFAULT.name,
 ) -> DebianSystem:
     """What ``debian[:SUITE][+PACKAGE,...]`` declares. `ConfigError` if it does not."""
     found = _DECLARED.fullmatch(value)
@@ -119,20 +125,39 @@ def read_debian(
         packages=packages,
         password=password,
         mirror=mirror,
+        architecture=architecture,
     )
+
+
+def foreign_fault(architecture: str) -> str | None:
+    """None if this host runs an architecture's programs, or else why not and what to install."""
+    row = arch.of(architecture)
+    if row.is_hosts:
+        return None
+    try:
+        # As mmdebstrap itself asks.
+        done = process.run(["arch-test", row.debian], timeout_s=30, check=False)
+    except ProcessError:
+        return f"arch-test, which tells whether its programs run here, is missing: {_FOREIGN_NEEDS}"
+    return None if done.exit_status == 0 else f"its programs do not run here: {_FOREIGN_NEEDS}"
 
 
 def debian_initramfs(system: DebianSystem, on_step: OnStep = lambda _: None) -> Path:
     """The initramfs (zstd), made if it is not there, which takes a minute.
 
     `ProcessError` if mmdebstrap is missing, `ConfigError` for a suite or package that the mirror
-    does not have, `InfraError` if it cannot be made.
+    does not have, `InfraError` if it cannot be made, or not for this architecture.
     """
     place = _place()
     target = place / _key(system)
 
     def fill(directory: Path) -> None:
-        with step(f"make {system.label}"):
+        if fault := foreign_fault(system.architecture):
+            raise InfraError(
+                f"rootfs {system.label} cannot be made for {system.architecture} here: {fault}, "
+                "or give an initramfs as rootfs"
+            )
+        with step(f"make {system.label} for {system.architecture}"):
             _make(system, directory, on_step)
 
     try:
@@ -154,6 +179,8 @@ def kept_systems() -> list[KeptSystem]:
             found.append(
                 KeptSystem(
                     label=about["label"],
+                    # Once they were all for one.
+                    architecture=about.get("architecture", arch.DEFAULT.name),
                     path=image,
                     size_bytes=image.stat().st_size,
                     made=about["made"],
@@ -208,6 +235,7 @@ def _command(system: DebianSystem) -> list[str]:
         "mmdebstrap",
         "--variant=minbase",
         "--format=tar",
+        f"--architectures={arch.of(system.architecture).debian}",
         f"--include={','.join((*_PACKAGES, *system.packages))}",
         *(f"--dpkgopt=path-exclude={path}" for path in _EXCLUDED),
         # A mirror may be a frozen one, whose lists have expired.
@@ -242,7 +270,7 @@ def _make(system: DebianSystem, directory: Path, on_step: OnStep) -> None:
     on_step("pack the initramfs")
     pack(tar, directory / _KEPT_IMAGE)
     tar.unlink()
-    about = {"label": system.label, "made": time.time()}
+    about = {"label": system.label, "architecture": system.architecture, "made": time.time()}
     (directory / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
