@@ -47,6 +47,15 @@ def reseed_program(architecture: str) -> bytes:
 
 
 _PROGRAM = '"$KBOOT_DIR/reseed"'
+#: Where nothing may be run, as in a /run of initramfs-tools', the program is elsewhere.
+_INSTALL = f"""\
+for d in "$KBOOT_DIR" /tmp /dev/shm /var/tmp /; do
+  p="${{d%/}}/${{KBOOT_DIR##*/}}.reseed"
+  printf 'CONTENT' >"$p" && chmod 700 "$p" && {{ "$p" </dev/null; [ $? != 126 ]; }} && break
+  rm -f "$p"
+done 2>/dev/null
+ln -sf "$p" {_PROGRAM}
+"""
 #: Of which 32 are enough; base64 makes them a word for any shell.
 _SEED_BYTES = 32
 
@@ -65,9 +74,7 @@ def prepare(guest: Guest, deadline: Deadline, *, architecture: str) -> Mapping[s
     if not isinstance(guest.runner, ShellAgent):
         raise GuestError("the guest is not reached by its serial line")
     octal = "".join(f"\\{byte:03o}" for byte in reseed_program(architecture))
-    guest.unrecorded().succeed(
-        f"printf '{octal}' >{_PROGRAM} && chmod 700 {_PROGRAM}", deadline=deadline
-    )
+    guest.unrecorded().succeed(_INSTALL.replace("CONTENT", octal), deadline=deadline)
     wake(guest, deadline)
     return dataclasses.asdict(guest.runner.state)
 
