@@ -24,6 +24,8 @@ arm64 := build/kernel/arm64.deb
 arm64_older := build/kernel/arm64-6.1.deb
 arm64_headers := build/kernel/arm64-headers/build
 kunit := build/kernel/kunit
+trixie := build/kernel/trixie.deb
+debian_disk := build/disks/debian.qcow2
 ipxe_disk := build/ipxe/ipxe-disk.tar
 ipxe_disk_arm64 := build/ipxe-arm64/ipxe-disk.tar
 trixie_ipxe := build/ipxe/trixie/ipxe.efi
@@ -87,6 +89,14 @@ $(arm64_older): .ci/fetch_foreign.py | $(ready)
 $(arm64_headers): $(arm64_older) .ci/fetch_foreign.py
 	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm:headers:$(arm64_older) $(@D)
 	@touch -h $@
+
+# Debian 13's kernel, for the root file system of another release.
+$(trixie): .ci/fetch_foreign.py | $(ready)
+	@$(bin)/python .ci/fetch_foreign.py x86_64 trixie:linux-image-cloud-amd64 $@
+
+# A Debian that boots from its disk. Not for `make test`: it takes minutes, and root.
+$(debian_disk): | $(ready)
+	@nice $(bin)/python -m tests.debian_disk $@
 
 kunit-kernel: $(kunit) ## build a small kernel with KUnit, and kselftests for it, once
 
@@ -166,7 +176,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64_older) $(arm64_headers) $(ipxe_disk) $(ipxe_disk_arm64) $(trixie_ipxe) $(kunit) $(etcd) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64_older) $(arm64_headers) $(ipxe_disk) $(ipxe_disk_arm64) $(trixie_ipxe) $(kunit) $(trixie) $(debian_disk) $(etcd) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
@@ -184,7 +194,8 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64
 	$(bin)/python -m tests.soak_pool $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
 	$(bin)/python -m tests.soak_disks $(KERNEL)
-	$(bin)/python -m tests.soak_systems $(KERNEL)
+	$(bin)/python -m tests.soak_systems $(KERNEL) $(trixie)
+	$(bin)/python -m tests.soak_boot_disk $(debian_disk) $(KERNEL)
 	$(bin)/python -m tests.soak_ktap
 	$(bin)/python -m tests.soak_kunit $(kunit)
 	$(bin)/python -m tests.soak_bisect build/kernel/debian.deb $(headers) $(second) $(second_headers)

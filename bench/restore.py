@@ -43,7 +43,7 @@ def run(*, quick: bool) -> dict[str, Figure]:
         ),
     }
     for name, settings in systems.items():
-        with _open(kernel, settings) as bench:
+        with opened(kernel, settings) as bench:
             pairs = interleaved(bench.boot_s, bench.restore_s, rounds=rounds)
             figures[f"restore_speedup_{name}"] = median_ratio(pairs)
             restores = tuple(restored for _, restored in pairs)
@@ -102,16 +102,16 @@ class _Bench:
 
 
 @contextlib.contextmanager
-def _open(kernel: Kernel, settings: MachineSettings) -> Iterator[_Bench]:
-    """A backend, a server, and a machine that has been saved."""
+def opened(kernel: Kernel, settings: MachineSettings, prepare: str = "true") -> Iterator[_Bench]:
+    """A backend, a server, and a machine that has been saved after a command in it."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kboot-bench-")))
         backend = stack.enter_context(open_backend(Config(accel="tcg")))
         server = stack.enter_context(backend.serve(Deadline(60)))
         store = directory / "store"
         store.mkdir()
-        opened = stack.enter_context(SnapshotStore(store, limit_mib=8192))
-        snapshots = Snapshots(backend, kernel, opened)
+        kept = stack.enter_context(SnapshotStore(store, limit_mib=8192))
+        snapshots = Snapshots(backend, kernel, kept)
         with power_on(
             backend,
             server,
@@ -121,6 +121,7 @@ def _open(kernel: Kernel, settings: MachineSettings) -> Iterator[_Bench]:
             savable=True,
         ) as machine:
             machine.wait_until_ready()
+            machine.guest.succeed(prepare)
             snapshots.save(machine, settings)
         saved = snapshots.find(settings)
         if saved is None:

@@ -37,6 +37,7 @@ _OUTSIDE = "outside-"
 # Others may pass, but not list: started by root, nginx serves its files as an ordinary user.
 _PASSABLE = 0o711
 _KILL_TIMEOUT_S = 5.0
+_MAPPED_LIMIT_S = 30.0
 _KEPT_BOOTS = 50
 
 
@@ -357,9 +358,12 @@ def _remove_tree(directory: Path) -> None:
     except PermissionError as error:
         # What was made in a user namespace belongs to others of this user's subordinate ids.
         mapped = ("unshare", "--map-root-user", "--map-auto")
-        process.run([*mapped, "rm", "-rf", str(directory)], timeout_s=60, check=False)
-        if directory.exists():
-            logger.warning("%s could not be removed: %s", directory, error)
+        # Those whom nobody else can end may still write there, and give up without their files.
+        for _ in Deadline(_MAPPED_LIMIT_S).poll(0.5):
+            process.run([*mapped, "rm", "-rf", str(directory)], timeout_s=60, check=False)
+            if not directory.exists():
+                return
+        logger.warning("%s could not be removed: %s", directory, error)
     except OSError as error:
         logger.warning("%s could not be removed: %s", directory, error)
 

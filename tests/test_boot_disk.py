@@ -149,6 +149,7 @@ def test_without_kernel_and_disk_both_ways_are_told() -> None:
 def test_firmware_starts_the_disk_and_nothing_else() -> None:
     spec = settings(disk=("a=pvc:x",)).spec
     (card,) = value_of("-device", command(spec))
+    assert card.startswith("virtio-net-pci,")
     assert card.endswith(",romfile=")
     assert "bootfile" not in " ".join(command(spec))
     made = vm_manifest.manifest(
@@ -157,6 +158,7 @@ def test_firmware_starts_the_disk_and_nothing_else() -> None:
     devices = made["spec"]["template"]["spec"]["domain"]["devices"]
     assert devices["disks"][0]["bootOrder"] == 1
     assert not {"bootOrder", "dhcpOptions"} & devices["interfaces"][0].keys()
+    assert devices["interfaces"][0]["model"] == "virtio"
 
 
 def test_nothing_can_be_pushed_to_such_a_machine() -> None:

@@ -61,6 +61,15 @@ read -r j </proc/sys/kernel/random/boot_id
 [ "${{i:-$j}}" = "$j" ] || exit {_ANOTHER_BOOT}
 exit $r
 """
+#: Where nothing may be run, as in a /run of initramfs-tools', the program is elsewhere.
+_INSTALL = f"""\
+for d in "$KBOOT_DIR" /tmp /dev/shm /var/tmp /; do
+  p="${{d%/}}/${{KBOOT_DIR##*/}}.reseed"
+  printf 'CONTENT' >"$p" && chmod 700 "$p" && {{ "$p" </dev/null; [ $? != 126 ]; }} && break
+  rm -f "$p"
+done 2>/dev/null
+ln -sf "$p" {_PROGRAM}
+"""
 #: Of which 32 are enough; base64 makes them a word for any shell.
 _SEED_BYTES = 32
 
@@ -79,11 +88,8 @@ def prepare(guest: Guest, deadline: Deadline, *, architecture: str) -> Mapping[s
     if not isinstance(guest.runner, ShellAgent):
         raise GuestError("the guest is not reached by its serial line")
     octal = "".join(f"\\{byte:03o}" for byte in reseed_program(architecture))
-    guest.unrecorded().succeed(
-        f"printf '{octal}' >{_PROGRAM} && chmod 700 {_PROGRAM} && "
-        f"cat >\"$KBOOT_DIR/wake\" <<'END'\n{_WAKE}END\n",
-        deadline=deadline,
-    )
+    wake_script = f"cat >\"$KBOOT_DIR/wake\" <<'END'\n{_WAKE}END\n"
+    guest.unrecorded().succeed(_INSTALL.replace("CONTENT", octal) + wake_script, deadline=deadline)
     wake(guest, deadline)
     return dataclasses.asdict(guest.runner.state)
 

@@ -144,7 +144,9 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
         "macAddress": spec.mac_address or mac_address(name),
     }
     if spec.boot_disk:
+        # Nothing boots from it; kernels in images for clouds have a driver for no other model.
         del interface["bootOrder"]
+        interface["model"] = "virtio"
     if spec.offered_file:
         interface["dhcpOptions"] = {"bootFileName": spec.offered_file}
     if not spec.links:

@@ -165,13 +165,14 @@ def _boot_network(
     else:
         yield from ("-netdev", f"user,id=net0{network}")
     mac_address = spec.mac_address or _MAC_ADDRESS
-    order, rom = ",bootindex=1", ""
+    model, order, rom = row.network_card, ",bootindex=1", ""
     if spec.boot_disk:
-        # Nothing boots from it, and firmware does not wait for its ROM.
-        order, rom = "", ",romfile="
+        # Nothing boots from it, and firmware does not wait for its ROM. The kernels in images for
+        # clouds have a driver for no other card.
+        model, order, rom = "virtio-net-pci", "", ",romfile="
     elif ipxe is not None:
         rom = f",romfile={_escaped(ipxe.path) if ipxe.is_rom else ''}"
-    card = f"{row.network_card},netdev=net0,mac={mac_address}{order}{rom}"
+    card = f"{model},netdev=net0,mac={mac_address}{order}{rom}"
     yield from ("-device", card)
     if ipxe is not None and not ipxe.is_rom:
         # Firmware starts it before it looks at any device, after each reset as well.
