@@ -10,7 +10,7 @@ from kboot import arch
 from kboot.backend import BootServer, Disk, Firmware, MachineSpec, VirtualMachine
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.kubevirt import disks, manifests, ownership, processors, vm_manifest
+from kboot.kubevirt import disks, manifests, ownership, preflight, processors, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.network import PodNetwork, open_pod_network
@@ -111,13 +111,19 @@ class KubevirtBackend:
 
     def machine(self, spec: MachineSpec) -> ClusterVirtualMachine:
         """The machine of this name, whether it is there or not."""
+        manifest = vm_manifest.manifest(spec, self.run, self.settings)
+
+        def prepare(deadline: Deadline) -> None:
+            preflight.check(self.client, manifest, self.settings.cluster_patch, deadline)
+
         return ClusterVirtualMachine(
             self.client,
             self.watches,
             spec,
-            vm_manifest.manifest(spec, self.run, self.settings),
+            manifest,
             paused=self.settings.cluster_attach == "paused",
             ours=self.is_ours,
+            prepare=prepare,
         )
 
     def is_ours(self) -> bool:

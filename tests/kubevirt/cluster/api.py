@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.kubevirt import schema
-from tests.kubevirt.cluster import answers, endings
+from tests.kubevirt.cluster import admission, answers, endings
 from tests.kubevirt.cluster.actions import Actions
 from tests.kubevirt.cluster.connections import Connections, cut
 from tests.kubevirt.cluster.faults import DAMAGED, Faults
@@ -195,6 +195,10 @@ class Api:
         known = "kubevirt" not in manifest["apiVersion"] or RECORDINGS.is_dir()
         if strict and known and (faults := schema.faults(manifest)):
             return answers.strict(faults)
+        if manifest["kind"].startswith("VirtualMachine") and (
+            refusal := admission.refusal(manifest)
+        ):
+            return refusal
         if self._store.get(plural, namespace, name):
             return answers.already_exists(plural, name)
         if request.query.get("dryRun") == "All":

@@ -37,6 +37,15 @@ class Disks:
                 return volume["name"], str(image)
         return "", ""
 
+    def fault(self, vm: Object) -> str:
+        """Why virt-handler cannot have the machine's disks; empty if it can."""
+        for _, volume in volumes_of(vm):
+            capacity = volume.get("emptyDisk", {}).get("capacity", "1Mi")
+            if not capacity.endswith(("Mi", "Gi", "Ti")):
+                low = f"the size for volume {volume['name']} is too low"
+                return f'server error. command SyncVMI failed: "creating empty disks failed: {low}"'
+        return ""
+
     def prepare(self, vm: Object, directory: Path) -> tuple[str, ...]:
         """QEMU's words for the disks, whose files are made; they go with the launcher pod."""
         words: list[str] = []

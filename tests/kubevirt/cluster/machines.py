@@ -16,7 +16,7 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.machine import open_backend
 from kboot.qemu import QemuBackend
-from tests.kubevirt.cluster import endings
+from tests.kubevirt.cluster import admission, answers, endings
 from tests.kubevirt.cluster.disks import Disks
 from tests.kubevirt.cluster.guests import Guest, QemuGuest, ReplayGuest, has_boot_disk
 from tests.kubevirt.cluster.instances import (
@@ -26,6 +26,7 @@ from tests.kubevirt.cluster.instances import (
     instance_of,
     launcher_pod,
     machine_spec,
+    volumes_of,
 )
 from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.room import QUOTA, Room
@@ -129,6 +130,9 @@ class Virt:
         self.underway.discard(name)
         if self.store.get("virtualmachines", namespace, name) is None:
             return
+        if refused := admission.refusal(instance_of(vm)):
+            self._refuse_to_start(vm, answers.message_of(refused))
+            return
         vmi = self.store.create("virtualmachineinstances", instance_of(vm))
         self.store.status("virtualmachines", vm, printableStatus="Starting", stateChangeRequests=[])
         if self.refusal:
@@ -160,11 +164,17 @@ class Virt:
             self._unschedulable(instance, message)
         if not self._has(instance.pod):
             return
-        spec = machine_spec(vm, self._resolve, self.disks.prepare(vm, directory))
         scheduled = {"type": "PodScheduled", "status": "True"}
         self.store.status("pods", instance.pod, phase="Pending", conditions=[scheduled])
         await asyncio.sleep(_SCHEDULING_S * SPEED)
         self.set_phase(instance, "Scheduling")
+        if secret := self._missing_secret(vm):
+            self.event(instance.pod, "Warning", "FailedMount", secret)
+            return
+        if fault := self.disks.fault(vm):
+            self._cannot_sync(instance, fault)
+            return
+        spec = machine_spec(vm, self._resolve, self.disks.prepare(vm, directory))
         await asyncio.sleep(_SCHEDULED_S * SPEED)
         self.store.status("pods", instance.pod, phase="Running")
         self.set_phase(instance, "Scheduled")
@@ -308,13 +318,37 @@ class Virt:
         ]
         self.store.status("virtualmachineinstances", vmi, conditions=conditions)
 
+    def _refuse_to_start(self, vm: Object, message: str) -> None:
+        """What the webhook of instances refuses shows in the machine, which stays stopped."""
+        text = f"Failure while starting VMI: {message}"
+        failure = {"type": "Failure", "status": "True", "reason": "FailedCreate", "message": text}
+        self.store.status("virtualmachines", vm, printableStatus="Stopped", conditions=[failure])
+        text = f"Error creating virtual machine instance: {message}"
+        self.event(vm, "Warning", "FailedCreate", text)
+
+    def _missing_secret(self, vm: Object) -> str:
+        """What the kubelet says of a Secret with user-data that is not there; else empty."""
+        for _, volume in volumes_of(vm):
+            source = volume.get("cloudInitNoCloud", {})
+            secret = source.get("secretRef", {}).get("name")
+            if secret and not self.store.get("secrets", vm["metadata"]["namespace"], secret):
+                place = f'volume "{volume["name"]}-udata"'
+                return f'MountVolume.SetUp failed for {place} : secret "{secret}" not found'
+        return ""
+
     def _lacks_claim(self, instance: Instance, claim: str) -> None:
         namespace = instance.vmi["metadata"]["namespace"]
+        text = f"PVC {namespace}/{claim} does not exist, waiting for it to appear"
+        self._cannot_sync(instance, text, reason="FailedPvcNotFound")
+
+    def _cannot_sync(
+        self, instance: Instance, message: str, *, reason: str = "Synchronizing"
+    ) -> None:
         condition = {
             "type": "Synchronized",
             "status": "False",
-            "reason": "FailedPvcNotFound",
-            "message": f"PVC {namespace}/{claim} does not exist, waiting for it to appear",
+            "reason": reason,
+            "message": message,
         }
         self.store.status("virtualmachineinstances", instance.vmi, conditions=[condition])
 
