@@ -25,8 +25,8 @@ FirmwareStart = Literal["real", "saved"]
 DiskBus = Literal["virtio", "nvme", "scsi"]
 
 #: What a disk begins with: nothing, an image file, an image in a registry, a cluster's volume
-#: claim, or a disk that was cloned before (a golden one).
-DiskKind = Literal["blank", "image", "container", "pvc", "clone"]
+#: claim, a disk to be cloned (a golden one), or an entry of a cluster's catalogue (a DataSource).
+DiskKind = Literal["blank", "image", "container", "pvc", "clone", "source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,6 +381,48 @@ class PersistentMachine:
     condition: str
     #: Who looks after it now: ``user@host, process 123``; empty for nobody.
     holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDisk:
+    """A disk that is kept, of a machine or a golden one."""
+
+    name: str
+    #: None for a golden one, which others are cloned from.
+    machine: str | None
+    size_bytes: int
+    #: The room that it takes; None where that is not known.
+    stored_bytes: int | None
+    #: What it began with; empty for nothing.
+    source: str
+    #: Its file, or its claim.
+    place: str
+    #: Whether a machine that is on has it.
+    in_use: bool
+    #: What is not done yet, or wrong; empty for nothing.
+    condition: str = ""
+
+    @property
+    def label(self) -> str:
+        """As users name it: ``MACHINE/NAME``, or ``NAME`` of a golden one."""
+        return f"{self.machine}/{self.name}" if self.machine else self.name
+
+
+class DiskStore(Protocol):
+    """Where a backend's kept disks are."""
+
+    @property
+    def place(self) -> str:
+        """In words: ``on this host``."""
+
+    def disks(self) -> Sequence[StoredDisk]:
+        """All of them: those of machines, then golden ones."""
+
+    def remove(self, disk: StoredDisk) -> None:
+        """Remove one that nobody uses, with all that was written to it."""
+
+    def clone(self, disk: StoredDisk, name: str) -> None:
+        """Make a golden disk of one that nobody uses. `ConfigError` if there is one of the name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

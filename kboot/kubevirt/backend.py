@@ -10,7 +10,7 @@ from kboot import arch
 from kboot.backend import BootServer, Disk, Firmware, MachineSpec, VirtualMachine
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.kubevirt import disks, manifests, ownership, preflight, processors, vm_manifest
+from kboot.kubevirt import claims, disks, manifests, ownership, preflight, processors, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.network import PodNetwork, open_pod_network
@@ -113,8 +113,12 @@ class KubevirtBackend:
         """The machine of this name, whether it is there or not."""
         manifest = vm_manifest.manifest(spec, self.run, self.settings)
 
-        def prepare(deadline: Deadline) -> None:
+        def prepare(deadline: Deadline) -> Deadline:
             preflight.check(self.client, manifest, self.settings.cluster_patch, deadline)
+            if claims.prepare(self.client, spec, self.run, self.settings):
+                # An import takes what it takes: that is not the boot's time.
+                return Deadline(deadline.seconds)
+            return deadline
 
         return ClusterVirtualMachine(
             self.client,

@@ -72,6 +72,16 @@ def labels(run: str, *, component: str) -> dict[str, str]:
     }
 
 
+def lasting_labels(*, component: str) -> dict[str, str]:
+    """The labels of an object that no run owns."""
+    return {
+        "app.kubernetes.io/name": "kboot",
+        COMPONENT: component,
+        "app.kubernetes.io/part-of": "kboot",
+        MANAGED_BY: "kboot",
+    }
+
+
 def selector(run: str = "", *, component: str = "") -> str:
     """The label selector for the objects of a run, or of all runs of kboot; of one component."""
     wanted = {MANAGED_BY: "kboot", RUN_LABEL: run, COMPONENT: component}
@@ -174,10 +184,15 @@ def boot_server(run: Run, settings: ClusterConfig, *, token: str) -> list[Manife
 
 def _metadata(run: Run, component: str, *, name: str = "") -> dict[str, Any]:
     """Every object carries the run's labels, and belongs to its ConfigMap."""
+    return owned(run, labels(run.identifier, component=component), name or run.name)
+
+
+def owned(run: Run, own_labels: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The metadata of an object that goes with its run."""
     metadata: dict[str, Any] = {
-        "name": name or run.name,
+        "name": name,
         "namespace": run.namespace,
-        "labels": labels(run.identifier, component=component),
+        "labels": dict(own_labels),
     }
     if run.owner_uid:
         metadata["ownerReferences"] = [
@@ -348,12 +363,7 @@ def storage(namespace: str, settings: ClusterConfig) -> Manifest:
     }
     if settings.cluster_storage_class:
         spec["storageClassName"] = settings.cluster_storage_class
-    own = {
-        "app.kubernetes.io/name": "kboot",
-        COMPONENT: "artifacts",
-        "app.kubernetes.io/part-of": "kboot",
-        MANAGED_BY: "kboot",
-    }
+    own = lasting_labels(component="artifacts")
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",

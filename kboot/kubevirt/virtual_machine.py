@@ -255,12 +255,12 @@ class ClusterVirtualMachine:
         *,
         paused: bool,
         ours: Callable[[], bool] = lambda: True,
-        prepare: Callable[[Deadline], None] = lambda _deadline: None,
+        prepare: Callable[[Deadline], Deadline] = lambda deadline: deadline,
     ) -> None:
         """`paused` says that the machine waits for its console before its first instruction.
 
         `ours` is asked before a console that was lost is opened again. `prepare` makes what the
-        machine needs, before it is made.
+        machine needs, before it is made, and returns the deadline for the rest.
         """
         self.spec = spec
         self._client = client
@@ -455,7 +455,7 @@ class ClusterVirtualMachine:
         """Have the machine for the length of the ``with``; it is deleted, unless it `stays`."""
         try:
             with step(f"machine {self._name}"):
-                self._prepare(deadline)
+                deadline = self._prepare(deadline)
                 what = f"machine {self._name}"
                 create_when_allowed(self._client, self._manifest, what, deadline)
                 self._attach(self._control.start("", deadline), deadline)

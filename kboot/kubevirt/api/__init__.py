@@ -1,7 +1,9 @@
 """Speak with a Kubernetes cluster: the only home of `kubernetes`, which is loaded on connecting."""
 
 from kboot.kubevirt.api.client import (
+    CLAIMS,
     CONFIG_MAPS,
+    DATA_VOLUMES,
     EVENTS,
     KUBEVIRTS,
     PODS,
@@ -19,7 +21,9 @@ from kboot.kubevirt.api.watch import Watch
 from kboot.kubevirt.api.websocket import WebSocket, open_websocket
 
 __all__ = [
+    "CLAIMS",
     "CONFIG_MAPS",
+    "DATA_VOLUMES",
     "EVENTS",
     "KUBEVIRTS",
     "PODS",

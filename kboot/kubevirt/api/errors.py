@@ -68,6 +68,20 @@ OPTIONAL_RULES: dict[str, tuple[dict[str, list[str]], ...]] = {
             "verbs": ["create"],
         },
     ),
+    "disks are kept and cloned": (
+        {
+            "apiGroups": [""],
+            "resources": ["persistentvolumeclaims"],
+            "verbs": ["get", "list", "create", "delete"],
+        },
+    ),
+    "disks are imported (with CDI)": (
+        {
+            "apiGroups": ["cdi.kubevirt.io"],
+            "resources": ["datavolumes"],
+            "verbs": ["get", "list", "create", "delete"],
+        },
+    ),
 }
 
 #: The setting without which KubeVirt's own pods do not pass restricted Pod Security.

@@ -36,6 +36,7 @@ _PATH = re.compile(
 )
 _KINDS = {
     "configmaps",
+    "datavolumes",
     "events",
     "networkpolicies",
     "persistentvolumeclaims",
@@ -134,6 +135,11 @@ class Api:
             return web.json_response({"status": {"resourceRules": rules}}, status=201)
         if request.path == "/apis/kubevirt.io/v1/kubevirts":
             return web.json_response({"items": [self.kubevirt]})
+        if request.path.startswith("/apis/cdi.kubevirt.io/"):
+            if not self._virt.storage.cdi:
+                return web.Response(status=404, text="404 page not found\n")
+            if request.path == "/apis/cdi.kubevirt.io/v1beta1":
+                return web.json_response({"kind": "APIResourceList", "resources": []})
         return None
 
     # ----------------------------------------------------------------------------- objects
@@ -191,16 +197,8 @@ class Api:
     async def _create(self, request: web.Request, plural: str, namespace: str) -> web.Response:
         manifest: Object = await request.json()
         name = manifest["metadata"]["name"]
-        strict = request.query.get("fieldValidation") == "Strict"
-        known = "kubevirt" not in manifest["apiVersion"] or RECORDINGS.is_dir()
-        if strict and known and (faults := schema.faults(manifest)):
-            return answers.strict(faults)
-        if manifest["kind"].startswith("VirtualMachine") and (
-            refusal := admission.refusal(manifest)
-        ):
+        if refusal := self._judge(request, plural, namespace, manifest):
             return refusal
-        if self._store.get(plural, namespace, name):
-            return answers.already_exists(plural, name)
         if request.query.get("dryRun") == "All":
             return web.json_response(manifest, status=201)
         if plural == "pods" and self._virt.room.quota_is_used_up(namespace):
@@ -210,6 +208,26 @@ class Api:
             manifest["status"] = {"printableStatus": "Stopped", "conditions": []}
         encode_strings(manifest)
         return web.json_response(self._store.create(plural, manifest), status=201)
+
+    def _judge(
+        self, request: web.Request, plural: str, namespace: str, manifest: Object
+    ) -> web.Response | None:
+        """What is refused of a new object."""
+        name = manifest["metadata"]["name"]
+        strict = request.query.get("fieldValidation") == "Strict"
+        known = "kubevirt" not in manifest["apiVersion"] or RECORDINGS.is_dir()
+        if strict and known and (faults := schema.faults(manifest)):
+            return answers.strict(faults)
+        if refusal := self._webhook(plural, manifest):
+            return refusal
+        if self._store.get(plural, namespace, name):
+            return answers.already_exists(plural, name)
+        return None
+
+    def _webhook(self, plural: str, manifest: Object) -> web.Response | None:
+        if plural in {"virtualmachines", "virtualmachineinstances"}:
+            return admission.refusal(manifest)
+        return self._virt.storage.refusal(manifest) if plural == "datavolumes" else None
 
     async def _patch(self, request: web.Request, plural: str, found: Object) -> web.Response:
         change = await request.json()

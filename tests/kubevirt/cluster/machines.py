@@ -30,6 +30,7 @@ from tests.kubevirt.cluster.instances import (
 )
 from tests.kubevirt.cluster.pods import Kubelet
 from tests.kubevirt.cluster.room import QUOTA, Room
+from tests.kubevirt.cluster.storage import Storage
 from tests.kubevirt.cluster.store import Object, Store, now
 from tests.kubevirt.recordings import rows
 
@@ -87,7 +88,8 @@ class Virt:
         self.underway: set[str] = set()
         #: The guests' ports that are open, and what stands for them on this host.
         self.ports: dict[int, int] = {}
-        self.disks = Disks()
+        self.storage = Storage(store, directory)
+        self.disks = Disks(self.storage)
         #: What refuses launcher pods: Pod Security, a quota that nobody frees.
         self.refusal = ""
         self.room = Room(store, node_mib=_NODE_MIB)
@@ -96,6 +98,7 @@ class Virt:
         store.listeners.append(self._notice)
 
     def close(self) -> None:
+        self.storage.close()
         for instance in self.instances.values():
             for task in instance.tasks:
                 task.cancel()
