@@ -539,6 +539,10 @@ class MachineNetwork(Protocol):
     def search_domain(self) -> str:
         """The DNS domain in which the members' names are found; empty if no DNS knows them."""
 
+    @property
+    def starts_at_once(self) -> int | None:
+        """How many of its machines are to be started at a time; None: as this host has room."""
+
     def link(self, member: str) -> Link:
         """For the `MachineSpec` of this member."""
 
