@@ -28,6 +28,9 @@ trixie_ipxe := build/ipxe/trixie/ipxe.efi
 parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS))
 sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py .ci/fetch_foreign.py
 
+# Many images for CI set it. The tests start hundreds of processes, and each would compile kboot anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -163,6 +166,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	$(bin)/python -m tests.soak_cluster_fleet
 	$(bin)/python -m tests.soak_disks $(KERNEL)
 	$(bin)/python -m tests.soak_systems $(KERNEL)
+	$(bin)/python -m tests.soak_ktap
 	$(bin)/python -m tests.soak_kunit $(kunit)
 
 build: $(ready) ## build the wheel and the source archive into build/dist

@@ -361,7 +361,7 @@ class ReattachableMachine(VirtualMachine, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersistentMachine:
-    """A machine that stays where it is without any process of ours, as it is found by its name."""
+    """A persistent machine that outlives its supervisor, as it is found by its name."""
 
     #: Told from all others, also from those of the same name.
     identifier: str
@@ -379,7 +379,7 @@ class PersistentMachine:
     ttl_s: float
     #: In the backend's own words: ``Running``.
     condition: str
-    #: Who looks after it now: ``user@host, process 123``; empty for nobody.
+    #: Its supervisor: ``user@host, process 123``; empty if it has none.
     holder: str
 
 
@@ -427,7 +427,7 @@ class DiskStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundRun:
-    """A run as it is found where machines run, whoever started it."""
+    """A run as it is found where machines run, of any user."""
 
     #: One line for people: its name, whether it lives, and how that is known.
     summary: str
@@ -439,7 +439,7 @@ class FoundRun:
 
 @runtime_checkable
 class PersistentBackend(Backend, Protocol):
-    """A backend for one named machine, which stays when the process that looks after it ends."""
+    """A backend for one named machine, which outlives its supervisor."""
 
     @property
     def identifier(self) -> str:

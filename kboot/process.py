@@ -36,6 +36,7 @@ PACKAGES = {
     "busybox": "busybox-static",
     "cpio": "cpio",
     "mmdebstrap": "mmdebstrap",
+    "arch-test": "arch-test",
     "addr2line": "binutils",
     "ssh": "openssh-client",
 }

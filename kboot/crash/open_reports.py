@@ -77,6 +77,7 @@ _OWN_LINES = re.compile(
       | >?[0-9a-fA-F]{4, 16}:?\ +[0-9a-f]{8, 16}\b              # a dump of memory
       | [=-]{{20,}} | ---\[ | \*{{3}} | \d+\ locks?\ held | no\ locks\ held | \(.*\)\{{ | \{{
       | \S+\ (?:is\ (?:trying|freeing|leaving)|just\ changed|takes)
+      | BUG:\ Bad\ | [\w./-]+\.[ch]:\d+:\ bad\ p
     )
     """,
     re.VERBOSE,
@@ -163,6 +164,9 @@ def _repeats(draft: Draft, rule: Rule) -> bool:
     if draft.kind is K.KASAN and rule.kind is K.SLAB_CORRUPTION:
         # Up to 4.8 KASAN had SLUB print the object: "BUG kmalloc-64 (Not tainted): kasan: bad ...".
         return not draft.has_trace
+    if draft.kind is K.BAD_PAGE and rule.pattern is draft.rule.pattern and not draft.has_trace:
+        # One line for each counter, or each entry of a table.
+        return True
     if draft.kind is K.HARD_LOCKUP and rule.kind is K.HARD_LOCKUP:
         # The message of the WARN that reported lockups up to 4.2.
         return draft.rule.kind is K.WARNING
@@ -176,7 +180,7 @@ _MAX_LINES = 2500
 _MAX_FOREIGN = 25
 #: The same for a report of which the stack is still to come.
 _MAX_FOREIGN_WITHOUT_STACK = 200
-#: Lines of others in a row: whoever wrote the report has gone on to something else.
+#: Lines of others in a row: the report's context has gone on to something else.
 _MAX_SILENCE = 300
 #: Kinds that are believed without a trace if the log stops in the midst of it.
 _SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.SLAB_CORRUPTION, K.PANIC})

@@ -45,6 +45,11 @@ class Rule:
     needs_die: bool = False
 
     @property
+    def needs_its_place(self) -> bool:
+        """Whether its words are so free that they count at the start of a message only."""
+        return self.is_vague or (self.needs_trace and "what" in self.pattern.groupindex)
+
+    @property
     def is_panic(self) -> bool:
         """Whether panic() printed it."""
         return self.anchor == PANIC

@@ -197,12 +197,10 @@ def _kernel(
 
 def _from_package(path: Path) -> Kernel:
     boot = unpack_image(path)
-    try:
-        # arm64 packages have it compressed.
-        image = bare_image(_only([*boot.glob("vmlinuz-*")], path))
-        facts = read_image(image)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: the kernel in it is broken: {error}") from error
+    label = f"{path}: the kernel in it"
+    # Some packages have it compressed.
+    image = bare_image(_only([*boot.glob("vmlinuz-*")], path), label=label)
+    facts = read_image(image, label=label)
     return _kernel(
         image,
         facts,

@@ -58,7 +58,7 @@ class Machine:
         self.vm = vm
         self.server = server
         self.console = console
-        #: Where its logs and configuration are kept; whoever renames the directory says so here.
+        #: Where its logs and configuration are kept; to rename the directory is to change this.
         self.evidence_directory = evidence_directory
         #: Such as ``QEMU 7.2.22, tcg``.
         self.machine_description = vm.description
@@ -379,6 +379,7 @@ class Machine:
         *,
         timeout: float | None = None,
         expected_failures: Mapping[str, str] | None = None,
+        report: str | None = None,
     ) -> SuiteResults:
         """Run a command in the guest that prints KTAP or TAP; its cases.
 
@@ -387,8 +388,11 @@ class Machine:
         of cases' full names, and why they fail. What is bad is not raised: see
         `SuiteResults.check`. In a test of pytest, each case is a subtest, and what is bad fails the
         test. `GuestError` if it prints no results at all.
+
+        With `report`, the results are in that file of the guest when the command has ended: KTAP,
+        or a report of LTP's runners (see `kboot.results.ltp`).
         """
-        return suites.run(self, command, timeout, expected_failures or {})
+        return suites.run(self, command, timeout, expected_failures or {}, report=report)
 
     def check(self) -> None:
         """Return if all is well now; raise what is wrong with the host or the guest."""

@@ -29,15 +29,18 @@ from kboot.plugin import (
 from kboot.plugin.fixtures import (  # noqa: F401
     HANDOVER,
     SESSION,
+    SEVERAL,
     boot_server,
     fleet,
     guest,
     handovers_of,
     ipxe,
+    kboot_pools,
     kboot_session,
     kernel,
     kunit,
     machine,
+    pool,
     user_of,
 )
 from kboot.plugin.options import (
@@ -45,12 +48,14 @@ from kboot.plugin.options import (
     CHOICES,
     FLEET_MARKER,
     MARKER,
+    POOL_MARKER,
     allowances,
     config_for,
     dest,
     fleet_for,
     instance_settings,
     option,
+    pool_for,
     read_config,
 )
 from kboot.plugin.reporting import (
@@ -104,6 +109,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         f"{FLEET_MARKER}(**roles): the machines of the fixture fleet, as control=3, or with "
         "settings of that role, worker={'count': 5, 'memory': '1G'}",
+    )
+    config.addinivalue_line(
+        "markers",
+        f"{POOL_MARKER}(name='', replicas=2, max_age=None, ttl='1h', wait='5m'): the pool of the "
+        "fixture pool, by the name of one that stays (kboot pool up), or the run's own one",
     )
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
@@ -199,12 +209,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
-        if any(map(item.get_closest_marker, (MARKER, ALLOW_MARKER, FLEET_MARKER))):
+        markers = (MARKER, ALLOW_MARKER, FLEET_MARKER, POOL_MARKER)
+        if any(map(item.get_closest_marker, markers)):
             try:
                 config_for(item)
                 allowances(item)
                 if item.get_closest_marker(FLEET_MARKER):
                     fleet_for(item)
+                if item.get_closest_marker(POOL_MARKER):
+                    pool_for(item)
             except ConfigError as error:
                 raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
 
@@ -228,9 +241,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Tell the hooks what the kernel reported in a boot that failed."""
+    # Of an earlier run of the same test.
     if HANDOVER in item.stash:
-        # Of an earlier run of the same test.
         del item.stash[HANDOVER]
+    if SEVERAL in item.stash:
+        del item.stash[SEVERAL]
     try:
         return (yield)
     except BaseException:
@@ -267,7 +282,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     try:
         result = yield
         for handover in handovers_of(item):
-            handover.machine.check_reports()
+            handover.check()
             for suite in handover.suites:
                 suite.check()
     finally:

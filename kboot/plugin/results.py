@@ -239,13 +239,7 @@ class RunRecorder:
 
         from kboot.results import kcidb  # noqa: PLC0415
 
-        source = kcidb.Source(
-            origin=settings.kcidb_origin,
-            build=settings.kcidb_build,
-            repository=settings.kcidb_repository,
-            commit=settings.kcidb_commit,
-        )
-        report = kcidb.kcidb_report(run, source)
+        report = kcidb.kcidb_report(run, kcidb.source_of(settings))
         self._write_file(path, lambda: json.dumps(report, indent=1) + "\n")
         if settings.kcidb_submit == "yes":
             sent = kcidb.submit(report, os.environ.get(kcidb.VARIABLE, ""))

@@ -81,12 +81,17 @@ class Pool:
         *,
         replicas: int,
         max_age_s: float | None = None,
+        on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
         on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
     ) -> None:
-        """`on_ended` is told of each machine that is off, and what was wrong with it: maybe ""."""
+        """`on_ending` is told of each machine before it is powered off, `on_ended` after that.
+
+        And what was wrong with it: maybe "".
+        """
         self._start = start
         self._replicas = replicas
         self._max_age_s = max_age_s
+        self._on_ending = on_ending
         self._on_ended = on_ended
         self._machines: list[PoolMachine] = []
         self._changed = threading.Condition()
@@ -146,12 +151,24 @@ class Pool:
                 self._changed.notify_all()
                 self._changed.wait(min(_TICK_S, deadline.remaining))
 
-    def release(self, identifier: str) -> None:
-        """Give a machine back; nobody else gets it. A lease that has ended is no mistake."""
+    def release(self, identifier: str) -> str:
+        """Give a machine back; nobody else gets it. What is wrong with it: empty if nothing is.
+
+        A lease that has ended is no mistake.
+        """
         with self._changed:
             for each in self._machines:
                 if each.lease and each.lease.identifier == identifier:
                     self._end(each)
+                    return each.fault
+        return ""
+
+    def has(self, identifier: str) -> bool:
+        """Whether this lease has not ended."""
+        return any(
+            each.lease and each.lease.identifier == identifier and each.state is State.LEASED
+            for each in self.machines
+        )
 
     def run(self, identifier: str, command: str, *, timeout: float) -> CommandResult:
         """Run a command in the guest of a leased machine. `ConfigError` if the lease has ended."""
@@ -300,6 +317,7 @@ class Pool:
 
     def _power_off(self, each: PoolMachine) -> None:
         try:
+            self._on_ending(each.machine, each.fault)
             each.power.close()
         except (KbootError, OSError) as error:
             logger.warning("%s: %s", each.machine.name, error)
@@ -316,10 +334,13 @@ def open_pool(
     *,
     replicas: int,
     max_age_s: float | None = None,
+    on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
     on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
 ) -> Iterator[Pool]:
-    """A pool for the length of the ``with``; then all its machines are off."""
-    pool = Pool(start, replicas=replicas, max_age_s=max_age_s, on_ended=on_ended)
+    """A pool for the length of the ``with``; then all its machines are off. See `Pool`."""
+    pool = Pool(
+        start, replicas=replicas, max_age_s=max_age_s, on_ending=on_ending, on_ended=on_ended
+    )
     pool.open()
     try:
         yield pool

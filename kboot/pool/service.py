@@ -81,6 +81,8 @@ class PoolServer:
                 return self._acquire(request)
             case "exec":
                 return self._exec(request)
+            case "release":
+                return self._release(request)
             case "scale":
                 self._pool.scale(int(request.seconds("replicas")))
             case "drain":
@@ -122,6 +124,16 @@ class PoolServer:
                     pass
         finally:
             self._pool.release(lease.identifier)
+
+    def _release(self, request: Request) -> dict[str, str]:
+        """What is wrong with the machine that is given back, and where its evidence is kept."""
+        identifier = request.text("lease")
+        evidence = [
+            str(each.machine.evidence_directory)
+            for each in self._pool.machines
+            if each.lease and each.lease.identifier == identifier
+        ]
+        return {"fault": self._pool.release(identifier), "evidence": "".join(evidence)}
 
     def _exec(self, request: Request) -> dict[str, Any]:
         result = self._pool.run(

@@ -16,7 +16,7 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.machine import open_backend
 from kboot.qemu import QemuBackend
-from tests.kubevirt.cluster import admission, answers, endings
+from tests.kubevirt.cluster import admission, answers, architectures, endings
 from tests.kubevirt.cluster.disks import Disks
 from tests.kubevirt.cluster.guests import Guest, QemuGuest, ReplayGuest, has_boot_disk
 from tests.kubevirt.cluster.instances import (
@@ -93,6 +93,8 @@ class Virt:
         #: What refuses launcher pods: Pod Security, a quota that nobody frees.
         self.refusal = ""
         self.room = Room(store, node_mib=_NODE_MIB)
+        #: What its one node is, as Kubernetes says it.
+        self.node_architecture = "amd64"
         #: For how long a launcher pod stays, with its memory, when its instance is gone.
         self.ending_s = _STOPPING_S * SPEED
         store.listeners.append(self._notice)
@@ -134,7 +136,7 @@ class Virt:
         if self.store.get("virtualmachines", namespace, name) is None:
             return
         if refused := admission.refusal(instance_of(vm)):
-            self._refuse_to_start(vm, answers.message_of(refused))
+            self._refuse_instance(vm, answers.message_of(refused))
             return
         vmi = self.store.create("virtualmachineinstances", instance_of(vm))
         self.store.status("virtualmachines", vm, printableStatus="Starting", stateChangeRequests=[])
@@ -163,6 +165,9 @@ class Virt:
         if volume:
             self._cannot_pull(instance, volume, image)
             return
+        if instance.pod["spec"]["nodeSelector"][architectures.LABEL] != self.node_architecture:
+            self._unschedulable(instance, architectures.NO_NODE)
+            return
         async for message in self.room.schedule(instance.pod, memory_mib, self.disks.pending(vm)):
             self._unschedulable(instance, message)
         if not self._has(instance.pod):
@@ -171,11 +176,7 @@ class Virt:
         self.store.status("pods", instance.pod, phase="Pending", conditions=[scheduled])
         await asyncio.sleep(_SCHEDULING_S * SPEED)
         self.set_phase(instance, "Scheduling")
-        if secret := self._missing_secret(vm):
-            self.event(instance.pod, "Warning", "FailedMount", secret)
-            return
-        if fault := self.disks.fault(vm):
-            self._cannot_sync(instance, fault)
+        if self._lacks_volumes(vm, instance):
             return
         spec = machine_spec(vm, self._resolve, self.disks.prepare(vm, directory))
         await asyncio.sleep(_SCHEDULED_S * SPEED)
@@ -321,13 +322,29 @@ class Virt:
         ]
         self.store.status("virtualmachineinstances", vmi, conditions=conditions)
 
-    def _refuse_to_start(self, vm: Object, message: str) -> None:
-        """What the webhook of instances refuses shows in the machine, which stays stopped."""
-        text = f"Failure while starting VMI: {message}"
+    def _refuse_instance(self, vm: Object, refusal: str) -> None:
+        """A machine that was accepted, and of which no instance is made: it stays stopped."""
+        event = f"Error creating virtual machine instance: {refusal}"
+        self.event(vm, "Warning", "FailedCreate", event)
+        text = f"Failure while starting VMI: {refusal}"
         failure = {"type": "Failure", "status": "True", "reason": "FailedCreate", "message": text}
-        self.store.status("virtualmachines", vm, printableStatus="Stopped", conditions=[failure])
-        text = f"Error creating virtual machine instance: {message}"
-        self.event(vm, "Warning", "FailedCreate", text)
+        self.store.status(
+            "virtualmachines",
+            vm,
+            printableStatus="Stopped",
+            conditions=[failure],
+            stateChangeRequests=[],
+        )
+
+    def _lacks_volumes(self, vm: Object, instance: Instance) -> bool:
+        """Whether the launcher pod is held up by its volumes, which is told."""
+        if secret := self._missing_secret(vm):
+            self.event(instance.pod, "Warning", "FailedMount", secret)
+            return True
+        if fault := self.disks.fault(vm):
+            self._cannot_sync(instance, fault)
+            return True
+        return False
 
     def _missing_secret(self, vm: Object) -> str:
         """What the kubelet says of a Secret with user-data that is not there; else empty."""
