@@ -164,6 +164,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	$(bin)/python -m tests.soak_pool $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
 	$(bin)/python -m tests.soak_cluster_fleet
+	$(bin)/python -m tests.soak_cluster_pool
 	$(bin)/python -m tests.soak_disks $(KERNEL)
 	$(bin)/python -m tests.soak_systems $(KERNEL)
 	$(bin)/python -m tests.soak_ktap

@@ -359,6 +359,34 @@ class ReattachableMachine(VirtualMachine, Protocol):
         """Try to have the line again; True if `stream` can be read on, with what was missed."""
 
 
+@runtime_checkable
+class ReplicaVirtualMachine(VirtualMachine, Protocol):
+    """A machine of a set that its backend keeps: see `ReplicaBackend`."""
+
+    def take_out(self, why: str) -> None:
+        """Have it alone; another takes its place in the set. `InfraError` if it is another's."""
+
+
+class Replicas(Protocol):
+    """Machines that a backend keeps running by itself, all alike."""
+
+    def machine(self, deadline: Deadline) -> AbstractContextManager[ReplicaVirtualMachine]:
+        """One that runs and that nobody else has got from here; it is gone after the ``with``."""
+
+    def scale(self, replicas: int) -> None:
+        """Have so many from now on; those that are too many go when their ``with`` ends."""
+
+
+@runtime_checkable
+class ReplicaBackend(Protocol):
+    """A backend that keeps sets of machines. Ask for it with ``isinstance``."""
+
+    def open_replicas(
+        self, spec: MachineSpec, replicas: int, deadline: Deadline
+    ) -> AbstractContextManager[Replicas]:
+        """So many machines, for the length of the ``with``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersistentMachine:
     """A persistent machine that outlives its supervisor, as it is found by its name."""

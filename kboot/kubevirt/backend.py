@@ -15,6 +15,7 @@ from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.network import PodNetwork, open_pod_network
 from kboot.kubevirt.ownership import Holder
+from kboot.kubevirt.replica_set import ReplicaSet, open_replica_set
 from kboot.kubevirt.server import ClusterServer
 from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
 from kboot.kubevirt.watches import Watches, create_when_allowed
@@ -91,6 +92,23 @@ class KubevirtBackend:
         domain = self.settings.cluster_domain
         with open_pod_network(self.client, self.run, members, domain, deadline) as network:
             yield network
+
+    @contextlib.contextmanager
+    def open_replicas(
+        self, spec: MachineSpec, replicas: int, deadline: Deadline
+    ) -> Iterator[ReplicaSet]:
+        """A set of machines that the cluster keeps (see `kboot.backend.ReplicaBackend`)."""
+        with open_replica_set(
+            self.client,
+            self.watches,
+            self.run,
+            spec,
+            self.settings,
+            replicas=replicas,
+            deadline=deadline,
+            prepare=lambda: claims.prepare(self.client, spec, self.run, self.settings),
+        ) as found:
+            yield found
 
     def find_server(self, deadline: Deadline) -> tuple[str, str]:
         """The token and the configuration of the boot server that the run has already."""

@@ -34,6 +34,19 @@ _HEARTBEAT_LIMIT_S = 20.0
 _RETRY_S = (1.0, 60.0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supply:
+    """What a pool asks of a backend that keeps the machines that wait; see `kboot.pool.replicas`.
+
+    Machines that are leased are not among its replicas then: others are there already.
+    """
+
+    #: Takes a machine out before it is handed out; `InfraError` if it cannot be had.
+    take: Callable[[Machine, str], None]
+    #: Has so many from now on.
+    scale: Callable[[int], None]
+
+
 class State(Enum):
     """Where in its life a machine of the pool is."""
 
@@ -83,16 +96,18 @@ class Pool:
         max_age_s: float | None = None,
         on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
         on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
+        supply: Supply | None = None,
     ) -> None:
         """`on_ending` is told of each machine before it is powered off, `on_ended` after that.
 
-        And what was wrong with it: maybe "".
+        And what was wrong with it: maybe "". With `supply`, the backend keeps those that wait.
         """
         self._start = start
         self._replicas = replicas
         self._max_age_s = max_age_s
         self._on_ending = on_ending
         self._on_ended = on_ended
+        self._supply = supply
         self._machines: list[PoolMachine] = []
         self._changed = threading.Condition()
         self._draining = False
@@ -135,7 +150,7 @@ class Pool:
                 if self._draining or self._closing:
                     raise InfraError("the pool is being drained: no machine is handed out")
                 for each in self._machines:
-                    if each.state is State.READY and not self._fault(each):
+                    if each.state is State.READY and self._can_be_had(each, holder):
                         each.lease = Lease(
                             identifier=secrets.token_hex(8),
                             holder=holder,
@@ -191,12 +206,16 @@ class Pool:
             self._replicas = replicas
             self._draining = False
             self._changed.notify_all()
+        if self._supply:
+            self._supply.scale(replicas)
 
     def drain(self) -> None:
         """Hand out no more machines, and end those that nobody has."""
         with self._changed:
             self._draining = True
             self._changed.notify_all()
+        if self._supply:
+            self._supply.scale(0)
 
     # ----------------------------------------------------------------------------------- its keeper
 
@@ -276,7 +295,21 @@ class Pool:
         return True
 
     def _there(self) -> list[PoolMachine]:
-        return [each for each in self._machines if each.state is not State.ENDING]
+        """Those that count as replicas."""
+        gone = {State.ENDING} | ({State.LEASED} if self._supply else set())
+        return [each for each in self._machines if each.state not in gone]
+
+    def _can_be_had(self, each: PoolMachine, holder: str) -> bool:
+        """Whether it is good, and nobody else's; it is taken out where the backend keeps it."""
+        if self._fault(each):
+            return False
+        if self._supply:
+            try:
+                self._supply.take(each.machine, f"leased to {holder}")
+            except InfraError as error:
+                each.fault = str(error)
+                return False
+        return True
 
     def _is_too_old(self, each: PoolMachine, now: float) -> bool:
         return self._max_age_s is not None and now - each.started > self._max_age_s
@@ -336,10 +369,16 @@ def open_pool(
     max_age_s: float | None = None,
     on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
     on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
+    supply: Supply | None = None,
 ) -> Iterator[Pool]:
     """A pool for the length of the ``with``; then all its machines are off. See `Pool`."""
     pool = Pool(
-        start, replicas=replicas, max_age_s=max_age_s, on_ending=on_ending, on_ended=on_ended
+        start,
+        replicas=replicas,
+        max_age_s=max_age_s,
+        on_ending=on_ending,
+        on_ended=on_ended,
+        supply=supply,
     )
     pool.open()
     try:

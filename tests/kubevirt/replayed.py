@@ -49,6 +49,8 @@ class ReplayedGuest:
         #: What the guest was told by QEMU's buttons and cables.
         self.commands: list[str] = []
         self.off = False
+        #: Whether its ssh server can be reached.
+        self.listens = False
         if not paused:
             self._going.set()
         self._spawn(self._boot())
@@ -63,6 +65,7 @@ class ReplayedGuest:
             self._said.put_nowait(said)
         if action := self._guest.action:
             self._guest = None
+            self.listens = False
             self._spawn(self._end(action))
 
     def command(self, name: str) -> None:
@@ -115,6 +118,7 @@ class ReplayedGuest:
             command_line=script.command_line,
         )
         self._said.put_nowait(PROMPT)
+        self.listens = True
 
     async def _end(self, action: GuestAction) -> None:
         await asyncio.sleep(_LEAD_S)
@@ -132,11 +136,15 @@ async def _get(web: aiohttp.ClientSession, url: str) -> str:
 
 
 def replayed(
-    commands: Commands = everything_succeeds, *, boot_s: float = 0.05
+    commands: Commands = everything_succeeds,
+    *,
+    boot_s: float = 0.05,
+    make_commands: Callable[[], Commands] | None = None,
 ) -> Callable[[MachineSpec, Path, bool], Guest]:
-    """What makes such guests, for a test cluster."""
+    """What makes such guests, for a test cluster; `make_commands` for commands that remember."""
 
     def make(spec: MachineSpec, _directory: Path, paused: bool) -> Guest:
-        return ReplayedGuest(spec, paused=paused, commands=commands, boot_s=boot_s)
+        answers = make_commands() if make_commands else commands
+        return ReplayedGuest(spec, paused=paused, commands=answers, boot_s=boot_s)
 
     return make

@@ -63,6 +63,12 @@ VMIS = Resource(
     api_version="kubevirt.io/v1", kind="VirtualMachineInstance", plural="virtualmachineinstances"
 )
 
+REPLICA_SETS = Resource(
+    api_version="kubevirt.io/v1",
+    kind="VirtualMachineInstanceReplicaSet",
+    plural="virtualmachineinstancereplicasets",
+)
+
 #: What is done to machines, beside the objects themselves: start, stop, console...
 VM_ACTIONS = Resource(
     api_version="subresources.kubevirt.io/v1", kind="VirtualMachine", plural="virtualmachines"
@@ -85,6 +91,7 @@ _ALL = (
     KUBEVIRTS,
     VIRTUAL_MACHINES,
     VMIS,
+    REPLICA_SETS,
 )
 
 

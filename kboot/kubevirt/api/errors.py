@@ -68,6 +68,18 @@ OPTIONAL_RULES: dict[str, tuple[dict[str, list[str]], ...]] = {
             "verbs": ["create"],
         },
     ),
+    "pools are kept": (
+        {
+            "apiGroups": ["kubevirt.io"],
+            "resources": ["virtualmachineinstancereplicasets"],
+            "verbs": ["get", "create", "patch", "delete"],
+        },
+        {
+            "apiGroups": ["kubevirt.io"],
+            "resources": ["virtualmachineinstances"],
+            "verbs": ["patch", "delete"],
+        },
+    ),
     "disks are kept and cloned": (
         {
             "apiGroups": [""],

@@ -11,6 +11,7 @@ from aiohttp import web
 _GROUPS = {
     "virtualmachines": "kubevirt.io",
     "virtualmachineinstances": "kubevirt.io",
+    "virtualmachineinstancereplicasets": "kubevirt.io",
     "datavolumes": "cdi.kubevirt.io",
     "networkpolicies": "networking.k8s.io",
 }

@@ -21,6 +21,7 @@ from tests.kubevirt.cluster.pods import Kubelet, as_wanted
 from tests.kubevirt.cluster.rights import Rights
 from tests.kubevirt.cluster.room import QUOTA
 from tests.kubevirt.cluster.selection import (
+    Unfit,
     encode_strings,
     is_outdated,
     json_patch,
@@ -43,6 +44,7 @@ _KINDS = {
     "pods",
     "secrets",
     "services",
+    "virtualmachineinstancereplicasets",
     "virtualmachineinstances",
     "virtualmachines",
 }
@@ -242,7 +244,11 @@ class Api:
                 merge(current, change)
             encode_strings(current)
 
-        return web.json_response(self._store.update(plural, found, apply))
+        try:
+            return web.json_response(self._store.update(plural, found, apply))
+        except Unfit:
+            text = "the server rejected our request due to an error in our request"
+            return answers.status(422, "Invalid", text)
 
     async def _watch(self, request: web.Request, plural: str, namespace: str) -> web.StreamResponse:
         stream = web.StreamResponse()

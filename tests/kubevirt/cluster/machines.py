@@ -25,10 +25,12 @@ from tests.kubevirt.cluster.instances import (
     event_about,
     instance_of,
     launcher_pod,
+    machine_of,
     machine_spec,
     volumes_of,
 )
 from tests.kubevirt.cluster.pods import Kubelet
+from tests.kubevirt.cluster.replica_sets import ReplicaSets
 from tests.kubevirt.cluster.room import QUOTA, Room
 from tests.kubevirt.cluster.storage import Storage
 from tests.kubevirt.cluster.store import Object, Store, now
@@ -98,6 +100,7 @@ class Virt:
         #: For how long a launcher pod stays, with its memory, when its instance is gone.
         self.ending_s = _STOPPING_S * SPEED
         store.listeners.append(self._notice)
+        self.replica_sets = ReplicaSets(store, self)
 
     def close(self) -> None:
         self.storage.close()
@@ -149,10 +152,14 @@ class Virt:
             await asyncio.sleep(0.3)
             if self.store.get("virtualmachineinstances", namespace, name) is None:
                 return
-        pod = self._launcher(vmi)
-        instance = Instance(vmi, pod)
-        self.instances[name] = instance
-        await self._bring_up(vm, instance)
+        await self.bring_up(vmi)
+
+    async def bring_up(self, vmi: Object) -> None:
+        """Run an instance that is there."""
+        instance = Instance(vmi, self._launcher(vmi))
+        self.instances[vmi["metadata"]["name"]] = instance
+        # With a machine's objects, if it has a machine.
+        await self._bring_up(machine_of(vmi), instance)
 
     async def _bring_up(self, vm: Object, instance: Instance) -> None:
         uid = instance.vmi["metadata"]["uid"]
