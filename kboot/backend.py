@@ -111,6 +111,8 @@ class MachineSpec:
     @property
     def offered_file(self) -> str:
         """The name of the boot file that DHCP gives; empty for none."""
+        if self.boot_disk:
+            return ""
         names = {"no-file": "", "wrong-file": f"{self.boot_file}.none"}
         return names.get(self.dhcp, self.boot_file)
 
@@ -124,6 +126,11 @@ class MachineSpec:
     numa: int = 1
     #: The size of the huge pages behind its memory, in MiB; 0 for pages as they come.
     hugepages_mib: int = 0
+    #: The name of the disk that its firmware boots; empty for the network.
+    boot_disk: str = ""
+    #: Network cards, the one that it boots from among them; those beyond it are on networks of
+    #: their own.
+    nics: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +299,7 @@ class Backend(Protocol):
         """None if its machines can have such a disk, or else why not, with the remedy."""
 
     def processor_fault(self, spec: MachineSpec) -> str | None:
-        """None if it has machines with these NUMA nodes and huge pages, or else why not."""
+        """None if it has machines with these NUMA nodes, huge pages and cards, or else why not."""
 
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
@@ -545,6 +552,9 @@ class Interface:
     mac_address: str
     #: With the length of the network's prefix: ``10.98.0.1/24``.
     address: str
+    #: The network's own name server, and its domain; empty if it has none.
+    name_server: str = ""
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,15 +152,15 @@ def starts_machine_within(text: str) -> bool:
 
 #: A firmware's first words. They end their line; what stood there before may be left.
 _SEABIOS = r"SeaBIOS \(version [\w.+~-]+\)$"
-#: EDK II's, U-Boot's, OpenSBI's, coreboot's stages, Trusted Firmware's, barebox's, GRUB's. They
-#: begin their line: ``ver=U-Boot 2020.01`` is none.
+#: EDK II's, U-Boot's, OpenSBI's, coreboot's stages, Trusted Firmware's, GRUB's. They begin
+#: their line: ``ver=U-Boot 2020.01`` is none.
 _FIRMWARE_BEGINS = (
     r"UEFI firmware \(version .+\)?"
     r"|BdsDxe: (?:loading|starting|failed to (?:load|start)) Boot[0-9A-F]{4} "
     r"|U-Boot (?:SPL |TPL )?20\d\d\.\d\d"
     r"|OpenSBI v\d+\.\d+\S*$"
     r"|coreboot-\S+ .*\b(?:bootblock|romstage|verstage) starting"
-    r"|NOTICE:  BL[12]: v\d|barebox 20\d\d\.\d\d|Welcome to GRUB!$"
+    r"|NOTICE:  BL[12]: v\d|Welcome to GRUB!$"
 )
 _FIRMWARE = re.compile(rf"{_SEABIOS}|^(?:{_FIRMWARE_BEGINS})")
 #: What comes soon after it, and from no running system.
@@ -188,10 +188,16 @@ _GAVE_UP = re.compile(
 )
 
 
+#: SeaBIOS, EDK II and its shell, and GRUB, where a disk has nothing that they could start.
+_NOT_BOOTABLE = re.compile(
+    r"No bootable (?:device|option or device).*|Boot failed: .*"
+    r"|(?:EFI Internal|UEFI Interactive) Shell|(?:Entering rescue mode|grub rescue>).*"
+)
+
 #: One of these is in every line that begins a boot, ends one, or asks for a kernel's log.
 RESET_LITERALS = (
     *(b"SeaBIOS (version", b"UEFI firmware (version", b"BdsDxe: ", b"U-Boot ", b"coreboot-"),
-    *(b"OpenSBI v", b"NOTICE:  BL", b"barebox 20", b"Welcome to GRUB!"),
+    *(b"OpenSBI v", b"NOTICE:  BL", b"Welcome to GRUB!"),
     *(b"Linux version ", b"Starting kernel ...", b"compressing Linux...", b"Booting the kernel"),
     *(b"estarting system", b"reboot: ", b"Rebooting in ", b"Starting new kernel"),
     *(b"crashdump kernel", b"ysrq: Resetting"),
@@ -307,6 +313,12 @@ def nothing_to_boot(line: str) -> str | None:
     """The words in which firmware or iPXE give up."""
     match = _GAVE_UP.search(line)
     return match[0].strip() if match else None
+
+
+def disk_not_bootable(line: str) -> str | None:
+    """The words in which firmware or a boot loader give up on a disk."""
+    match = _NOT_BOOTABLE.search(line)
+    return match[0].strip(" .") if match else None
 
 
 # ---------------------------------------------------------------------------------------- prompts

@@ -38,6 +38,12 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "arch-test": "arch-test",
     "addr2line": "binutils",
+    "strip": "binutils",
+    **{
+        f"{row.name}-linux-gnu-strip": f"binutils-{row.name}-linux-gnu"
+        for row in arch.ARCHITECTURES
+    },
+    "depmod": "kmod",
     "ssh": "openssh-client",
 }
 

@@ -58,6 +58,7 @@ HOMES = {
     "requests": {"kernel", "results"},
     "jinja2": {"templates"},
     "click": {"cli"},
+    "pycdlib": {"machine"},
     "rich": {"cli"},
 }
 
@@ -71,6 +72,7 @@ HEAVY = {
     "kubernetes",
     "paramiko",
     "pexpect",
+    "pycdlib",
     "requests",
     "rich",
     "urllib3",

@@ -120,12 +120,6 @@ _MEMORY = (
     row(K.BAD_PAGE, "BUG", r"BUG: Bad rss-counter state", "bad rss-counter state"),
     row(K.BAD_PAGE, "BUG", r"BUG: non-zero (?P<what>\w+) on freeing mm", "non-zero {what}"),
     row(K.BAD_PAGE, "BUG", rf"BUG: Bad {_WHAT} in process", "bad {what}"),
-    row(
-        K.BAD_PAGE,
-        ": bad p",
-        r"[\w./-]+\.[ch]:\d+: bad p(?:gd|4d|ud|md|te)\b",
-        "bad page table entry",
-    ),
     row(K.BAD_PAGE, "Bad swap file", r"\w+: Bad swap file entry", "bad swap entry"),
     # slab_bug() in mm/slub.c: "BUG kmalloc-64 (Tainted: G    B): Poison overwritten".
     row(
@@ -487,5 +481,5 @@ FILTER = (
     *(b"by zero in kernel", b"duplicate filename", b"nobody cared", b"MSR access error"),
     *(b"NETDEV WATCHDOG", b"vmalloc error", b"kmem_cache_destroy ", b"pagealloc: "),
     *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an init"),
-    *(b"-- System halted", b"non-responsive CSD lock", b": bad p", b"Bad swap file"),
+    *(b"-- System halted", b"non-responsive CSD lock", b"Bad swap file"),
 )

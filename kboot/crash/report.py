@@ -51,20 +51,20 @@ _COMM = re.compile(r'comm "(?P<task>[^"]{1,32})", pid (?P<pid>\d+)')
 _ON_CPU = re.compile(r"\b(?:CPU#|on cpu |CPU: |cpu: )(?P<cpu>\d+)\b")
 _TAINT = re.compile(r"Tainted: (?P<taint>[A-Z](?:[A-Z ]*[A-Z])?)(?= |$|:|\))", re.MULTILINE)
 #: Where lockdep says which lock is wanted: "ffff... (&lock){+.+.}-{3:3}, at: func+0x12/0x34".
-_LOCK_AT = re.compile(r"\bat: (?:\[<[0-9a-fx]+>\] )?([A-Za-z_][\w.$]*)\+0x")
+_LOCK_AT = re.compile(r"\bat: (?:\[<[^>\n]{1,20}>\] )?([A-Za-z_][\w.$]*)\+0x")
 _UNLOCK_AT = re.compile(
-    r"trying to release lock .* at:\n(?:\[<[0-9a-fx]+>\] )?\s*([A-Za-z_][\w.$]*)\+0x"
+    r"trying to release lock .* at:\n(?:\[<[^>\n]{1,20}>\] )?\s*([A-Za-z_][\w.$]*)\+0x"
 )
 _NESTED_AT = re.compile(
-    r" is trying to lock:\n.*\bat: (?:\[<[0-9a-fx]+>\] )?([A-Za-z_][\w.$]*)\+0x"
+    r" is trying to lock:\n.*\bat: (?:\[<[^>\n]{1,20}>\] )?([A-Za-z_][\w.$]*)\+0x"
 )
 #: The interrupt that takes a lock: with it the order of locks becomes a deadlock.
 _IN_INTERRUPT = re.compile(
     r"which became (?:HARD|SOFT)IRQ-irq-safe at:\n(?P<stack>(?:[ \[].*\+0x.*\n)+)"
 )
 #: The functions that an interrupt has, as __report_bad_irq() lists them.
-_HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[0-9a-fx]+>\] .*\n?)+)", re.MULTILINE)
-_HANDLER = re.compile(r">\] (?:threaded \[<[0-9a-fx]+>\] )?(?!irq_default_)([A-Za-z_][\w.$]*)")
+_HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[^>\n]{1,20}>\] .*\n?)+)", re.MULTILINE)
+_HANDLER = re.compile(r">\] (?:threaded \[<[^>\n]{1,20}>\] )?(?!irq_default_)([A-Za-z_][\w.$]*)")
 _ACCESS = re.compile(r"^[ \t]*(Read|Write) (?:of size|at addr) ", re.MULTILINE)
 #: But "EXT4-fs" and "IPv6" are names.
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|(?<!EXT)(?<!ext)(?<!IPv)\d+")

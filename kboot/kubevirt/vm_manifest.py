@@ -111,10 +111,10 @@ def _instance(name: str, spec: MachineSpec, run: Run, settings: ClusterConfig) -
         instance |= {"hostname": link.member, "subdomain": link.network}
     if settings.cluster_attach == "paused":
         instance["startStrategy"] = "Paused"
-    if settings.cluster_ipxe_disk and spec.firmware == "uefi":
+    if settings.cluster_ipxe_disk and spec.firmware == "uefi" and not spec.boot_disk:
         _add_ipxe_disk(instance, settings)
     claims = {disk.name: claim_of(disk, spec.name, run, settings) for disk in spec.disks}
-    add_disks(instance, spec.disks, claims, settings)
+    add_disks(instance, spec, claims, settings)
     return instance
 
 
@@ -138,6 +138,8 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
         "bootOrder": 1,
         "macAddress": spec.mac_address or mac_address(name),
     }
+    if spec.boot_disk:
+        del interface["bootOrder"]
     if spec.offered_file:
         interface["dhcpOptions"] = {"bootFileName": spec.offered_file}
     if not spec.links:

@@ -54,9 +54,9 @@ from kboot.plugin.options import (
     dest,
     fleet_for,
     instance_settings,
-    option,
     pool_for,
     read_config,
+    tests_kernel,
 )
 from kboot.plugin.reporting import (
     allowed_lines,
@@ -118,7 +118,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
     results.register(config)
-    if option(config, "kernel") is None:
+    if not tests_kernel(config):
         return
     try:
         # Before anything is collected: a wrong path is better told at once.
@@ -133,7 +133,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """One line on what is tested, if a kernel was named on the command line."""
-    if option(config, "kernel") is None:
+    if not tests_kernel(config):
         return None
     from kboot.machine import firmware_for  # noqa: PLC0415
     from kboot.session import kernel_of  # noqa: PLC0415
@@ -150,7 +150,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     except KbootError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     return (
-        f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
+        f"kboot: {kernel}; "
         f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
         + (f", iPXE {settings.ipxe}" if settings.ipxe else "")
         + (f", boot script {settings.ipxe_script}" if settings.ipxe_script else "")
@@ -160,7 +160,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """``-n auto`` with a kernel to test: as many workers as the host has room for machines."""
-    if option(config, "kernel") is None:
+    if not tests_kernel(config):
         return None
     from kboot import capacity  # noqa: PLC0415
 

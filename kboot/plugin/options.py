@@ -68,6 +68,11 @@ def option(config: pytest.Config, name: str) -> Any:
     return config.getoption(f"kboot_{name}", default=None)
 
 
+def tests_kernel(config: pytest.Config) -> bool:
+    """Whether pytest's command line says what is to be booted."""
+    return option(config, "kernel") is not None or option(config, "boot") == "disk"
+
+
 def read_config(config: pytest.Config, extra: Mapping[str, object] | None = None) -> Config:
     """The configuration of the run, or with `extra` that of a test. `ConfigError` for mistakes.
 

@@ -296,7 +296,7 @@ def annotates(settings: Config) -> bool:
     """Whether failed tests are marked in the files of a repository."""
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
     return settings.annotations == "github" or (
-        settings.annotations == "auto" and on_github and settings.kernel is not None
+        settings.annotations == "auto" and on_github and settings.names_kernel
     )
 
 

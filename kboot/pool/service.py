@@ -197,6 +197,7 @@ def _described(each: PoolMachine) -> dict[str, Any]:
         "name": each.machine.name,
         "state": each.state.value,
         "age_s": round(now - each.started, 1),
+        "start_s": round(each.start_s, 2),
         "holder": each.lease.holder if each.lease else "",
         "expires_s": round(each.lease.expires - now, 1) if each.lease else None,
         "fault": each.fault,

@@ -242,7 +242,7 @@ def supervise(server: Server) -> None:
     """Supervise a machine until it is to end."""
     order = server.order
     config = load(order["options"], os.environ, Path(order["directory"]))
-    if config.kernel is None and not order["takes_over"]:
+    if not config.names_kernel and not order["takes_over"]:
         raise ConfigError("no kernel was named; say which: kboot up --kernel=FILE")
     supervisor = Supervisor(
         server.service, config, takes_over=order["takes_over"], by_force=order["by_force"]

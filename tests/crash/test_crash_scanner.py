@@ -108,7 +108,7 @@ SEABIOS = "SeaBIOS (version 1.16.2-debian-1.16.2-1)"
 @pytest.mark.parametrize(
     "banner",
     [
-        *(LINUX, SEABIOS, "U-Boot 2023.07 (Jul 11 2023 - 15:20:44)", "barebox 2023.07.0 #1"),
+        *(LINUX, SEABIOS, "U-Boot 2023.07 (Jul 11 2023 - 15:20:44)"),
         *("NOTICE:  BL1: v2.8(release):v2.8", "Welcome to GRUB!", "Booting the kernel."),
         *("Decompressing Linux... Parsing ELF... done.", "Booting the kernel (entry_offset: 0x0)."),
         "Uncompressing Linux... done, booting the kernel.",
