@@ -10,13 +10,15 @@ from typing import Any
 from kboot.backend import Disk, StoredDisk
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.errors import ConfigError
+from kboot.errors import ClusterError, ConfigError
 from kboot.kubevirt import claims, manifests
 from kboot.kubevirt.api import CLAIMS, DATA_VOLUMES, PODS, Client, connect
 from kboot.kubevirt.manifests import NAME_LABEL, OWNER_LABEL, label
 from kboot.kubevirt.ownership import user_name
 
 _LIMIT_S = 30.0
+#: For storage that does not wait for a first pod, and for all others to clone.
+_BIND_AT_ONCE_S, _BIND_LIMIT_S = 1.0, 600.0
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
     f"{unit}i": 1 << (10 * power) for power, unit in enumerate("KMGTPE", 1)
 }
@@ -66,6 +68,31 @@ class ClusterDisks:
         }
         cdi = claims.has_cdi(self._client)
         claims.ensure(self._client, metadata, source, self._settings, cdi=cdi)
+        if not cdi:
+            self._have_bound(name)
+
+    def _have_bound(self, name: str) -> None:
+        """Have a claim filled now: storage that waits for a first pod would clone what is then."""
+        if self._is_bound(name, Deadline(_BIND_AT_ONCE_S)):
+            return
+        claim = self._client.get(CLAIMS, name, Deadline(_LIMIT_S))
+        pod = manifests.first_pod(claim, self._settings)
+        self._client.create(pod, Deadline(_LIMIT_S))
+        try:
+            if not self._is_bound(name, Deadline(_BIND_LIMIT_S)):
+                raise ClusterError(
+                    f"the volume claim {name} was not bound in {_BIND_LIMIT_S:.0f} s: its storage "
+                    f"may not be able to clone; see: kubectl describe pvc {name}"
+                )
+        finally:
+            self._client.delete(PODS, pod["metadata"]["name"], Deadline(_LIMIT_S))
+
+    def _is_bound(self, name: str, deadline: Deadline) -> bool:
+        for _ in deadline.poll(0.5):
+            claim = self._client.get(CLAIMS, name, Deadline(_LIMIT_S))
+            if claim.get("status", {}).get("phase") == "Bound":
+                return True
+        return False
 
     def _find(self, selector: str) -> list[dict[str, Any]]:
         return self._client.find(CLAIMS, Deadline(_LIMIT_S), labelSelector=selector)[0]

@@ -18,7 +18,7 @@ from kboot.cli import main
 from kboot.config import ClusterConfig, read_disks
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
-from kboot.kubevirt import KubevirtBackend, claims, kept_disks, open_persistent
+from kboot.kubevirt import KubevirtBackend, claims, kept_disks, manifests, open_persistent
 from tests.kubevirt import schema
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import powered_on
@@ -253,7 +253,10 @@ def run(*words: str) -> int:
 
 
 def test_a_kept_disk_survives_its_machine_and_is_listed_cloned_and_removed(
-    cluster: Cluster, storage: Any, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster,
+    storage: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with machine("m1", "data=clone:golden,keep"):
         ((name, claim),) = made(cluster, "persistentvolumeclaims").items()
@@ -271,7 +274,11 @@ def test_a_kept_disk_survives_its_machine_and_is_listed_cloned_and_removed(
         assert list(made(cluster, "persistentvolumeclaims")) == [name]
         assert begins_with(cluster, name) == b"written\n\0\0"
     cluster.wait(_pods_gone(cluster))
+    monkeypatch.setattr(kept_disks, "_BIND_AT_ONCE_S", 0.1)
     assert run("clone", "m1/data", "written") == 0
+    # What its machine writes from now on is not in the clone, which is there already.
+    assert begins_with(cluster, "written") == b"written\n\0\0"
+    assert cluster.objects("pods") == []
     assert "use it: --disk clone:written" in capsys.readouterr().out
     assert run("clone", "m1/data", "written") == 2
     assert "there is a volume claim written already" in capsys.readouterr().err
@@ -334,3 +341,17 @@ def test_the_schema_of_data_volumes_finds_a_field_in_the_wrong_place() -> None:
         "spec": {"source": {"http": {"address": "x"}}, "storage": {}},
     }
     assert any("unknown field address" in fault for fault in schema.faults(volume))
+
+
+@pytest.mark.parametrize("mode", ["Filesystem", "Block"])
+def test_the_pod_that_has_a_claim_bound_keeps_to_restricted_pod_security(mode: str) -> None:
+    claim: dict[str, Any] = {
+        "metadata": {"name": "gold", "namespace": "team", "uid": "u"},
+        "spec": {"volumeMode": mode},
+    }
+    pod = manifests.first_pod(claim, ClusterConfig())
+    assert schema.faults(pod) == []
+    (container,) = pod["spec"]["containers"]
+    assert ("volumeDevices" in container) == (mode == "Block")
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

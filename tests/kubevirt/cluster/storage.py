@@ -96,6 +96,10 @@ class Storage:
             task = asyncio.get_running_loop().create_task(self._populate(thing))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif plural == "pods" and event == "ADDED" and _has_claim_bound(thing):
+            claim = thing["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+            self.file_of(thing["metadata"]["namespace"], claim)
+            self._store.status("pods", thing, phase="Succeeded")
         elif plural == "persistentvolumeclaims" and event == "DELETED" and name in self._made:
             self._made.discard(name)
             self.claims.pop(name).unlink()
@@ -208,3 +212,9 @@ class Storage:
                 f"{error.code}. Status: {error.code} {error.reason}"
             ) from error
         return path
+
+
+def _has_claim_bound(pod: Object) -> bool:
+    """Whether that is all that a pod is for."""
+    command: list[str] = pod["spec"]["containers"][0].get("command", [])
+    return command == ["true"]
