@@ -16,6 +16,7 @@ from kboot.backend import Disk, MachineSpec
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
+from kboot.kernel.download import without_password
 from kboot.kubevirt import manifests
 from kboot.kubevirt.api import CLAIMS, DATA_VOLUMES, ApiError, Client
 from kboot.kubevirt.api.errors import NO_CDI
@@ -70,7 +71,7 @@ def kept_name(owner: str, machine: str, disk: str) -> str:
 def origin(disk: Disk) -> str:
     """What a disk begins with, as users say it: ``clone:golden``."""
     kind = "" if disk.kind in {"blank", "image"} else f"{disk.kind}:"
-    source = disk.source if disk.kind != "blank" else "blank"
+    source = without_password(disk.source) if disk.kind != "blank" else "blank"
     return f"{kind}{source}" + (f",size={disk.size_mib}M" if disk.size_mib else "")
 
 

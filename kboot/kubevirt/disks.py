@@ -16,19 +16,27 @@ def fault(disk: Disk) -> str | None:
     """None if a cluster's machine can have such a disk, or else why not."""
     if disk.bus == "nvme":
         return "KubeVirt has no NVMe disks; give it bus=virtio or bus=scsi"
-    if disk.kind == "pvc" and disk.size_mib is not None:
-        return "on a cluster it is as large as its claim; leave out size"
-    is_imported = disk.kind == "image" or (disk.kind == "container" and disk.keep)
     if disk.kind == "image" and not disk.source.startswith(("http://", "https://")):
         return (
             f"a cluster's machine does not read {disk.source}: put the image where the cluster "
             "reads it: a URL (with CDI), a container image (container:IMAGE) or a volume claim "
             "(pvc:NAME)"
         )
-    if is_imported and disk.size_mib is None:
-        return "how large its claim has to be is not known before it is imported; add size=SIZE"
-    if disk.kind == "container" and not disk.keep and disk.size_mib is not None:
-        return "on a cluster it is as large as its container image; leave out size"
+    if disk.kind == "image" and "#" in disk.source:
+        return "CDI, which imports it, compares no checksum: leave out what follows the #"
+    return _size_fault(disk)
+
+
+def _size_fault(disk: Disk) -> str | None:
+    if disk.kind == "image" or (disk.kind == "container" and disk.keep):
+        return (
+            "how large its claim has to be is not known before it is imported; add size=SIZE"
+            if disk.size_mib is None
+            else None
+        )
+    things = {"pvc": "claim", "container": "container image"}
+    if disk.kind in things and disk.size_mib is not None:
+        return f"on a cluster it is as large as its {things[disk.kind]}; leave out size"
     return None
 
 

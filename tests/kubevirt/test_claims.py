@@ -316,6 +316,11 @@ def test_a_kept_disk_is_refused_above_another_source(cluster: Cluster, storage: 
         pytest.fail("it runs")
 
 
+def test_no_password_of_a_url_is_written_on_a_claim() -> None:
+    (disk,) = read_disks(("https://me:secret@example.org/x.img,size=2G",))
+    assert claims.origin(disk) == "https://example.org/x.img,size=2048M"
+
+
 def test_two_owners_have_disks_of_their_own() -> None:
     names = {
         claims.kept_name(*each)

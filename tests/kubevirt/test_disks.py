@@ -74,6 +74,7 @@ def test_the_disk_with_ipxe_stays_the_first_to_boot_from() -> None:
     [
         ("x.img", "a URL (with CDI), a container image (container:IMAGE) or a volume claim"),
         ("https://example.org/x.img", "not known before it is imported; add size=SIZE"),
+        ("https://example.org/x.img#sha256=" + 64 * "0", "compares no checksum"),
         ("container:x,keep", "not known before it is imported; add size=SIZE"),
         ("container:x,size=5", "as large as its container image; leave out size"),
         ("pvc:x,size=5", "as large as its claim; leave out size"),
