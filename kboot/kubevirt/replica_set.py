@@ -210,8 +210,10 @@ class ReplicaSet:
             return [each for each in members if each["metadata"]["uid"] not in self._given]
 
         def running() -> dict[str, Any] | None:
+            # Under the watches' lock: of two who look at once, each gets another.
             for vmi in free():
                 if diagnosis.phase_of(vmi) == "Running":
+                    self._given.add(vmi["metadata"]["uid"])
                     return vmi
             return None
 
@@ -227,7 +229,6 @@ class ReplicaSet:
                 f"the set {self.name} has started no machine in {deadline.seconds:.0f} s"
                 f"{self._failure()}; see: kubectl describe vmirs {self.name}"
             )
-        self._given.add(found["metadata"]["uid"])
         return dict(found)
 
     def _failure(self) -> str:

@@ -31,6 +31,8 @@ _TICK_S = 0.2
 #: How often a machine that waits is asked whether it lives, and how long it may take to answer.
 _HEARTBEAT_S = 10.0
 _HEARTBEAT_LIMIT_S = 20.0
+#: So many are waited for at a time where the backend boots them.
+_STARTS_AT_ONCE = 16
 #: After a machine could not be started, until it is tried again; doubled each time up to the last.
 _RETRY_S = (1.0, 60.0)
 
@@ -122,6 +124,13 @@ class Pool:
         self._trouble = ""
         self._retry_s = _RETRY_S[0]
         self._retry_at = 0.0
+        #: Machines that are being started, by threads of their own where the backend boots them.
+        self._starting = 0
+        self._starters = (
+            ThreadPoolExecutor(max_workers=_STARTS_AT_ONCE, thread_name_prefix="kboot-pool-start")
+            if supply
+            else None
+        )
         self._ending = ThreadPoolExecutor(max_workers=2, thread_name_prefix="kboot-pool-end")
         self._keeper = threading.Thread(target=self._keep, name="kboot-pool", daemon=True)
         self._asker = threading.Thread(target=self._ask, name="kboot-pool-alive", daemon=True)
@@ -238,6 +247,8 @@ class Pool:
             self._closing = True
             self._changed.notify_all()
         self._keeper.join()
+        if self._starters:
+            self._starters.shutdown(cancel_futures=True)
         with self._changed:
             for each in self._machines:
                 self._end(each)
@@ -279,9 +290,30 @@ class Pool:
     def _start_missing(self) -> bool:
         """Start a machine if one is missing; whether it was."""
         with self._changed:
-            enough = len(self._there()) >= self._replicas or self._draining or self._closing
+            coming = len(self._there()) + self._starting
+            enough = coming >= self._replicas or self._draining or self._closing
             if enough or time.monotonic() < self._retry_at:
                 return False
+            self._starting += 1
+        if self._starters is None:
+            return self._start_one()
+        # They boot anyway: who waits for one after another would not see what breaks meanwhile.
+        self._starters.submit(self._start_one)
+        return True
+
+    def _start_one(self) -> bool:
+        """Start a machine; whether it was."""
+        try:
+            return self._try_to_start()
+        except Exception as error:
+            logger.exception("a machine of the pool could not be started")
+            self._trouble = str(error)
+            return False
+        finally:
+            with self._changed:
+                self._starting -= 1
+
+    def _try_to_start(self) -> bool:
         begin = time.monotonic()
         with ExitStack() as power:
             try:
