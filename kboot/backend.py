@@ -373,6 +373,9 @@ class ReplicaVirtualMachine(VirtualMachine, Protocol):
     def take_out(self, why: str) -> None:
         """Have it alone; another takes its place in the set. `InfraError` if it is another's."""
 
+    def delete(self) -> None:
+        """Remove it; whoever waits for its boot is told so."""
+
 
 class Replicas(Protocol):
     """Machines that a backend keeps running by itself, all alike."""
@@ -382,6 +385,9 @@ class Replicas(Protocol):
 
     def scale(self, replicas: int) -> None:
         """Have so many from now on; those that are too many go when their ``with`` ends."""
+
+    def close(self) -> None:
+        """Give no more machines; `InfraError` for who waits for one."""
 
 
 @runtime_checkable

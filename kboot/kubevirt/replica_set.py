@@ -147,6 +147,7 @@ class ReplicaSet:
         #: The uids of those that were, and of those that were deleted since.
         self._given: set[str] = set()
         self._deleted: set[str] = set()
+        self._closed = False
         #: As many as there are to be in the end, while the set stands still.
         self._shrinking: int | None = None
 
@@ -182,6 +183,10 @@ class ReplicaSet:
         self._client.patch(REPLICA_SETS, self.name, change, Deadline(_LIMIT_S))
         self._settle()
 
+    def close(self) -> None:
+        """Give no more machines."""
+        self._closed = True
+
     # -------------------------------------------------------------------------------- inside
 
     def _members(self) -> list[dict[str, Any]]:
@@ -210,6 +215,8 @@ class ReplicaSet:
             return [each for each in members if each["metadata"]["uid"] not in self._given]
 
         def running() -> dict[str, Any] | None:
+            if self._closed:
+                raise ClusterError(f"the set {self.name} is being removed")
             # Under the watches' lock: of two who look at once, each gets another.
             for vmi in free():
                 if diagnosis.phase_of(vmi) == "Running":

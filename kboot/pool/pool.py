@@ -48,6 +48,8 @@ class Supply:
     take: Callable[[Machine, str], None]
     #: Has so many from now on.
     scale: Callable[[int], None]
+    #: Gives up the machines that are being started: nobody waits for their boots.
+    end: Callable[[], None]
 
 
 class State(Enum):
@@ -247,7 +249,8 @@ class Pool:
             self._closing = True
             self._changed.notify_all()
         self._keeper.join()
-        if self._starters:
+        if self._supply and self._starters:
+            self._supply.end()
             self._starters.shutdown(cancel_futures=True)
         with self._changed:
             for each in self._machines:

@@ -31,29 +31,41 @@ class ReplicaSource:
         self._load = load
         self._nonce = nonce
         self._numbers = itertools.count(1)
+        #: Machines that boot, by their names.
+        self._starting: dict[str, ReplicaVirtualMachine] = {}
 
     @property
     def supply(self) -> Supply:
         """For the pool."""
-        return Supply(take=_take_out, scale=self._replicas.scale)
+        return Supply(take=_take_out, scale=self._replicas.scale, end=self._end)
 
     @contextlib.contextmanager
     def start(self) -> Iterator[Machine]:
         """The next machine of the set that is ready; it is gone after the ``with``."""
         name = f"{_NAME}-{next(self._numbers)}"
         limit = Deadline(self._load.settings.timeout_s)
-        with (
-            self._replicas.machine(limit) as vm,
-            join(
-                vm,
-                self._session.server,
-                self._load,
-                self._nonce,
-                name=name,
-                evidence_directory=self._session.evidence_for(name),
-            ) as machine,
-        ):
+        with contextlib.ExitStack() as stack:
+            vm = stack.enter_context(self._replicas.machine(limit))
+            self._starting[name] = vm
+            try:
+                machine = stack.enter_context(
+                    join(
+                        vm,
+                        self._session.server,
+                        self._load,
+                        self._nonce,
+                        name=name,
+                        evidence_directory=self._session.evidence_for(name),
+                    )
+                )
+            finally:
+                del self._starting[name]
             yield machine
+
+    def _end(self) -> None:
+        self._replicas.close()
+        for vm in list(self._starting.values()):
+            vm.delete()
 
     def take_out_broken(self, machine: Machine, fault: str) -> None:
         """Before one is ended that is broken: another takes its place while it is looked into."""

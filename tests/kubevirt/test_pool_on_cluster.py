@@ -19,7 +19,7 @@ from kboot.cli import main
 from kboot.config import ClusterConfig, Config
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, InfraError
-from kboot.kubevirt import KubevirtBackend, manifests, replica_set
+from kboot.kubevirt import KubevirtBackend, manifests, replica_set, watches
 from kboot.machine import Machine
 from kboot.pool import Pool, State
 from kboot.pool.service import KIND, _pool_of
@@ -157,6 +157,24 @@ def test_one_that_crashes_while_it_waits_is_taken_out_and_kept_as_evidence(
     log = (bad.evidence_directory / "serial.log").read_text(errors="replace")
     assert "Kernel panic" in log
     assert list(ended.faults.values()).count("") == 2
+
+
+def test_what_breaks_while_another_boots_is_told_and_no_boot_is_waited_for_at_the_end(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watches, "LOOK_CLOSER_S", 0.2)
+    ended = Ended()
+    deadline = Deadline(120)
+    with pool_of(tmp_path, 1, ended=ended) as pool:
+        eventually(lambda: ready(pool) == 1)
+        monkeypatch.setattr(cluster.virt, "_make", replayed(commands, boot_s=3600))
+        pool.scale(2)
+        eventually(lambda: len(instances(cluster, waiting=True)) == 2)
+        bad = pool.machines[0].machine
+        bad.guest.run("crash", timeout=20)
+        eventually(lambda: "sysrq" in ended.faults.get(bad.name, ""))
+    assert not deadline.expired
+    assert cluster.objects("virtualmachineinstances") == []
 
 
 def test_a_pool_is_scaled_drained_and_renewed(cluster: Cluster, tmp_path: Path) -> None:
