@@ -193,6 +193,8 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64
 		--kboot-initrd=$(abspath $(etcd)) docs/examples/etcd
 	$(bin)/python -m tests.soak_pool $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
+	$(bin)/python -m tests.soak_cluster_fleet
+	$(bin)/python -m tests.soak_cluster_pool
 	$(bin)/python -m tests.soak_disks $(KERNEL)
 	$(bin)/python -m tests.soak_systems $(KERNEL) $(trixie)
 	$(bin)/python -m tests.soak_boot_disk $(debian_disk) $(KERNEL)

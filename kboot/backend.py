@@ -25,8 +25,8 @@ FirmwareStart = Literal["real", "saved"]
 DiskBus = Literal["virtio", "nvme", "scsi"]
 
 #: What a disk begins with: nothing, an image file, an image in a registry, a cluster's volume
-#: claim, or a disk that was cloned before (a golden one).
-DiskKind = Literal["blank", "image", "container", "pvc", "clone"]
+#: claim, a disk to be cloned (a golden one), or an entry of a cluster's catalogue (a DataSource).
+DiskKind = Literal["blank", "image", "container", "pvc", "clone", "source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +366,40 @@ class ReattachableMachine(VirtualMachine, Protocol):
         """Try to have the line again; True if `stream` can be read on, with what was missed."""
 
 
+@runtime_checkable
+class ReplicaVirtualMachine(VirtualMachine, Protocol):
+    """A machine of a set that its backend keeps: see `ReplicaBackend`."""
+
+    def take_out(self, why: str) -> None:
+        """Have it alone; another takes its place in the set. `InfraError` if it is another's."""
+
+    def delete(self) -> None:
+        """Remove it; whoever waits for its boot is told so."""
+
+
+class Replicas(Protocol):
+    """Machines that a backend keeps running by itself, all alike."""
+
+    def machine(self, deadline: Deadline) -> AbstractContextManager[ReplicaVirtualMachine]:
+        """One that runs and that nobody else has got from here; it is gone after the ``with``."""
+
+    def scale(self, replicas: int) -> None:
+        """Have so many from now on; those that are too many go when their ``with`` ends."""
+
+    def close(self) -> None:
+        """Give no more machines; `InfraError` for who waits for one."""
+
+
+@runtime_checkable
+class ReplicaBackend(Protocol):
+    """A backend that keeps sets of machines. Ask for it with ``isinstance``."""
+
+    def open_replicas(
+        self, spec: MachineSpec, replicas: int, deadline: Deadline
+    ) -> AbstractContextManager[Replicas]:
+        """So many machines, for the length of the ``with``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersistentMachine:
     """A persistent machine that outlives its supervisor, as it is found by its name."""
@@ -388,6 +422,48 @@ class PersistentMachine:
     condition: str
     #: Its supervisor: ``user@host, process 123``; empty if it has none.
     holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDisk:
+    """A disk that is kept, of a machine or a golden one."""
+
+    name: str
+    #: None for a golden one, which others are cloned from.
+    machine: str | None
+    size_bytes: int
+    #: The room that it takes; None where that is not known.
+    stored_bytes: int | None
+    #: What it began with; empty for nothing.
+    source: str
+    #: Its file, or its claim.
+    place: str
+    #: Whether a machine that is on has it.
+    in_use: bool
+    #: What is not done yet, or wrong; empty for nothing.
+    condition: str = ""
+
+    @property
+    def label(self) -> str:
+        """As users name it: ``MACHINE/NAME``, or ``NAME`` of a golden one."""
+        return f"{self.machine}/{self.name}" if self.machine else self.name
+
+
+class DiskStore(Protocol):
+    """Where a backend's kept disks are."""
+
+    @property
+    def place(self) -> str:
+        """In words: ``on this host``."""
+
+    def disks(self) -> Sequence[StoredDisk]:
+        """All of them: those of machines, then golden ones."""
+
+    def remove(self, disk: StoredDisk) -> None:
+        """Remove one that nobody uses, with all that was written to it."""
+
+    def clone(self, disk: StoredDisk, name: str) -> None:
+        """Make a golden disk of one that nobody uses. `ConfigError` if there is one of the name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -506,6 +582,10 @@ class MachineNetwork(Protocol):
     @property
     def search_domain(self) -> str:
         """The DNS domain in which the members' names are found; empty if no DNS knows them."""
+
+    @property
+    def starts_at_once(self) -> int | None:
+        """How many of its machines are to be started at a time; None: as this host has room."""
 
     def link(self, member: str) -> Link:
         """For the `MachineSpec` of this member."""

@@ -377,6 +377,10 @@ class Session:
         finally:
             self._written.append(directory)
 
+    def evidence_for(self, name: str) -> Path:
+        """A directory of its own for what is not one of this session's machines."""
+        return self._evidence / f"{next(self._numbers):03d}-{_file_name(name)}"
+
     def clear_faults(self) -> None:
         """Have the boot server do right again, if there is one."""
         if "server" in vars(self):

@@ -13,7 +13,7 @@ from kboot.config import parse
 #: Virtio and NVMe have 20 characters for a serial number; KubeVirt wants a DNS label.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,18}[a-z0-9])?")
 _NAMED = re.compile(rf"({_NAME.pattern})=(.*)", re.DOTALL)
-_KIND = re.compile(r"(container|pvc|clone):(.*)", re.DOTALL)
+_KIND = re.compile(r"(container|pvc|clone|source):(.*)", re.DOTALL)
 _SIZE = re.compile(r"([0-9]{1,9})\s*(?:([MGT])(?:i?B)?)?", re.IGNORECASE)
 _UNITS_MIB = {"": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
 _LARGEST_MIB = 64 << 20

@@ -360,8 +360,9 @@ class Config(ClusterConfig):
     disk: tuple[str, ...] = field(
         default=(),
         metadata=about(
-            "a disk of the machine: blank, an image (file or URL), container:IMAGE, pvc:NAME or "
-            "clone:NAME; then size=SIZE, ro, keep, bus=virtio, nvme or scsi; may be repeated",
+            "a disk of the machine: blank, an image (file or URL), container:IMAGE, pvc:NAME, "
+            "clone:NAME or source:NAME; then size=SIZE, ro, keep, bus=virtio, nvme or scsi; may be "
+            "repeated",
             "[NAME=]SOURCE[,OPTION]...",
             disks.disks,
             repeated=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kboot.disks.images import Image, empty_layer, in_use_fault, read_image
 from kboot.disks.kept import (
     KeptDisk,
+    LocalDisks,
     clone_kept,
     clone_of,
     find_kept,
@@ -18,6 +19,7 @@ from kboot.disks.partitions import Partition, boot_loaders, find_root, partition
 __all__ = [
     "Image",
     "KeptDisk",
+    "LocalDisks",
     "Partition",
     "boot_loaders",
     "clone_kept",

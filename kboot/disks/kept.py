@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot.backend import Disk
+from kboot.backend import Disk, StoredDisk
 from kboot.cache import FileStamp
 from kboot.disks.images import Image, convert, create, read_image
 from kboot.errors import ConfigError
@@ -183,6 +183,39 @@ def clone_of(name: str, *, what: str) -> Image:
             f"one: kboot disks clone MACHINE/NAME {name}"
         )
     return read_image(path, what=what)
+
+
+class LocalDisks:
+    """See `kboot.backend.DiskStore`."""
+
+    place = "on this host"
+
+    def __init__(self, is_on: Callable[[str], bool]) -> None:
+        """`is_on` says whether the machine of a name is on."""
+        self._is_on = is_on
+
+    def disks(self) -> list[StoredDisk]:
+        """All of this host."""
+        return [
+            StoredDisk(
+                name=disk.name,
+                machine=disk.machine,
+                size_bytes=disk.size_bytes,
+                stored_bytes=disk.stored_bytes,
+                source=disk.source,
+                place=str(disk.path),
+                in_use=disk.machine is not None and self._is_on(disk.machine),
+            )
+            for disk in kept_disks()
+        ]
+
+    def remove(self, disk: StoredDisk) -> None:
+        """As `remove_kept`."""
+        remove_kept(find_kept(disk.label))
+
+    def clone(self, disk: StoredDisk, name: str) -> None:
+        """As `clone_kept`."""
+        clone_kept(find_kept(disk.label), name)
 
 
 def _machines() -> Path:

@@ -103,7 +103,7 @@ class _Starter:
             if kind not in saved:
                 saved[kind] = self._saved(kind) or self._boot_and_save(member, kind)
         rest = [member for member in kinds if member not in self._machines]
-        at_once = min(
+        at_once = self._network.starts_at_once or min(
             _at_once(kinds[member], restored=saved[kinds[member]] is not None) for member in kinds
         )
         together(

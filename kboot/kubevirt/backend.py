@@ -10,11 +10,12 @@ from kboot import arch
 from kboot.backend import BootServer, Disk, Firmware, MachineSpec, VirtualMachine
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
-from kboot.kubevirt import disks, manifests, ownership, processors, vm_manifest
+from kboot.kubevirt import claims, disks, manifests, ownership, preflight, processors, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.network import PodNetwork, open_pod_network
 from kboot.kubevirt.ownership import Holder
+from kboot.kubevirt.replica_set import ReplicaSet, open_replica_set
 from kboot.kubevirt.server import ClusterServer
 from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
 from kboot.kubevirt.watches import Watches, create_when_allowed
@@ -92,6 +93,23 @@ class KubevirtBackend:
         with open_pod_network(self.client, self.run, members, domain, deadline) as network:
             yield network
 
+    @contextlib.contextmanager
+    def open_replicas(
+        self, spec: MachineSpec, replicas: int, deadline: Deadline
+    ) -> Iterator[ReplicaSet]:
+        """A set of machines that the cluster keeps (see `kboot.backend.ReplicaBackend`)."""
+        with open_replica_set(
+            self.client,
+            self.watches,
+            self.run,
+            spec,
+            self.settings,
+            replicas=replicas,
+            deadline=deadline,
+            prepare=lambda: claims.prepare(self.client, spec, self.run, self.settings),
+        ) as found:
+            yield found
+
     def find_server(self, deadline: Deadline) -> tuple[str, str]:
         """The token and the configuration of the boot server that the run has already."""
         secret = self.client.get(SECRETS, self.run.name, deadline)
@@ -111,13 +129,23 @@ class KubevirtBackend:
 
     def machine(self, spec: MachineSpec) -> ClusterVirtualMachine:
         """The machine of this name, whether it is there or not."""
+        manifest = vm_manifest.manifest(spec, self.run, self.settings)
+
+        def prepare(deadline: Deadline) -> Deadline:
+            preflight.check(self.client, manifest, self.settings.cluster_patch, deadline)
+            if claims.prepare(self.client, spec, self.run, self.settings):
+                # An import takes what it takes: that is not the boot's time.
+                return Deadline(deadline.seconds)
+            return deadline
+
         return ClusterVirtualMachine(
             self.client,
             self.watches,
             spec,
-            vm_manifest.manifest(spec, self.run, self.settings),
+            manifest,
             paused=self.settings.cluster_attach == "paused",
             ours=self.is_ours,
+            prepare=prepare,
         )
 
     def is_ours(self) -> bool:

@@ -11,10 +11,10 @@ from kboot.backend import Firmware, MachineSpec
 from kboot.checks import Check, Finding
 from kboot.config import Config, read_cpus
 from kboot.deadline import Deadline
-from kboot.kubevirt import manifests, ownership, vm_manifest
+from kboot.kubevirt import manifests, ownership, preflight, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, ApiError, Client, connect, resource_for
 from kboot.kubevirt.api.client import VM_ACTIONS
-from kboot.kubevirt.api.errors import RULES, SECCOMP_SETTING
+from kboot.kubevirt.api.errors import OPTIONAL_RULES, RULES, SECCOMP_SETTING
 from kboot.kubevirt.manifests import new_run
 
 _LIMIT_S = 10.0
@@ -94,7 +94,14 @@ def _rights(config: Config) -> Finding:
     answer = client.json("POST", path, Deadline(_LIMIT_S), body=review)["status"]
     lacking = lacking_rights(answer["resourceRules"])
     if not lacking:
-        return Finding(level="ok", subject="rights", text="all that a run needs")
+        less = [
+            f"{what} only with the right to {', '.join(rights)}"
+            for what, rules in OPTIONAL_RULES.items()
+            if (rights := lacking_rights(answer["resourceRules"], rules))
+        ]
+        return Finding(
+            level="ok", subject="rights", text="; ".join(("all that a run needs", *less))
+        )
     shown = ", ".join(lacking[:_SHOWN_RIGHTS])
     more = f" and {len(lacking) - _SHOWN_RIGHTS} more" if len(lacking) > _SHOWN_RIGHTS else ""
     # Webhooks may allow what the rules do not say.
@@ -106,8 +113,10 @@ def _rights(config: Config) -> Finding:
     )
 
 
-def lacking_rights(rules: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What a run needs and these rules do not allow: ``update virtualmachines/start``."""
+def lacking_rights(
+    rules: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]] = RULES
+) -> list[str]:
+    """What is `wanted` and these rules do not allow: ``update virtualmachines/start``."""
     allowed = [
         (set(rule.get("apiGroups", ())), set(rule.get("resources", ())), set(rule["verbs"]))
         for rule in rules
@@ -124,7 +133,7 @@ def lacking_rights(rules: Iterable[Mapping[str, Any]]) -> list[str]:
 
     return [
         f"{verb} {resource}"
-        for rule in RULES
+        for rule in wanted
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -159,6 +168,7 @@ def _objects(config: Config) -> Finding:
             query={"fieldValidation": "Strict", "dryRun": "All"},
             body=manifest,
         )
+    preflight.check(client, wanted[-1], config.cluster_patch, Deadline(_LIMIT_S))
     return Finding(
         level="ok", subject="objects", text=f"the cluster would take all {len(wanted) - 1} of a run"
     )

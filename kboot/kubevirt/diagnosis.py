@@ -45,7 +45,12 @@ _DISRUPTIONS = {
 #: How much of a container's log goes into a message.
 _SHOWN = 300
 
+_ARCHITECTURE = "kubernetes.io/arch"
 _UNBOUND = "unbound immediate PersistentVolumeClaims"
+#: Of an event about a pod: what it mounts is not there, which waiting does not mend.
+_NOT_THERE = re.compile(r'volume "([^"]+)" : (secret|configmap) "([^"]+)" not found')
+_MOUNT_EVENTS = {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}
+
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found|PVC (\S+) does not exist')
 
 
@@ -143,9 +148,11 @@ def _instance_fault(vmi: Object, pods: list[Object]) -> str | None:
     if unsynchronised:
         text = str(unsynchronised.get("message", ""))
         words = explain(0, text, path="", namespace=namespace) or _no_claim(text)
-        return f"machine {name}: {words or _no_disk(text) or text}"
+        return f"machine {name}: {words or _bad_disk(text) or text}"
     if message := _unscheduled(vmi):
-        return _unschedulable(f"machine {name}", message, (), vmi["spec"].get("architecture"))
+        architecture = vmi["spec"].get("architecture")
+        selector = {_ARCHITECTURE: architecture} if architecture else {}
+        return _unschedulable(f"machine {name}", message, (), selector)
     if phase_of(vmi) == "Failed":
         return _failure(vmi, pods)
     return None
@@ -156,8 +163,7 @@ def pod_fault(pod: Object) -> str | None:
     name, status = _name(pod), pod.get("status", {})
     if message := _unscheduled(pod):
         selector = pod["spec"].get("nodeSelector") or {}
-        architecture = selector.get("kubernetes.io/arch")
-        return _unschedulable(f"pod {name}", message, _claims(pod), architecture)
+        return _unschedulable(f"pod {name}", message, _claims(pod), selector)
     containers = [
         *(status.get("initContainerStatuses") or ()),
         *(status.get("containerStatuses") or ()),
@@ -329,14 +335,51 @@ def _no_claim(message: str) -> str:
     )
 
 
-def _no_disk(message: str) -> str:
-    """The words for a container image without a disk in it; empty if that is not the matter."""
-    if "failed to find disk file" not in message:
-        return ""
-    return (
+#: What KubeVirt says of disks that it cannot make, and what that means.
+_BAD_DISKS = (
+    (
+        "failed to find disk file",
         "a container image of its disks has no disk in it: it needs a directory /disk with one "
-        f"image, for the user 107 to read ({message})"
+        "image, for the user 107 to read",
+    ),
+    ("is too low", "an empty disk is too small for KubeVirt: give it size=1M or more"),
+    (
+        "image.reference: Required value",
+        "a disk's container image has no name: --disk container:IMAGE",
+    ),
+)
+
+
+def _bad_disk(message: str) -> str:
+    """The words for a disk that cannot be made; empty if the message is of something else."""
+    words = next((words for sign, words in _BAD_DISKS if sign in message), "")
+    return f"{words} ({message})" if words else ""
+
+
+def awaits_volumes(pod: Object) -> bool:
+    """Whether a pod has a node, and none of its containers was begun."""
+    status = pod.get("status", {})
+    begun = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    states = [each.get("state") or {} for each in begun]
+    return (
+        status.get("phase") == "Pending"
+        and _condition(pod, "PodScheduled", status="True") is not None
+        and not any("running" in state or "terminated" in state for state in states)
     )
+
+
+def mount_fault(pod: Object, events: Iterable[Object]) -> str | None:
+    """What keeps a pod from its volumes, as only the events about it say; None if nothing does."""
+    for event in events:
+        if event.get("reason") in _MOUNT_EVENTS and (
+            found := _NOT_THERE.search(str(event.get("message", "")))
+        ):
+            volume, kind, name = found.groups()
+            return (
+                f"pod {_name(pod)}: its volume {volume} needs the {kind} {name}, which is not "
+                f"there; create it: kubectl create {kind}, or correct its name in the patch"
+            )
+    return None
 
 
 def _fits_no_node(message: str) -> bool:
@@ -346,8 +389,9 @@ def _fits_no_node(message: str) -> bool:
 
 
 def _unschedulable(
-    what: str, message: str, claims: tuple[str, ...], architecture: str | None
+    what: str, message: str, claims: tuple[str, ...], selector: Mapping[str, str]
 ) -> str:
+    architecture = selector.get(_ARCHITECTURE)
     if words := _no_claim(message):
         return f"{what}: {words}"
     if _UNBOUND in message:
@@ -356,16 +400,35 @@ def _unschedulable(
             f"kubectl describe pvc {' '.join(claims)}".rstrip()
             + "; it needs a storage class that is there and has room (--cluster-storage-class)"
         )
+    if kind := _wanted_node(selector) if _fits_no_node(message) else "":
+        return (
+            f"{what} finds no node: the cluster has none {kind}: {message.rstrip('.')}; change it "
+            "in the patch, or give another cluster: --context"
+        )
     if architecture and _fits_no_node(message):
         return (
             f"{what} finds no node: the cluster has none for {architecture}, or none that a patch "
             f"lets it run on: {message.rstrip('.')}; give a kernel for another architecture, or "
             "another cluster: --context"
         )
+    if "Insufficient hugepages" in message:
+        return (
+            f"{what} finds no node: {message.rstrip('.')}; set huge pages up on a node "
+            "(vm.nr_hugepages), or leave out --hugepages"
+        )
     return (
         f"{what} finds no node: {message.rstrip('.')}; lower memory or cpus, or change where it "
         "may run with a patch"
     )
+
+
+def _wanted_node(selector: Mapping[str, str]) -> str:
+    """What KubeVirt wants of a node beside its architecture, in words; empty for nothing."""
+    if "kubevirt.io/cpumanager" in selector:
+        return "with dedicated processors (the kubelet's static CPU manager)"
+    prefix = "cpu-model.node.kubevirt.io/"
+    models = [key.removeprefix(prefix) for key in selector if key.startswith(prefix)]
+    return f"with processors of the model {models[0]}" if models else ""
 
 
 def _failure(vmi: Object, pods: list[Object]) -> str:

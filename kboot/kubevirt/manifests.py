@@ -72,6 +72,16 @@ def labels(run: str, *, component: str) -> dict[str, str]:
     }
 
 
+def lasting_labels(*, component: str) -> dict[str, str]:
+    """The labels of an object that no run owns."""
+    return {
+        "app.kubernetes.io/name": "kboot",
+        COMPONENT: component,
+        "app.kubernetes.io/part-of": "kboot",
+        MANAGED_BY: "kboot",
+    }
+
+
 def selector(run: str = "", *, component: str = "") -> str:
     """The label selector for the objects of a run, or of all runs of kboot; of one component."""
     wanted = {MANAGED_BY: "kboot", RUN_LABEL: run, COMPONENT: component}
@@ -86,6 +96,9 @@ MEMBER_LABEL = "kboot.dev/member"
 
 #: The component that nginx is, see `labels`.
 SERVER = "boot-server"
+
+#: Of a pod that only has a claim bound.
+FIRST_POD = "first-pod"
 
 HTTP_PORT = 8080
 UPLOAD_PORT = 8081
@@ -174,10 +187,15 @@ def boot_server(run: Run, settings: ClusterConfig, *, token: str) -> list[Manife
 
 def _metadata(run: Run, component: str, *, name: str = "") -> dict[str, Any]:
     """Every object carries the run's labels, and belongs to its ConfigMap."""
+    return owned(run, labels(run.identifier, component=component), name or run.name)
+
+
+def owned(run: Run, own_labels: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The metadata of an object that goes with its run."""
     metadata: dict[str, Any] = {
-        "name": name or run.name,
+        "name": name,
         "namespace": run.namespace,
-        "labels": labels(run.identifier, component=component),
+        "labels": dict(own_labels),
     }
     if run.owner_uid:
         metadata["ownerReferences"] = [
@@ -246,6 +264,73 @@ def network_service(run: Run, name: str) -> Manifest:
 
 def _pod(run: Run, settings: ClusterConfig) -> Manifest:
     spec: dict[str, Any] = {
+        **_restricted(),
+        "containers": [_nginx_container(run, settings)],
+        "volumes": _volumes(run, settings),
+    }
+    if settings.cluster_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.cluster_pull_secrets]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(run, SERVER), "spec": spec}
+
+
+def first_pod(claim: Manifest, settings: ClusterConfig) -> Manifest:
+    """A pod that only has a claim, so that storage which waits for one makes its volume."""
+    metadata = claim["metadata"]
+    own = lasting_labels(component=FIRST_POD)
+    place = "/srv/volume"
+    if claim["spec"].get("volumeMode") == "Block":
+        uses: dict[str, Any] = {"volumeDevices": [{"name": "volume", "devicePath": place}]}
+    else:
+        uses = {"volumeMounts": [{"name": "volume", "mountPath": place, "readOnly": True}]}
+    owner_reference = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+    }
+    spec: dict[str, Any] = {
+        **_restricted(),
+        "containers": [
+            {
+                "name": "wait",
+                "image": settings.cluster_nginx_image,
+                "command": ["true"],
+                "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
+                "securityContext": _RESTRICTED_CONTAINER,
+                **uses,
+            }
+        ],
+        "volumes": [
+            {"name": "volume", "persistentVolumeClaim": {"claimName": metadata["name"]}},
+        ],
+    }
+    if settings.cluster_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.cluster_pull_secrets]
+    made = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{label(metadata['name'], 50)}-first",
+            "namespace": metadata["namespace"],
+            "labels": own,
+            # It goes with its claim, if not before.
+            "ownerReferences": [owner_reference],
+        },
+        "spec": spec,
+    }
+    return patch.apply(settings.cluster_patch, made)
+
+
+_RESTRICTED_CONTAINER: dict[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def _restricted() -> dict[str, Any]:
+    """What the spec of a pod has that keeps to restricted Pod Security."""
+    return {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -257,12 +342,7 @@ def _pod(run: Run, settings: ClusterConfig) -> Manifest:
             "fsGroup": 101,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_nginx_container(run, settings)],
-        "volumes": _volumes(run, settings),
     }
-    if settings.cluster_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in settings.cluster_pull_secrets]
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(run, SERVER), "spec": spec}
 
 
 def _nginx_container(run: Run, settings: ClusterConfig) -> dict[str, Any]:
@@ -282,11 +362,7 @@ def _nginx_container(run: Run, settings: ClusterConfig) -> dict[str, Any]:
             "requests": {"cpu": "50m", "memory": "64Mi"},
             "limits": {"memory": "256Mi"},
         },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": _RESTRICTED_CONTAINER,
         "volumeMounts": [
             {"name": "files", "mountPath": "/srv"},
             {"name": "nginx", "mountPath": "/etc/kboot/nginx", "readOnly": True},
@@ -348,12 +424,7 @@ def storage(namespace: str, settings: ClusterConfig) -> Manifest:
     }
     if settings.cluster_storage_class:
         spec["storageClassName"] = settings.cluster_storage_class
-    own = {
-        "app.kubernetes.io/name": "kboot",
-        COMPONENT: "artifacts",
-        "app.kubernetes.io/part-of": "kboot",
-        MANAGED_BY: "kboot",
-    }
+    own = lasting_labels(component="artifacts")
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",

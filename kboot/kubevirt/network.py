@@ -22,6 +22,8 @@ from kboot.kubevirt.watches import create_when_allowed
 from kboot.log import logger
 
 _LIMIT_S = 30.0
+#: Each has a thread here, and its console; more would only wait for the cluster longer.
+_STARTS_AT_ONCE = 25
 
 
 class PodNetwork:
@@ -42,6 +44,11 @@ class PodNetwork:
     def search_domain(self) -> str:
         """Where the members' names are found."""
         return f"{self.name}.{self._run.namespace}.svc.{self._domain}"
+
+    @property
+    def starts_at_once(self) -> int:
+        """Their processors and memory are the cluster's: it is its own API that bounds them."""
+        return _STARTS_AT_ONCE
 
     def link(self, member: str) -> Link:
         """The card that it boots from."""

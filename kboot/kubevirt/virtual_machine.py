@@ -255,10 +255,12 @@ class ClusterVirtualMachine:
         *,
         paused: bool,
         ours: Callable[[], bool] = lambda: True,
+        prepare: Callable[[Deadline], Deadline] = lambda deadline: deadline,
     ) -> None:
         """`paused` says that the machine waits for its console before its first instruction.
 
-        `ours` is asked before a console that was lost is opened again.
+        `ours` is asked before a console that was lost is opened again. `prepare` makes what the
+        machine needs, before it is made, and returns the deadline for the rest.
         """
         self.spec = spec
         self._client = client
@@ -266,6 +268,7 @@ class ClusterVirtualMachine:
         self._manifest = manifest
         self._paused = paused
         self._ours = ours
+        self._prepare = prepare
         self._view = MachineView(watches, manifest, client)
         self._control = Control(client, self._view)
         self._name = self._view.name
@@ -452,6 +455,7 @@ class ClusterVirtualMachine:
         """Have the machine for the length of the ``with``; it is deleted, unless it `stays`."""
         try:
             with step(f"machine {self._name}"):
+                deadline = self._prepare(deadline)
                 what = f"machine {self._name}"
                 create_when_allowed(self._client, self._manifest, what, deadline)
                 self._attach(self._control.start("", deadline), deadline)

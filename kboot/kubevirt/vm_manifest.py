@@ -10,6 +10,7 @@ from kboot.backend import Firmware, MachineSpec
 from kboot.config import ClusterConfig
 from kboot.errors import ConfigError
 from kboot.kubevirt import patch, processors
+from kboot.kubevirt.claims import claim_of
 from kboot.kubevirt.disks import add_disks
 from kboot.kubevirt.manifests import (
     MACHINE_LABEL,
@@ -19,6 +20,7 @@ from kboot.kubevirt.manifests import (
     Run,
     labels,
     object_name,
+    owned,
 )
 
 #: Option 67 has one byte for its length (RFC 2132).
@@ -79,16 +81,8 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
     }
     for link in spec.links:
         own |= {NETWORK_LABEL: link.network, MEMBER_LABEL: link.member}
-    metadata: dict[str, Any] = {
-        "name": name,
-        "namespace": run.namespace,
-        "labels": own,
-    }
-    if run.owner_uid:
-        metadata["ownerReferences"] = [
-            {"apiVersion": "v1", "kind": "ConfigMap", "name": run.name, "uid": run.owner_uid}
-        ]
-    template = {"metadata": {"labels": own}, "spec": _instance(name, spec, settings)}
+    metadata = owned(run, own, name)
+    template = {"metadata": {"labels": own}, "spec": _instance(name, spec, run, settings)}
     whole = {
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachine",
@@ -99,7 +93,7 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
     return patch.apply(settings.cluster_patch, whole)
 
 
-def _instance(name: str, spec: MachineSpec, settings: ClusterConfig) -> dict[str, Any]:
+def _instance(name: str, spec: MachineSpec, run: Run, settings: ClusterConfig) -> dict[str, Any]:
     instance: dict[str, Any] = {
         "architecture": arch.of(spec.architecture).kubevirt,
         # A machine under test has nothing to save: stopping one means cutting its power.
@@ -119,7 +113,8 @@ def _instance(name: str, spec: MachineSpec, settings: ClusterConfig) -> dict[str
         instance["startStrategy"] = "Paused"
     if settings.cluster_ipxe_disk and spec.firmware == "uefi" and not spec.boot_disk:
         _add_ipxe_disk(instance, settings)
-    add_disks(instance, spec, settings)
+    claims = {disk.name: claim_of(disk, spec.name, run, settings) for disk in spec.disks}
+    add_disks(instance, spec, claims, settings)
     return instance
 
 

@@ -142,7 +142,7 @@ class MachineView:
 
         patience = Patience(self._client, f"machine {self.name}")
         found: dict[str, Any] | None = wait_for(
-            self._watches.vmis, running, trouble, patience, deadline
+            self._watches.vmis, running, trouble, patience, deadline, self._mount_fault
         )
         if found is None:
             raise ClusterError(
@@ -150,6 +150,17 @@ class MachineView:
                 f"{self.phase or 'not there'}; see: kubectl describe vmi {self.name}"
             )
         return found
+
+    def _mount_fault(self) -> str | None:
+        """What keeps its launcher pod from its volumes: nothing but events says so."""
+        for pod in self.pods():
+            if diagnosis.awaits_volumes(pod):
+                about = f"involvedObject.name={pod['metadata']['name']}"
+                deadline = Deadline(_REQUEST_LIMIT_S)
+                events, _ = self._client.find(EVENTS, deadline, fieldSelector=about)
+                if fault := diagnosis.mount_fault(pod, events):
+                    return f"machine {self.name}: {fault}"
+        return None
 
 
 def _get(
@@ -170,6 +181,8 @@ def _is_of(pod: Mapping[str, Any], vmi: Mapping[str, Any] | None) -> bool:
 
 #: How often it is looked again whether waiting helps.
 _LOOK_S = 0.5
+#: After how long it is asked for what no watch shows.
+LOOK_CLOSER_S = 4.0
 _REQUEST_LIMIT_S = 10.0
 
 #: How long a trouble is borne for which nothing is known to be under way. A cluster's autoscaler
@@ -277,9 +290,11 @@ def wait_for(
     find_trouble: Callable[[], diagnosis.Trouble | None],
     patience: Patience,
     deadline: Deadline,
+    look_closer: Callable[[], str | None] = lambda: None,
 ) -> Any:
     """As `Watch.wait_for`, as long as no trouble shows that waiting does not mend.
 
+    `look_closer` asks the cluster from time to time for a fault that is not in what is watched.
     Raises `ClusterError` with the trouble, also if there still is one at the deadline.
     """
     trouble: diagnosis.Trouble | None = None
@@ -293,9 +308,13 @@ def wait_for(
         return True if trouble else None
 
     while True:
-        found = watch.wait_for(look, deadline)
+        found = watch.wait_for(look, deadline.within(LOOK_CLOSER_S))
         if trouble is None:
-            return found
+            if found is not None or deadline.expired:
+                return found
+            if fault := look_closer():
+                raise ClusterError(fault)
+            continue
         # Asked outside of the wait, which has the watches' lock.
         if deadline.expired or not patience.bears(trouble):
             raise patience.error(trouble)

@@ -12,7 +12,7 @@ from kboot.machine.backends import (
 from kboot.machine.expectations import ExpectedCrash, Wanted, wanted
 from kboot.machine.machine import Machine
 from kboot.machine.phases import Milestone, Phase
-from kboot.machine.power import TakenOver, power_on, take_over
+from kboot.machine.power import TakenOver, join, power_on, take_over
 from kboot.machine.publishing import Load, upload
 from kboot.machine.settings import MachineSettings, firmware_for, own_kernel, settings_for
 
@@ -27,6 +27,7 @@ __all__ = [
     "Wanted",
     "can_persist",
     "firmware_for",
+    "join",
     "open_backend",
     "own_kernel",
     "persistent_machines",

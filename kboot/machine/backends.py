@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from kboot.backend import Backend, FoundRun, PersistentBackend, PersistentMachine
+from kboot.backend import Backend, DiskStore, FoundRun, PersistentBackend, PersistentMachine
 from kboot.checks import Check
 from kboot.config import Config
 from kboot.errors import ConfigError
@@ -98,6 +98,19 @@ def remove_machine(config: Config, machine: str) -> bool:
             return remove_persistent(config, machine)
         case _:
             return False
+
+
+def disk_store(config: Config, is_on: Callable[[str], bool]) -> DiskStore:
+    """The kept disks of the backend; `is_on` says whether a local machine of a name is on."""
+    match config.backend:
+        case "kubevirt":
+            from kboot.kubevirt.kept_disks import ClusterDisks  # noqa: PLC0415
+
+            return ClusterDisks(config)
+        case _:
+            from kboot.disks import LocalDisks  # noqa: PLC0415
+
+            return LocalDisks(is_on)
 
 
 def checks_for(config: Config) -> tuple[Check, ...]:

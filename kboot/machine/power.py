@@ -180,6 +180,50 @@ def take_over(
             yield TakenOver(machine=machine, begin=begin)
 
 
+#: For the first words of a machine whose console was just attached.
+_FIRST_WORDS_S = 10.0
+
+
+@contextlib.contextmanager
+def join(
+    vm: VirtualMachine,
+    server: BootServer,
+    load: Load,
+    nonce: str,
+    *,
+    name: str,
+    evidence_directory: Path,
+) -> Iterator[Machine]:
+    """A machine that boots, or has booted, by a script for several: ready, and proved.
+
+    It is called `name` in what is told of it. What has fetched the script cannot be told apart; the
+    guest itself proves what it runs.
+    """
+    evidence.prepare(evidence_directory)
+    expected, text = script_for(server, load, nonce)
+    (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
+    past = vm.past() if isinstance(vm, ExistingVirtualMachine) else b""
+    begin = present_boot(past)
+    with _attached(
+        vm,
+        server,
+        kernel=load.kernel,
+        settings=load.settings.named(name),
+        expected=expected,
+        evidence_directory=evidence_directory,
+        on_phase=lambda _milestone, _seconds: None,
+        start=time.monotonic(),
+        past=past,
+        forgiven=begin,
+    ) as machine:
+        # One that has just been started is not woken: its firmware would take that for a key.
+        for _ in Deadline(_FIRST_WORDS_S).poll(0.1):
+            if machine.console.lines(since=begin):
+                break
+        machine.take_over(machine.console.lines(since=begin))
+        yield machine
+
+
 @contextlib.contextmanager
 def _attached(
     vm: VirtualMachine,

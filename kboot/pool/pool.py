@@ -31,8 +31,25 @@ _TICK_S = 0.2
 #: How often a machine that waits is asked whether it lives, and how long it may take to answer.
 _HEARTBEAT_S = 10.0
 _HEARTBEAT_LIMIT_S = 20.0
+#: So many are waited for at a time where the backend boots them.
+_STARTS_AT_ONCE = 16
 #: After a machine could not be started, until it is tried again; doubled each time up to the last.
 _RETRY_S = (1.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supply:
+    """What a pool asks of a backend that keeps the machines that wait; see `kboot.pool.replicas`.
+
+    Machines that are leased are not among its replicas then: others are there already.
+    """
+
+    #: Takes a machine out before it is handed out; `InfraError` if it cannot be had.
+    take: Callable[[Machine, str], None]
+    #: Has so many from now on.
+    scale: Callable[[int], None]
+    #: Gives up the machines that are being started: nobody waits for their boots.
+    end: Callable[[], None]
 
 
 class State(Enum):
@@ -88,10 +105,11 @@ class Pool:
         heartbeat_s: float = _HEARTBEAT_S,
         on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
         on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
+        supply: Supply | None = None,
     ) -> None:
         """`on_ending` is told of each machine before it is powered off, `on_ended` after that.
 
-        And what was wrong with it: maybe "".
+        And what was wrong with it: maybe "". With `supply`, the backend keeps those that wait.
         """
         self._start = start
         self._replicas = replicas
@@ -99,6 +117,7 @@ class Pool:
         self._heartbeat_s = heartbeat_s
         self._on_ending = on_ending
         self._on_ended = on_ended
+        self._supply = supply
         self._machines: list[PoolMachine] = []
         self._changed = threading.Condition()
         self._draining = False
@@ -107,6 +126,13 @@ class Pool:
         self._trouble = ""
         self._retry_s = _RETRY_S[0]
         self._retry_at = 0.0
+        #: Machines that are being started, by threads of their own where the backend boots them.
+        self._starting = 0
+        self._starters = (
+            ThreadPoolExecutor(max_workers=_STARTS_AT_ONCE, thread_name_prefix="kboot-pool-start")
+            if supply
+            else None
+        )
         self._ending = ThreadPoolExecutor(max_workers=2, thread_name_prefix="kboot-pool-end")
         self._keeper = threading.Thread(target=self._keep, name="kboot-pool", daemon=True)
         self._asker = threading.Thread(target=self._ask, name="kboot-pool-alive", daemon=True)
@@ -142,7 +168,8 @@ class Pool:
                 if self._draining or self._closing:
                     raise InfraError("the pool is being drained: no machine is handed out")
                 for each in self._machines:
-                    if each.state is State.READY and not each.asked and not self._fault(each):
+                    free = each.state is State.READY and not each.asked
+                    if free and self._can_be_had(each, holder):
                         each.lease = Lease(
                             identifier=secrets.token_hex(8),
                             holder=holder,
@@ -198,12 +225,16 @@ class Pool:
             self._replicas = replicas
             self._draining = False
             self._changed.notify_all()
+        if self._supply:
+            self._supply.scale(replicas)
 
     def drain(self) -> None:
         """Hand out no more machines, and end those that nobody has."""
         with self._changed:
             self._draining = True
             self._changed.notify_all()
+        if self._supply:
+            self._supply.scale(0)
 
     # ----------------------------------------------------------------------------------- its keeper
 
@@ -218,6 +249,9 @@ class Pool:
             self._closing = True
             self._changed.notify_all()
         self._keeper.join()
+        if self._supply and self._starters:
+            self._supply.end()
+            self._starters.shutdown(cancel_futures=True)
         with self._changed:
             for each in self._machines:
                 self._end(each)
@@ -259,9 +293,30 @@ class Pool:
     def _start_missing(self) -> bool:
         """Start a machine if one is missing; whether it was."""
         with self._changed:
-            enough = len(self._there()) >= self._replicas or self._draining or self._closing
+            coming = len(self._there()) + self._starting
+            enough = coming >= self._replicas or self._draining or self._closing
             if enough or time.monotonic() < self._retry_at:
                 return False
+            self._starting += 1
+        if self._starters is None:
+            return self._start_one()
+        # They boot anyway: who waits for one after another would not see what breaks meanwhile.
+        self._starters.submit(self._start_one)
+        return True
+
+    def _start_one(self) -> bool:
+        """Start a machine; whether it was."""
+        try:
+            return self._try_to_start()
+        except Exception as error:
+            logger.exception("a machine of the pool could not be started")
+            self._trouble = str(error)
+            return False
+        finally:
+            with self._changed:
+                self._starting -= 1
+
+    def _try_to_start(self) -> bool:
         begin = time.monotonic()
         with ExitStack() as power:
             try:
@@ -288,7 +343,21 @@ class Pool:
         return True
 
     def _there(self) -> list[PoolMachine]:
-        return [each for each in self._machines if each.state is not State.ENDING]
+        """Those that count as replicas."""
+        gone = {State.ENDING} | ({State.LEASED} if self._supply else set())
+        return [each for each in self._machines if each.state not in gone]
+
+    def _can_be_had(self, each: PoolMachine, holder: str) -> bool:
+        """Whether it is good, and nobody else's; it is taken out where the backend keeps it."""
+        if self._fault(each):
+            return False
+        if self._supply:
+            try:
+                self._supply.take(each.machine, f"leased to {holder}")
+            except InfraError as error:
+                each.fault = str(error)
+                return False
+        return True
 
     def _is_too_old(self, each: PoolMachine, now: float) -> bool:
         return self._max_age_s is not None and now - each.started > self._max_age_s
@@ -366,6 +435,7 @@ def open_pool(
     heartbeat_s: float = _HEARTBEAT_S,
     on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
     on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
+    supply: Supply | None = None,
 ) -> Iterator[Pool]:
     """A pool for the length of the ``with``; then all its machines are off. See `Pool`."""
     pool = Pool(
@@ -375,6 +445,7 @@ def open_pool(
         heartbeat_s=heartbeat_s,
         on_ending=on_ending,
         on_ended=on_ended,
+        supply=supply,
     )
     pool.open()
     try:

@@ -8,15 +8,17 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kboot import rpc, service
+from kboot.backend import ReplicaBackend
 from kboot.config import load
 from kboot.errors import ConfigError, InfraError
 from kboot.machine import Machine
 from kboot.pool.pool import Lease, Pool, PoolMachine, open_pool
+from kboot.pool.replicas import open_replicas
 from kboot.rpc import Request
 from kboot.session import Session, open_session
 from kboot.state import evidence_directory
@@ -47,11 +49,8 @@ class PoolServer:
         with (
             rpc.serving(self._server.service.path, self.answer),
             open_session(config, evidence=self._evidence, prefix="p-") as session,
-            open_pool(
-                _Starter(session).start,
-                replicas=order["replicas"],
-                max_age_s=order["max_age_s"],
-                on_ended=self._see_end,
+            _pool_of(
+                session, order["replicas"], order["max_age_s"], on_ended=self._see_end
             ) as self._pool,
         ):
             self._up.set()
@@ -144,6 +143,35 @@ class PoolServer:
             "stdout": result.stdout,
             "stderr": result.stderr,
         }
+
+
+@contextlib.contextmanager
+def _pool_of(
+    session: Session,
+    replicas: int,
+    max_age_s: float | None,
+    *,
+    on_ended: Callable[[Machine, str], None],
+) -> Iterator[Pool]:
+    """The pool, kept by the backend where that can."""
+    backend = session.backend
+    if not isinstance(backend, ReplicaBackend):
+        start = _Starter(session).start
+        with open_pool(start, replicas=replicas, max_age_s=max_age_s, on_ended=on_ended) as pool:
+            yield pool
+        return
+    with (
+        open_replicas(session, backend, replicas) as source,
+        open_pool(
+            source.start,
+            replicas=replicas,
+            max_age_s=max_age_s,
+            on_ending=source.take_out_broken,
+            on_ended=on_ended,
+            supply=source.supply,
+        ) as pool,
+    ):
+        yield pool
 
 
 class _Starter:

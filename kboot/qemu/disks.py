@@ -25,6 +25,8 @@ def fault(disk: Disk) -> str | None:
             return "a disk from a container image is for a cluster; give the image's file or URL"
         case "pvc":
             return "a volume claim is a cluster's; give an image's file or URL, or blank"
+        case "source":
+            return "a DataSource is a cluster's; give an image's file or URL"
         case _:
             return None
 

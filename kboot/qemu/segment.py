@@ -78,6 +78,11 @@ class Segment:
         """The guests are told of it with their cards: see `interface`."""
         return ""
 
+    @property
+    def starts_at_once(self) -> None:
+        """As this host has room."""
+        return
+
     def link(self, member: str) -> Link:
         """A card of its own."""
         return Link(network=self.name, member=member, mac_address=_mac_address(0))

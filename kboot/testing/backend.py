@@ -108,6 +108,11 @@ class FakeNetwork:
         """There is no DNS."""
         return ""
 
+    @property
+    def starts_at_once(self) -> None:
+        """As this host has room."""
+        return
+
     def link(self, member: str) -> Link:
         """Its only card."""
         return Link(network="fake", member=member)

@@ -23,6 +23,11 @@ def faults(manifest: dict[str, Any]) -> list[str]:
     if manifest["apiVersion"].startswith("kubevirt.io/"):
         schema = _kubevirt_schemas()[f"io.kubevirt.v1.{manifest['kind']}"]
         return list(_against_schema(manifest, schema, "$"))
+    if manifest["apiVersion"].startswith("cdi.kubevirt.io/"):
+        # As KubeVirt publishes it: in what its machines may have made for them.
+        machine = _kubevirt_schemas()["io.kubevirt.v1.VirtualMachine"]
+        templates = machine["properties"]["spec"]["properties"]["dataVolumeTemplates"]
+        return list(_against_schema(manifest, templates["items"], "$"))
     version = manifest["apiVersion"].rpartition("/")[2].capitalize()
     return list(_against_model(manifest, f"{version}{manifest['kind']}", "$"))
 

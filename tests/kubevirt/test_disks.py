@@ -72,11 +72,12 @@ def test_the_disk_with_ipxe_stays_the_first_to_boot_from() -> None:
 @pytest.mark.parametrize(
     ("declared", "words"),
     [
-        ("x.img", "put the image into a container image (container:IMAGE)"),
-        ("https://example.org/x.img", "does not read https://example.org/x.img"),
-        ("clone:x", "give pvc:NAME"),
-        ("blank,keep", "needs a volume claim: pvc:NAME,keep"),
-        ("container:x,size=5", "as large as its container; leave out size"),
+        ("x.img", "a URL (with CDI), a container image (container:IMAGE) or a volume claim"),
+        ("https://example.org/x.img", "not known before it is imported; add size=SIZE"),
+        ("https://example.org/x.img#sha256=" + 64 * "0", "compares no checksum"),
+        ("container:x,keep", "not known before it is imported; add size=SIZE"),
+        ("container:x,size=5", "as large as its container image; leave out size"),
+        ("pvc:x,size=5", "as large as its claim; leave out size"),
         ("blank,bus=nvme", "KubeVirt has no NVMe disks"),
     ],
 )
@@ -93,18 +94,31 @@ def test_a_guest_on_the_cluster_has_its_disks(
     claim.write_bytes(b"of the claim\n".ljust(1 << 20, b"\0"))
     cluster.virt.disks.images["registry/base:1"] = archive
     cluster.virt.disks.claims["data"] = claim
+    made = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "data", "namespace": "team"},
+        "spec": {"resources": {"requests": {"storage": "1Mi"}}},
+    }
+    cluster.call(lambda: cluster.store.create("persistentvolumeclaims", made))
     config = Config(
         kernel=str(debian_kernel),
         backend="kubevirt",
-        disk=("d=blank,size=64", "i=container:registry/base:1,bus=scsi", "p=pvc:data"),
+        disk=(
+            *("d=blank,size=64", "i=container:registry/base:1,bus=scsi", "p=pvc:data"),
+            "c=clone:data",
+        ),
     )
     with open_session(config, evidence=tmp_path / "evidence") as session:
         machine = session.machine(session.settings(config), name="disks")
         said = machine.guest.succeed(
             "cd /dev/disk/by-id; cat /sys/block/vda/size; head -n 1 scsi-0QEMU_QEMU_HARDDISK_i;"
-            "head -n 1 virtio-p; for d in *; do echo changed >$d; done; sync; head -n 1 virtio-p"
+            "head -n 1 virtio-p; head -n 1 virtio-c;"
+            "for d in *; do echo changed >$d; done; sync; head -n 1 virtio-p"
         )
-        assert said.splitlines() == ["131072", "of the image", "of the claim", "changed"]
+        assert said.splitlines() == [
+            *("131072", "of the image", "of the claim", "of the claim", "changed")
+        ]
     assert claim.read_bytes().startswith(b"of the claim\n")
 
 

@@ -294,7 +294,8 @@ def test_a_machine_for_arm64_runs_on_a_node_for_it(
 def test_what_is_refused_when_a_machine_for_arm64_is_started_is_told_at_once(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    # The VirtualMachine with it is accepted.
+    # The VirtualMachine with it is accepted, and nobody may ask before.
+    cluster.api.rights.forbidden.add("create virtualmachineinstances")
     path = tmp_path / "patch.yaml"
     devices = {"watchdog": {"name": "w", "i6300esb": {"action": "reset"}}}
     template = {"spec": {"domain": {"devices": devices}}}

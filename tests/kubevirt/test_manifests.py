@@ -18,7 +18,7 @@ from kboot.config import ClusterConfig, read_disks
 from kboot.errors import ConfigError
 from kboot.kubevirt import manifests, patch, vm_manifest
 from tests.kubevirt import sample_manifests, schema
-from tests.kubevirt.cluster import architectures
+from tests.kubevirt.cluster import admission
 from tests.kubevirt.recordings import needs_recordings
 
 RUN = manifests.Run(identifier="r123456789", namespace="team", owner_uid="c0ffee")
@@ -118,7 +118,8 @@ def test_a_machine_for_arm64_asks_for_nothing_that_kubevirt_refuses_it() -> None
     assert buses == ["virtio", "virtio", "scsi"]
     assert not {"watchdog", "sound"} & devices.keys()
     assert "model" not in domain["cpu"]
-    assert architectures.refusal(made) == ""
+    whole = {"kind": "VirtualMachineInstance", "metadata": {"name": "m"}, "spec": instance}
+    assert admission.refusal(whole) is None
 
 
 @needs_recordings

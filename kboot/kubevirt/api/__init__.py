@@ -1,10 +1,13 @@
 """Speak with a Kubernetes cluster: the only home of `kubernetes`, which is loaded on connecting."""
 
 from kboot.kubevirt.api.client import (
+    CLAIMS,
     CONFIG_MAPS,
+    DATA_VOLUMES,
     EVENTS,
     KUBEVIRTS,
     PODS,
+    REPLICA_SETS,
     SECRETS,
     SERVICES,
     VIRTUAL_MACHINES,
@@ -19,10 +22,13 @@ from kboot.kubevirt.api.watch import Watch
 from kboot.kubevirt.api.websocket import WebSocket, open_websocket
 
 __all__ = [
+    "CLAIMS",
     "CONFIG_MAPS",
+    "DATA_VOLUMES",
     "EVENTS",
     "KUBEVIRTS",
     "PODS",
+    "REPLICA_SETS",
     "SECRETS",
     "SERVICES",
     "VIRTUAL_MACHINES",

@@ -48,6 +48,10 @@ SERVICES = Resource(api_version="v1", kind="Service", plural="services")
 PODS = Resource(api_version="v1", kind="Pod", plural="pods")
 EVENTS = Resource(api_version="v1", kind="Event", plural="events")
 CLAIMS = Resource(api_version="v1", kind="PersistentVolumeClaim", plural="persistentvolumeclaims")
+#: The Containerized Data Importer's, where it is installed.
+DATA_VOLUMES = Resource(
+    api_version="cdi.kubevirt.io/v1beta1", kind="DataVolume", plural="datavolumes"
+)
 NETWORK_POLICIES = Resource(
     api_version="networking.k8s.io/v1", kind="NetworkPolicy", plural="networkpolicies"
 )
@@ -57,6 +61,12 @@ VIRTUAL_MACHINES = Resource(
 )
 VMIS = Resource(
     api_version="kubevirt.io/v1", kind="VirtualMachineInstance", plural="virtualmachineinstances"
+)
+
+REPLICA_SETS = Resource(
+    api_version="kubevirt.io/v1",
+    kind="VirtualMachineInstanceReplicaSet",
+    plural="virtualmachineinstancereplicasets",
 )
 
 #: What is done to machines, beside the objects themselves: start, stop, console...
@@ -76,10 +86,12 @@ _ALL = (
     PODS,
     EVENTS,
     CLAIMS,
+    DATA_VOLUMES,
     NETWORK_POLICIES,
     KUBEVIRTS,
     VIRTUAL_MACHINES,
     VMIS,
+    REPLICA_SETS,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -58,6 +59,43 @@ RULES: tuple[dict[str, list[str]], ...] = (
     },
 )
 
+#: What needs more, and which rights: without them, the rest goes on.
+OPTIONAL_RULES: dict[str, tuple[dict[str, list[str]], ...]] = {
+    "machines are judged before they are started": (
+        {
+            "apiGroups": ["kubevirt.io"],
+            "resources": ["virtualmachineinstances"],
+            "verbs": ["create"],
+        },
+    ),
+    "pools are kept": (
+        {
+            "apiGroups": ["kubevirt.io"],
+            "resources": ["virtualmachineinstancereplicasets"],
+            "verbs": ["get", "create", "patch", "delete"],
+        },
+        {
+            "apiGroups": ["kubevirt.io"],
+            "resources": ["virtualmachineinstances"],
+            "verbs": ["patch", "delete"],
+        },
+    ),
+    "disks are kept and cloned": (
+        {
+            "apiGroups": [""],
+            "resources": ["persistentvolumeclaims"],
+            "verbs": ["get", "list", "create", "delete"],
+        },
+    ),
+    "disks are imported (with CDI)": (
+        {
+            "apiGroups": ["cdi.kubevirt.io"],
+            "resources": ["datavolumes"],
+            "verbs": ["get", "list", "create", "delete"],
+        },
+    ),
+}
+
 #: The setting without which KubeVirt's own pods do not pass restricted Pod Security.
 SECCOMP_SETTING = (
     "spec.configuration.seccompConfiguration.virtualMachineInstanceProfile.customProfile."
@@ -66,6 +104,9 @@ SECCOMP_SETTING = (
 
 #: The status that says that our credentials are no good (any more).
 UNAUTHORISED = 401
+
+#: How a cluster without the Containerized Data Importer is told.
+NO_CDI = "the cluster has no CDI, which imports and clones disks"
 
 _ACCESS = re.compile(
     r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" '
@@ -124,6 +165,11 @@ def explain(status: int, text: str, *, path: str, namespace: str) -> str:
         words = "the cluster has no KubeVirt; an administrator can install it: kubevirt.io"
     elif status == 503 and "no endpoints available" in text:
         words = f"the boot server does not answer behind its Service: {text}"
+    elif "datavolumes.cdi.kubevirt.io" in text and _is_no_api(text):
+        words = (
+            f"{NO_CDI}: an administrator can install it (kubevirt.io, Containerized Data "
+            f"Importer), or give a disk without a DataVolume; it says: {text}"
+        )
     elif status in {400, 422}:
         words = f"the cluster does not take the request: {text}"
     return words
@@ -153,7 +199,7 @@ def pod_security(text: str, *, namespace: str) -> str:
 
 
 def role(namespace: str) -> list[dict[str, Any]]:
-    """A Role for the namespace with the least that kboot needs, and a binding to fill in."""
+    """A Role for the namespace with the least that all of kboot needs, and a binding to fill in."""
     metadata = {"name": "kboot", "namespace": namespace}
     api_version = "rbac.authorization.k8s.io/v1"
     return [
@@ -161,7 +207,7 @@ def role(namespace: str) -> list[dict[str, Any]]:
             "apiVersion": api_version,
             "kind": "Role",
             "metadata": metadata,
-            "rules": [dict(rule) for rule in RULES],
+            "rules": [dict(rule) for rule in (*RULES, *itertools.chain(*OPTIONAL_RULES.values()))],
         },
         {
             "apiVersion": api_version,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from aiohttp import web
 _GROUPS = {
     "virtualmachines": "kubevirt.io",
     "virtualmachineinstances": "kubevirt.io",
+    "virtualmachineinstancereplicasets": "kubevirt.io",
+    "datavolumes": "cdi.kubevirt.io",
     "networkpolicies": "networking.k8s.io",
 }
 
@@ -27,6 +30,12 @@ def status(code: int, reason: str, message: str, **details: Any) -> web.Response
     if details:
         body["details"] = details
     return web.json_response(body, status=code)
+
+
+def message_of(answer: web.Response) -> str:
+    """What a refusal says."""
+    assert isinstance(answer.text, str)
+    return str(json.loads(answer.text)["message"])
 
 
 def full(plural: str) -> str:

@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.kubevirt import schema
-from tests.kubevirt.cluster import answers, endings
+from tests.kubevirt.cluster import admission, answers, endings
 from tests.kubevirt.cluster.actions import Actions
 from tests.kubevirt.cluster.connections import Connections, cut
 from tests.kubevirt.cluster.faults import DAMAGED, Faults
@@ -21,6 +21,7 @@ from tests.kubevirt.cluster.pods import Kubelet, as_wanted
 from tests.kubevirt.cluster.rights import Rights
 from tests.kubevirt.cluster.room import QUOTA
 from tests.kubevirt.cluster.selection import (
+    Unfit,
     encode_strings,
     is_outdated,
     json_patch,
@@ -36,12 +37,14 @@ _PATH = re.compile(
 )
 _KINDS = {
     "configmaps",
+    "datavolumes",
     "events",
     "networkpolicies",
     "persistentvolumeclaims",
     "pods",
     "secrets",
     "services",
+    "virtualmachineinstancereplicasets",
     "virtualmachineinstances",
     "virtualmachines",
 }
@@ -134,6 +137,11 @@ class Api:
             return web.json_response({"status": {"resourceRules": rules}}, status=201)
         if request.path == "/apis/kubevirt.io/v1/kubevirts":
             return web.json_response({"items": [self.kubevirt]})
+        if request.path.startswith("/apis/cdi.kubevirt.io/"):
+            if not self._virt.storage.cdi:
+                return web.Response(status=404, text="404 page not found\n")
+            if request.path == "/apis/cdi.kubevirt.io/v1beta1":
+                return web.json_response({"kind": "APIResourceList", "resources": []})
         return None
 
     # ----------------------------------------------------------------------------- objects
@@ -191,12 +199,8 @@ class Api:
     async def _create(self, request: web.Request, plural: str, namespace: str) -> web.Response:
         manifest: Object = await request.json()
         name = manifest["metadata"]["name"]
-        strict = request.query.get("fieldValidation") == "Strict"
-        known = "kubevirt" not in manifest["apiVersion"] or RECORDINGS.is_dir()
-        if strict and known and (faults := schema.faults(manifest)):
-            return answers.strict(faults)
-        if self._store.get(plural, namespace, name):
-            return answers.already_exists(plural, name)
+        if refusal := self._judge(request, plural, namespace, manifest):
+            return refusal
         if request.query.get("dryRun") == "All":
             return web.json_response(manifest, status=201)
         if plural == "pods" and self._virt.room.quota_is_used_up(namespace):
@@ -206,6 +210,26 @@ class Api:
             manifest["status"] = {"printableStatus": "Stopped", "conditions": []}
         encode_strings(manifest)
         return web.json_response(self._store.create(plural, manifest), status=201)
+
+    def _judge(
+        self, request: web.Request, plural: str, namespace: str, manifest: Object
+    ) -> web.Response | None:
+        """What is refused of a new object."""
+        name = manifest["metadata"]["name"]
+        strict = request.query.get("fieldValidation") == "Strict"
+        known = "kubevirt" not in manifest["apiVersion"] or RECORDINGS.is_dir()
+        if strict and known and (faults := schema.faults(manifest)):
+            return answers.strict(faults)
+        if refusal := self._webhook(plural, manifest):
+            return refusal
+        if self._store.get(plural, namespace, name):
+            return answers.already_exists(plural, name)
+        return None
+
+    def _webhook(self, plural: str, manifest: Object) -> web.Response | None:
+        if plural in {"virtualmachines", "virtualmachineinstances"}:
+            return admission.refusal(manifest)
+        return self._virt.storage.refusal(manifest) if plural == "datavolumes" else None
 
     async def _patch(self, request: web.Request, plural: str, found: Object) -> web.Response:
         change = await request.json()
@@ -220,7 +244,11 @@ class Api:
                 merge(current, change)
             encode_strings(current)
 
-        return web.json_response(self._store.update(plural, found, apply))
+        try:
+            return web.json_response(self._store.update(plural, found, apply))
+        except Unfit:
+            text = "the server rejected our request due to an error in our request"
+            return answers.status(422, "Invalid", text)
 
     async def _watch(self, request: web.Request, plural: str, namespace: str) -> web.StreamResponse:
         stream = web.StreamResponse()

@@ -7,23 +7,32 @@ from pathlib import Path
 
 from tests.kubevirt.cluster import images
 from tests.kubevirt.cluster.instances import boots_from_disk, claim_of, volumes_of
+from tests.kubevirt.cluster.storage import Storage
 from tests.kubevirt.cluster.store import Object
 
 _DEVICES = {"virtio": "virtio-blk-pci", "scsi": "scsi-hd,bus=scsi.0"}
 
 
 class Disks:
-    def __init__(self) -> None:
-        #: What was pushed to the registry, by reference: archives as of ``docker save``.
-        self.images: dict[str, Path] = {}
-        #: What is on volumes, by the name of the claim: raw disks.
-        self.claims: dict[str, Path] = {}
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
         #: When claims are bound, by their names: seconds after the first pod that wants them.
         self.binding_s: dict[str, float] = {}
 
+    @property
+    def images(self) -> dict[str, Path]:
+        """What was pushed to the registry, by reference: archives as of ``docker save``."""
+        return self._storage.images
+
+    @property
+    def claims(self) -> dict[str, Path]:
+        """What is on volumes, by the name of the claim: raw disks."""
+        return self._storage.claims
+
     def missing_claim(self, vm: Object) -> str:
         """A claim of the machine's that is not there; empty if it has what it needs."""
-        return next((claim for claim in _claims(vm) if claim not in self.claims), "")
+        here = vm["metadata"]["namespace"]
+        return next((claim for claim in _claims(vm) if not self._storage.has(here, claim)), "")
 
     def pending(self, vm: Object) -> float:
         """In how many seconds the claims of the machine will be bound."""
@@ -37,6 +46,15 @@ class Disks:
                 return volume["name"], str(image)
         return "", ""
 
+    def fault(self, vm: Object) -> str:
+        """Why virt-handler cannot have the machine's disks; empty if it can."""
+        for _, volume in volumes_of(vm):
+            capacity = volume.get("emptyDisk", {}).get("capacity", "1Mi")
+            if not capacity.endswith(("Mi", "Gi", "Ti")):
+                low = f"the size for volume {volume['name']} is too low"
+                return f'server error. command SyncVMI failed: "creating empty disks failed: {low}"'
+        return ""
+
     def prepare(self, vm: Object, directory: Path) -> tuple[str, ...]:
         """QEMU's words for the disks, whose files are made; they go with the launcher pod."""
         words: list[str] = []
@@ -47,7 +65,7 @@ class Disks:
             words += ["-device", "virtio-scsi-pci,id=scsi"]
         for disk, volume in pairs:
             name, target = disk["name"], disk["disk"]
-            file, form = self._file(volume, directory / name)
+            file, form = self._file(vm["metadata"]["namespace"], volume, directory / name)
             access = "on" if target.get("readonly") else "off"
             device = f"{_DEVICES[target['bus']]},drive={name}"
             if "serial" in disk:
@@ -58,7 +76,7 @@ class Disks:
             words += ["-device", device]
         return tuple(words)
 
-    def _file(self, volume: Object, path: Path) -> tuple[Path, str]:
+    def _file(self, here: str, volume: Object, path: Path) -> tuple[Path, str]:
         """The file of a volume, and its format; a layer where what is written is not kept."""
         if "emptyDisk" in volume:
             capacity = volume["emptyDisk"]["capacity"].removesuffix("i")
@@ -66,8 +84,8 @@ class Disks:
             return path, "qcow2"
         claim = claim_of(volume)
         if claim and "ephemeral" not in volume:
-            return self.claims[claim], "raw"
-        below = self.claims[claim] if claim else path.with_suffix(".raw")
+            return self._storage.file_of(here, claim), "raw"
+        below = self._storage.file_of(here, claim) if claim else path.with_suffix(".raw")
         if not claim:
             archive = self.images[volume["containerDisk"]["image"]]
             below.write_bytes(images.disk_of(archive))

@@ -64,6 +64,15 @@ def instance_of(vm: Object) -> Object:
     }
 
 
+def machine_of(vmi: Object) -> Object:
+    """An instance in the form of a VirtualMachine, which not every instance has."""
+    metadata = {key: vmi["metadata"][key] for key in ("name", "namespace")}
+    owners = [it for it in vmi["metadata"]["ownerReferences"] if it["kind"] == "VirtualMachine"]
+    # What is told of a machine is told of this one, and of no later one of the name.
+    metadata["uid"] = owners[0]["uid"] if owners else ""
+    return {"metadata": metadata, "spec": {"template": {"spec": vmi["spec"]}}}
+
+
 def launcher_pod(vmi: Object) -> Object:
     """The pod that runs an instance; it has the instance's labels, and some more."""
     name = vmi["metadata"]["name"]
@@ -164,6 +173,6 @@ def machine_spec(
         memory_mib=int(guest.removesuffix("Mi")),
         cpus=domain["cpu"]["cores"] * domain["cpu"].get("sockets", 1),
         firmware="uefi" if "efi" in domain["firmware"]["bootloader"] else "bios",
-        mac_address=card["macAddress"],
+        mac_address=card.get("macAddress"),
         extra_arguments=disks,
     )

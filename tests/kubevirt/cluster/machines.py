@@ -16,7 +16,7 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.machine import open_backend
 from kboot.qemu import QemuBackend
-from tests.kubevirt.cluster import architectures, endings
+from tests.kubevirt.cluster import admission, answers, architectures, endings
 from tests.kubevirt.cluster.disks import Disks
 from tests.kubevirt.cluster.guests import Guest, QemuGuest, ReplayGuest, has_boot_disk
 from tests.kubevirt.cluster.instances import (
@@ -25,10 +25,14 @@ from tests.kubevirt.cluster.instances import (
     event_about,
     instance_of,
     launcher_pod,
+    machine_of,
     machine_spec,
+    volumes_of,
 )
 from tests.kubevirt.cluster.pods import Kubelet
+from tests.kubevirt.cluster.replica_sets import ReplicaSets
 from tests.kubevirt.cluster.room import QUOTA, Room
+from tests.kubevirt.cluster.storage import Storage
 from tests.kubevirt.cluster.store import Object, Store, now
 from tests.kubevirt.recordings import rows
 
@@ -86,7 +90,8 @@ class Virt:
         self.underway: set[str] = set()
         #: The guests' ports that are open, and what stands for them on this host.
         self.ports: dict[int, int] = {}
-        self.disks = Disks()
+        self.storage = Storage(store, directory)
+        self.disks = Disks(self.storage)
         #: What refuses launcher pods: Pod Security, a quota that nobody frees.
         self.refusal = ""
         self.room = Room(store, node_mib=_NODE_MIB)
@@ -95,8 +100,10 @@ class Virt:
         #: For how long a launcher pod stays, with its memory, when its instance is gone.
         self.ending_s = _STOPPING_S * SPEED
         store.listeners.append(self._notice)
+        self.replica_sets = ReplicaSets(store, self)
 
     def close(self) -> None:
+        self.storage.close()
         for instance in self.instances.values():
             for task in instance.tasks:
                 task.cancel()
@@ -131,8 +138,8 @@ class Virt:
         self.underway.discard(name)
         if self.store.get("virtualmachines", namespace, name) is None:
             return
-        if refusal := architectures.refusal(vm):
-            self._refuse_instance(vm, refusal)
+        if refused := admission.refusal(instance_of(vm)):
+            self._refuse_instance(vm, answers.message_of(refused))
             return
         vmi = self.store.create("virtualmachineinstances", instance_of(vm))
         self.store.status("virtualmachines", vm, printableStatus="Starting", stateChangeRequests=[])
@@ -145,10 +152,14 @@ class Virt:
             await asyncio.sleep(0.3)
             if self.store.get("virtualmachineinstances", namespace, name) is None:
                 return
-        pod = self._launcher(vmi)
-        instance = Instance(vmi, pod)
-        self.instances[name] = instance
-        await self._bring_up(vm, instance)
+        await self.bring_up(vmi)
+
+    async def bring_up(self, vmi: Object) -> None:
+        """Run an instance that is there."""
+        instance = Instance(vmi, self._launcher(vmi))
+        self.instances[vmi["metadata"]["name"]] = instance
+        # With a machine's objects, if it has a machine.
+        await self._bring_up(machine_of(vmi), instance)
 
     async def _bring_up(self, vm: Object, instance: Instance) -> None:
         uid = instance.vmi["metadata"]["uid"]
@@ -168,11 +179,13 @@ class Virt:
             self._unschedulable(instance, message)
         if not self._has(instance.pod):
             return
-        spec = machine_spec(vm, self._resolve, self.disks.prepare(vm, directory))
         scheduled = {"type": "PodScheduled", "status": "True"}
         self.store.status("pods", instance.pod, phase="Pending", conditions=[scheduled])
         await asyncio.sleep(_SCHEDULING_S * SPEED)
         self.set_phase(instance, "Scheduling")
+        if self._lacks_volumes(vm, instance):
+            return
+        spec = machine_spec(vm, self._resolve, self.disks.prepare(vm, directory))
         await asyncio.sleep(_SCHEDULED_S * SPEED)
         self.store.status("pods", instance.pod, phase="Running")
         self.set_phase(instance, "Scheduled")
@@ -330,13 +343,39 @@ class Virt:
             stateChangeRequests=[],
         )
 
+    def _lacks_volumes(self, vm: Object, instance: Instance) -> bool:
+        """Whether the launcher pod is held up by its volumes, which is told."""
+        if secret := self._missing_secret(vm):
+            self.event(instance.pod, "Warning", "FailedMount", secret)
+            return True
+        if fault := self.disks.fault(vm):
+            self._cannot_sync(instance, fault)
+            return True
+        return False
+
+    def _missing_secret(self, vm: Object) -> str:
+        """What the kubelet says of a Secret with user-data that is not there; else empty."""
+        for _, volume in volumes_of(vm):
+            source = volume.get("cloudInitNoCloud", {})
+            secret = source.get("secretRef", {}).get("name")
+            if secret and not self.store.get("secrets", vm["metadata"]["namespace"], secret):
+                place = f'volume "{volume["name"]}-udata"'
+                return f'MountVolume.SetUp failed for {place} : secret "{secret}" not found'
+        return ""
+
     def _lacks_claim(self, instance: Instance, claim: str) -> None:
         namespace = instance.vmi["metadata"]["namespace"]
+        text = f"PVC {namespace}/{claim} does not exist, waiting for it to appear"
+        self._cannot_sync(instance, text, reason="FailedPvcNotFound")
+
+    def _cannot_sync(
+        self, instance: Instance, message: str, *, reason: str = "Synchronizing"
+    ) -> None:
         condition = {
             "type": "Synchronized",
             "status": "False",
-            "reason": "FailedPvcNotFound",
-            "message": f"PVC {namespace}/{claim} does not exist, waiting for it to appear",
+            "reason": reason,
+            "message": message,
         }
         self.store.status("virtualmachineinstances", instance.vmi, conditions=[condition])
 

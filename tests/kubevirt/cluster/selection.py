@@ -35,12 +35,25 @@ def merge(current: Object, change: Mapping[str, Any]) -> None:
             current[key] = copy.deepcopy(value)
 
 
+class Unfit(Exception):
+    """What a JSON patch wants to be there is not."""
+
+
 def json_patch(current: Any, step: Mapping[str, Any]) -> None:
-    *parents, last = step["path"].lstrip("/").split("/")
+    parts = [part.replace("~1", "/") for part in step["path"].lstrip("/").split("/")]
+    *parents, last = parts
     for part in parents:
         current = current[int(part) if isinstance(current, list) else part]
-    assert step["op"] == "add"
-    current[last] = step["value"]
+    match step["op"]:
+        case "test":
+            if current.get(last) != step["value"]:
+                raise Unfit
+        case "remove":
+            del current[last]
+        case "add":
+            current[last] = step["value"]
+        case other:
+            raise AssertionError(other)
 
 
 def is_outdated(change: Any, thing: Object) -> bool:
