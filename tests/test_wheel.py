@@ -31,6 +31,7 @@ VALUES: dict[str, dict[str, object]] = {
     "ipxe/prompt.ipxe": {},
     "nginx/kubernetes/nginx.conf": {"http_port": 8080, "run": "r1", "upload_port": 8081},
     "nginx/nginx.conf": {"port": 8080, "token": "t0ken", "hidden": ""},
+    "nginx/tls.conf": {"stem": "tls-on", "port": 8443, "upstream": 8080},
 }
 
 RENDER = """

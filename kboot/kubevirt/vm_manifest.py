@@ -63,6 +63,8 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
         raise ConfigError(
             f"a cluster's DHCP answers at once: dhcp = {spec.dhcp} is for local machines"
         )
+    if spec.impairment:
+        raise ConfigError("a cluster's network is what it is: impairment is for local machines")
     if spec.ipxe:
         raise ConfigError(
             f"a machine on a cluster cannot start {spec.ipxe} from here: make ipxe-disk "

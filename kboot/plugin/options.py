@@ -31,6 +31,7 @@ OF_MACHINES = frozenset(
         "firmware",
         "firmware_start",
         "hugepages",
+        "impairment",
         "initrd",
         "ipxe",
         "ipxe_script",
@@ -44,6 +45,7 @@ OF_MACHINES = frozenset(
         "serve",
         "share",
         "timeout",
+        "tls",
         "user",
         "warnings",
     }

@@ -27,6 +27,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.kernel import read_kernel
 from kboot.server_faults import Fault, Faulty
+from kboot.server_tls import Certificate, TlsServer, WithTls
 from kboot.testing.guest import PROMPT, FakeGuest, GuestAction, Script
 from kboot.testing.recording import RECORDED_BOOT, BootScript, Recording
 
@@ -135,7 +136,7 @@ class FakeNetwork:
         return time.monotonic()
 
 
-class FakeServer(Faulty):
+class FakeServer(Faulty, WithTls):
     """A boot server that nobody can reach; see `kboot.backend.BootServer`."""
 
     _BASE = "http://192.0.2.1/fake/"
@@ -200,6 +201,14 @@ class FakeServer(Faulty):
     def fault_hits(self, _number: int) -> int:
         """There are none."""
         return 0
+
+    def tls_fault(self) -> str | None:
+        """Why it does not serve by HTTPS."""
+        return "a boot server that nobody reaches serves nothing by HTTPS"
+
+    def serve_tls(self, _certificate: Certificate) -> TlsServer:
+        """It cannot."""
+        raise ConfigError(str(self.tls_fault()))
 
     def check(self) -> None:
         """It is always fine."""
