@@ -323,6 +323,12 @@ class Backend(Protocol):
     def processor_fault(self, spec: MachineSpec) -> str | None:
         """None if it has machines with these NUMA nodes and huge pages, or else why not."""
 
+    def chain_loads(self, spec: MachineSpec) -> bool:
+        """Whether the machine's own iPXE has to be loaded by the one that is there, from a server.
+
+        `ConfigError` if it cannot be had at all.
+        """
+
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
 

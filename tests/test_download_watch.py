@@ -107,6 +107,14 @@ def test_another_file_that_was_started_in_the_kernels_place_is_told() -> None:
     assert told.value.state == "hang"
 
 
+def test_what_came_in_the_kernels_place_is_no_fetch_of_the_kernel() -> None:
+    boot = loading()
+    boot.see_fetch(fetched(117), 101)
+    assert Phase.KERNEL not in boot.reached
+    boot.see_fetch(dataclasses.replace(fetched(3), path="beacon/script"), 102)
+    assert "never fetched kernel" in str(boot.contradiction())
+
+
 def test_a_kernel_that_came_after_another_file_is_the_kernel() -> None:
     boot = loading()
     boot.see_fetch(fetched(117), 101)

@@ -103,8 +103,9 @@ class Boot:
             raise InfraError(f"the boot server has no {wanted.name_of(fetch.path)} (404)")
         if fetch.status != 200 or not fetch.complete:
             return
+        if not self._downloads.is_expected(fetch):
+            return
         self._fetched.add(fetch.path)
-        self._downloads.see_fetch(fetch)
         if fetch.path == SCRIPT_BEACON:
             self.reach(Phase.SCRIPT, time, "server")
         elif fetch.path == wanted.kernel_path:

@@ -37,11 +37,16 @@ class DownloadWatch:
         #: The size of what came in the kernel's place; None if the kernel did.
         self._other_bytes: int | None = None
 
-    def see_fetch(self, fetch: Fetch) -> None:
-        """A request of this boot that was answered to its end."""
-        if fetch.path == self._expected.kernel_path and self._expected.kernel_bytes:
-            other = fetch.size != self._expected.kernel_bytes
-            self._other_bytes = fetch.size if other else None
+    def is_expected(self, fetch: Fetch) -> bool:
+        """Take a request of this boot that was answered to its end.
+
+        False for one that has brought something else than the kernel in its place.
+        """
+        if fetch.path != self._expected.kernel_path or not self._expected.kernel_bytes:
+            return True
+        other = fetch.size != self._expected.kernel_bytes
+        self._other_bytes = fetch.size if other else None
+        return not other
 
     def look(
         self,

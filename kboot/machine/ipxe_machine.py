@@ -110,7 +110,7 @@ def power_on_ipxe(
     """
     evidence.prepare(evidence_directory)
     url = server.write(f"{spec.name}/{ipxe.SCRIPT_NAME}", script_text())
-    spec = booting(server, spec, url.removeprefix(server.url("")))
+    spec = booting(backend, server, spec, url.removeprefix(server.url("")))
     with contextlib.ExitStack() as stack:
         if store is None or not isinstance(backend, SnapshotBackend):
             saver = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kboot import boot_messages
@@ -70,7 +70,7 @@ def power_on(
             evidence_directory=evidence_directory,
             nonce=saved.expected.nonce if saved else nonce,
         )
-    spec = booting(server, settings.spec, expected.script_path)
+    spec = booting(backend, server, settings.spec, expected.script_path)
     with (
         disk_faults_named(evidence_directory),
         _start(backend, spec, settings, saved, savable=savable) as vm,
@@ -151,7 +151,8 @@ def take_over(
     start = time.monotonic()
     nonce, load = list(loads.items())[-1]
     expected, text = script_for(server, load, nonce)
-    spec = booting(server, load.settings.spec, expected.script_path)
+    # What its DHCP names is in the machine already.
+    spec = replace(load.settings.spec, boot_file=server.url(expected.script_path))
     with backend.power_on(spec, Deadline(load.settings.timeout_s)) as vm:
         past = vm.past() if isinstance(vm, ExistingVirtualMachine) else b""
         begin = present_boot(past)

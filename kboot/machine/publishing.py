@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from kboot import arch, ipxe
-from kboot.backend import BootServer, MachineSpec, OnProgress, Progress, ignore_progress
+from kboot import arch, ipxe, templates
+from kboot.backend import Backend, BootServer, MachineSpec, OnProgress, Progress, ignore_progress
 from kboot.ipxe import lint, user_script
 from kboot.ipxe.served_tree import NOTHING, ServedTree
 from kboot.ipxe.user_script import UserScript
@@ -20,6 +20,9 @@ from kboot.log import logger
 from kboot.machine import cloud_init
 from kboot.machine.phases import Expected
 from kboot.machine.settings import MachineSettings, served
+
+#: Beside the boot script of a machine whose own iPXE another one loads.
+_LOADER, _START = "kboot-load.ipxe", "kboot-start.ipxe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,9 +259,20 @@ def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) ->
     )
 
 
-def booting(server: BootServer, spec: MachineSpec, path: str) -> MachineSpec:
-    """The machine, with what DHCP tells it to boot: `path` on the server, as the machine asks."""
+def booting(backend: Backend, server: BootServer, spec: MachineSpec, path: str) -> MachineSpec:
+    """The machine, with what DHCP tells it to boot: `path` on the server, as the machine asks.
+
+    Where its own iPXE has to be loaded by another one, it is a script that does so.
+    """
     url = server.url(path)
+    if spec.ipxe and backend.chain_loads(spec):
+        start = templates.render("ipxe/start.ipxe", script_url=url)
+        text = templates.render(
+            "ipxe/load.ipxe",
+            ipxe_url=server.put(spec.ipxe),
+            start_url=server.write(f"{spec.name}/{_START}", start),
+        )
+        return replace(spec, boot_file=server.write(f"{spec.name}/{_LOADER}", text))
     if spec.tls == "off":
         return replace(spec, boot_file=url)
     # Those whose certificate is bad are all of the same authority.

@@ -106,6 +106,10 @@ class QemuBackend:
         """None if it has machines with these NUMA nodes and huge pages, or else why not."""
         return processors.fault(spec)
 
+    def chain_loads(self, _spec: MachineSpec) -> bool:
+        """No: QEMU starts it."""
+        return False
+
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
         return None

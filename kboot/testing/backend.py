@@ -65,6 +65,10 @@ class FakeBackend:
         """None if it has machines with these NUMA nodes and huge pages, or else why not."""
         return "a replayed boot has one NUMA node" if spec.numa > 1 else None
 
+    def chain_loads(self, _spec: MachineSpec) -> bool:
+        """No: a replayed boot has the iPXE that it had."""
+        return False
+
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
         return "a replayed boot mounts nothing"
