@@ -24,9 +24,13 @@ arm64_older := build/kernel/arm64-6.1.deb
 kunit := build/kernel/kunit
 ipxe_disk := build/ipxe/ipxe-disk.tar
 trixie_ipxe := build/ipxe/trixie/ipxe.efi
+etcd := build/etcd/etcd.cpio
 # What shares a machine stays together, in the order of tests/schedule.py.
 parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS))
 sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py .ci/fetch_foreign.py
+
+# Many images for CI set it. The tests start hundreds of processes, and each would compile kboot anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
@@ -111,6 +115,11 @@ $(trixie_ipxe): .ci/fetch-ipxe | $(ready)
 $(ipxe_disk): $(IPXE) .ci/build_ipxe_disk.py | $(ready)
 	@$(bin)/python .ci/build_ipxe_disk.py $(IPXE) $(@D)
 
+# As somebody would who follows docs/fleets.md.
+$(etcd): docs/examples/etcd/initramfs.sh | $(ready)
+	@mkdir -p $(@D)
+	@sh $< $@
+
 demo: $(runtime) $(KERNEL) ## boot a real kernel and run the acceptance suite on it
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
@@ -145,7 +154,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) $(trixie_ipxe) $(kunit) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_disk) $(trixie_ipxe) $(kunit) $(etcd) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \
@@ -159,10 +168,13 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(arm64_older) $(ipxe_dis
 	$(bin)/python -m tests.soak_machines $(KERNEL)
 	$(bin)/python -m tests.soak_architectures $(arm64) $(arm64_older)
 	$(bin)/python -m tests.soak_fleet $(KERNEL)
+	ROUNDS=10 $(bin)/python -m pytest -s -p no:cacheprovider --kernel=$(abspath $(KERNEL)) \
+		--kboot-initrd=$(abspath $(etcd)) docs/examples/etcd
 	$(bin)/python -m tests.soak_pool $(KERNEL)
 	$(bin)/python -m tests.soak_cluster
 	$(bin)/python -m tests.soak_disks $(KERNEL)
 	$(bin)/python -m tests.soak_systems $(KERNEL)
+	$(bin)/python -m tests.soak_ktap
 	$(bin)/python -m tests.soak_kunit $(kunit)
 
 build: $(ready) ## build the wheel and the source archive into build/dist

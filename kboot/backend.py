@@ -125,6 +125,8 @@ class MachineSpec:
     @property
     def offered_file(self) -> str:
         """The name of the boot file that DHCP gives; empty for none."""
+        if self.boot_disk:
+            return ""
         names = {"no-file": "", "wrong-file": f"{self.boot_file}.none"}
         return names.get(self.dhcp, self.boot_file)
 
@@ -144,6 +146,11 @@ class MachineSpec:
     authority: str = ""
     #: None for a network as it should be.
     impairment: Impairment | None = None
+    #: The name of the disk that its firmware boots; empty for the network.
+    boot_disk: str = ""
+    #: Network cards, the one that it boots from among them; those beyond it are on networks of
+    #: their own.
+    nics: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,7 +328,7 @@ class Backend(Protocol):
         """None if its machines can have such a disk, or else why not, with the remedy."""
 
     def processor_fault(self, spec: MachineSpec) -> str | None:
-        """None if it has machines with these NUMA nodes and huge pages, or else why not."""
+        """None if it has machines with these NUMA nodes, huge pages and cards, or else why not."""
 
     def chain_loads(self, spec: MachineSpec) -> bool:
         """Whether the machine's own iPXE has to be loaded by the one that is there, from a server.
@@ -402,7 +409,7 @@ class ReattachableMachine(VirtualMachine, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersistentMachine:
-    """A machine that stays where it is without any process of ours, as it is found by its name."""
+    """A persistent machine that outlives its supervisor, as it is found by its name."""
 
     #: Told from all others, also from those of the same name.
     identifier: str
@@ -420,13 +427,13 @@ class PersistentMachine:
     ttl_s: float
     #: In the backend's own words: ``Running``.
     condition: str
-    #: Who looks after it now: ``user@host, process 123``; empty for nobody.
+    #: Its supervisor: ``user@host, process 123``; empty if it has none.
     holder: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundRun:
-    """A run as it is found where machines run, whoever started it."""
+    """A run as it is found where machines run, of any user."""
 
     #: One line for people: its name, whether it lives, and how that is known.
     summary: str
@@ -438,7 +445,7 @@ class FoundRun:
 
 @runtime_checkable
 class PersistentBackend(Backend, Protocol):
-    """A backend for one named machine, which stays when the process that looks after it ends."""
+    """A backend for one named machine, which outlives its supervisor."""
 
     @property
     def identifier(self) -> str:
@@ -516,6 +523,9 @@ class Interface:
     mac_address: str
     #: With the length of the network's prefix: ``10.98.0.1/24``.
     address: str
+    #: The network's own name server, and its domain; empty if it has none.
+    name_server: str = ""
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

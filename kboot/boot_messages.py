@@ -152,14 +152,15 @@ def starts_machine_within(text: str) -> bool:
 
 #: A firmware's first words. They end their line; what stood there before may be left.
 _SEABIOS = r"SeaBIOS \(version [\w.+~-]+\)$"
-#: EDK II's, U-Boot's, OpenSBI's, coreboot's stages. They begin their line: ``ver=U-Boot 2020.01``
-#: is none.
+#: EDK II's, U-Boot's, OpenSBI's, coreboot's stages, Trusted Firmware's, GRUB's. They begin
+#: their line: ``ver=U-Boot 2020.01`` is none.
 _FIRMWARE_BEGINS = (
     r"UEFI firmware \(version .+\)?"
     r"|BdsDxe: (?:loading|starting|failed to (?:load|start)) Boot[0-9A-F]{4} "
     r"|U-Boot (?:SPL |TPL )?20\d\d\.\d\d"
     r"|OpenSBI v\d+\.\d+\S*$"
     r"|coreboot-\S+ .*\b(?:bootblock|romstage|verstage) starting"
+    r"|NOTICE:  BL[12]: v\d|Welcome to GRUB!$"
 )
 _FIRMWARE = re.compile(rf"{_SEABIOS}|^(?:{_FIRMWARE_BEGINS})")
 #: What comes soon after it, and from no running system.
@@ -171,6 +172,8 @@ _LOADER = re.compile(
     r"|BdsDxe: (?:loading|starting|failed to (?:load|start)) Boot[0-9A-F]{4} "
 )
 _UBOOT_HANDOFF = re.compile(r"Starting kernel \.\.\.$")
+#: The code in front of a compressed kernel; the second line may be all that is left of the first.
+_UNPACKING = re.compile(r"(?:Dec|Unc)ompressing Linux\.\.\.|Booting the kernel(?:\.$| \()")
 
 _IPXE_BANNER = re.compile(r"\biPXE (\S+(?: \([0-9a-g]+\))?) -- Open Source Network Boot Firmware")
 _COLUMNS = 80
@@ -185,10 +188,17 @@ _GAVE_UP = re.compile(
 )
 
 
+#: SeaBIOS, EDK II and its shell, and GRUB, where a disk has nothing that they could start.
+_NOT_BOOTABLE = re.compile(
+    r"No bootable (?:device|option or device).*|Boot failed: .*"
+    r"|(?:EFI Internal|UEFI Interactive) Shell|(?:Entering rescue mode|grub rescue>).*"
+)
+
 #: One of these is in every line that begins a boot, ends one, or asks for a kernel's log.
 RESET_LITERALS = (
     *(b"SeaBIOS (version", b"UEFI firmware (version", b"BdsDxe: ", b"U-Boot ", b"coreboot-"),
-    *(b"OpenSBI v", b"Linux version ", b"Starting kernel ..."),
+    *(b"OpenSBI v", b"NOTICE:  BL", b"Welcome to GRUB!"),
+    *(b"Linux version ", b"Starting kernel ...", b"compressing Linux...", b"Booting the kernel"),
     *(b"estarting system", b"reboot: ", b"Rebooting in ", b"Starting new kernel"),
     *(b"crashdump kernel", b"ysrq: Resetting"),
     *(b"dmesg", b"journalctl", b"qemu-system"),
@@ -236,6 +246,11 @@ def begins_boot(line: str) -> bool:
 def is_handoff_by_uboot(line: str) -> bool:
     """Whether U-Boot says last that a kernel runs from now on."""
     return _UBOOT_HANDOFF.match(line.strip()) is not None
+
+
+def is_unpacking(line: str) -> bool:
+    """Whether a kernel's image unpacks itself: the kernel's first line is still to come."""
+    return _UNPACKING.match(line.strip()) is not None
 
 
 def has_lease(line: str) -> bool:
@@ -298,6 +313,12 @@ def nothing_to_boot(line: str) -> str | None:
     """The words in which firmware or iPXE give up."""
     match = _GAVE_UP.search(line)
     return match[0].strip() if match else None
+
+
+def disk_not_bootable(line: str) -> str | None:
+    """The words in which firmware or a boot loader give up on a disk."""
+    match = _NOT_BOOTABLE.search(line)
+    return match[0].strip(" .") if match else None
 
 
 # ---------------------------------------------------------------------------------------- prompts

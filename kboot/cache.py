@@ -85,6 +85,32 @@ def keep_file(directory: Path, name: str, chunks: Iterable[bytes]) -> Path:
         return target if is_there else partial.rename(target)
 
 
+def remove_unused(directory: Path, since: float) -> tuple[int, int]:
+    """Remove the entries of `directory` that nobody has read since then, in seconds of the epoch.
+
+    How many there were, and their bytes. Where the file system does not note when a file was read,
+    those made before that go.
+    """
+    count = size = 0
+    if not directory.is_dir():
+        return 0, 0
+    with _sole_maker(directory):
+        for entry in directory.iterdir():
+            if entry.name.startswith("."):
+                continue
+            files = [path for path in (entry, *entry.rglob("*")) if path.is_file()]
+            if any(_used(path) >= since for path in files):
+                continue
+            count, size = count + 1, size + sum(path.stat().st_size for path in files)
+            _remove(entry)
+    return count, size
+
+
+def _used(path: Path) -> float:
+    found = path.stat()
+    return max(found.st_atime, found.st_mtime, found.st_ctime)
+
+
 @contextlib.contextmanager
 def _sole_maker(directory: Path) -> Iterator[Path]:
     """The name to build the next entry of `directory` under, ours alone for the ``with``."""

@@ -16,11 +16,13 @@ from pathlib import Path
 from kboot.backend import Backend, SnapshotBackend
 from kboot.cache import FileStamp
 from kboot.config import Isolation
+from kboot.crash import CrashReport, Scanner
 from kboot.deadline import Deadline
 from kboot.errors import KbootError
 from kboot.kernel import Kernel, sha256_of
 from kboot.log import logger
 from kboot.machine import Machine, MachineSettings
+from kboot.machine.expectations import FAMILIES
 from kboot.machine.saved import SavedMachine, parts, save
 from kboot.snapshots import SnapshotStore
 
@@ -70,6 +72,19 @@ def condition(machine: Machine) -> str:
     return secrets.token_hex()
 
 
+def lockup(said: bytes) -> CrashReport | None:
+    """The first report on a console that something took too long; None if there is none.
+
+    A busy host is enough for it. Every test run that goes on from a machine which was saved with
+    it would have it again, also where the report was still being printed.
+    """
+    scanner = Scanner()
+    for event in (*scanner.feed(said), *scanner.close()):
+        if isinstance(event, CrashReport) and event.kind in FAMILIES["lockup"]:
+            return event
+    return None
+
+
 class Snapshots:
     """The saved machines of one backend and one kernel."""
 
@@ -103,8 +118,12 @@ class Snapshots:
     def save(self, machine: Machine, settings: MachineSettings) -> None:
         """Save a machine that has just become ready.
 
-        If that fails, it is said, and such machines are from now on ones that cannot be saved.
+        If that fails, it is said, and such machines are from now on ones that cannot be saved. One
+        whose kernel reported a lockup is not worth it: the next one may be.
         """
+        if late := lockup(machine.console.raw(0)):
+            logger.warning("this boot is not saved, the next one may be: %s", late.title)
+            return
         try:
             save(machine, self._store, self._key(settings))
         except (KbootError, OSError) as error:

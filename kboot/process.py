@@ -36,7 +36,14 @@ PACKAGES = {
     "busybox": "busybox-static",
     "cpio": "cpio",
     "mmdebstrap": "mmdebstrap",
+    "arch-test": "arch-test",
     "addr2line": "binutils",
+    "strip": "binutils",
+    **{
+        f"{row.name}-linux-gnu-strip": f"binutils-{row.name}-linux-gnu"
+        for row in arch.ARCHITECTURES
+    },
+    "depmod": "kmod",
     "ssh": "openssh-client",
 }
 

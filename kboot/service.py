@@ -1,7 +1,7 @@
-"""Processes of ours that stay and answer requests, each found again by its kind and its name.
+"""Background processes of kboot that answer requests, each found by its kind and its name.
 
 Each has a directory below the user's state directory, on which it holds a lock for as long as it
-lives. What a dead one has left is removed by whoever looks next.
+lives. What a dead one has left is removed by the next command that looks for it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What sort of thing such processes look after."""
+    """What such processes control: machines, fleets or pools."""
 
     #: ``fleet``.
     name: str

@@ -21,7 +21,7 @@ from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.isolation import Snapshots, User, condition, may_share, resolve
 from kboot.kernel import Kernel, local_path, read_kernel
 from kboot.log import logger
-from kboot.machine import Machine, MachineSettings, open_backend, power_on, settings_for
+from kboot.machine import Machine, MachineSettings, open_backend, own_kernel, power_on, settings_for
 from kboot.machine.ipxe_machine import IpxeMachine, power_on_ipxe
 from kboot.machine.saved import SavedMachine
 from kboot.machine.settings import spec_for
@@ -248,7 +248,7 @@ class Session:
             return
         if (saved := self.snapshots.find(settings)) is not None:
             self._standby.prepare(
-                settings, lambda: self._ahead(settings, saved), limit=self._standby_limit(settings)
+                settings, lambda: self.ahead(settings, saved), limit=self._standby_limit(settings)
             )
 
     def _standby_limit(self, settings: MachineSettings) -> int:
@@ -264,8 +264,11 @@ class Session:
         )
 
     @contextlib.contextmanager
-    def _ahead(self, settings: MachineSettings, saved: SavedMachine) -> Iterator[Machine]:
-        """A restored machine that has no user yet. Another thread calls this."""
+    def ahead(self, settings: MachineSettings, saved: SavedMachine | None) -> Iterator[Machine]:
+        """A machine that has no user yet, see `powered_on`. Another thread may call this.
+
+        Its evidence goes with it, unless `assign` was called for it.
+        """
         number = next(self._numbers)
         directory = self._evidence / f"{number:03d}-standby"
         # Not there any more if it has had a user: then it has that one's name.
@@ -273,17 +276,30 @@ class Session:
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             yield stack.enter_context(self._on(settings, number, directory, saved=saved))
 
+    def assign(self, machine: Machine, name: str) -> None:
+        """A machine that stood by has a user from now on: its evidence has that one's name."""
+        before = machine.evidence_directory
+        number = before.name.partition("-")[0]
+        machine.evidence_directory = before.rename(before.with_name(f"{number}-{_file_name(name)}"))
+
+    def end_assigned(self, machine: Machine) -> None:
+        """Such a machine is off, and its evidence is complete. Any thread may call this."""
+        self._written.append(machine.evidence_directory)
+
+    def forgive_boot(self, machine: Machine) -> None:
+        """What the kernel said when it booted counts once, as on a machine that is shared."""
+        if machine.restored_from in self._sorted:
+            machine.report_filter.sort(machine.console.reports)
+        elif machine.restored_from is not None:
+            self._sorted.add(machine.restored_from)
+
     def _hand_out(self, request: _Request, restored: Restored) -> Machine:
         """The machine that stood by, with its evidence under the name of who asks for it."""
         machine = restored.machine
         logger.debug("%s stood by", machine.name)
-        before = machine.evidence_directory
-        number = before.name.partition("-")[0]
-        machine.evidence_directory = before.rename(
-            before.with_name(f"{number}-{_file_name(request.name)}")
-        )
+        self.assign(machine, request.name)
         with contextlib.ExitStack() as power:
-            power.callback(self._written.append, machine.evidence_directory)
+            power.callback(self.end_assigned, machine)
             power.callback(restored.power.close)
             self._begin_use(request, machine, power)
         return machine
@@ -388,14 +404,10 @@ class Session:
 
     def _begin_use(self, request: _Request, machine: Machine, power: contextlib.ExitStack) -> None:
         """Hand a machine out: once it is ready, it is the one that is on, and has `power`."""
-        if machine.restored_from in self._sorted:
-            # What the kernel said when it booted counts once, as on a machine that is shared.
-            machine.report_filter.sort(machine.console.reports)
+        self.forgive_boot(machine)
         request.on_machine(machine)
         if machine.restored_from is None:
             machine.wait_until_ready(request.timeout_s)
-        else:
-            self._sorted.add(machine.restored_from)
         shared = request.isolation in {"module", "session"}
         self._running = _Running(
             settings=request.settings,
@@ -480,8 +492,12 @@ def open_session(
 
 def kernel_of(config: Config) -> Kernel:
     """The kernel that the configuration names, read and checked."""
+    if config.boot == "disk":
+        return own_kernel(config)
     if config.kernel is None:
-        raise ConfigError("no kernel was named; say which: --kernel=FILE")
+        raise ConfigError(
+            "no kernel was named; say which: --kernel=FILE, or boot what is on a disk: --boot disk"
+        )
     return read_kernel(local_path(config.kernel))
 
 

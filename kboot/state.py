@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kboot import process
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.locks import is_locked, lock_directory, try_lock
@@ -30,6 +32,8 @@ from kboot.log import logger
 RUN_VARIABLE = "KBOOT_RUN"
 
 _PREFIX = "run-"
+#: In a run directory: leads to one of the run's that is elsewhere.
+_OUTSIDE = "outside-"
 # Others may pass, but not list: started by root, nginx serves its files as an ordinary user.
 _PASSABLE = 0o711
 _KILL_TIMEOUT_S = 5.0
@@ -61,6 +65,25 @@ def run_directory() -> Iterator[Path]:
     finally:
         _remove(directory)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def open_directory(run: Path) -> Iterator[Path]:
+    """A directory for what other users make on our behalf; it goes when the run directory does.
+
+    It lies beside other temporary files: the run directory may be where they do not get to.
+    """
+    folder = _temporary_directory() / f"kboot-open-{secrets.token_hex(8)}"
+    # Who is killed in between has left nothing but a link.
+    note = run / f"{_OUTSIDE}{folder.name}"
+    note.symlink_to(folder)
+    folder.mkdir(mode=0o700)
+    folder.chmod(0o1777)
+    try:
+        yield folder
+    finally:
+        _remove_tree(folder)
+        note.unlink(missing_ok=True)
 
 
 def environment(directory: Path) -> dict[str, str]:
@@ -318,10 +341,25 @@ def _sweep_one(directory: Path) -> StaleRun | None:
 
 
 def _remove(directory: Path) -> None:
+    for note in directory.glob(f"{_OUTSIDE}*"):
+        with contextlib.suppress(OSError):
+            folder = note.readlink()
+            if folder.lstat().st_uid == os.geteuid() and not folder.is_symlink():
+                _remove_tree(folder)
+    _remove_tree(directory)
+
+
+def _remove_tree(directory: Path) -> None:
     try:
         shutil.rmtree(directory)
     except FileNotFoundError:
         pass
+    except PermissionError as error:
+        # What was made in a user namespace belongs to others of this user's subordinate ids.
+        mapped = ("unshare", "--map-root-user", "--map-auto")
+        process.run([*mapped, "rm", "-rf", str(directory)], timeout_s=60, check=False)
+        if directory.exists():
+            logger.warning("%s could not be removed: %s", directory, error)
     except OSError as error:
         logger.warning("%s could not be removed: %s", directory, error)
 

@@ -81,6 +81,17 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(variable)
 
 
+@pytest.fixture(autouse=True)
+def runs_of_pytest_start_soon(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test has a use for hypothesis in a pytest that it runs; to load it takes a second."""
+    if "pytester" in request.fixturenames:
+        # It removes the variable from the environment first.
+        request.getfixturevalue("pytester")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
+
+
 _RUNS_PREFIX = "kboot-test-"
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 import struct
 import subprocess
 import uuid
 import zlib
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 from kboot.rootfs import tiny_initramfs
 
@@ -45,11 +48,12 @@ def ext4(target: Path, tree: Path, *, size_mib: int = 16, label: str = "") -> Pa
     return target
 
 
-def gpt(target: Path, *partitions: tuple[uuid.UUID, str, bytes]) -> Path:
-    """A raw disk with a partition for each (type, name, content)."""
+def gpt(target: Path, *partitions: tuple[uuid.UUID, str, bytes | Path]) -> Path:
+    """A raw disk with a partition for each (type, name, content or file)."""
     entries, places, sector = b"", [], 2048
     for kind, name, content in partitions:
-        size = -(-len(content) // _SECTOR)
+        length = len(content) if isinstance(content, bytes) else content.stat().st_size
+        size = -(-length // _SECTOR)
         entries += struct.pack(
             "<16s16sQQQ72s",
             kind.bytes_le,
@@ -75,6 +79,69 @@ def gpt(target: Path, *partitions: tuple[uuid.UUID, str, bytes]) -> Path:
         file.write(header(zlib.crc32(header(0))) + bytes(_SECTOR - 92) + entries)
         for place, content in places:
             file.seek(place * _SECTOR)
-            file.write(content)
+            with (
+                io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source
+            ):
+                while chunk := source.read(1 << 20):
+                    # What is empty takes no room.
+                    if any(chunk):
+                        file.write(chunk)
+                    else:
+                        file.seek(len(chunk), os.SEEK_CUR)
         file.truncate((sector + 34) * _SECTOR)
+    return target
+
+
+#: "BIOS boot partition": where GRUB lies that a BIOS starts.
+BIOS_BOOT = uuid.UUID("21686148-6449-6e6f-744e-656564454649")
+_FIRST = 2048
+_BOOT_CODE = 440
+_GRUB_MODULES = ("part_gpt", "fat", "ext2", "normal", "linux", "search", "search_label")
+
+
+def fat(target: Path, files: Mapping[str, Path], *, size_mib: int = 64) -> Path:
+    """A FAT file system with these files."""
+    target.write_bytes(b"")
+    os.truncate(target, size_mib << 20)
+    subprocess.run(["mformat", "-i", target, "-T", str(size_mib << 11), "::"], check=True)
+    directories = {f"::/{each}" for name in files for each in list(PurePosixPath(name).parents)}
+    for directory in sorted(directories - {"::/."}):
+        subprocess.run(["mmd", "-i", target, directory], check=True)
+    for name, file in files.items():
+        subprocess.run(["mcopy", "-i", target, file, f"::/{name}"], check=True)
+    return target
+
+
+def grub(target: Path, platform: str, *, prefix: str, extra: tuple[str, ...] = ()) -> Path:
+    """GRUB for a platform; it reads ``grub.cfg`` in its prefix."""
+    subprocess.run(
+        ["grub-mkimage", "-O", platform, "-o", target, "-p", prefix, *_GRUB_MODULES, *extra],
+        check=True,
+    )
+    return target
+
+
+def bootable(
+    target: Path, configuration: str, files: Mapping[str, Path], root: Path | None = None
+) -> Path:
+    """A raw disk that boots by GRUB, from a BIOS and from UEFI, as `configuration` says.
+
+    The `files` are in its second partition, the EFI system partition; the third one is `root`.
+    """
+    place = target.parent
+    (place / "grub.cfg").write_text(configuration)
+    core = grub(place / "core.img", "i386-pc", prefix="(hd0,gpt2)/grub", extra=("biosdisk",))
+    program = grub(place / "grub.efi", "x86_64-efi", prefix="(hd0,gpt2)/grub")
+    given = {**files, "grub/grub.cfg": place / "grub.cfg", "EFI/BOOT/BOOTX64.EFI": program}
+    esp = fat(place / "esp.fat", given)
+    # As grub-bios-setup does it: the first sector leads to the rest, and its first to its others.
+    content = bytearray(core.read_bytes())
+    content[500:508] = struct.pack("<Q", _FIRST + 1)
+    partitions: list[tuple[uuid.UUID, str, bytes | Path]] = [(BIOS_BOOT, "", bytes(content))]
+    partitions += [(ESP, "", esp), *([(ROOT, "", root)] if root else [])]
+    gpt(target, *partitions)
+    code = bytearray(Path("/usr/lib/grub/i386-pc/boot.img").read_bytes())
+    code[0x5C:0x64] = struct.pack("<Q", _FIRST)
+    with target.open("r+b") as file:
+        file.write(code[:_BOOT_CODE])
     return target

@@ -156,7 +156,7 @@ def arm64_image(*, flags: int = 0xA) -> bytes:
         ),
         (arm64_image(), ("--firmware", "bios"), "for aarch64, whose machines have no BIOS"),
         (arm64_image(flags=0xB), (), "a big-endian kernel for aarch64"),
-        (bytes(0x24) + b"\x18\x28\x6f\x01".ljust(1000, b"\0"), (), "32-bit arm (zImage)"),
+        (bytes(0x24) + b"\x18\x28\x6f\x01".ljust(1000, b"\0"), (), "no machine for 32-bit arm"),
     ],
     ids=["no stub", "bios", "big-endian", "32-bit"],
 )

@@ -247,6 +247,12 @@ def test_a_recovery_time_has_an_interval(fleet: Fleet) -> None:
     assert str(found) == "2.00 s (95 %: 1.00 to 3.00 s, 3 rounds)"
 
 
+def test_several_times_of_one_round_have_an_interval_each(fleet: Fleet) -> None:
+    times = iter([3.0, 1.0, 2.0])
+    found = fleet.measure(lambda: {"elected": next(times), "healed": 0.5}, rounds=3)
+    assert {name: each.median_s for name, each in found.items()} == {"elected": 2, "healed": 0.5}
+
+
 def test_the_interval_of_a_median_leaves_out_what_it_may() -> None:
     # By order statistics: of 10 values, the 2nd and the 9th; of 20, the 6th and the 15th.
     ten, twenty = median(range(1, 11)), median(range(1, 21))

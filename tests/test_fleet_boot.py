@@ -10,14 +10,29 @@ import pytest
 
 from kboot.config import Config
 from kboot.fleet import Fleet, open_fleet, read_roles
+from kboot.rootfs import overlay_initramfs
 from kboot.session import open_session
 
 ROLES = read_roles({"control": 1, "worker": 2})
 
 
+#: What a system draws once and keeps; the tiny one has nothing of it by itself.
+SECRETS = {
+    "/etc/machine-id": b"0123456789abcdef0123456789abcdef\n",
+    "/var/lib/systemd/random-seed": bytes(512),
+    "/etc/ssh/ssh_host_ed25519_key": b"of all of them",
+    "/usr/bin/ssh-keygen": b"#!/bin/sh\nhead -c 32 /dev/urandom >/etc/ssh/ssh_host_ed25519_key\n",
+}
+
+
 @pytest.fixture(scope="module")
 def fleet(debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    config = Config(kernel=str(debian_kernel), accel="tcg", firmware_start="saved")
+    config = Config(
+        kernel=str(debian_kernel),
+        accel="tcg",
+        firmware_start="saved",
+        initrd=(overlay_initramfs(SECRETS),),
+    )
     with (
         open_session(config, evidence=tmp_path_factory.mktemp("evidence")) as session,
         open_fleet(session, ROLES, {role.name: config for role in ROLES}) as fleet,
@@ -41,15 +56,40 @@ def test_every_machine_reaches_every_other_by_its_name(fleet: Fleet) -> None:
     assert "(10.98.0.2)" in answer
 
 
+def test_names_are_known_by_dns_as_well(fleet: Fleet) -> None:
+    worker = fleet["worker-1"].guest
+    for name in ("control-1", "control-1.fleet.internal"):
+        assert "10.98.0.1" in worker.succeed(f"nslookup {name}").rpartition("Name:")[2]
+    assert "name = control-1.fleet.internal" in worker.succeed("nslookup 10.98.0.1")
+    assert worker.run("nslookup control-9.fleet.internal").exit_status == 1
+    # The C library's resolver: under this name it does not stand in /etc/hosts.
+    assert "(10.98.0.3)" in worker.succeed("ping -c 1 worker-2.fleet.internal")
+
+
+#: What prints something of a guest, and whether it is another one in each of the twins.
+TWINS = {
+    "cat /sys/class/net/*/address | grep 52:54:00:6b:66": True,
+    "hostname": True,
+    "ip -4 addr | grep 10.98": True,
+    "cat /etc/machine-id": True,
+    "md5sum </etc/ssh/ssh_host_ed25519_key": True,
+    "md5sum </var/lib/systemd/random-seed": True,
+    "head -c 16 /dev/urandom | md5sum": True,
+    "cat /proc/sys/kernel/random/uuid": True,
+    # It is one boot, several times over.
+    "cat /proc/sys/kernel/random/boot_id": False,
+    "cat /proc/cmdline": False,
+    "cat /etc/hosts": False,
+    "cat /etc/resolv.conf": False,
+    "echo $KBOOT_DIR": False,
+}
+
+
 def test_restored_twins_differ_in_what_they_should(fleet: Fleet) -> None:
-    cards = fleet.all.succeed("cat /sys/class/net/*/address")
-    own = {line for text in cards.values() for line in re.findall("52:54:00:6b:66:..", text)}
-    assert len(own) == 3
-    drawn = fleet.all.succeed("head -c 16 /dev/urandom | md5sum")
-    assert len(set(drawn.values())) == 3
-    # And in what they do not: it is one boot, several times over.
-    boot_ids = fleet.all.succeed("cat /proc/sys/kernel/random/boot_id")
-    assert len(set(boot_ids.values())) == 1
+    said = fleet.all.succeed("; echo ----; ".join(TWINS))
+    parts = [text.split("----\n") for text in said.values()]
+    for (command, differs), *texts in zip(TWINS.items(), *parts, strict=True):
+        assert (command, len(set(texts))) == (command, len(fleet) if differs else 1)
 
 
 def test_a_role_is_cut_off_at_once_and_healed(fleet: Fleet) -> None:

@@ -203,6 +203,15 @@ def test_waiting_until_a_command_succeeds(guest: Guest, tmp_path: Path) -> None:
         guest.wait_until_succeeds("echo never; false", timeout=0.6)
 
 
+def test_what_is_cut_off_at_last_hides_no_earlier_answer(guest: Guest, tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    hanging = f"test -e {once} && sleep 60; touch {once}; echo early; exit 3"
+    with pytest.raises(GuestTimeout, match="exited with 3: early"):
+        guest.wait_until_succeeds(hanging, timeout=2)
+    with pytest.raises(GuestTimeout, match=r"did not end in 0\.4\S* s; it printed: 'first"):
+        guest.wait_until_succeeds("echo first; sleep 60", timeout=0.4)
+
+
 def test_the_history_tells_what_was_run_and_how_it_ended(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     with shell(["dash"]) as (_, guest):

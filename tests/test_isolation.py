@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 
 from kboot.config import Config, Isolation
-from kboot.isolation import User, may_share, resolve
+from kboot.isolation import Snapshots, User, may_share, resolve
 from kboot.kernel import read_kernel
 from kboot.rootfs import overlay_initramfs
 from kboot.session import open_session
 from kboot.snapshots import SnapshotStore
 from kboot.state import cache_directory
+from kboot.testing import RECORDED_BOOT, FakeBackend, write_kernel
 
 FIRST = User(test="a.py::one", module="a.py")
 SECOND = User(test="a.py::two", module="a.py")
@@ -45,6 +47,36 @@ def test_auto_is_for_every_test_where_that_is_quick() -> None:
     assert resolve("auto", restores=True) == "test"
     assert resolve("auto", restores=False) == "session"
     assert resolve("module", restores=True) == "module"
+
+
+STALL = b"""\
+[    1.812345] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\r
+[    1.812399] rcu: \t1-...!: (0 ticks this GP) idle=9/1/0x4 softirq=5/6 fqs=1\r
+[    1.812410] \t(detected by 0, t=5252 jiffies, g=-1011, q=2 ncpus=2)\r
+"""
+
+
+def test_a_boot_that_was_too_slow_for_its_own_kernel_is_not_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A busy host is enough for a stall, which every run that restores the machine would have."""
+    recording = tmp_path / "recording"
+    shutil.copytree(RECORDED_BOOT, recording)
+    console = (recording / "serial.log").read_bytes()
+    at = console.index(b"\n", console.index(b"Run /init as init process")) + 1
+    (recording / "serial.log").write_bytes(console[:at] + STALL + console[at:])
+    kernel = write_kernel(tmp_path / "vmlinuz", "6.99.1-mine")
+    config = Config(kernel=str(kernel), isolation="none")
+    (tmp_path / "store").mkdir()
+    with (
+        SnapshotStore(tmp_path / "store", limit_mib=1) as store,
+        open_session(config, evidence=tmp_path, backend=FakeBackend(recording)) as session,
+    ):
+        settings = session.settings(config)
+        machine = session.machine(settings, name="slow")
+        Snapshots(session.backend, session.kernel, store).save(machine, settings)
+        assert store.entries() == []
+    assert "this boot is not saved, the next one may be: RCU stall" in caplog.text
 
 
 # --------------------------------------------------------------------------------- real machines

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 from kcidb_io.schema import V5_3
 
 from kboot import Config, Run, open_session, read_run
+from kboot.cli import main
 from kboot.errors import ConfigError, InfraError
 from kboot.evidence import CaseResult
 from kboot.results.kcidb import Source, address, kcidb_report, path_of, submit
@@ -135,6 +139,17 @@ def test_made_twice_it_has_the_same_ids(found: Run) -> None:
     assert len({each["id"] for each in first["tests"]}) == 3
 
 
+def test_in_the_report_of_several_runs_each_test_keeps_its_id(found: Run) -> None:
+    evidence = found.machines[0]
+    assert evidence.started
+    days = [evidence.started + timedelta(days=number) for number in range(2)]
+    runs = [replace(found, cases=(case("passed", started=day),), started=day) for day in days]
+    both = replace(runs[0], cases=(*runs[0].cases, *runs[1].cases))
+    ids = {each["id"] for each in kcidb_report(both, SOURCE)["tests"]}
+    assert len(ids) == 3
+    assert ids == {each["id"] for run_ in runs for each in kcidb_report(run_, SOURCE)["tests"]}
+
+
 @pytest.mark.parametrize(
     ("identifier", "path"),
     [
@@ -240,6 +255,60 @@ def test_a_run_writes_it_and_sends_it_if_asked_to(
     ((_, _, report),) = sent
     assert report == json.loads((pytester.path / "kcidb.json").read_text())
     assert cases_in(report)["kboot.test_demo.test_the_host_fails"]["status"] == "MISS"
+
+
+def test_later_it_is_the_same_and_is_sent_only_if_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_demo.py").write_text(TESTS)
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--kboot-kcidb=first.json", "--kboot-kcidb-origin=us", "-k", "uptime or panic")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    subprocess.run([*command, "--kboot-evidence=evidence", *arguments], check=True)
+    first = json.loads((tmp_path / "first.json").read_text())
+    assert len(cases_in(first)) == 3
+    monkeypatch.setenv("KBOOT_KCIDB_SUBMIT", "yes")
+    with listening() as (rest, sent):
+        monkeypatch.setenv("KCIDB_REST", rest)
+        assert main(["kcidb", "evidence", "--kcidb-origin=us"]) == 0
+        assert (json.loads(capsys.readouterr().out), sent) == (first, [])
+        command = ["kcidb", "evidence", "--kcidb-origin=us", "--submit", "-o", "later.json"]
+        assert main(command) == 0
+    ((path, token, report),) = sent
+    assert (path, token) == ("/submit", "Bearer secret")
+    assert report == first == json.loads((tmp_path / "later.json").read_text())
+    assert capsys.readouterr() == ("", "submitted to KCIDB: abc\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rest", "code", "words"),
+    [
+        (["nowhere"], "", 2, "no such directory"),
+        (["."], "", 2, "no evidence of kboot's in it"),
+        (["nowhere", "-o", "gone/x.json"], "", 2, "its directory is not there"),
+        # Before anything is read.
+        (["nowhere", "--submit"], "", 2, "KCIDB_REST must be https://TOKEN@HOST"),
+        (["{run}", "--submit"], "http://secret@127.0.0.1:1", 3, "cannot be reached"),
+    ],
+)
+def test_later_what_cannot_be_read_written_or_sent_is_named(
+    arguments: list[str],
+    rest: str,
+    code: int,
+    words: str,
+    found: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KCIDB_REST", rest)
+    place = str(found.machines[0].directory)
+    assert main(["kcidb", *(word.format(run=place) for word in arguments)]) == code
+    error = capsys.readouterr().err
+    assert words in error
+    assert "secret" not in error
 
 
 def test_a_run_that_could_not_send_it_says_so_and_does_not_pass(

@@ -48,6 +48,16 @@ def arm64_image() -> bytes:
     return bytes(0x38) + b"ARM\x64" + bytes(5000) + banner + bytes(5000)
 
 
+def efi_image() -> bytes:
+    """An arm64 Image with an EFI stub: a PE header with the sections .text and .data."""
+    banner = f"Linux version {VERSION}\n".encode()
+    head = b"MZ".ljust(0x38, b"\0") + b"ARM\x64" + struct.pack("<I", 64)
+    pe = struct.pack("<4sHH12xHH", b"PE\0\0", 0xAA64, 2, 16, 0) + bytes(16)
+    for name, size, offset in ((b".text", 0x1000, 0x400), (b".data", 0x200, 0x1400)):
+        pe += struct.pack("<8sIIII16x", name, size, offset, size, offset)
+    return ((head + pe).ljust(0x400, b"\0") + banner).ljust(0x1600, b"\0")
+
+
 def zboot_image(form: str, payload: bytes) -> bytes:
     """An EFI image that unpacks itself, as CONFIG_EFI_ZBOOT makes it, with no code."""
     header = struct.pack("<2s2x4sII8x32s4xI", b"MZ", b"zimg", 128, len(payload), form.encode(), 64)
@@ -167,6 +177,13 @@ def test_an_image_without_the_64_bit_flag_is_for_32_bit_machines(tmp_path: Path)
 
 def test_the_right_architecture_passes(tmp_path: Path) -> None:
     require_architecture(read_kernel(written(tmp_path / "vmlinuz", bzimage())), "x86_64")
+
+
+def test_an_arm64_image_with_an_efi_stub_is_whole_where_its_last_section_is(
+    tmp_path: Path,
+) -> None:
+    kernel = read_kernel(written(tmp_path / "Image", efi_image()))
+    assert (kernel.architecture, kernel.has_efi_stub) == ("aarch64", True)
 
 
 def test_an_arm64_image_is_recognised(tmp_path: Path) -> None:
@@ -352,6 +369,11 @@ def test_a_build_tree_that_was_not_built_names_the_command(tmp_path: Path) -> No
         (bzimage()[:0x220], "truncated: 544 bytes"),
         (gzip.compress(arm64_image())[:-4], "truncated"),
         (arm64_image()[:3000], 'no "Linux version" in it'),
+        (efi_image()[:-1], r"truncated: \d+ bytes of \d+; copy it again"),
+        (
+            bytes(0x24) + b"\x18\x28\x6f\x01".ljust(1000, b"\0"),
+            "a kernel for 32-bit arm: kboot has no machine for 32-bit arm; it has: aarch64, ",
+        ),
     ],
 )
 def test_what_is_not_a_kernel_is_told_in_one_line(tmp_path: Path, data: bytes, words: str) -> None:
@@ -362,7 +384,7 @@ def test_a_vmlinux_is_no_boot_image(tmp_path: Path) -> None:
     header = b"\x7fELF\x02\x01".ljust(18, b"\0") + struct.pack("<H", 62) + bytes(100)
     message = complaint(written(tmp_path / "vmlinux", header))
     assert "ELF for x86_64" in message
-    assert "boot the bzImage instead: arch/x86/boot/bzImage" in message
+    assert "boot what is made of it: arch/*/boot/bzImage or Image" in message
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def guest(command):
 
 
 def replayed(config, **arguments):
-    return real(config, **{**arguments, "backend": FakeBackend(commands=guest)})
+    ours = {"backend": FakeBackend(commands=guest), "shared_server": None}
+    return real(config, **{**arguments, **ours})
 
 
 real, kboot.session.open_session = kboot.session.open_session, replayed
@@ -155,7 +157,7 @@ def test_a_wrong_tree_ends_the_run_at_once(
     result.stderr.fnmatch_lines(["ERROR: kboot: *no installed kselftest*"])
 
 
-def test_each_program_is_a_test_and_a_crash_does_not_end_the_suite(
+def test_workers_share_the_programs_and_a_crash_does_not_end_the_suite(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytester.path.joinpath("skip").write_text("beta:slow # takes ten minutes\n")
@@ -163,18 +165,20 @@ def test_each_program_is_a_test_and_a_crash_does_not_end_the_suite(
     result = run(
         pytester,
         monkeypatch,
-        *("--kboot-kselftest=kselftest", "--kboot-kselftest-skip=skip", "-v", "-rs"),
+        *("--kboot-kselftest=kselftest", "--kboot-kselftest-skip=skip", "-n2", "-v", "-rs"),
     )
-    result.stdout.fnmatch_lines(
-        [
-            "*test_kselftest[[]alpha:good[]] PASSED*",
-            "*test_kselftest[[]alpha:bad[]] SUBFAILED[[]selftests: alpha: bad/b[]]*",
-            "*test_kselftest[[]beta:dies[]] FAILED*",
-            "*test_kselftest[[]beta:slow[]] SKIPPED*",
-            "*test_kselftest[[]beta:last[]] PASSED*",
-            "SKIPPED*takes ten minutes*",
-        ]
-    )
+    output = result.stdout.str()
+    told = re.findall(r"\[(gw\d)\] \[ *\d+%\] (\w+) \S+test_kselftest\[(\S+)\]", output)
+    assert sorted((name, outcome) for _, outcome, name in told) == [
+        ("alpha:bad", "FAILED"),
+        ("alpha:good", "PASSED"),
+        ("beta:dies", "FAILED"),
+        ("beta:last", "PASSED"),
+        ("beta:slow", "SKIPPED"),
+    ]
+    assert {worker for worker, _, _ in told} == {"gw0", "gw1"}
+    assert "SUBFAILED[selftests: alpha: bad/b]" in output
+    assert "takes ten minutes" in output
 
 
 def test_failures_that_are_known_are_expected(

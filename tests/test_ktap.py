@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kboot.results import junit
 from kboot.results.cases import Case, Status, count, passed, to_report
 from kboot.results.ktap import Parser, read_log
+from tests.ktap_logs import ODD_LOGS, OddLog, check_cut, counts_as_kunit, panicking_log
 
 PASSED, FAILED, SKIPPED = Status.PASSED, Status.FAILED, Status.SKIPPED
 
@@ -413,6 +414,14 @@ def test_a_log_cut_at_any_byte_loses_no_case_and_invents_none(seed: int, style: 
             assert len({c.path[0] if c.path else c.label for c in cases}) == planned
 
 
+def test_where_one_case_in_50_panics_a_cut_loses_no_case_and_invents_none() -> None:
+    data = panicking_log(2)
+    panic = data.index(b"case_48"), data.index(b"KTAP", len(data) // 2)
+    # All other bytes: python -m tests.soak_ktap.
+    for end in sorted({*range(*panic), *range(0, len(data) + 1, 97)}):
+        check_cut(data, end)
+
+
 def test_a_panic_in_each_of_many_cases_loses_none() -> None:
     rng = random.Random(0)
     for _ in range(50):
@@ -484,3 +493,12 @@ def test_a_real_boot_cut_anywhere_keeps_what_it_had_told() -> None:
         for case in read_log(BOOTED[:end])[0]:
             if case.status is not Status.NOT_RUN:
                 assert whole[case.full_name] is case.status
+
+
+# ------------------------------------------------------------------------------------ odd logs
+
+
+@pytest.mark.parametrize("log", [pytest.param(log, id=name) for name, log in ODD_LOGS.items()])
+def test_in_an_odd_log_the_counts_are_those_of_kunit_py(log: OddLog) -> None:
+    cases, _ = read_log(log.text.encode(), comments=False)
+    assert counts_as_kunit(cases) == (log.ours or log.counts), log.why

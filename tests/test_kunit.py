@@ -77,6 +77,27 @@ def test_a_kernel_without_kunit_is_told(tmp_path: Path) -> None:
         KUnit(machine).boot()
 
 
+def test_a_suite_runs_again_by_debugfs(tmp_path: Path) -> None:
+    from kboot.machine.kunit import KUnit
+
+    said = "    # Subtest: list\n    1..2\n    ok 1 a\n    not ok 2 b\nnot ok 1 list\n"
+
+    def guest(command: str) -> tuple[int, str] | None:
+        if "&& ls /sys/kernel/debug/kunit" in command:
+            return (0, "example\nlist\n")
+        return (0, said) if "echo 1 >/sys/kernel/debug/kunit/list/run" in command else None
+
+    with machine_on(tmp_path, commands=guest) as machine:
+        kunit = KUnit(machine)
+        assert kunit.suites() == ["example", "list"]
+        results = kunit.run("list")
+    assert results.source == "KUnit suite list"
+    assert [(case.full_name, str(case.status)) for case in results.cases if not case.suite] == [
+        ("list/a", "passed"),
+        ("list/b", "failed"),
+    ]
+
+
 def run(pytester: pytest.Pytester, said: str, *, comes_up: bool) -> tuple[str, dict[str, str]]:
     """What a test of KUnit prints, and JUnit's test cases with what each has."""
     recording(pytester.path, said, comes_up=comes_up)

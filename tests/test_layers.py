@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from kboot import arch
 from kboot.config import BACKENDS
 
 PACKAGE = Path(__file__).parent.parent / "kboot"
@@ -57,6 +59,7 @@ HOMES = {
     "requests": {"kernel", "results"},
     "jinja2": {"templates"},
     "click": {"cli"},
+    "pycdlib": {"machine"},
     "rich": {"cli"},
 }
 
@@ -71,6 +74,7 @@ HEAVY = {
     "kubernetes",
     "paramiko",
     "pexpect",
+    "pycdlib",
     "requests",
     "rich",
     "urllib3",
@@ -79,6 +83,7 @@ HEAVY = {
 }
 
 
+@functools.cache
 def sources() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if "_data" not in path.parts)
 
@@ -89,12 +94,23 @@ def unit_of(path: Path) -> str:
     return "" if first == "__init__.py" else first.removesuffix(".py")
 
 
-def runtime_imports(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A file's syntax tree, which no test changes."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def runtime_imports(path: Path) -> list[tuple[int, str]]:
     """Line and full name of all that a file imports, at its top or inside functions.
 
     What is imported for annotations only, under ``if TYPE_CHECKING``, is no dependency.
     """
-    pending: list[Any] = [ast.parse(path.read_text(encoding="utf-8"))]
+    return list(_runtime_imports(path))
+
+
+def _runtime_imports(path: Path) -> Iterator[tuple[int, str]]:
+    pending: list[Any] = [tree_of(path)]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
@@ -168,21 +184,32 @@ def test_an_outside_thing_has_one_home(library: str) -> None:
     assert users <= HOMES[library]
 
 
+def decided_by(tree: ast.AST) -> Iterator[tuple[int, ast.expr]]:
+    """What code chooses by, with its line: operands of comparisons, keys, and patterns."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare():
+                asked = [node.left, *node.comparators]
+            case ast.Dict():
+                asked = [key for key in node.keys if key]
+            case ast.MatchValue():
+                asked = [node.value]
+            case ast.Call(func=ast.Attribute(attr="startswith" | "endswith")):
+                asked = node.args
+            case _:
+                continue
+        for each in asked:
+            # One of several: `in {"a", "b"}`.
+            parts = each.elts if isinstance(each, ast.Tuple | ast.List | ast.Set) else [each]
+            yield from ((node.lineno, part) for part in parts)
+
+
 def test_nobody_asks_which_backend_it_is() -> None:
     wrong = []
     for path in sources():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            match node:
-                case ast.Compare():
-                    asked = [node.left, *node.comparators]
-                case ast.Dict():
-                    asked = [key for key in node.keys if key]
-                case ast.MatchValue():
-                    asked = [node.value]
-                case _:
-                    continue
-            if any(isinstance(each, ast.Constant) and each.value in BACKENDS for each in asked):
-                wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+        for line, asked in decided_by(tree_of(path)):
+            if isinstance(asked, ast.Constant) and asked.value in BACKENDS:
+                wrong.append(f"{path.relative_to(PACKAGE)}:{line}")
     # machine.backends turns the name into the thing; a backend may call itself by its name.
     homes = ("machine/backends.py", *(f"{name}/" for name in BACKENDS))
     assert [place for place in wrong if not place.startswith(homes)] == []
@@ -197,6 +224,12 @@ _OF_AN_ARCHITECTURE = re.compile(
 _MANY_TONGUES = {"crash", "testing"}
 
 
+#: Rows of the table by their names; and the row of a machine about which nobody has said anything,
+#: which is good for nothing else.
+_ROWS_OF_ARCHITECTURES = {row.name.upper() for row in arch.ARCHITECTURES}
+_DEFAULT_ROW = {"DEFAULT"}
+
+
 def test_architectures_have_one_home() -> None:
     wrong = []
     for path in sources():
@@ -207,6 +240,83 @@ def test_architectures_have_one_home() -> None:
                 if _OF_AN_ARCHITECTURE.search(text)
             ]
     assert wrong == []
+
+
+def test_nobody_asks_which_architecture_it_is() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for path in sources()
+        if unit_of(path) != "arch"
+        for line in asks_which_architecture(tree_of(path))
+    ]
+    assert wrong == []
+
+
+def asks_which_architecture(tree: ast.AST) -> list[int]:
+    """The lines on which code names a row of the table, or chooses by an architecture's name."""
+    lines = [
+        node.lineno
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in _ROWS_OF_ARCHITECTURES)
+        or (isinstance(node, ast.Name) and node.id in _ROWS_OF_ARCHITECTURES)
+        or (
+            isinstance(node, ast.ImportFrom)
+            and any(alias.name in _ROWS_OF_ARCHITECTURES | _DEFAULT_ROW for alias in node.names)
+            and node.module == "kboot.arch"
+        )
+    ]
+    for line, asked in decided_by(tree):
+        inside = list(ast.walk(asked))
+        names = any(
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and _OF_AN_ARCHITECTURE.search(node.value)
+            for node in inside
+        )
+        default = any(
+            isinstance(node, ast.Attribute)
+            and node.attr in _DEFAULT_ROW
+            and ast.unparse(node.value) == "arch"
+            for node in inside
+        )
+        if names or default:
+            lines.append(line)
+    return sorted(set(lines))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'if architecture == "aarch64": pass',
+        'if row.name != "x86_64": pass',
+        'if name in ("x86_64", "aarch64"): pass',
+        'if name in {"riscv64"}: pass',
+        'if name.startswith("arm64"): pass',
+        'cards = {"x86_64": "e1000e", "aarch64": "virtio"}[name]',
+        'match name:\n    case "aarch64" | "arm64":\n        pass',
+        "if row is arch.AARCH64: pass",
+        "cards = {arch.X86_64.name: 1}",
+        "from kboot.arch import RISCV64",
+        "if architecture != arch.DEFAULT.name: pass",
+        "if row is arch.DEFAULT: pass",
+        "match name:\n    case arch.DEFAULT.name:\n        pass",
+    ],
+)
+def test_code_that_asks_which_architecture_it_is_would_be_seen(code: str) -> None:
+    assert asks_which_architecture(ast.parse(code)) != []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if row.has_bios: pass",
+        "if row is arch.host(): pass",
+        "if kernel.architecture != machine_architecture: pass",
+        "def boot(architecture: str = arch.DEFAULT.name) -> None: pass",
+    ],
+)
+def test_code_that_asks_the_table_is_as_it_should_be(code: str) -> None:
+    assert asks_which_architecture(ast.parse(code)) == []
 
 
 def test_no_file_of_a_guest_or_a_boot_server_is_for_one_architecture() -> None:
@@ -220,7 +330,7 @@ def test_no_file_of_a_guest_or_a_boot_server_is_for_one_architecture() -> None:
 
 def _texts(path: Path) -> Iterator[tuple[int, str]]:
     """Line and text of all that a file says to others than its readers."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     told = {
         id(node.value)
         for node in ast.walk(tree)

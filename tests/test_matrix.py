@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kboot.kernel import read_kernel
 from kboot.testing import write_kernel
 
 SUITE = """
@@ -146,3 +147,27 @@ def test_junit_keeps_the_combinations_apart_in_a_parallel_run_too(
         if each.attrib["name"] == "kboot.kernel.release"
     }
     assert releases == {"test_it[6.1.0]": "6.1.0", "test_it[6.12.0]": "6.12.0"}
+
+
+def test_junit_keeps_kernels_and_firmware_of_a_mixed_run_apart(
+    pytester: pytest.Pytester, quick_kernel: Path, arm64_kernel: Path
+) -> None:
+    path = pytester.makepyfile(
+        "def test_it(kernel, kboot_session, record_property):\n"
+        "    record_property('release', kernel.release)\n"
+        "    record_property('firmware', kboot_session.config.firmware)\n"
+    )
+    options = [f"--kernel={quick_kernel}", f"--kernel={arm64_kernel}"]
+    options += ["--kboot-firmware=bios", "--kboot-firmware=uefi"]
+    run(pytester, path, "--junitxml=junit.xml", *options).assert_outcomes(passed=3)
+    cases = {
+        case.attrib["name"]: {
+            each.attrib["name"]: each.attrib["value"] for each in case.iter("property")
+        }
+        for case in ET.parse(pytester.path / "junit.xml").iter("testcase")  # noqa: S314  our own
+    }
+    ours, other = (read_kernel(path).release for path in (quick_kernel, arm64_kernel))
+    # Machines for arm64 have no BIOS.
+    wanted = [(ours, "bios"), (ours, "uefi"), (other, "uefi")]
+    assert list(cases) == [f"test_it[{release}-{firmware}]" for release, firmware in wanted]
+    assert [(it["release"], it["firmware"]) for it in cases.values()] == wanted

@@ -153,7 +153,7 @@ def test_on_a_cluster_what_is_lost_is_mended_or_told(tmp_path: Path, quick_kerne
         user.type("take")
         assert session.kernel() == status["release"]
         wait_until_ended(first)
-        # Somebody stops the machine while nobody looks after it.
+        # Somebody stops the machine while it has no supervisor.
         second = session.place()
         session.lose_supervisor(signal.SIGTERM)
         wait_until_ended(second)

@@ -155,6 +155,14 @@ def test_old_machines_are_replaced(machines: Machines) -> None:
     assert machines.on == []
 
 
+def test_a_machine_that_does_not_answer_is_taken_out(tmp_path: Path, broken: Broken) -> None:
+    machines = Machines(tmp_path, commands={"true": (1, "out of memory")})
+    with open_pool(machines.restore, replicas=1, heartbeat_s=0.05, on_ended=broken):
+        eventually(lambda: broken.told)
+    assert next(iter(broken.told.values())) == "no heartbeat: 'true' exited with 1: out of memory"
+    assert machines.on == []
+
+
 def test_a_machine_that_cannot_be_started_is_tried_again(machines: Machines) -> None:
     failures = [InfraError("no memory"), InfraError("no memory")]
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kboot.backend import Impairment, MachineSpec
+from kboot.kubevirt import processors as on_cluster
 from kboot.qemu.argv import Flash, Wiring, argv
 
 SPEC = MachineSpec(name="m0", boot_file="http://10.0.2.2:8080/token/scripts/m0/boot.ipxe")
@@ -118,3 +119,18 @@ def test_by_hand_the_serial_port_is_the_terminal_and_nothing_is_inherited() -> N
     words = command(wiring=Wiring.by_hand())
     assert not any("fd=" in word for word in words)
     assert any(word.startswith("stdio") for word in value_of("-chardev", words))
+
+
+def test_more_cards_are_on_networks_of_their_own_and_boot_nothing() -> None:
+    words = command(replace(SPEC, nics=3))
+    assert value_of("-netdev", words)[1:] == [
+        "user,id=nic2,net=10.0.3.0/24",
+        "user,id=nic3,net=10.0.4.0/24",
+    ]
+    cards = value_of("-device", words)
+    assert [card.rpartition(",")[2] for card in cards] == ["bootindex=1", "romfile=", "romfile="]
+    assert len({card.split("mac=")[1].split(",")[0] for card in cards}) == 3
+    isolated = command(replace(SPEC, nics=2), forwarder="/busybox")
+    assert value_of("-netdev", isolated)[1].endswith(",restrict=on")
+    fault = on_cluster.fault(replace(SPEC, nics=2))
+    assert "more cards need networks of Multus" in str(fault)

@@ -240,6 +240,55 @@ def test_everything_that_is_operated_has_a_name(browser: Browser, folder: Path) 
         assert opened.page.locator("table:not(:has(caption))").count() == 0
 
 
+#: Texts whose contrast to what is behind them is below that of WCAG 2 (AA).
+CONTRAST = """() => {
+    // "rgb(1, 2, 3)", and of color-mix(): "color(srgb 0.1 0.2 0.3)".
+    const channels = text => text.match(/[\\d.]+/g).map(Number)
+        .map((value, at) => text.startsWith("color(") && at < 3 ? 255 * value : value)
+    const over = (front, back) => {
+        const alpha = front[3] ?? 1
+        return [0, 1, 2].map(at => front[at] * alpha + back[at] * (1 - alpha))
+    }
+    const behind = element => {
+        const all = []
+        for (let each = element; each; each = each.parentElement)
+            all.push(channels(getComputedStyle(each).backgroundColor))
+        return all.reverse().reduce((back, front) => over(front, back), [255, 255, 255])
+    }
+    const luminance = color => color.slice(0, 3)
+        .map(value => value / 255)
+        .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, value, at) => sum + value * [0.2126, 0.7152, 0.0722][at], 0)
+    const faults = new Set()
+    for (const element of document.querySelectorAll("body *")) {
+        const texts = [...element.childNodes].filter(each => each.nodeType === Node.TEXT_NODE)
+        if (!texts.some(each => each.textContent.trim()) || !element.checkVisibility()) continue
+        const style = getComputedStyle(element)
+        const back = behind(element)
+        const svg = element instanceof SVGElement
+        const front = over(channels(svg ? style.fill : style.color), back)
+        const [low, high] = [luminance(front), luminance(back)].sort((a, b) => a - b)
+        const ratio = (high + 0.05) / (low + 0.05)
+        const size = parseFloat(style.fontSize)
+        const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700)
+        if (ratio < (large ? 3 : 4.5))
+            faults.add(`${element.parentElement.outerHTML.slice(0, 80)}: ${ratio.toFixed(2)}`)
+    }
+    return [...faults]
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_told_from_what_is_behind_it(
+    browser: Browser, folder: Path, scheme: Any
+) -> None:
+    with browser.open(folder / "report.html", scheme=scheme) as opened:
+        page = opened.page
+        page.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true })")
+        page.wait_for_selector(".l")
+        assert page.evaluate(CONTRAST) == []
+
+
 def test_it_can_be_printed(browser: Browser, folder: Path) -> None:
     with browser.open(folder / "report.html") as opened:
         assert opened.page.pdf().startswith(b"%PDF")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from kboot.backend import PathCondition, VirtualMachine
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.qemu.segment import Segment, open_segment
+from kboot.qemu.switch import NameServer
 
 MEMBERS = ("a", "b", "c")
 EVERYBODY = b"\xff" * 6
@@ -31,8 +33,8 @@ class Card:
         self.address = bytes.fromhex(segment.interface(member).mac_address.replace(":", ""))
         self._rest = b""
 
-    def send(self, to: bytes, text: bytes) -> None:
-        frame = to + self.address + b"\x08\x00" + text
+    def send(self, to: bytes, text: bytes, *, kind: bytes = b"\x08\x00") -> None:
+        frame = to + self.address + kind + text
         self.socket.sendall(len(frame).to_bytes(4, "big") + frame)
 
     def receive(self) -> bytes:
@@ -197,7 +199,7 @@ def test_addresses_are_handed_out(wired: Wired) -> None:
 def test_a_segment_has_an_end(tmp_path: Path) -> None:
     members = [f"m{number}" for number in range(255)]
     with (
-        pytest.raises(ConfigError, match="at most 254"),
+        pytest.raises(ConfigError, match="at most 253"),
         open_segment(tmp_path, members, Deadline(20)),
     ):
         pass
@@ -261,3 +263,96 @@ def test_dns_is_answered_that_there_is_no_such_name(wired: Wired, is_ipv6: bool)
     # Everything else goes its way.
     wired.a.send(wired.b.address, b"hello")
     assert wired.b.receive() == b"hello"
+
+
+# ------------------------------------------------------------------------------------- its names
+
+NAMES = NameServer(
+    address="10.98.0.254",
+    mac="52:54:00:6b:66:fe",
+    domain="fleet.internal",
+    names={"control-1": "10.98.0.1", "worker-1": "10.98.0.2"},
+)
+A, PTR, AAAA = 1, 12, 28
+
+
+def query(name: str, kind: int = A, *, flags: int = 0x0100) -> bytes:
+    """A question as resolvers send it, number 7."""
+    labels = b"".join(bytes([len(each)]) + each.encode() for each in name.split("."))
+    return struct.pack("!HHHHHH", 7, flags, 1, 0, 0, 0) + labels + struct.pack("!BHH", 0, kind, 1)
+
+
+def resolved(name: str, kind: int = A, *, flags: int = 0x0100) -> tuple[int, list[bytes]]:
+    """The status, and the data of the answers."""
+    asked = query(name, kind, flags=flags)
+    answer = NAMES.resolve(asked)
+    number, said, questions, count, *_ = struct.unpack_from("!HHHHHH", answer)
+    assert (number, said & 0x8000, questions) == (7, 0x8000, 1)
+    # Resolvers compare what was asked with what they asked.
+    assert answer[12 : len(asked)] == asked[12:]
+    rest, found = answer[len(asked) :], []
+    for _ in range(count):
+        *_, size = struct.unpack_from("!HHHIH", rest)
+        found.append(rest[12 : 12 + size])
+        rest = rest[12 + size :]
+    assert rest == b""
+    return said & 15, found
+
+
+@pytest.mark.parametrize("name", ["worker-1", "worker-1.fleet.internal", "Worker-1.FLEET.internal"])
+def test_a_name_is_known_with_and_without_its_domain(name: str) -> None:
+    assert resolved(name) == (0, [bytes([10, 98, 0, 2])])
+
+
+def test_an_address_has_a_name() -> None:
+    name = b"\x09control-1\x05fleet\x08internal\x00"
+    assert resolved("1.0.98.10.in-addr.arpa", PTR) == (0, [name])
+
+
+def test_what_a_name_does_not_have_is_no_error_and_what_is_no_name_is_one() -> None:
+    assert resolved("worker-1", AAAA) == (0, [])
+    assert resolved("worker-9.fleet.internal") == (3, [])
+    assert resolved("fleet.internal") == (3, [])
+
+
+def test_for_names_of_the_world_the_next_server_is_asked() -> None:
+    refused = 5
+    for name in ("deb.debian.org", "printer", "1.1.1.1.in-addr.arpa"):
+        assert resolved(name) == (refused, [])
+    not_implemented = 4
+    assert resolved("worker-1", flags=0x2800) == (not_implemented, [])
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"\0" * 11, query("worker-1")[:-3], query("worker-1", flags=0x8000)]
+)
+def test_what_is_no_question_has_no_answer(message: bytes) -> None:
+    packet = struct.pack("!HHHH", 4000, 53, 8 + len(message), 0) + message
+    head = bytes([0x45, 0]) + struct.pack("!H", 20 + len(packet)) + bytes(5) + b"\x11\0\0"
+    frame = NAMES.mac + b"guest!" + b"\x08\0" + head + b"\x0a\x62\0\x02" + b"\x0a\x62\0\xfe"
+    assert NAMES.answer(frame + packet) is None
+
+
+def test_the_name_server_is_a_station_that_can_be_cut_off(wired: Wired) -> None:
+    ours, its = b"\x0a\x62\0\x01", b"\x0a\x62\0\xfe"
+    arp = b"\0\x01\x08\0\x06\x04\0\x01" + wired.a.address + ours + bytes(6) + its
+    wired.a.send(EVERYBODY, arp, kind=b"\x08\x06")
+    answer = wired.a.receive()
+    assert answer[6:8] == b"\0\x02"
+    mac = answer[8:14]
+    question = query("c.fleet.internal")
+    datagram = struct.pack("!HHHH", 4000, 53, 8 + len(question), 0) + question
+    size = struct.pack("!H", 20 + len(datagram))
+    packet = b"\x45\0" + size + b"\0\0\x40\0\x40\x11\0\0" + ours + its + datagram
+    wired.a.send(mac, packet)
+    answer = wired.a.receive()
+    # From its port to ours, and at the end the address.
+    assert answer[20:24] == struct.pack("!HH", 53, 4000)
+    assert answer[-4:] == b"\x0a\x62\0\x03"
+    nobody = {"a": cast(VirtualMachine, object())}
+    wired.segment.set_links(nobody, up=False)
+    wired.a.send(mac, packet)
+    wired.settle()
+    wired.segment.set_links(nobody, up=True)
+    wired.settle()
+    assert wired.a.waiting() == wired.b.waiting() == wired.c.waiting() == []

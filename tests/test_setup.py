@@ -20,10 +20,13 @@ PACKAGES = {
     "addr2line": "binutils",
     "busybox": "busybox-static",
     "cpio": "cpio",
+    "depmod": "kmod",
     "dropbear": "dropbear-bin",
     "dropbearkey": "dropbear-bin",
+    "e2fsck": "e2fsprogs",
     "gcc": "gcc",
     "git": "git",
+    "grub-mkimage": "grub-common",
     "make": "make",
     "mcopy": "mtools",
     "mformat": "mtools",
@@ -53,7 +56,8 @@ OPTIONAL = {"kubectl"}
 #: What is called by what is called: a module's build runs pahole, a link needs the C library.
 INDIRECT = {
     *("dwarves", "libelf-dev", "libc6-dev", "ovmf", "ipxe-qemu", "python3-venv"),
-    "qemu-efi-aarch64",
+    # What grub-mkimage makes a boot loader of.
+    *("qemu-efi-aarch64", "grub-pc-bin", "grub-efi-amd64-bin"),
 }
 
 #: Functions that take a command, or the name of a program.

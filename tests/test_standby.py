@@ -19,7 +19,7 @@ from kboot.errors import GuestError
 from kboot.kernel import read_kernel
 from kboot.machine import Machine, MachineSettings, power_on
 from kboot.standby import Restored, Slots, Standby
-from kboot.testing import FakeBackend, write_kernel
+from kboot.testing import FakeBackend, Script, write_kernel
 from tests.test_isolation import properties
 from tests.test_workers import command, wait_until_all_are_gone
 
@@ -30,10 +30,10 @@ OTHER = replace(SETTINGS, command_line="quiet")
 class Machines:
     """Replayed machines, and which of them are on."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, commands: Script | None = None) -> None:
         self._directory = directory
         self._kernel = read_kernel(write_kernel(directory / "vmlinuz", "6.99.1-mine"))
-        self._backend = FakeBackend()
+        self._backend = FakeBackend(commands=commands)
         self.on: list[Machine] = []
         self.count = 0
         #: Held up until this is set.

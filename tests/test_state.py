@@ -282,3 +282,31 @@ def test_a_running_process_keeps_its_evidence_however_many_boots_come_after(
     state.evidence_directory("last")
     assert not theirs.exists()
     assert ours.is_dir()
+
+
+# The same, with a directory that is not in the run's own.
+OPEN = """
+import time
+from kboot import state
+with state.run_directory() as directory, state.open_directory(directory) as folder:
+    (folder / "made").mkdir()
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_run_has_elsewhere_goes_with_it(tmp_path: Path) -> None:
+    with state.run_directory() as run, state.open_directory(run) as folder:
+        assert not folder.is_relative_to(run)
+        assert folder.stat().st_mode & 0o7777 == 0o1777
+        (folder / "file").write_text("x")
+    assert not folder.exists()
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    argv = [sys.executable, "-c", OPEN]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environ) as killed:
+        assert killed.stdout
+        folder = Path(killed.stdout.readline().decode().strip())
+        killed.kill()
+    assert (folder / "made").is_dir()
+    assert len(state.sweep()) == 1
+    assert not folder.exists()

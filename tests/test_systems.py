@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from kboot import arch, process
 from kboot.backend import Share
 from kboot.config import Config, read_disks, read_shares
 from kboot.disks import find_root, partitions, read_image
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, InfraError
 from kboot.kernel import Kernel, read_kernel
 from kboot.qemu import shares as qemu_shares
-from kboot.rootfs import debian
+from kboot.rootfs import debian, resolve_rootfs
 from kboot.rootfs.system import System, system_for
 from tests.disk_images import DATA, ESP, ROOT, gpt
 
@@ -240,3 +241,51 @@ def test_what_mmdebstrap_says_is_put_into_words(
     found = debian.explained(said, debian.DebianSystem())
     assert isinstance(found, error)
     assert words in str(found)
+
+
+@pytest.fixture
+def architecture_of_another() -> str:
+    """One that this host's processor is not."""
+    return next(row.name for row in arch.ARCHITECTURES if not row.is_hosts)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("exit 1", "its programs do not run here"), (None, "arch-test, .* is missing")],
+    ids=["no qemu-user", "no arch-test"],
+)
+def test_a_debian_that_cannot_be_made_for_another_architecture_says_what_to_install(
+    script: str | None,
+    words: str,
+    architecture_of_another: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "setpriv").symlink_to(process.find_program("setpriv"))
+    if script is not None:
+        (programs / "arch-test").write_text(f"#!/bin/sh\n{script}\n")
+        (programs / "arch-test").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(InfraError, match=words) as caught:
+        resolve_rootfs("debian", architecture=architecture_of_another)
+    said = str(caught.value)
+    assert f"cannot be made for {architecture_of_another} here" in said
+    assert "apt-get install arch-test qemu-user-static" in said
+    # And so does kboot doctor, for all that it cannot be made for.
+    fault = debian.foreign_fault(architecture_of_another)
+    assert fault is not None
+    assert fault in said
+
+
+def test_debian_for_this_hosts_own_architecture_takes_no_emulation() -> None:
+    assert debian.foreign_fault(arch.host().name) is None
+
+
+def test_a_debian_system_for_each_architecture_is_kept_apart() -> None:
+    systems = [debian.read_debian("debian", architecture=row.name) for row in arch.ARCHITECTURES]
+    assert len({debian._key(system) for system in systems}) == len(systems)
+    for row, system in zip(arch.ARCHITECTURES, systems, strict=True):
+        assert f"--architectures={row.debian}" in debian._command(system)

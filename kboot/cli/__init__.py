@@ -59,6 +59,7 @@ class LazyGroup(click.Group):
         "crash": ("kboot.cli.crash:crash", "Find kernel crashes in a console log."),
         "ktap": ("kboot.cli.ktap:ktap", "Read results of kernel test suites in a log."),
         "report": ("kboot.cli.report:report", "Make one HTML file of a run's evidence."),
+        "kcidb": ("kboot.cli.kcidb:kcidb", "Make or send a report for KernelCI's database."),
         "compare": ("kboot.cli.compare:compare", "Compare two runs: failures, crashes, times."),
         "bisect": ("kboot.cli.bisect:bisect", "Find the commit that brought a failure."),
         "up": ("kboot.cli.machines:up", "Start a persistent machine."),

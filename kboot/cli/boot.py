@@ -28,13 +28,14 @@ _NOT_FOR_A_BOOT = {"kernel", "warnings", "isolation", "snapshot_cache"} | OF_TES
 Examples:
   kboot boot arch/x86/boot/bzImage
   kboot boot vmlinuz --console --cmdline 'debug ignore_loglevel'
+  kboot boot --boot disk --rootfs debian.qcow2 --memory 1G
   kboot boot vmlinuz --expect 'Run /init as init process'
   git bisect run kboot boot --git-bisect arch/x86/boot/bzImage
 
 Exit codes: 0 it came up, 1 the kernel failed, 2 bad input, 3 the host failed.
 """,
 )
-@click.argument("kernel", type=click.Path(path_type=str))
+@click.argument("kernel", required=False, type=click.Path(path_type=str))
 @config_options(*(setting.name for setting in SETTINGS if setting.name not in _NOT_FOR_A_BOOT))
 @click.option(
     "--expect",
@@ -45,13 +46,16 @@ Exit codes: 0 it came up, 1 the kernel failed, 2 bad input, 3 the host failed.
 @click.option("--git-bisect", is_flag=True, help="Exit with 125 (skip) where it would be 2 or 3.")
 def boot(
     *,
-    kernel: str,
+    kernel: str | None,
     expect: str | None,
     show_console: bool,
     git_bisect: bool,
     **options: Any,
 ) -> None:
-    """Boot KERNEL (an image, a .deb, a build tree, or a URL) once, through DHCP, iPXE and HTTP."""
+    """Boot KERNEL (an image, a .deb, a build tree, or a URL) once, through DHCP, iPXE and HTTP.
+
+    With --boot disk, boot what is on the machine's disk instead, with the boot loader there.
+    """
     _check_pattern(expect)
     with _exit_125(when=git_bisect):
         _boot(load_config({**options, "kernel": kernel}), expect=expect, show_console=show_console)
@@ -84,8 +88,8 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
 
     kernel = kernel_of(config)
     settings = settings_for(kernel, config)
-    evidence = config.evidence or evidence_directory(kernel.release)
-    click.echo(f"Linux {kernel.release} ({kernel.architecture}) from {kernel.source}")
+    evidence = config.evidence or evidence_directory(kernel.release or kernel.source.name)
+    click.echo(str(kernel))
     try:
         with (
             open_backend(config) as backend,
@@ -107,6 +111,8 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
             else:
                 click.echo(f"  found: {machine.wait_for_line(expect)}")
             machine.check()
+            if kernel.on_disk and machine.boot.ready:
+                click.echo(f"  Linux {machine.kernel.release}; {machine.command_line}")
     finally:
         if evidence.is_dir() and any(evidence.iterdir()):
             click.echo(f"evidence: {evidence}")
@@ -117,10 +123,13 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
 
 def _print_machine(machine: Machine) -> None:
     spec = machine.settings.spec
-    click.echo(
-        f"{machine.machine_description}; {spec.firmware}, {spec.memory_mib} MiB, "
-        f"{spec.cpus} CPU; {machine.command_line}"
-    )
+    parts = [
+        machine.machine_description,
+        f"{spec.firmware}, {spec.memory_mib} MiB, {spec.cpus} CPU",
+        # What is on its disk, nobody knows yet.
+        machine.command_line,
+    ]
+    click.echo("; ".join(filter(None, parts)))
 
 
 def _print_phase(milestone: Milestone, seconds: float) -> None:

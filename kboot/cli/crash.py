@@ -115,7 +115,7 @@ def crash(
         many = len(logs) > 1 or any(log.is_dir() for log in logs)
         clusters: dict[str, list[tuple[Path, CrashReport]]] = {}
         for log in _files(logs):
-            for report in _reports(log, symbols, boot, since_boot):
+            for report in _reports(log, symbols, boot, since_boot, many=many):
                 found |= report.fatal or report.kind not in COMPLAINTS
                 if symbols:
                     symbols.require_same_kernel(report, str(log) if many else "the log")
@@ -162,7 +162,12 @@ def _table(clusters: dict[str, list[tuple[Path, CrashReport]]]) -> list[list[str
 
 
 def _reports(
-    log: Path | None, symbols: CrashSymbols | None, boot: int | None, since_boot: int | None
+    log: Path | None,
+    symbols: CrashSymbols | None,
+    boot: int | None,
+    since_boot: int | None,
+    *,
+    many: bool,
 ) -> Iterator[CrashReport]:
     """The reports of a log, or of some of its boots."""
     reader = _Reader(symbols, symbols.names if symbols else _names_of_machine(log))
@@ -175,7 +180,11 @@ def _reports(
     known = list(reports)
     start = reader.boots.start_of(number)
     if start is None:
-        raise ConfigError(f"{log}: there is no boot {number}, but {len(reader.boots.starts)}")
+        fault = f"{log}: there is no boot {number}, but {len(reader.boots.starts)}"
+        if not many:
+            raise ConfigError(fault)
+        click.echo(f"skipped: {fault}", err=True)
+        return
     behind = [each for each in reader.boots.starts if each > max(start, *reader.boots.starts[:1])]
     end = behind[0] if behind and boot is not None else None
     for report in known:

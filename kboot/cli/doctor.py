@@ -71,6 +71,6 @@ def _print_role(config: Config) -> None:
     try:
         namespace = connect(config.context, config.namespace).namespace
     except ConfigError:
-        # Whoever gives rights to others need not have a kubeconfig here.
+        # An administrator who grants rights to others need not have a kubeconfig here.
         namespace = config.namespace or "default"
     click.echo(to_yaml(role(namespace)), nl=False)

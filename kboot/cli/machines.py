@@ -53,15 +53,18 @@ def up(context: click.Context, /, *, name: str | None, as_json: bool, **options:
 
     name = name or _DEFAULT_NAME
     config = load_config(options)
-    if config.kernel is None:
-        raise ConfigError("no kernel was named; say which: kboot up --kernel FILE")
+    if not config.names_kernel:
+        raise ConfigError(
+            "no kernel was named; say which: kboot up --kernel FILE, or boot what is on a disk: "
+            "--boot disk --disk FILE"
+        )
     # Mistakes are told here, before anything has been started.
     kernel = kernel_of(config)
     settings_for(kernel, config, machine_name=name)
     require_new_name(name)
     launch(name, {key: value for key, value in options.items() if value not in (None, ())})
     if not as_json:
-        click.echo(f"Linux {kernel.release} ({kernel.architecture}) from {kernel.source}")
+        click.echo(str(kernel))
     status = ask(name, "wait", on_event=(lambda _: None) if as_json else show_event)
     if as_json:
         print_json(status)
@@ -149,10 +152,11 @@ def status(context: click.Context, /, *, name: str, as_json: bool) -> None:
         print_json(found)
     else:
         upcoming = found["next"]
+        release = upcoming["release"] or "what is on its disk"
         lines = [
             f"{name}: {say_state(found['state'], found['what'])}",
             f"  kernel    {found['release']}, boot {found['boots']} of this machine",
-            f"  next      {upcoming['release']} (push {upcoming['number']}) {upcoming['kernel']}",
+            f"  next      {release} (push {upcoming['number']}) {upcoming['kernel']}",
             f"  machine   {found['machine']}, process {found['pid']}, up {age(found['up_s'])}",
             f"  evidence  {found['evidence']}",
         ]

@@ -123,7 +123,7 @@ def drain(*, name: str, as_json: bool) -> None:
 @pool.command()
 @_name
 def down(*, name: str) -> None:
-    """Stop and remove the pool NAME, whoever has its machines."""
+    """Stop and remove the pool NAME, also while its machines are leased."""
     from kboot import service  # noqa: PLC0415  --help does not need it
 
     kept = service.stop(_find(name))

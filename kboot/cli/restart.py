@@ -333,7 +333,9 @@ def say_outcome(name: str, outcome: dict[str, Any], *, quiet: bool = False) -> N
     if outcome["error"]:
         raise to_error(outcome["error"])
     if not quiet:
-        click.echo(f"{name}: Linux {outcome['release']}, proved by its nonce {outcome['nonce']}")
+        # What a disk has booted was given no nonce.
+        kind = "nonce" if "script" in outcome["phases_s"] else "boot_id"
+        click.echo(f"{name}: Linux {outcome['release']}, proved by its {kind} {outcome[kind]}")
 
 
 def write_json(file: Path, value: object) -> None:

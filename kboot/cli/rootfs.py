@@ -7,12 +7,19 @@ from typing import Any
 
 import click
 
+from kboot import arch
 from kboot.cli.options import config_options, json_option, load_config
 from kboot.cli.output import print_json, print_table, say_size
 from kboot.errors import ConfigError
 from kboot.log import age
 
 _UNUSED_DAYS = 30.0
+#: What else boots are given, by its directory in the cache.
+_IMAGES = {
+    "rootfs": "small images (tiny systems, overlays, modules)",
+    "modules": "images of all modules",
+    "cloud-init": "cloud-init disks",
+}
 
 
 @click.group(
@@ -32,7 +39,14 @@ def rootfs() -> None:
 @click.argument("system", metavar="debian[:SUITE][+PACKAGE,...]")
 @config_options("password", "debian_mirror")
 @click.option("--again", is_flag=True, help="Fetch its packages again, though it is there.")
-def build(*, system: str, again: bool, **options: Any) -> None:
+@click.option(
+    "--architecture",
+    type=click.Choice(sorted(arch.names())),
+    default=arch.host().name,
+    show_default=True,
+    help="Of the kernels that it is for; another one than this host's takes qemu-user-static.",
+)
+def build(*, system: str, again: bool, architecture: str, **options: Any) -> None:
     """Make a Debian system now; else, its first boot does."""
     from kboot.rootfs import (  # noqa: PLC0415  --help does not need it
         debian_initramfs,
@@ -44,7 +58,12 @@ def build(*, system: str, again: bool, **options: Any) -> None:
     if not is_debian(system):
         raise ConfigError(f"{system!r} is not debian[:SUITE][+PACKAGE,...]")
     config = load_config(options)
-    wanted = read_debian(system, password=config.password, mirror=config.debian_mirror)
+    wanted = read_debian(
+        system,
+        password=config.password,
+        mirror=config.debian_mirror,
+        architecture=architecture,
+    )
     if again:
         forget_system(wanted)
     start = time.monotonic()
@@ -52,7 +71,7 @@ def build(*, system: str, again: bool, **options: Any) -> None:
         wanted, lambda what: click.echo(f"  {time.monotonic() - start:5.1f} s  {what}", err=True)
     )
     click.echo(
-        f"{wanted.label}: {say_size(path.stat().st_size)}, "
+        f"{wanted.label} for {wanted.architecture}: {say_size(path.stat().st_size)}, "
         f"in {time.monotonic() - start:.1f} s; {path}"
     )
 
@@ -69,6 +88,7 @@ def list_systems(*, as_json: bool) -> None:
             [
                 {
                     "rootfs": each.label,
+                    "architecture": each.architecture,
                     "bytes": each.size_bytes,
                     "made": each.made,
                     "used": each.used,
@@ -80,11 +100,12 @@ def list_systems(*, as_json: bool) -> None:
     elif not found:
         click.echo("no systems; make one: kboot rootfs build debian")
     else:
-        rows = [["ROOTFS", "SIZE", "MADE", "USED"]]
+        rows = [["ROOTFS", "FOR", "SIZE", "MADE", "USED"]]
         now = time.time()
         rows += [
             [
                 each.label,
+                each.architecture,
                 say_size(each.size_bytes),
                 f"{age(now - each.made)} ago",
                 f"{age(now - each.used)} ago",
@@ -103,14 +124,28 @@ def list_systems(*, as_json: bool) -> None:
     help=f"Remove what was not used for N days.  [default: {_UNUSED_DAYS:g}]",
 )
 def prune(*, days: float) -> None:
-    """Remove systems that were not used for some time; they can be made again."""
-    from kboot.rootfs import kept_systems, remove_system  # noqa: PLC0415  --help does not need it
+    """Remove what was not used for some time: systems, and images that boots were given.
 
-    freed = 0
+    All of it can be made again.
+    """
+    # --help does not need them.
+    from kboot.cache import remove_unused  # noqa: PLC0415
+    from kboot.rootfs import kept_systems, remove_system  # noqa: PLC0415
+    from kboot.state import cache_directory  # noqa: PLC0415
+
+    since = time.time() - days * 86400
+    removed = 0
     for each in kept_systems():
-        if time.time() - each.used >= days * 86400:
+        if each.used <= since:
             remove_system(each)
-            freed += each.size_bytes
-            click.echo(f"{each.label}: removed, {say_size(each.size_bytes)}")
-    if not freed:
+            removed += 1
+            click.echo(
+                f"{each.label} for {each.architecture}: removed, {say_size(each.size_bytes)}"
+            )
+    for name, what in _IMAGES.items():
+        count, size = remove_unused(cache_directory(name), since)
+        removed += count
+        if count:
+            click.echo(f"{what}: {count} removed, {say_size(size)}")
+    if not removed:
         click.echo("nothing to remove")

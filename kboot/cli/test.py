@@ -50,7 +50,7 @@ Exit codes: 0 all passed, 1 the kernel failed, 2 bad input, 3 the host failed.
 @click.argument("kernel", type=click.Path(path_type=str))
 @click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)
 @config_options(  # pytest's own -n is the number of workers
-    *(setting.name for setting in SETTINGS if setting.name != "kernel"), short=False
+    *(setting.name for setting in SETTINGS if setting.name not in {"kernel", "boot"}), short=False
 )
 @click.option("--git-bisect", is_flag=True, help="Exit with 125 (skip) where it would be 2 or 3.")
 @click.pass_context

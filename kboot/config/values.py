@@ -22,6 +22,7 @@ Warnings = Literal["fail", "report"]
 Channel = Literal["auto", "console", "ssh"]
 Annotations = Literal["auto", "github", "none"]
 Submit = Literal["no", "yes"]
+BootFrom = Literal["network", "disk"]
 
 #: Settings of a test run: which tests, when they run again, what becomes of their results.
 OF_TEST_RUNS = frozenset(
@@ -432,3 +433,38 @@ class Config(ClusterConfig):
             name="hugepages",
         ),
     )
+    boot: BootFrom = field(
+        default="network",
+        metadata=about(
+            "what the machine boots: the kernel that is given, from the boot server (network), or "
+            "what is on its own disk, with the boot loader and the kernel there (disk)",
+            "WHAT",
+            choices=get_args(BootFrom),
+        ),
+    )
+    modules: str = field(
+        default="none",
+        metadata=about(
+            "the kernel modules that the guest finds with modprobe: all, none, or names with "
+            "commas between them; those of the setting module are loaded as well",
+            "all|none|NAME,...",
+            parse.matching(
+                "[A-Za-z0-9_-]+(,[A-Za-z0-9_-]+)*", "all, none, or names of modules with commas"
+            ),
+        ),
+    )
+    nics: int = field(
+        default=1,
+        metadata=about(
+            "the network cards of a local machine; each has a network of its own with DHCP, and "
+            "the first one boots",
+            "N",
+            parse.number(1, 16),
+            name="nic",
+        ),
+    )
+
+    @property
+    def names_kernel(self) -> bool:
+        """Whether it says what is to be booted."""
+        return self.kernel is not None or self.boot == "disk"

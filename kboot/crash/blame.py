@@ -15,14 +15,14 @@ def _names(*patterns: str) -> re.Pattern[str]:
     return re.compile("(?:" + "|".join(patterns) + ")$")
 
 
-#: Whoever prints, traps, checks or instruments.
+#: Functions that print, trap, check or instrument.
 REPORTERS = _names(
     # Printing.
     r"_*dump_stack\w*|show_stack\w*|show_trace\w*|dump_backtrace\w*|unwind_backtrace|_*sched_show_task",
     r"dump_cpu_task|rcu_dump_\w+|debug_show_\w+|_*save_stack_trace\w*|stack_depot_\w+|_*cfi_\w+",
     # Fault injection.
     r"_*should_fail\w*|fail_dump",
-    # Assertions and whoever panics on behalf of a caller.
+    # Assertions, and what panics on behalf of a caller.
     r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|rust_helper_\w+|rust_begin_unwind",
     r"(?:\w+::)*rust_begin_unwind|<?core::(?:panicking|option|result)::.*",
     r"stack_trace_\w+|save_stack\w*|arch_stack_walk|print_stack_trace|show_regs\w*|dump_page|dump_mm",
@@ -56,7 +56,7 @@ REPORTERS = _names(
     r"_*check_heap_object|check_(?:page_span|stack_object|bogus_address|kernel_text_object)",
     r"debug_print_object|_*debug_object_\w+|_*debug_check_no_\w+|lookup_object_or_alloc",
     r"ref_tracker_\w+|refcount_\w+|__refcount_\w+|_*list_(?:add|del)\w*_valid\w*|__list_\w+_or_report",
-    r"check_data_corruption|skb_panic|skb_(?:over|under)_panic|skb_(?:put|push|pull)\w*",
+    r"check_data_corruption|skb_panic|skb_(?:over|under)_panic|_*skb_(?:put|push|pull)\w*",
     # Lockdep and the "might sleep" family.
     r"_*lockdep_\w+|mark_lock\w*|mark_usage|mark_irqflags|mark_held_locks|validate_chain|valid_state|check_usage\w*",
     r"check_(?:deadlock|noncircular|prev_add|prevs_add|irq_usage|path|wait_context)\w*|check_lock\w*",
@@ -83,6 +83,7 @@ LOCKS = _names(
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
     r"_*(?:un)?lock_sock\w*|_*release_sock\w*|task_blocks_on_rt_mutex|_*rt_mutex\w*|remove_waiter",
     r"inode_(?:un)?lock(?:_\w+)?|inode_trylock\w*|raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
+    r"owner_on_cpu|clk_(?:prepare|enable)_(?:un)?lock|regmap_(?:un)?lock_\w+|(?:folio_)?unlock_(?:page|buffer)|folio_unlock",
 )
 
 #: Helpers that touch what they are given.
@@ -92,20 +93,26 @@ HELPERS = _names(
     r"_*(?:raw_)?copy_(?:from|to|in)_(?:user|iter|kernel)\w*|_*copy_user_\w+|_*copy_(?:from|to)_iter\w*",
     r"rep_movs\w*|rep_stos\w*|clear_(?:page|user)\w*|copy_page\w*|copyin|copyout|iterate_and_\w+",
     r"_*get_user(?!_pages)\w*|_*put_user\w*|probe_kernel_\w+|_*crc(?:\d+|_)\w*",
-    r"read_word_at_a_time|copy_mount_\w+",
+    r"read_word_at_a_time|copy_mount_\w+|simple_copy_to_iter|_*skb_datagram_iter|skb_copy_datagram_\w+",
     # Those who wait and wake, on what their caller gives them.
     r"_*(?:prepare_to|finish|init|add|autoremove)_(?:s?wait|wake)\w*|complete(?:_all|_\w+_locked)?",
-    r"_*wait_for_(?:common|completion)\w*|ep_poll_callback",
-    r"_*s?wake_up(?:_(?:common|locked|sync|all|nr|interruptible|bit|var|page|poll|one|q)\w*)?",
+    r"_*wait_for_(?:common|completion)\w*|ep_poll_callback|_*synchronize_(?:s?rcu|net|irq|hardirq|sched)\w*",
+    r"rcu_barrier\w*|srcu_barrier|percpu_ref_(?:switch_to_\w+_sync|kill_and_\w+)|blk_(?:mq_)?(?:un)?freeze_queue\w*",
+    r"_*s?wake_up(?:_(?:common|locked|sync|all|nr|interruptible|bit|var|page|poll|one|process|q)\w*)?",
     # Deferred work and timers.
     r"_*(?:flush|cancel|drain|destroy|start_flush|check_flush)_\w*work\w*|_*(?:queue|mod|schedule|insert)_\w*work\w*",
-    r"_*queue_work\w*|insert_work|lock_timer_base|_*mod_timer\w*|add_timer\w*|_*(?:try_to_)?del_timer\w*|_*timer_delete\w*",
-    r"timer_(?:reduce|shutdown)\w*|detach_\w*timer|enqueue_timer|internal_add_timer|do_init_timer",
+    r"_*queue_work\w*|insert_work|touch_w(?:q|ork)_lockdep_map|check_flush_dependency|lock_timer_base|_*mod_timer\w*|add_timer\w*|_*(?:try_to_)?del_timer\w*|_*timer_delete\w*",
+    r"timer_(?:reduce|shutdown)\w*|detach_(?:\w*timer|if_pending)|enqueue_timer|internal_add_timer|do_init_timer",
+    r"hrtimer_(?:active|try_to_cancel|cancel|start|init|setup|reprogram)\w*",
     r"call_rcu\w*|_*k[vz]*free_(?:call_)?rcu\w*|call_srcu",
     # Registration of devices, files and links on behalf of a driver.
-    r"kobject_\w+|kset_register|sysfs_(?:warn_dup|create_|add_|do_create_)\w*|_*device_(?:add|create|register|initialize|link_add)\w*|get_device_parent",
+    r"_*kobject_\w+|klist_\w+|kset_register|sysfs_(?:warn_dup|create_|add_|do_create_)\w*|_*device_(?:add|create|register|initialize|link_add)\w*|get_device_parent",
     r"device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
     r"device_(?:del|unregister|destroy)\w*|of_device_(?:add|register)|proc_(?:register|create|mkdir|symlink)\w*",
+    # Rules that only a caller can break.
+    r"debug_dma_\w+|check_(?:unmap|sync|for_(?:stack|illegal_area))|dma_(?:un)?map_(?:page|sg|single|resource)\w*|_*(?:en|dis)able_irq\w*",
+    r"clk_(?:core_)?(?:disable|enable|unprepare)\w*|_*regulator_put|remove_proc_\w+|sysfs_remove_\w+|module_put",
+    r"static_key_slow_dec\w*|gpiod?_\w*cansleep",
     r"_*rollback_registered\w*|(?:un)?register_netdev\w*|(?:drop|inc|clear|set)_nlink",
     r"usb_(?:submit_urb|start_wait_urb|internal_control_msg|(?:bulk|control|interrupt)_msg)\w*",
     r"_*(?:arch_|raw_|generic_)*atomic(?:64|_long)?_\w+|variable_test_bit|const(?:ant)?_test_bit",
@@ -121,7 +128,7 @@ HELPERS = _names(
     r"hex_string|va_format|widen_string|\w+_addr_string|uuid_string|dentry_name|print_hex_dump\w*|hex_dump_\w+",
     r"_*dev_\w*printk\w*|_dev_(?:emerg|alert|crit|err|warn|notice|info)",
     r"vprintk_\w+|console_(?:(?:un|try)?lock|flush|emit|call|cont)\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
-    r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|csum_partial\w*",
+    r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|csum_partial\w*|do_csum|ip_fast_csum|seq_(?:v?printf|puts|write)",
     # arm64's out-of-line atomics, position-independent string functions and user copies.
     r"__ll_sc_\w+|__lse_\w+|__aarch64_\w+|__pi_\w+|_*arch_(?:copy|clear)_\w+|__cmpwait_\w+",
     r"seqprop_\w+|get_current|current_thread_info|cpu_relax|rep_nop|native_pause|_*raw_(?:read|write)\w*",
@@ -133,7 +140,7 @@ ALLOCATORS = _names(
     r"_*k[vmz]*alloc\w*|_*kcalloc\w*|_*kvcalloc\w*|_*krealloc\w*|_*kmem_\w+|_*k[vz]*free\w*|_*v[mz]?alloc\w*",
     r"_*vfree\w*|_*vunmap\w*|vzalloc\w*|_*do_kmalloc\w*|_*slab_\w+|_*slub_\w+|new_slab\w*|allocate_slab",
     r"discard_slab|free_slab|get_partial\w*|_*cache_(?:alloc|grow|free|flusharray|init)\w*",
-    r"fallback_alloc|do_slab_free|memcg_slab_\w+|[gs]et_freepointer\w*|qlist_\w+|quarantine_\w+",
+    r"fallback_alloc|do_slab_free|cache_from_obj|memcg_slab_\w+|[gs]et_freepointer\w*|qlist_\w+|quarantine_\w+",
     r"_*(?:alloc|get|get_free|get_zeroed|free)_(?:frozen_)?pages?(?:_\w+)?|get_page_from_freelist|prep_new_page",
     r"post_alloc_hook|rmqueue\w*|_*free_(?:unref|one|pcp|hot_cold|the|compound|frozen|tail|large|huge)\w*|_*put_(?:single_|compound_)?page\w*",
     r"release_pages|destroy_(?:large_folio|compound_page)|folio_alloc\w*|_*folio_put\w*|folios_put\w*|_*poison_\w+|page_poison\w*|check_poison\w*|_*kernel_(?:un)?poison_\w+|unpoison_\w+",
@@ -147,7 +154,7 @@ ALLOCATORS = _names(
 CONTAINERS = _names(
     r"_*radix_tree_\w+|xas_\w+|_*xa_\w+|_*idr_\w+|_*ida_\w+|mas_\w+|mt_\w+|mtree_\w+|array_\w+_alloc",
     r"skb_(?:clone|copy|unshare|alloc)\w*|pskb_\w+|sock_(?:kmalloc|alloc_send_\w+|wmalloc)|security_\w+",
-    r"lsm_\w+|ext_alloc|_*alloc_workqueue|krealloc_\w+|bpf_map_\w*alloc\w*|alloc_inode|kobject_set_\w+",
+    r"lsm_\w+|ext_alloc|_*alloc_workqueue|krealloc_\w+|bpf_map_\w*alloc\w*|alloc_inode|kobject_set_\w+|dev_set_name",
 )
 
 #: Those who give back what a caller holds, and are not made for NULL.
@@ -160,7 +167,7 @@ SLEEPERS = _names(
     r"bit_wait\w*|out_of_line_wait\w*|folio_wait_\w+|_*lock_page\w*|_*folio_lock\w*|_*lock_buffer",
     # SPL's condition variables, on which ZFS sleeps.
     r"_*cv_(?:timed)?wait\w*|_*(?:pv|kvm|xen)_\w*wait\w*",
-    r"sleep_on_page\w*|inode_wait|blk_io_schedule|_*wait_rcu_gp",
+    r"kthread_(?:stop|park)\w*|sleep_on_page\w*|inode_wait|blk_io_schedule|_*wait_rcu_gp",
     r"msleep\w*|usleep_\w+|do_nanosleep|hrtimer_nanosleep|swait_\w+|prepare_to_\w+|finish_task_switch",
 )
 
@@ -198,13 +205,14 @@ DISPATCHERS = _names(
     r"call_timer_fn|expire_timers|_*run_timers?\w*|run_timer_\w+|_*(?:hrtimer_run_queues|run_hrtimer)\w*",
     r"hrtimer_run_softirq|_*do_softirq\w*|handle_softirqs|run_ksoftirqd|smpboot_thread_fn|tasklet_\w*action\w*",
     r"net_rx_action|_*napi_poll|process_backlog|_*netif_receive_skb\w*|napi_\w*(?:receive|complete|gro)\w*",
-    r"netif_(?:rx|receive)\w*|_*handle_irq_event\w*|task_work_run|irq_work_\w+",
+    r"netif_(?:rx|receive)\w*|_*handle_irq_event\w*|irq_(?:forced_)?thread\w*|task_work_run|irq_work_\w+",
+    r"cpuhp_(?:invoke_callback|thread_fun)\w*|_*(?:generic_smp_call|flush_smp_call)_function\w*",
     r"rcu_(?:core|do_batch|process_callbacks|cpu_kthread|core_si|reclaim_tiny)\w*|_*rcu_reclaim",
     # Files.
     r"_{0,4}fput\w*|fput_close\w*|do_dentry_open|filp_close|(?:do_)?vfs_ioctl",
     r"ksys_(?:ioctl|p?(?:read|write)\w*|fsync|fallocate)|(?:chrdev|misc|blkdev)_open",
     r"_*vfs_(?:read|write|readv|writev|iter_read|iter_write|fsync\w*|fallocate|poll)|new_sync_(?:read|write)",
-    r"do_iter_\w+|do_(?:read|write)v\w*|do_loop_readv_writev|call_(?:read|write)_iter|do_fsync|mmap_region|call_mmap",
+    r"do_iter_\w+|do_(?:read|write)v\w*|do_loop_readv_writev|call_(?:read|write)_iter|do_fsync|_*mmap_region|call_mmap|_*do_fault",
     r"\w*mount_(?:fs|bdev|nodev|single)|get_tree_(?:bdev|nodev|single)\w*|vfs_get_tree|legacy_get_tree|vfs_kern_mount",
     r"proc_(?:reg|sys)_\w+|proc_single_show|kernfs_(?:fop|seq)_\w+|sysfs_kf_\w+|(?:dev|bus|drv|class)_attr_\w+",
     r"kobj_attr_\w+|seq_read\w*|traverse|(?:full_proxy|debugfs|simple_attr|param_attr|module_attr|configfs)_\w+",
@@ -275,6 +283,7 @@ _STACK = re.compile(
 _TASK, _ASKED, _NOTICED = range(3)
 _OTHERS_STALL = re.compile(
     r"detected (?:expedited )?stalls|CPU:? ?\d+ detected [Hh]ard LOCKUP (?:on CPU|other)"
+    r"|non-responsive CSD lock"
 )
 
 

@@ -97,8 +97,22 @@ _STALLS = (
         "task hung",
     ),
     # A task's name may have any characters, also a line feed.
-    row(K.HUNG_TASK, "INFO: ", r"INFO: task (?!.*blocked).{0,16}$", "task hung", needs_trace=True),
+    row(
+        K.HUNG_TASK,
+        "INFO: ",
+        r"INFO: task (?P<what>(?!.*blocked).{0,16})$",
+        "task hung",
+        needs_trace=True,
+    ),
     row(K.WORKQUEUE_LOCKUP, "BUG", r"BUG: workqueue lockup - pool", "workqueue lockup"),
+    # A CPU does not take what another one sends it: mostly its interrupts are off.
+    row(
+        K.HARD_LOCKUP,
+        "non-responsive CSD lock",
+        r"(?:smp: )?csd: Detected non-responsive CSD lock",
+        "CPU that does not answer",
+        needs_trace=True,
+    ),
 )
 
 _MEMORY = (
@@ -106,6 +120,7 @@ _MEMORY = (
     row(K.BAD_PAGE, "BUG", r"BUG: Bad rss-counter state", "bad rss-counter state"),
     row(K.BAD_PAGE, "BUG", r"BUG: non-zero (?P<what>\w+) on freeing mm", "non-zero {what}"),
     row(K.BAD_PAGE, "BUG", rf"BUG: Bad {_WHAT} in process", "bad {what}"),
+    row(K.BAD_PAGE, "Bad swap file", r"\w+: Bad swap file entry", "bad swap entry"),
     # slab_bug() in mm/slub.c: "BUG kmalloc-64 (Tainted: G    B): Poison overwritten".
     row(
         K.SLAB_CORRUPTION,
@@ -458,40 +473,13 @@ RULES = (
 
 #: Every first line contains one of these. Each is a search through the whole log.
 FILTER = (
-    b"BUG",
-    b"WARNING: ",
-    b"INFO: ",
-    b"Kernel panic",
-    b"[#",
-    b"nable to handle",
-    b"UBSAN: ",
-    b"ANIC: ",
-    b"LOCKUP",
-    b"unregister_netdevice: ",
-    b"unreferenced object 0x",
-    b"Machine Check Exception",
-    b"Bad mode in ",
-    b"Unhandled ",
-    b"Alignment trap: ",
-    b"SError Interrupt",
-    b"suspected memory leak",
-    b"Insufficient stack",
-    b"Slab corruption",
-    b"slab error in",
-    b"Busy inodes after",
-    b" failure",
-    b"ernel stack overflow",
-    b"by zero in kernel",
-    b"duplicate filename",
-    b"nobody cared",
-    b"MSR access error",
-    b"NETDEV WATCHDOG",
-    b"vmalloc error",
-    b"kmem_cache_destroy ",
-    b"pagealloc: ",
-    b"bad: scheduling",
-    b"panicked at",
-    b"UBIFS assert",
-    b"tried to init an init",
-    b"-- System halted",
+    *(b"BUG", b"WARNING: ", b"INFO: ", b"Kernel panic", b"[#", b"nable to handle", b"UBSAN: "),
+    *(b"ANIC: ", b"LOCKUP", b"unregister_netdevice: ", b"unreferenced object 0x"),
+    *(b"Machine Check Exception", b"Bad mode in ", b"Unhandled ", b"Alignment trap: "),
+    *(b"SError Interrupt", b"suspected memory leak", b"Insufficient stack", b"Slab corruption"),
+    *(b"slab error in", b"Busy inodes after", b" failure", b"ernel stack overflow"),
+    *(b"by zero in kernel", b"duplicate filename", b"nobody cared", b"MSR access error"),
+    *(b"NETDEV WATCHDOG", b"vmalloc error", b"kmem_cache_destroy ", b"pagealloc: "),
+    *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an init"),
+    *(b"-- System halted", b"non-responsive CSD lock", b"Bad swap file"),
 )

@@ -29,10 +29,10 @@ _TIME = (
 )
 _CALLER = r"(?: ?\[ *([TC]\d+)(?:/[TC]?\d+)?\])?"
 # Vendors put CPU and task behind the time: MediaTek "(0)[123:name]", Huawei "[pid:1,cpu0,name]",
-# Samsung "[0:  swapper/0:    1]".
+# Samsung "[0:  swapper/0:    1]", Android devices "c0   123 (name)".
 _VENDOR = (
     r"(?: {0,2}-?\(\d+\)\[\d+:[^\]]{1,16}\]| ?\[pid:\d+,cpu\d+,[^\]]{0,16}\]"
-    r"| {1,2}[A-Z]?\[\d: *[^\]:]{1,16}: *\d+\])?"
+    r"| {1,2}[A-Z]?\[\d: *[^\]:]{1,16}: *\d+\]| c\d{1,2} {1,6}\d+(?: \([^)]{1,16}\)|(?= )))?"
 )
 # A log that was cut begins in the midst of a time.
 _CUT_TIME = r"\d{1,11}\.\d{6}\]"
@@ -61,7 +61,7 @@ _LOG_PREFIX = re.compile(
       | \d{{5}}(?=\s)                                                # ktest: seconds
       | \{{[^{{}}"]*"[^{{}}]*\}}                                    # Loki labels
       | (?:DEBUG|INFO|NOTICE|WARN|ERR|ERROR|CRIT|EMERG)(?=\s+\[)    # a level before more prefix
-      | [\w./@:-]+\s?\|                                             # console|
+      | [\w./@:-]+\s{0, 9}\|                                        # console|, docker compose
       | \[(?:console|serial|kernel|guest|vm|qemu|tty\w*)[^\]]*\]:?
       | kern\s?[.:]\s?(?:emerg|alert|crit|err|warn|notice|info|debug)\s*:?   # dmesg -x, syslog
     )[ \t]*
@@ -125,6 +125,8 @@ class KernelLine(NamedTuple):
     #: Bytes of the log before it, and up to its end.
     start: int
     end: int
+    #: What stands before its last stamp: another message, whose end was lost.
+    glued: str = ""
 
 
 def without_escapes(line: bytes) -> bytes:
@@ -139,35 +141,30 @@ def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
     line = raw.decode("utf-8", "replace").rstrip("\r\n\0 ")
     stamp = _KERNEL_PREFIX.match(line)
     if stamp is None:
-        return KernelLine(*_foreign(line), number, start, end)
+        text, caller, stamped, glued = _foreign(line)
+        return KernelLine(text, caller, stamped, number, start, end, glued)
     text = line[stamp.end() :]
     # Two CPUs, or a program without a final newline: the last stamp begins the last message.
-    if "[" in text and "." in text and (last := _last_stamp(text)) is not None:
-        return KernelLine(text[last.end() :], last[1] or "", True, number, start, end)
+    if "[" in text and "." in text and (stamps := _stamps(text)):
+        last = stamps[-1]
+        glued = line[: stamp.end() + last.start()]
+        return KernelLine(text[last.end() :], last[1] or "", True, number, start, end, glued)
     if text[:1] != " " and "kernel: " in text and (host := _HOST.match(text)) is not None:
         text = text[host.end() :]
     return KernelLine(text, stamp[1] or "", True, number, start, end)
 
 
-def before_last_stamp(raw: bytes) -> bytes:
-    """What stands on a line before its last message: another message, if it has two."""
-    line = without_escapes(raw).decode("utf-8", "replace")
-    last = _last_stamp(line)
-    return line[: last.start()].encode() if last is not None else b""
+def _stamps(text: str) -> list[re.Match[str]]:
+    return list(_TIME_AND_CALLER.finditer(text))
 
 
-def _last_stamp(text: str) -> re.Match[str] | None:
-    last = None
-    for match in _TIME_AND_CALLER.finditer(text):
-        last = match
-    return last
-
-
-def _foreign(line: str) -> tuple[str, str, bool]:
-    """Text, caller and whether it is stamped, of a line that does not begin with a stamp."""
-    stamp = _last_stamp(line) if "[" in line else None
-    if stamp is not None:
-        return line[stamp.end() :], stamp[1] or "", True
+def _foreign(line: str) -> tuple[str, str, bool, str]:
+    """Text, caller, whether stamped, and `glued`, of a line that does not begin with a stamp."""
+    stamps = _stamps(line) if "[" in line else []
+    if stamps:
+        last = stamps[-1]
+        glued = line[: last.start()] if len(stamps) > 1 else ""
+        return line[last.end() :], last[1] or "", True, glued
     if "\r" in line:
         line = line.rpartition("\r")[2]
     position = 0
@@ -175,9 +172,9 @@ def _foreign(line: str) -> tuple[str, str, bool]:
         position = match.end()
     caller = _CALLER_ONLY.match(line, position)
     if caller is not None:
-        return line[caller.end() :], caller[1], True
+        return line[caller.end() :], caller[1], True, ""
     # A log prefix ends with one space; more of them are the kernel's indentation.
     prefix = line[:position]
     indent = max(0, len(prefix) - len(prefix.rstrip(" ")) - 1)
     # rsyslog writes the line feed within a record as "#012".
-    return line[position - indent :].removeprefix("#012"), "", "kernel:" in prefix
+    return line[position - indent :].removeprefix("#012"), "", "kernel:" in prefix, ""

@@ -32,7 +32,8 @@ FOREIGN_CPU = re.compile(r"\s*NMI backtrace for cpu \d+")
 _HEADING = re.compile(r"\s*(?:Call [Tt]race|Backtrace):")
 _TRACE = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|CPU: \d+ |Modules linked in|RIP: |pc : "
-    r"|PC is at|epc : |NIP |Krnl PSW|Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\]"
+    r"|PC is at|epc : |NIP |Krnl PSW|Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x"
+    r"|\[<(?:[0-9a-f]{8,16}|\(_*ptrval_*\))>\]"
     r"|\S+ is (?:trying|freeing|leaving)|backtrace)"
 )
 #: What comes next behind a report's first line.
@@ -43,7 +44,7 @@ _GOES_ON = re.compile(
 #: Where the stack itself begins.
 _STACK = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|backtrace|Function entered at"
-    r"|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<[0-9a-f]{8,16}>\])"
+    r"|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<(?:[0-9a-f]{8,16}|\(_*ptrval_*\))>\])"
 )
 #: First words of lines that stand in reports, beside frames, registers and dumps.
 _WORDS = r"""
@@ -67,7 +68,7 @@ _OWN_LINES = re.compile(
     \s*(?:
         $
       | [<\[(]* [\w.$]+ (?:\(\))? \+0x[0-9a-f]+/0x            # a frame
-      | \?\s | \[<[0-9a-fx\s]*(?:inline)?\s*>\] | \[[0-9a-f]{{8,16}}\]
+      | \?\s | \[<[0-9a-fx\s]*(?:inline|\(_*ptrval_*\))?\s*>\] | \[[0-9a-f]{{8,16}}\]
       | [\w.$]+\ [\w./-]+\.[chS]:\d+                         # an inlined frame
       | <{{1,2}}/?[A-Z\#_]\w*>                                   # <IRQ>
       | {_REGISTER} | {_REGISTER_RISC}
@@ -77,6 +78,7 @@ _OWN_LINES = re.compile(
       | >?[0-9a-fA-F]{4, 16}:?\ +[0-9a-f]{8, 16}\b              # a dump of memory
       | [=-]{{20,}} | ---\[ | \*{{3}} | \d+\ locks?\ held | no\ locks\ held | \(.*\)\{{ | \{{
       | \S+\ (?:is\ (?:trying|freeing|leaving)|just\ changed|takes)
+      | BUG:\ Bad\b
     )
     """,
     re.VERBOSE,
@@ -163,6 +165,9 @@ def _repeats(draft: Draft, rule: Rule) -> bool:
     if draft.kind is K.KASAN and rule.kind is K.SLAB_CORRUPTION:
         # Up to 4.8 KASAN had SLUB print the object: "BUG kmalloc-64 (Not tainted): kasan: bad ...".
         return not draft.has_trace
+    if draft.kind is K.BAD_PAGE and rule.pattern is draft.rule.pattern and not draft.has_trace:
+        # One line for each counter, or each entry of a table.
+        return True
     if draft.kind is K.HARD_LOCKUP and rule.kind is K.HARD_LOCKUP:
         # The message of the WARN that reported lockups up to 4.2.
         return draft.rule.kind is K.WARNING
@@ -176,7 +181,7 @@ _MAX_LINES = 2500
 _MAX_FOREIGN = 25
 #: The same for a report of which the stack is still to come.
 _MAX_FOREIGN_WITHOUT_STACK = 200
-#: Lines of others in a row: whoever wrote the report has gone on to something else.
+#: Lines of others in a row: the report's context has gone on to something else.
 _MAX_SILENCE = 300
 #: Kinds that are believed without a trace if the log stops in the midst of it.
 _SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.SLAB_CORRUPTION, K.PANIC})

@@ -51,21 +51,21 @@ _COMM = re.compile(r'comm "(?P<task>[^"]{1,32})", pid (?P<pid>\d+)')
 _ON_CPU = re.compile(r"\b(?:CPU#|on cpu |CPU: |cpu: )(?P<cpu>\d+)\b")
 _TAINT = re.compile(r"Tainted: (?P<taint>[A-Z](?:[A-Z ]*[A-Z])?)(?= |$|:|\))", re.MULTILINE)
 #: Where lockdep says which lock is wanted: "ffff... (&lock){+.+.}-{3:3}, at: func+0x12/0x34".
-_LOCK_AT = re.compile(r"\bat: (?:\[<[0-9a-fx]+>\] )?([A-Za-z_][\w.$]*)\+0x")
+_LOCK_AT = re.compile(r"\bat: (?:\[<[^>\n]{1,20}>\] )?([A-Za-z_][\w.$]*)\+0x")
 _UNLOCK_AT = re.compile(
-    r"trying to release lock .* at:\n(?:\[<[0-9a-fx]+>\] )?\s*([A-Za-z_][\w.$]*)\+0x"
+    r"trying to release lock .* at:\n(?:\[<[^>\n]{1,20}>\] )?\s*([A-Za-z_][\w.$]*)\+0x"
 )
 _NESTED_AT = re.compile(
-    r" is trying to lock:\n.*\bat: (?:\[<[0-9a-fx]+>\] )?([A-Za-z_][\w.$]*)\+0x"
+    r" is trying to lock:\n.*\bat: (?:\[<[^>\n]{1,20}>\] )?([A-Za-z_][\w.$]*)\+0x"
 )
 #: The interrupt that takes a lock: with it the order of locks becomes a deadlock.
 _IN_INTERRUPT = re.compile(
     r"which became (?:HARD|SOFT)IRQ-irq-safe at:\n(?P<stack>(?:[ \[].*\+0x.*\n)+)"
 )
 #: The functions that an interrupt has, as __report_bad_irq() lists them.
-_HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[0-9a-fx]+>\] .*\n?)+)", re.MULTILINE)
-_HANDLER = re.compile(r">\] (?:threaded \[<[0-9a-fx]+>\] )?(?!irq_default_)([A-Za-z_][\w.$]*)")
-_ACCESS = re.compile(r"^(Read|Write) (?:of size|at addr) ", re.MULTILINE)
+_HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[^>\n]{1,20}>\] .*\n?)+)", re.MULTILINE)
+_HANDLER = re.compile(r">\] (?:threaded \[<[^>\n]{1,20}>\] )?(?!irq_default_)([A-Za-z_][\w.$]*)")
+_ACCESS = re.compile(r"^[ \t]*(Read|Write) (?:of size|at addr) ", re.MULTILINE)
 #: But "EXT4-fs" and "IPv6" are names.
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|(?<!EXT)(?<!ext)(?<!IPv)\d+")
 _LOCK_KINDS = frozenset({K.DEADLOCK, K.INVALID_WAIT_CONTEXT})
@@ -174,13 +174,19 @@ def _prefix(before: str) -> re.Pattern[str] | None:
     return re.compile(r"\s*" + shape + before[len(words) :][:1])
 
 
+def _site(match: re.Match[str]) -> tuple[CrashKind, str] | None:
+    """What the file of a WARN or BUG tells: a kind and its words."""
+    file = match.groupdict().get("file") or ""
+    for name, kind, words in _BY_FILE:
+        if file.startswith(name) or f"/{name}" in file:
+            return kind, words
+    return None
+
+
 def _kind(rule: Rule, match: re.Match[str]) -> CrashKind:
     """The kind, for which a WARN's or BUG's file counts more than its rule."""
-    file = match.groupdict().get("file") or ""
-    for name, kind, _ in _BY_FILE:
-        if file.startswith(name) or f"/{name}" in file:
-            return kind
-    return rule.kind
+    site = _site(match)
+    return rule.kind if site is None else site[0]
 
 
 def build(
@@ -251,11 +257,8 @@ def _named(draft: Draft, text: str) -> Iterator[str]:
 
 def _title(draft: Draft, function: str | None, text: str) -> str:
     groups = {name: _stable(value or "") for name, value in draft.match.groupdict().items()}
-    label = draft.rule.label
-    for _, kind, words in _BY_FILE:
-        if draft.kind is kind and draft.rule.kind is not kind:
-            label = words
-    label = label.format_map(groups)
+    site = _site(draft.match)
+    label = (site[1] if site else draft.rule.label).format_map(groups)
     if draft.kind is K.KASAN and (access := _ACCESS.search(text)):
         label += f" {access[1].lower()}"
     return f"{label} in {function}" if function and "{message}" not in draft.rule.label else label

@@ -126,6 +126,9 @@ class ResetWatch:
             if line.number <= self._nested_until:
                 return Step.NOTHING
             return self._firmware(line, before)
+        elif boot_messages.is_unpacking(words) and not line.stamped:
+            if line.number > self._nested_until and (self._kernel_runs or not self._began):
+                return self._new_boot(line, before, kernel=False)
         elif boot_messages.begins_with_banner(words) and (line.stamped or not stamped_log):
             return self._banner(line, raw, before)
         return Step.NOTHING

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from kboot.crash.model import CrashKind
 
 _FUNCTION = r"(?P<at>(?![0-9a-f]{8,16}\b)[A-Za-z_][\w.$]*)"
+#: In front of it: "[<c0101234>]", in 4.15 and later at a boot's start "[<(ptrval)>]".
+_ADDRESS = r"\[<(?:[0-9a-fx]+|\(_*ptrval_*\))>\]"
 #: What kernels without symbols print instead.
 _BARE = r"0x[0-9a-f]+\b(?:\(\))?"
 #: A symbol, mostly with its offset, "func+0x12/0x34"; the group is `at`.
-AT = rf"(?:\[<[0-9a-fx]+>\] )*(?:{_FUNCTION}(?:\+0x|\(\)|\b)|{_BARE})"
+AT = rf"(?:{_ADDRESS} )*(?:{_FUNCTION}(?:\+0x|\(\)|\b)|{_BARE})"
 #: The same where a mere word may stand as well.
-AT_OFFSET = rf"(?:\[<[0-9a-fx]+>\] )*(?:{_FUNCTION}(?:\+0x|\(\))|{_BARE})"
+AT_OFFSET = rf"(?:{_ADDRESS} )*(?:{_FUNCTION}(?:\+0x|\(\))|{_BARE})"
 #: What older kernels put in front of a soft or hard lockup.
 WATCHDOG = r"(?:NMI |Kernel )?(?:watchdog: )?(?:CPU\d+: )?"
 RCU = r"(?:rcu(?:_\w+)?: )?"
@@ -43,6 +45,11 @@ class Rule:
     #: A first line that is also printed for a program's own fault: only a header of die() behind it
     #: makes it a report.
     needs_die: bool = False
+
+    @property
+    def needs_its_place(self) -> bool:
+        """Whether its words are so free that they count at the start of a message only."""
+        return self.is_vague or (self.needs_trace and "what" in self.pattern.groupindex)
 
     @property
     def is_panic(self) -> bool:

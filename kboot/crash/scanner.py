@@ -9,7 +9,7 @@ from dataclasses import replace
 from kboot.crash import resets
 from kboot.crash.addresses import AddressNames
 from kboot.crash.catalogue import ANY_DIE, FILTER, RULES
-from kboot.crash.lines import Encoding, KernelLine, before_last_stamp, parse
+from kboot.crash.lines import Encoding, KernelLine, parse
 from kboot.crash.model import CrashKind, Event, Opened
 from kboot.crash.open_reports import Drafts
 from kboot.crash.report import Draft
@@ -45,7 +45,7 @@ def _applicable(words: str) -> Sequence[Rule]:
 def _find_behind_name(words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
     """A first line behind what some vendor puts between the kernel's time and its words."""
     for rule in rules:
-        if rule.needs_trace or rule.is_vague:
+        if rule.needs_its_place:
             continue
         match = rule.pattern.search(words)
         if match is not None and not words[: match.start()].endswith("[ end "):
@@ -86,7 +86,7 @@ class TriggerFinder:
     def _find_glued(self, words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
         """A first line behind a prompt or a program's unfinished line."""
         for rule in rules:
-            if rule.needs_trace or rule.is_vague:
+            if rule.needs_its_place:
                 continue
             match = rule.pattern.search(words)
             if match is None:
@@ -128,8 +128,8 @@ _TELLING = b"#(-.:BDEFGIKLNSUV[egjklmnopqrsu"
 _REST = bytes(set(range(256)) - set(_TELLING))
 _REDUCED = tuple(dict.fromkeys(literal.translate(None, _REST) for literal in _LITERALS))
 
-#: A time in the midst of a line.
-_TORN = re.compile(rb"[^\]] \[ *\d{1,11}\.\d{6}\]")
+#: Messages that are read of one line.
+_MOST_MESSAGES = 8
 #: A longer line is read by its first and last bytes only: nothing the kernel prints comes near.
 _LONG_LINE = 16384
 _LINE_PART = 4096
@@ -276,6 +276,9 @@ class Scanner:
             if self._is_again(line, raw):
                 drafts.again(line)
             else:
+                if line.glued:
+                    for message in _messages(line)[:-1]:
+                        drafts.extend(message)
                 drafts.extend(line)
             position = line_end
         self._line += data.count(b"\n", position, end)
@@ -286,17 +289,21 @@ class Scanner:
         self._line += 1
         self._offset += size
         line = parse(raw, self._line, self._offset - size, self._offset)
-        trigger = None
         if candidate or self._resets.wants_all:
             self._watch(line, raw)
         self._remember(raw, 0, len(raw))
         if self._is_again(line, raw):
             self._drafts.again(line)
             return
+        for message in _messages(line):
+            self._read_message(message, candidate=candidate)
+
+    def _read_message(self, line: KernelLine, *, candidate: bool) -> None:
+        trigger = None
         if candidate:
             if self._names is not None:
                 line = line._replace(text=self._names.put(line.text, line.start))
-            trigger = self._triggers.find(line) or self._find_torn(raw, line)
+            trigger = self._triggers.find(line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:
             self._drafts.begin(*trigger, line)
@@ -308,13 +315,6 @@ class Scanner:
         again = line.stamped and self._last_read == line.number - 1 and self._last_raw == raw
         self._last_raw, self._last_read = raw, line.number
         return again
-
-    def _find_torn(self, raw: bytes, line: KernelLine) -> tuple[Rule, re.Match[str]] | None:
-        """A first line that another CPU's message has cut short."""
-        if not line.stamped or _TORN.search(raw) is None:
-            return None
-        torn = parse(before_last_stamp(raw), line.number, line.start, line.end)
-        return self._triggers.find(torn) if torn.stamped else None
 
     def _remember(self, data: bytes, position: int, end: int) -> None:
         """Keep the end of what was read."""
@@ -358,6 +358,19 @@ class Scanner:
         if match is not None:
             self._drafts.start(Draft.begin(_RESET, match, first))
             self._drafts.complete_all(cut=False)
+
+
+def _messages(line: KernelLine) -> Sequence[KernelLine]:
+    """The messages in a line: more than one where the ends of lines were lost."""
+    if not line.glued:
+        return (line,)
+    found = [line]
+    while found[-1].glued and len(found) < _MOST_MESSAGES:
+        before = parse(found[-1].glued.encode(), line.number, line.start, line.end)
+        if not before.text.strip():
+            break
+        found.append(before)
+    return found[::-1]
 
 
 def _shortened(line: bytes) -> bytes:

@@ -31,7 +31,7 @@ _FRAME = re.compile(
     ^[ \t(]*
     (?:<{{1,2}}/?[A-Z\#]\w*>{{1,2}}[ \t]+)?    # <IRQ>, on the line of a frame up to 4.5
     {_REGISTER}?
-    (?:\[<?\s*(?P<address>[0-9a-fA-Fx]+|inline)\s*>?\][ ]*)*
+    (?:\[<?\s*(?P<address>[0-9a-fA-Fx]+|inline|\(_*ptrval_*\))\s*>?\][ ]*)*
     (?P<guess>\?[ ]*)?
     \(?(?P<function>{_NAME})
     (?:

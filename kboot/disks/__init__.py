@@ -9,15 +9,17 @@ from kboot.disks.kept import (
     clone_of,
     find_kept,
     keep,
+    kept_directory,
     kept_disks,
     remove_kept,
 )
-from kboot.disks.partitions import Partition, find_root, partitions
+from kboot.disks.partitions import Partition, boot_loaders, find_root, partitions
 
 __all__ = [
     "Image",
     "KeptDisk",
     "Partition",
+    "boot_loaders",
     "clone_kept",
     "clone_of",
     "empty_layer",
@@ -25,6 +27,7 @@ __all__ = [
     "find_root",
     "in_use_fault",
     "keep",
+    "kept_directory",
     "kept_disks",
     "partitions",
     "read_image",

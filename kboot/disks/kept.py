@@ -57,7 +57,7 @@ def keep(machine: str, disk: Disk, below: Image | None, size_bytes: int) -> Path
 
     `ConfigError` if it was made above another image, or the image has changed since.
     """
-    directory = _machines() / machine
+    directory = kept_directory(machine)
     directory.mkdir(mode=0o700, exist_ok=True)
     path = directory / f"{disk.name}{_SUFFIX}"
     remedy = f"kboot disks rm {machine}/{disk.name}"
@@ -79,6 +79,11 @@ def keep(machine: str, disk: Disk, below: Image | None, size_bytes: int) -> Path
             f"one, or give up what the disk has: {remedy}"
         )
     return path
+
+
+def kept_directory(machine: str) -> Path:
+    """Where the disks of a machine are kept, whether there are any or not."""
+    return _machines() / machine
 
 
 def _about(below: Image | None) -> dict[str, object]:

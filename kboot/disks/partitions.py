@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kboot import process
+from kboot.backend import Firmware
 from kboot.disks.images import Image
 from kboot.errors import ConfigError
 
@@ -45,6 +46,11 @@ _ROOT_TYPES = {
         "44479540-f297-41b2-9af7-d131d5f0458a",
     )
 }
+_ESP_TYPE = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
+#: The same in a partition table of the old kind.
+_ESP_MBR_TYPE = 0xEF
+#: Of a first sector: the rest is the partition table.
+_BOOT_CODE_SIZE = 440
 _ROOT_NAMES = {"root", "rootfs", "/", "cloudimg-rootfs"}
 
 #: The bytes of a disk: offset and size to what is there.
@@ -61,6 +67,8 @@ class Partition:
     #: Of the partition table; else of the file system.
     label: str = ""
     is_root: bool = False
+    #: Whether it is an EFI system partition.
+    is_esp: bool = False
     #: As ``mount -t`` takes it; empty for none that is known.
     file_system: str = ""
     #: What it is, if it is none that can be mounted.
@@ -108,6 +116,20 @@ def partitions(read: Read) -> list[Partition]:
     return [_look(read, each) for each in found] or [whole]
 
 
+def boot_loaders(image: Image) -> frozenset[Firmware]:
+    """The kinds of firmware that may find a boot loader on a disk, as far as its tables tell."""
+    read = reader(image)
+    sector = read(0, _SECTOR)
+    found: set[Firmware] = set()
+    if sector[510:512] == b"\x55\xaa" and any(sector[:_BOOT_CODE_SIZE]):
+        found.add("bios")
+    # A whole disk may be one FAT file system, which UEFI reads as well.
+    is_fat = sector[54:57] == b"FAT" or sector[82:87] == b"FAT32"
+    if is_fat or any(each.is_esp for each in [*_gpt(read), *_mbr(read)]):
+        found.add("uefi")
+    return frozenset(found)
+
+
 def _look(read: Read, partition: Partition) -> Partition:
     head = read(partition.offset, _HEAD_SIZE)
 
@@ -120,6 +142,7 @@ def _look(read: Read, partition: Partition) -> Partition:
         offset=partition.offset,
         label=partition.label or _label(head),
         is_root=partition.is_root,
+        is_esp=partition.is_esp,
         file_system=first(_FILE_SYSTEMS),
         container=first(_CONTAINERS),
     )
@@ -153,6 +176,7 @@ def _gpt(read: Read) -> Iterator[Partition]:
                 offset=begin * _SECTOR,
                 label=entry[56:128].decode("utf-16-le", errors="replace").rstrip("\0"),
                 is_root=kind in _ROOT_TYPES,
+                is_esp=kind == _ESP_TYPE,
             )
 
 
@@ -164,7 +188,7 @@ def _mbr(read: Read) -> Iterator[Partition]:
     for number in range(4):
         kind, begin, size = struct.unpack_from("<4xB3xII", sector, 446 + 16 * number)
         if kind and size:
-            yield Partition(number=number + 1, offset=begin * _SECTOR)
+            yield Partition(number=number + 1, offset=begin * _SECTOR, is_esp=kind == _ESP_MBR_TYPE)
 
 
 def reader(image: Image) -> Read:

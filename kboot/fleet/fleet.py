@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from kboot.backend import MachineNetwork, PathCondition
 from kboot.deadline import Deadline
@@ -273,9 +273,26 @@ class Fleet:
         name = getattr(predicate, "__name__", str(predicate))
         raise GuestTimeout(f"{name} did not hold within {timeout:g} s{last}")
 
-    def measure(self, round_: Callable[[], float], *, rounds: int) -> Median:
-        """Call `round_`, which returns seconds, so many times: their median and its interval."""
-        return median([round_() for _ in range(rounds)])
+    @overload
+    def measure(self, round_: Callable[[], float], *, rounds: int) -> Median: ...
+
+    @overload
+    def measure(
+        self, round_: Callable[[], Mapping[str, float]], *, rounds: int
+    ) -> Mapping[str, Median]: ...
+
+    def measure(
+        self, round_: Callable[[], float | Mapping[str, float]], *, rounds: int
+    ) -> Median | Mapping[str, Median]:
+        """Call `round_`, which returns seconds, so many times: their median and its interval.
+
+        Or several seconds by name, and then it is these by name.
+        """
+        found = [round_() for _ in range(rounds)]
+        several = [each for each in found if isinstance(each, Mapping)]
+        if several:
+            return {name: median([each[name] for each in several]) for name in several[0]}
+        return median([each for each in found if not isinstance(each, Mapping)])
 
     def check_reports(self) -> None:
         """As `Machine.check_reports`, of all machines; an error has the machine's name."""

@@ -55,6 +55,28 @@ def set_hosts(addresses: Mapping[str, str]) -> str:
     )
 
 
+def set_name_server(interface: Interface) -> str:
+    """Shell commands that have the guest ask the network's name server first, then those it has.
+
+    systemd-networkd, where it runs, takes the card for its own: it is told the same.
+    """
+    unit = (
+        f"[Match]\\nMACAddress={interface.mac_address}\\n[Link]\\nRequiredForOnline=no\\n"
+        f"[Network]\\nAddress={interface.address}\\nDNS={interface.name_server}\\n"
+        f"Domains={interface.domain}\\nDNSDefaultRoute=no\\nLinkLocalAddressing=no\\n"
+    )
+    return (
+        "if [ -d /run/systemd/netif ] && command -v networkctl >/dev/null; then "
+        "mkdir -p /run/systemd/network && "
+        f"printf '{unit}' >/run/systemd/network/10-kboot-fleet.network && networkctl reload; "
+        "else touch /etc/resolv.conf && { "
+        f"echo search {interface.domain} $(sed -n 's/^search //p' /etc/resolv.conf); "
+        f"echo nameserver {interface.name_server}; "
+        f"grep -v -e ^search -e '^nameserver {interface.name_server}$' /etc/resolv.conf; "
+        "} >/etc/resolv.kboot; cat /etc/resolv.kboot >/etc/resolv.conf; fi"
+    )
+
+
 def set_search_domain(domain: str) -> str:
     """Shell commands that have the guest find all members by their names in this domain first."""
     # DHCP may still be under way.
@@ -72,6 +94,9 @@ def set_own_secrets() -> str:
     """Shell commands for a guest that was restored: what systems draw once, it draws again."""
     return (
         f"if [ -s /etc/machine-id ]; then echo {secrets.token_hex(16)} >/etc/machine-id; fi; "
+        # What systemd gives the kernel when the system boots again.
+        "if [ -s /var/lib/systemd/random-seed ]; then "
+        "head -c 512 /dev/urandom >/var/lib/systemd/random-seed; fi; "
         "if [ -e /etc/ssh/ssh_host_ed25519_key ] && command -v ssh-keygen >/dev/null; then "
         "rm -f /etc/ssh/ssh_host_* && ssh-keygen -A >/dev/null && "
         "{ systemctl try-restart ssh sshd 2>/dev/null || true; }; fi"
@@ -89,6 +114,8 @@ def become(
     interface = network.interface(member)
     # Without a card of its own, it has its name from DHCP as well.
     steps = [set_card(interface), set_name(member)] if interface else []
+    if interface and interface.name_server:
+        steps.append(set_name_server(interface))
     if network.search_domain:
         steps.append(set_search_domain(network.search_domain))
     elif addresses := network.addresses():

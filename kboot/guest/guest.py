@@ -152,6 +152,10 @@ class BackgroundCommand:
         self._job.kill(signal, time_limit(timeout, None, COMMAND_TIMEOUT_S))
 
 
+class _OutOfTime(GuestTimeout):
+    """A command did not end in its time, and was killed."""
+
+
 class Guest:
     """Runs commands in the guest, one at a time, each in a ``sh`` of its own.
 
@@ -210,7 +214,7 @@ class Guest:
         finally:
             entry.end(None)
         if check and result.exit_status != 0:
-            raise CommandFailed(_failure(result), result)
+            raise CommandFailed(failure_of(result), result)
         return result
 
     def succeed(
@@ -236,13 +240,20 @@ class Guest:
         entry = self._history.begin(command)
         try:
             for _ in limit.poll(_RETRY_S):
-                result = self._run(command.encode(), limit.within(limit.remaining), Entry(command))
+                budget = limit.within(limit.remaining)
+                try:
+                    result = self._run(command.encode(), budget, Entry(command))
+                except _OutOfTime:
+                    # How the one before it ended says more than that there was no time left.
+                    if result is None:
+                        raise
+                    break
                 if result.exit_status == 0:
                     return result.stdout
         finally:
             status, output = (result.exit_status, _printed(result)) if result else (None, "")
             entry.end(status, output)
-        last = f"; the last time: {_failure(result)}" if result else ""
+        last = f"; the last time: {failure_of(result)}" if result else ""
         raise GuestTimeout(f"{command!r} did not succeed in {limit.seconds:g} s{last}")
 
     def spawn(self, command: str, *, timeout: float = 30.0) -> BackgroundCommand:
@@ -336,7 +347,7 @@ class Guest:
             return GuestTimeout(f"{message}; then: {error}")
         printed = (ended.stdout + ended.stderr).decode(errors="replace")[-_SHOWN:]
         entry.end(None, printed)
-        return GuestTimeout(f"{message}; it printed: {printed!r}")
+        return _OutOfTime(f"{message}; it printed: {printed!r}")
 
 
 def _result(command: str, ended: Ended, start: float) -> CommandResult:
@@ -361,6 +372,7 @@ def _brief(command: str) -> str:
     return command if len(command) <= 200 else f"{command[:200]}..."
 
 
-def _failure(result: CommandResult) -> str:
+def failure_of(result: CommandResult) -> str:
+    """What a command that failed has printed, for a message."""
     printed = (result.stderr or result.stdout).strip()[-_SHOWN:]
     return f"{_brief(result.command)!r} exited with {result.exit_status}: {printed}"

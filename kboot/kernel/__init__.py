@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from kboot.cache import sha256_of
-from kboot.kernel.kernel import Kernel, local_path, read_kernel, require_architecture
+from kboot.kernel.kernel import (
+    Kernel,
+    kernel_on_disk,
+    local_path,
+    read_kernel,
+    require_architecture,
+)
 
-__all__ = ["Kernel", "local_path", "read_kernel", "require_architecture", "sha256_of"]
+__all__ = [
+    "Kernel",
+    "kernel_on_disk",
+    "local_path",
+    "read_kernel",
+    "require_architecture",
+    "sha256_of",
+]

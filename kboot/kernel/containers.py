@@ -33,28 +33,29 @@ _CHUNK_SIZE = 1 << 20
 _MOST_LAYERS = 3
 
 
-def bare_image(path: Path) -> Path:
+def bare_image(path: Path, *, label: str = "") -> Path:
     """The kernel image in `path` that firmware can boot: `path` itself, or unpacked in the cache.
 
-    `ConfigError` if `path` is compressed or a container, and has no kernel in it. A file that is
-    neither is returned as it is, whatever it may be.
+    `ConfigError`, about `label` if that is given, if `path` is compressed or a container, and has
+    no kernel in it. A file that is neither is returned as it is, whatever it may be.
     """
+    label = label or str(path)
 
     def fill(directory: Path) -> None:
         outer = path
         for layer in range(_MOST_LAYERS):
             inner = directory / f"layer{layer}"
-            if not _unwrap(outer, inner, str(path)):
+            if not _unwrap(outer, inner, label):
                 break
             if outer != path:
                 outer.unlink()
             outer = inner
         # What is kept is a kernel.
-        read_image(outer, label=str(path))
+        read_image(outer, label=label)
         outer.rename(directory / "Image")
 
     with path.open("rb") as file:
-        if _layer_of(file, str(path)) is None:
+        if _layer_of(file, label) is None:
             return path
     return keep_directory(cache_directory("kernels") / sha256_of(path) / "boot", fill) / "Image"
 

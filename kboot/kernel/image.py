@@ -23,6 +23,8 @@ HEAD_SIZE = 1024
 
 #: Compression names in an EFI zboot header -> those in `MAGIC`.
 _ZBOOT_COMPRESSION = {b"gzip": "gzip", b"xzkern": "xz", b"lzma": "lzma", b"zstd": "zstd"}
+#: Where a zImage, of 32-bit arm, says what it is.
+_ZIMAGE_AT, _ZIMAGE = 0x24, b"\x18\x28\x6f\x01"
 #: A release, which becomes part of file names, and the rest.
 _VERSION = re.compile(r"\d+\.\d+[^\s/]*(\s|$)")
 _BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s/\0]* [^\n\0]{0,1000})\n")
@@ -61,9 +63,11 @@ def read_image(path: Path, *, label: str = "") -> ImageFacts:
         if is_bzimage(head):
             return _read_bzimage(label, file, head, size)
         if (architecture := _raw_architecture(head)) is not None:
-            return _read_raw(label, file, head, architecture)
+            return _read_raw(label, file, head, size, architecture)
         if _is_zboot(head):
             return _read_zboot(label, file, head, size)
+        if head[_ZIMAGE_AT : _ZIMAGE_AT + 4] == _ZIMAGE:
+            arch.of("32-bit arm", wanted_by=label)
     raise not_a_kernel(label, looks_like(head))
 
 
@@ -113,13 +117,28 @@ def _is_efi_program(head: bytes) -> bool:
     return head[:2] == b"MZ" and head[at : at + 4] == b"PE\0\0"
 
 
-def _read_raw(label: str, file: IO[bytes], head: bytes, architecture: str) -> ImageFacts:
+def _efi_program_size(head: bytes) -> int:
+    """How many bytes a UEFI program has at least, by its table of sections; 0 if it is none."""
+    if not _is_efi_program(head):
+        return 0
+    at = int.from_bytes(head[0x3C:0x40], "little")
+    count, optional_size = struct.unpack_from("<H12xH", head.ljust(at + 24, b"\0"), at + 6)
+    table = head[at + 24 + optional_size :][: 40 * count]
+    parts = [
+        struct.unpack_from("<II", table, entry + 16) for entry in range(0, len(table) - 39, 40)
+    ]
+    return max((size + offset for size, offset in parts), default=0)
+
+
+def _read_raw(label: str, file: IO[bytes], head: bytes, size: int, architecture: str) -> ImageFacts:
     # In all such headers, the lowest of the 64 bits of flags here tells big-endian ones.
     if head[24] & 1:
         raise ConfigError(
             f"{label}: a big-endian kernel for {architecture}, which UEFI does not start; "
             "build it with CONFIG_CPU_LITTLE_ENDIAN=y"
         )
+    if size < (expected := _efi_program_size(head)):
+        raise ConfigError(f"{label}: truncated: {size} bytes of {expected}; copy it again")
     return ImageFacts(
         architecture=architecture,
         version=_find_banner(label, file, head),
@@ -210,7 +229,7 @@ _LOOKS = (
     (0, b"VNDRBOOT", "an Android vendor boot image"),
     (0, LZ4_FRAME, "lz4 data in a frame that Linux does not unpack (it does that of lz4 -l)"),
     (0, b"hsqs", "a squashfs file system"),
-    (0x24, b"\x18\x28\x6f\x01", "a kernel for 32-bit arm (zImage)"),
+    (_ZIMAGE_AT, _ZIMAGE, "a kernel for 32-bit arm (zImage)"),
     (257, b"ustar", "a tar archive"),
     (0, b"MZ", "an EFI program"),
     (0x1FE, b"\x55\xaa", "a disk image (with a boot sector)"),
@@ -232,7 +251,7 @@ def not_a_kernel(label: str, looks: str) -> ConfigError:
     """What to tell about a file that is something else, and how to go on."""
     remedy = "give a vmlinuz, bzImage or Image file, a kernel .deb, or a build tree"
     if looks.startswith("ELF"):
-        remedy = "if it is a vmlinux, boot the bzImage instead: arch/x86/boot/bzImage"
+        remedy = "if it is a vmlinux, boot what is made of it: arch/*/boot/bzImage or Image"
     elif "initramfs" in looks or "compressed data" in looks:
         remedy += "; an initramfs belongs to --kboot-rootfs"
     return ConfigError(f"{label}: not a kernel: it looks like {looks}; {remedy}")

@@ -46,6 +46,8 @@ class Kernel:
     find_modules: Callable[[], Path | None] = field(default=_no_modules, repr=False, compare=False)
     #: Whether UEFI can start it.
     has_efi_stub: bool = True
+    #: Whether a boot loader on the machine's disk has it: what it is, is known once it runs.
+    on_disk: bool = False
 
     def config(self) -> str | None:
         """The text of its configuration, or None if that did not come with it."""
@@ -55,6 +57,12 @@ class Kernel:
             return self.config_file.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise ConfigError(f"{self.config_file}: cannot be read: {error.strerror}") from error
+
+    def __str__(self) -> str:
+        """For people: ``Linux 6.1.0-56-amd64 (x86_64) from vmlinuz``."""
+        if self.on_disk and not self.release:
+            return f"the kernel on the disk {self.source} ({self.architecture})"
+        return f"Linux {self.release} ({self.architecture}) from {self.source}"
 
     @property
     def symbols(self) -> Path | None:
@@ -69,6 +77,19 @@ class Kernel:
         unpacks them into the cache, which takes seconds; later ones, in any process, do not.
         """
         return self.find_modules()
+
+
+def kernel_on_disk(source: Path, architecture: str) -> Kernel:
+    """The kernel that the boot loader on a disk will start, about which no more is known yet."""
+    return Kernel(
+        image=source,
+        release="",
+        version="",
+        architecture=architecture,
+        source=source,
+        sha256="",
+        on_disk=True,
+    )
 
 
 def require_architecture(kernel: Kernel, machine_architecture: str) -> None:
@@ -197,12 +218,10 @@ def _kernel(
 
 def _from_package(path: Path) -> Kernel:
     boot = unpack_image(path)
-    try:
-        # arm64 packages have it compressed.
-        image = bare_image(_only([*boot.glob("vmlinuz-*")], path))
-        facts = read_image(image)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: the kernel in it is broken: {error}") from error
+    label = f"{path}: the kernel in it"
+    # Some packages have it compressed.
+    image = bare_image(_only([*boot.glob("vmlinuz-*")], path), label=label)
+    facts = read_image(image, label=label)
     return _kernel(
         image,
         facts,

@@ -252,7 +252,7 @@ class ConsoleStream:
     def reopen(self, deadline: Deadline) -> bool:
         """Try to have the line again after a `fault`; whether it is ours now.
 
-        Then `recv` goes on, with what was missed. Whoever has the line meanwhile loses it, once.
+        Then `recv` goes on, with what was missed. Another session that has the line loses it, once.
         """
         if not self._fault or self._closed:
             return False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from kboot.backend import Disk
+from kboot.backend import Disk, MachineSpec
 from kboot.config import ClusterConfig
 
 #: So that no disk of the user's is called as one of kboot's own.
@@ -32,16 +32,19 @@ def fault(disk: Disk) -> str | None:
             return None
 
 
-def add_disks(instance: dict[str, Any], disks: Sequence[Disk], settings: ClusterConfig) -> None:
-    """Give a VirtualMachineInstance these disks, behind those that it has."""
+def add_disks(instance: dict[str, Any], spec: MachineSpec, settings: ClusterConfig) -> None:
+    """Give a VirtualMachineInstance its disks, behind those that it has."""
     devices = instance["domain"]["devices"]
-    for disk in disks:
+    for disk in spec.disks:
         name = f"{_PREFIX}{disk.name}"
         target: dict[str, Any] = {"bus": disk.bus}
         if disk.read_only:
             target["readonly"] = True
         # The guest cannot know the volume's name; the serial number is what it sees.
-        devices.setdefault("disks", []).append({"name": name, "serial": disk.name, "disk": target})
+        entry: dict[str, Any] = {"name": name, "serial": disk.name, "disk": target}
+        if disk.name == spec.boot_disk:
+            entry["bootOrder"] = 1
+        devices.setdefault("disks", []).append(entry)
         volume = {"name": name, **_source(disk, settings)}
         instance.setdefault("volumes", []).append(volume)
 

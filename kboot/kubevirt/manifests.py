@@ -20,7 +20,7 @@ from kboot.kubevirt import patch
 RUN_LABEL = "kboot.dev/run"
 #: Which of the run's machines an object belongs to.
 MACHINE_LABEL = "kboot.dev/machine"
-#: How a machine that stays is called, and by whom.
+#: The name of a persistent machine, and its owner.
 NAME_LABEL = "kboot.dev/name"
 OWNER_LABEL = "kboot.dev/owner"
 #: On everything that kboot has made; what is without it, kboot never touches.
@@ -93,7 +93,7 @@ UPLOAD_PORT = 8081
 HEARTBEAT = "kboot.dev/heartbeat"
 TTL = "kboot.dev/ttl-seconds"
 USER = "kboot.dev/user"
-#: Who looks after a machine that stays, see `kboot.kubevirt.ownership`.
+#: The supervisor of a persistent machine, see `kboot.kubevirt.ownership`.
 HOLDER = "kboot.dev/holder"
 #: The process of a run that ends with it, in the same form.
 PROCESS = "kboot.dev/process"
@@ -122,7 +122,7 @@ class Run:
 
     @property
     def note_name(self) -> str:
-        """The name of the Secret that is kept beside a machine that stays."""
+        """The name of the Secret that is kept beside a persistent machine."""
         return f"{self.name}-note"
 
     @property
@@ -160,7 +160,7 @@ def note(run: Run, texts: Mapping[str, str]) -> Manifest:
 def boot_server(run: Run, settings: ClusterConfig, *, token: str) -> list[Manifest]:
     """Secret, ConfigMap, Service, Pod and NetworkPolicy of the boot server, in that order.
 
-    Whoever has the `token` may store files on it; machines only read.
+    Who has the `token` may store files on it; machines only read.
     """
     made = [
         _token_secret(run, token),

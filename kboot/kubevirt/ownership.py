@@ -1,4 +1,4 @@
-"""Who owns what on a cluster: runs with their heartbeat, holders of machines, what is dead."""
+"""Ownership on a cluster: runs and their heartbeat, supervisors of machines, dead runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Holder:
         return json.dumps(asdict(self))
 
     def lives(self, *, silent_s: float, limit_s: float) -> bool:
-        """Whether it looks after the machine still, if it was heard of `silent_s` ago.
+        """Whether it still supervises the machine, if its last heartbeat is `silent_s` old.
 
         For a process of this host that is certain; others are given up after `limit_s`.
         """
@@ -125,7 +125,7 @@ def _began(pid: int) -> str:
 
 _LIMIT_S = 30.0
 _NOT_FOUND = 404
-#: A holder of whom nothing was heard for so long is dead; he should have said something thrice.
+#: A holder without a heartbeat for so long is dead: it has missed three.
 _SILENCE_S = 70.0
 
 
@@ -144,10 +144,10 @@ class ClusterRun:
     silent_s: float
     #: After how much silence it is dead.
     ttl_s: float
-    #: What its machine is called, and by whom, if it is one that stays; else empty.
+    #: Name and owner of its machine, if that is a persistent one; else empty.
     machine: str
     owner: str
-    #: The process that looks after such a machine, see `kboot.kubevirt.ownership`.
+    #: The supervisor of such a machine, see `kboot.kubevirt.ownership`.
     holder: Holder | None
     #: Whether the process that has it runs, if that is one of this host; None if not known.
     running: bool | None
@@ -202,13 +202,13 @@ def remove(client: Client, run: ClusterRun) -> bool:
 
 
 def about_machine(run: ClusterRun) -> str:
-    """Who looks after the machine that stays in this run, in words."""
-    care = f"in the care of {run.holder}" if holder_lives(run) else "nobody looks after it"
-    return f"machine {run.machine} of {run.owner}, {care}"
+    """The supervisor of the run's persistent machine, in words."""
+    supervisor = f"supervised by {run.holder}" if holder_lives(run) else "no supervisor"
+    return f"machine {run.machine} of {run.owner}, {supervisor}"
 
 
 def holder_lives(run: ClusterRun) -> bool:
-    """Whether a process looks after the run's machine."""
+    """Whether the run's machine has a supervisor."""
     holder = run.holder
     return holder is not None and holder.lives(silent_s=run.silent_s, limit_s=_SILENCE_S)
 

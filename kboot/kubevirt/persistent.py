@@ -23,7 +23,7 @@ from kboot.kubevirt.watches import Watches
 from kboot.log import logger
 
 _LIMIT_S = 30.0
-#: How often who looks after a machine says so.
+#: How often a supervisor renews its heartbeat.
 HEARTBEAT_S = 20.0
 
 NOTE, POD = "note.json", "pod.yaml"
@@ -158,7 +158,7 @@ class PersistentCluster(KubevirtBackend):
         return self._other is None
 
     def hear(self, owner: Mapping[str, Any]) -> None:
-        """See in the run's object who looks after the machine."""
+        """Read the machine's supervisor in the run's object."""
         holder = Holder.parse(owner["metadata"]["annotations"].get(manifests.HOLDER, ""))
         if holder is not None and holder != self._me:
             self._other = holder
@@ -213,7 +213,7 @@ def take_over_persistent(
     """The backend for the machine called `name` that is there: taken up, if nobody has it.
 
     It is removed at the end unless it is left, or the ``with`` fails. `ConfigError` if there is
-    none, or if a process that lives looks after it, unless it is taken from that `by_force`.
+    none, or if it has a live supervisor, unless it is taken from that `by_force`.
     """
     settings = _with_owner(settings)
     client = connect(settings.context, settings.namespace, kubeconfig=settings.kubeconfig)
@@ -257,9 +257,9 @@ def find_persistent(settings: ClusterConfig) -> list[PersistentMachine]:
 
 
 def remove_persistent(settings: ClusterConfig, name: str) -> bool:
-    """Remove a machine that nobody looks after, with all that belongs to it; whether it was there.
+    """Remove a machine without a supervisor, and all that belongs to it; whether it was there.
 
-    `ConfigError` if a process that lives looks after it.
+    `ConfigError` if it has a live supervisor.
     """
     client = connect(settings.context, settings.namespace, kubeconfig=settings.kubeconfig)
     while there := _find(client, _with_owner(settings), name):
@@ -295,8 +295,8 @@ def _taken(run: ClusterRun) -> ConfigError:
 def _require_free(run: ClusterRun) -> None:
     if ownership.holder_lives(run):
         raise ConfigError(
-            f"the machine {run.machine} is in the care of {run.holder}, heard of "
-            f"{run.silent_s:.0f} s ago: ask it there, or take it from there: kboot take "
+            f"the machine {run.machine} is supervised by {run.holder}, heard of "
+            f"{run.silent_s:.0f} s ago: use it there, or take it over: kboot take "
             f"{run.machine}"
         )
 
@@ -304,7 +304,7 @@ def _require_free(run: ClusterRun) -> None:
 def _take(
     client: Client, settings: ClusterConfig, name: str, me: Holder, *, by_force: bool
 ) -> ClusterRun:
-    """Become the one who looks after the machine."""
+    """Become the machine's supervisor."""
     deadline = Deadline(_REQUEST_LIMIT_S)
     for _ in deadline.poll(0.2):
         there = _find(client, settings, name)
@@ -352,7 +352,7 @@ def _kept_alive(backend: PersistentCluster) -> Iterator[None]:
 
 
 def _finish(client: Client, run: Run, me: Holder, *, left: bool) -> None:
-    """Remove the run, or, if it is `left`, say that nobody looks after it any more."""
+    """Remove the run, or, if it is `left`, note that it has no supervisor any more."""
     if left:
         try:
             owner = client.get(CONFIG_MAPS, run.name, Deadline(_REQUEST_LIMIT_S))

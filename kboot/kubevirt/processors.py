@@ -17,6 +17,11 @@ def fault(spec: MachineSpec) -> str | None:
             "on a cluster a machine has the NUMA nodes of its node, with dedicated processors and "
             "huge pages: domain.cpu.numa.guestMappingPassthrough in --cluster-patch"
         )
+    if spec.nics > 1:
+        return (
+            "a pod has one network: more cards need networks of Multus, by --cluster-patch "
+            "(networks, domain.devices.interfaces)"
+        )
     if spec.hugepages_mib and spec.memory_mib % spec.hugepages_mib:
         return f"the memory has to be a multiple of a huge page, {spec.hugepages_mib} MiB: --memory"
     return None

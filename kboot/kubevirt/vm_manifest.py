@@ -137,9 +137,9 @@ def _instance(name: str, spec: MachineSpec, settings: ClusterConfig) -> dict[str
         instance |= {"hostname": link.member, "subdomain": link.network}
     if settings.cluster_attach == "paused":
         instance["startStrategy"] = "Paused"
-    if settings.cluster_ipxe_disk and spec.firmware == "uefi":
+    if settings.cluster_ipxe_disk and spec.firmware == "uefi" and not spec.boot_disk:
         _add_ipxe_disk(instance, settings)
-    add_disks(instance, spec.disks, settings)
+    add_disks(instance, spec, settings)
     return instance
 
 
@@ -163,6 +163,8 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
         "bootOrder": 1,
         "macAddress": spec.mac_address or mac_address(name),
     }
+    if spec.boot_disk:
+        del interface["bootOrder"]
     if spec.offered_file:
         interface["dhcpOptions"] = {"bootFileName": spec.offered_file}
     if not spec.links:

@@ -56,9 +56,9 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
 def reopen_backend(
     config: Config, machine: str, *, by_force: bool = False
 ) -> Iterator[PersistentBackend]:
-    """The backend of a machine that stays there, taken up; see `kboot.backend.PersistentBackend`.
+    """The backend of a persistent machine, taken up; see `kboot.backend.PersistentBackend`.
 
-    `ConfigError` if there is none of that name, or if somebody else looks after it, from whom it
+    `ConfigError` if there is none of that name, or if another supervisor controls it, from which it
     may be taken `by_force`.
     """
     match config.backend:
@@ -68,7 +68,7 @@ def reopen_backend(
             with take_over_persistent(config, machine, by_force=by_force) as cluster:
                 yield cluster
         case name:
-            raise ConfigError(f"machines of {name} end with the process that looks after them")
+            raise ConfigError(f"machines of {name} end with their supervisor")
 
 
 def can_persist(config: Config) -> bool:
@@ -77,7 +77,7 @@ def can_persist(config: Config) -> bool:
 
 
 def persistent_machines(config: Config) -> list[PersistentMachine]:
-    """The machines that stay on the backend without us, whoever they belong to."""
+    """The persistent machines on the backend, of all owners."""
     match config.backend:
         case "kubevirt":
             from kboot.kubevirt import find_persistent  # noqa: PLC0415
@@ -88,9 +88,9 @@ def persistent_machines(config: Config) -> list[PersistentMachine]:
 
 
 def remove_machine(config: Config, machine: str) -> bool:
-    """Remove a machine of ours that stays on the backend and that nobody looks after.
+    """Remove a persistent machine of ours that has no supervisor.
 
-    Whether it was there. `ConfigError` if somebody looks after it.
+    Whether it was there. `ConfigError` if it has a supervisor.
     """
     match config.backend:
         case "kubevirt":
@@ -115,7 +115,7 @@ def checks_for(config: Config) -> tuple[Check, ...]:
 
 
 def find_runs(config: Config) -> list[FoundRun]:
-    """The runs on the backend that the configuration names, whoever started them."""
+    """The runs on the backend that the configuration names, of all users."""
     match config.backend:
         case "kubevirt":
             from kboot.kubevirt import runs as cluster_runs  # noqa: PLC0415

@@ -87,7 +87,10 @@ class Boot:
     def see_prompt(self, time: float) -> None:
         """The login prompt, or a shell's, is there."""
         # Until a machine that runs has come to its next kernel, a prompt is one of its last boot.
-        old = self.again and not {Phase.SCRIPT, Phase.HANDOFF, Phase.LINUX} & self.reached.keys()
+        loaders = {Phase.SCRIPT, Phase.HANDOFF, Phase.LINUX}
+        if self.expected.boot_disk:
+            loaders.add(Phase.FIRMWARE)
+        old = self.again and not loaders & self.reached.keys()
         if not self.waits_for_reset and not old:
             self.reach(Phase.READY, time, "console")
 
@@ -145,10 +148,8 @@ class Boot:
     def current(self) -> Phase:
         """The phase that the boot is in: the one after the last milestone it reached."""
         last = max((ORDER.index(phase) for phase in self.reached), default=-1)
-        following = ORDER[min(last + 1, len(ORDER) - 1)]
-        if following is Phase.INITRD and not self.expected.initrd_paths:
-            return Phase.HANDOFF
-        return following
+        phases = self.expected.phases
+        return next((phase for phase in phases if ORDER.index(phase) > last), phases[-1])
 
     @property
     def since(self) -> float:
@@ -216,6 +217,10 @@ class Boot:
         """A line of what runs before the kernel."""
         if self.expected.tls != "off" and Phase.SCRIPT not in self.reached:
             self._loader_lines.append(line)
+        if self.expected.boot_disk:
+            if last_words := boot_messages.disk_not_bootable(line):
+                raise faults.disk_not_bootable(self.expected, last_words)
+            return
         if boot_messages.has_lease(line):
             self.reach(Phase.DHCP, time, "console")
             if fault := faults.no_https(boot_messages.ipxe_build(self._loader_lines)):
@@ -239,7 +244,8 @@ class Boot:
 
     def _see_kernel(self, line: str, time: float) -> None:
         """A line that may be the kernel's: no program has run yet, as far as is known."""
-        handed_over = Phase.HANDOFF in self.reached
+        own_loader = bool(self.expected.boot_disk) and Phase.FIRMWARE in self.reached
+        handed_over = own_loader or Phase.HANDOFF in self.reached
         message = boot_messages.kernel_message(line)
         # Where the kernel prints no times, its banner stands behind what firmware left.
         if handed_over and (message or boot_messages.has_banner(line)):
@@ -266,7 +272,7 @@ class Boot:
 
     def _see_release(self, release: str, message: KernelMessage) -> None:
         """A banner, stamped and whole. The first one counts; a log may be printed again."""
-        if self._nonce_seen or self._banner_seen:
+        if self._nonce_seen or self._banner_seen or self.expected.boot_disk:
             return
         self._banner_seen = True
         if read_word(release, self.expected.release) is not Reading.OTHER:
@@ -277,6 +283,8 @@ class Boot:
         )
 
     def _see_command_line(self, parameters: str, message: KernelMessage | None) -> None:
+        if self.expected.boot_disk:
+            return
         nonce = boot_messages.nonce_in(parameters)
         if nonce == self.expected.nonce:
             self._nonce_seen = True

@@ -2,7 +2,8 @@
 
 The data source is NoCloud, by a URL on the kernel's command line
 (``ds=nocloud;dsmode=net;s=URL``): the same on every backend, without a disk. See the data source's
-page in cloud-init's documentation.
+page in cloud-init's documentation. A machine that boots from its disk has its data on another one:
+`kboot.machine.cloud_init_disk`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from kboot.log import logger, step
 _KINDS = ("#cloud-config", "#!", "#include", "## template:", "#cloud-boothook", "#part-handler")
 _LOGS = ("/var/log/cloud-init.log", "/var/log/cloud-init-output.log")
 _LOG_LIMIT_S = 60.0
+#: cloud-init would switch to en_US.UTF-8, which a minimal Debian does not have; what the user's
+#: data says comes first.
+VENDOR_DATA = "#cloud-config\nlocale: false\n"
 #: Of `cloud-init status`: done, though something was not as it should be (since 23.4).
 _DEGRADED = 2
 _NOT_FOUND = 127
@@ -55,10 +59,8 @@ def publish(server: BootServer, machine_name: str, user_data: str) -> None:
     """Publish what a machine's cloud-init asks for."""
     files = {
         "user-data": user_data,
-        "meta-data": json.dumps(_meta_data(machine_name, user_data)),
-        # cloud-init would switch to en_US.UTF-8, which a minimal Debian does not have; what the
-        # user's data says comes first.
-        "vendor-data": "#cloud-config\nlocale: false\n",
+        "meta-data": json.dumps(meta_data(machine_name, user_data)),
+        "vendor-data": VENDOR_DATA,
     }
     for name, text in files.items():
         server.write(f"{_directory(machine_name)}/{name}", text)
@@ -68,7 +70,7 @@ def _directory(machine_name: str) -> str:
     return f"{machine_name}/cloud-init"
 
 
-def _meta_data(machine_name: str, user_data: str) -> dict[str, str]:
+def meta_data(machine_name: str, user_data: str) -> dict[str, str]:
     """JSON is YAML. Another instance-id has cloud-init do all once more."""
     digest = hashlib.sha256(user_data.encode()).hexdigest()[:16]
     return {"instance-id": f"kboot-{digest}", "local-hostname": machine_name}

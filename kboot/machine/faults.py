@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from kboot.boot_messages import IpxeBuild
 from kboot.errors import (
@@ -22,7 +23,7 @@ from kboot.errors import (
 )
 from kboot.guest import Guest
 from kboot.ipxe.errors import IpxeError, parse_error
-from kboot.machine.phases import IN_SCRIPT, SCRIPT_BEACON, Expected, Phase
+from kboot.machine.phases import IN_IPXE, IN_SCRIPT, SCRIPT_BEACON, Expected, Phase
 
 #: Consoles that are no lines: a virtual terminal, or none at all.
 _IS_SCREEN = re.compile(r"tty\d*|null|")
@@ -38,9 +39,6 @@ _LATE: Mapping[Phase, str] = {
     Phase.INIT: "the kernel hung before it ran init",
     Phase.READY: "no login prompt",
 }
-
-#: The phases that iPXE has to end.
-_IN_IPXE = {Phase.DHCP, Phase.SCRIPT, Phase.KERNEL, Phase.INITRD, Phase.HANDOFF}
 
 
 def late(
@@ -62,6 +60,12 @@ def late(
     """
     waited = f"{waited_s:.0f} s"
     limit = "" if limit_s is None else f"the boot reached its time limit (timeout {limit_s:g} s): "
+    if phase is Phase.LINUX and expected.boot_disk:
+        return GuestTimeout(
+            f"{limit}no kernel printed anything on {expected.console} in {waited}: the boot loader "
+            f"on the disk {expected.boot_disk} has started none, or one whose command line has no "
+            f"console={expected.console}"
+        )
     if phase is Phase.LINUX:
         return GuestTimeout(
             f"{limit}the kernel was started and printed nothing in {waited}; "
@@ -71,7 +75,7 @@ def late(
         return NoReboot(f"{limit}the machine did not reboot in {waited}")
     after = f" after {last}" if last else ""
     # Until the kernel runs, nothing can be its fault.
-    if phase in _IN_IPXE:
+    if phase in IN_IPXE:
         advice = _last_error(ipxe_error) + advice
     else:
         advice = _prompt_advice(expected) if phase is Phase.READY else ""
@@ -99,11 +103,21 @@ def unless_slow(error: GuestTimeout, speed_fault: str | None) -> KbootError:
     return InfraError(f"could not tell whether the guest hangs: {error}; {speed_fault}")
 
 
+def disk_not_bootable(expected: Expected, last_words: str) -> GuestError:
+    """The firmware, or the boot loader, gave up on the disk that the machine boots from."""
+    return GuestError(
+        f"the disk {expected.boot_disk} does not boot: {last_words}; it needs a boot loader for "
+        "this firmware (--firmware bios|uefi) and a kernel"
+    )
+
+
 def contradiction(expected: Expected, *, fetched: Collection[str]) -> KbootError | None:
     """What the witnesses of a guest that is up do not agree on, or None.
 
     `fetched` are the paths that the machine has asked for.
     """
+    if expected.boot_disk:
+        return None
     for path in (SCRIPT_BEACON, expected.kernel_path, *expected.initrd_paths):
         if path not in fetched:
             return GuestError(
@@ -238,11 +252,20 @@ _ASK = (
 )
 
 
-def prove(guest: Guest, expected: Expected, *, known: Collection[str]) -> str:
-    """The guest's boot_id: another one than those `known` of its boots before.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which kernel runs, and in which boot."""
 
-    `InfraError` if it cannot tell; `WrongKernel` if it is not the kernel that was `expected`, or
-    was not started by its script.
+    boot_id: str
+    release: str
+    command_line: str
+
+
+def prove(guest: Guest, expected: Expected, *, known: Collection[str]) -> Identity:
+    """What the guest says of itself; its boot_id is another one than those `known` of its boots.
+
+    What boots from its disk may be any kernel. `InfraError` if it cannot tell; `WrongKernel` if it
+    is not the kernel that was `expected`, or was not started by its script.
     """
     asked = guest.run(_ASK)
     answer = asked.stdout.splitlines()
@@ -252,15 +275,16 @@ def prove(guest: Guest, expected: Expected, *, known: Collection[str]) -> str:
             + asked.stderr.strip()[-200:]
         )
     boot_id, running, command_line = answer[0], answer[1], answer[2]
-    if f"kboot.nonce={expected.nonce}" not in command_line.split():
+    ours = not expected.boot_disk
+    if ours and f"kboot.nonce={expected.nonce}" not in command_line.split():
         raise WrongKernel(
             f"the kernel was not started by this boot: /proc/cmdline is {command_line}"
         )
-    if running != expected.release:
+    if ours and running != expected.release:
         raise WrongKernel(f"uname -r says {running}, not {expected.release}")
     if boot_id in known:
         raise GuestError(f"the guest has not rebooted: its boot_id is still {boot_id}")
-    return boot_id
+    return Identity(boot_id=boot_id, release=running, command_line=command_line)
 
 
 def prints_on(guest: Guest, console: str) -> bool:

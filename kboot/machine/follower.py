@@ -78,7 +78,8 @@ class Follower:
         self._lines: deque[Line] = deque(maxlen=_KEPT_LINES)
         self._fetch_position = 0
         self._scripts_seen = 0
-        #: Firmware has printed something since a boot script was seen last.
+        #: Firmware has printed something since a boot script was seen last, or from a disk, a
+        #: kernel.
         self._restarted = True
         #: Of the boot scripts that the machine may run.
         self._nonces = [expected.nonce]
@@ -171,8 +172,12 @@ class Follower:
     def _see_line(self, line: Line) -> None:
         """Take a whole line, on the console's reader thread."""
         self._lines.append(line)
-        if self.boot.expected.user_script and boot_messages.begins_boot(line.text):
+        counts_firmware = self.boot.expected.user_script or self.boot.expected.boot_disk
+        if counts_firmware and boot_messages.begins_boot(line.text):
             self._restarted = True
+        if self.boot.expected.boot_disk and self._restarted and _is_banner(line.text):
+            self._restarted = False
+            self._scripts_seen += 1
         nonce = boot_messages.script_nonce(line.text)
         if nonce and self.boot.expected.user_script:
             # Chaining back to itself is no reset.
@@ -275,3 +280,9 @@ class Follower:
             if self.boot.ready:
                 raise GuestError("the guest rebooted by itself")
             raise RebootLoop("reboot loop: the machine rebooted before it was ready")
+
+
+def _is_banner(line: str) -> bool:
+    """Whether this is a kernel's first line."""
+    message = boot_messages.kernel_message(line)
+    return message is not None and boot_messages.whole_banner(message.text) is not None

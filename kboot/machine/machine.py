@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kboot.backend import BootServer, Fetch, LocalVirtualMachine, VirtualMachine
@@ -58,7 +59,7 @@ class Machine:
         self.vm = vm
         self.server = server
         self.console = console
-        #: Where its logs and configuration are kept; whoever renames the directory says so here.
+        #: Where its logs and configuration are kept; to rename the directory is to change this.
         self.evidence_directory = evidence_directory
         #: Such as ``QEMU 7.2.22, tcg``.
         self.machine_description = vm.description
@@ -198,11 +199,21 @@ class Machine:
             waited_s = time.monotonic() - self.boot.since
             raise self.boot.late(waited_s, limit_s=deadline.seconds)
         guest = self._log_in(deadline)
-        self.boot_ids.append(faults.prove(guest.unrecorded(), self._expected, known=self.boot_ids))
+        found = faults.prove(guest.unrecorded(), self._expected, known=self.boot_ids)
+        self.boot_ids.append(found.boot_id)
+        if self._expected.boot_disk:
+            self._learn(
+                replace(self._expected, release=found.release, command_line=found.command_line)
+            )
         self.channels.connect(self.settings, deadline)
         if self.settings.user_data:
             cloud_init.wait_until_done(self.guest.unrecorded(), deadline, self.evidence_directory)
         self._reports_when_ready = len(self.console.reports)
+
+    def _learn(self, expected: Expected) -> None:
+        """What its disk has booted is known from now on."""
+        self._expected = self.boot.expected = expected
+        self.kernel = replace(self.kernel, release=expected.release, version=expected.release)
 
     def _log_in(self, deadline: Deadline) -> Guest:
         """On the console. A guest that is perhaps another one is not blamed for its refusal."""
@@ -242,6 +253,8 @@ class Machine:
         `GuestError` if the guest does not answer, `InfraError` if it is another one.
         """
         self.follower.resume(saved.first_boot())
+        if saved.expected.boot_disk:
+            self._learn(saved.expected)
         self.restored_from = saved.key
         self._fetched_before = saved.fetches
         with step("wake the guest"):
@@ -380,6 +393,7 @@ class Machine:
         *,
         timeout: float | None = None,
         expected_failures: Mapping[str, str] | None = None,
+        report: str | None = None,
     ) -> SuiteResults:
         """Run a command in the guest that prints KTAP or TAP; its cases.
 
@@ -388,8 +402,11 @@ class Machine:
         of cases' full names, and why they fail. What is bad is not raised: see
         `SuiteResults.check`. In a test of pytest, each case is a subtest, and what is bad fails the
         test. `GuestError` if it prints no results at all.
+
+        With `report`, the results are in that file of the guest when the command has ended: KTAP,
+        or a report of LTP's runners (see `kboot.results.ltp`).
         """
-        return suites.run(self, command, timeout, expected_failures or {})
+        return suites.run(self, command, timeout, expected_failures or {}, report=report)
 
     def check(self) -> None:
         """Return if all is well now; raise what is wrong with the host or the guest."""

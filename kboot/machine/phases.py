@@ -58,6 +58,12 @@ def budget_s(phase: Phase, command_line: str) -> float:
     return BUDGETS_S[phase] * (_TRACED if traced else 1)
 
 
+#: For the boot loader on a disk: its menu, and reading kernel and initramfs through firmware.
+_BOOT_LOADER_S = 120
+
+#: The phases that iPXE has to end. A machine that boots from its disk has none of them.
+IN_IPXE = frozenset({Phase.DHCP, Phase.SCRIPT, Phase.KERNEL, Phase.INITRD, Phase.HANDOFF})
+
 #: The phases that the boot script has to end.
 IN_SCRIPT = frozenset({Phase.KERNEL, Phase.INITRD, Phase.HANDOFF})
 
@@ -114,6 +120,17 @@ class Expected:
     tls: Tls = "off"
     #: The size of the kernel's file; 0 if it is not known.
     kernel_bytes: int = 0
+    #: The name of the disk that it boots from, by a boot loader and with a kernel of its own; then
+    #: `release` and `command_line` are known once it runs. Empty for the network.
+    boot_disk: str = ""
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """The phases that this boot goes through."""
+        skipped = IN_IPXE if self.boot_disk else frozenset[Phase]()
+        if not self.initrd_paths:
+            skipped |= {Phase.INITRD}
+        return [phase for phase in ORDER if phase not in skipped]
 
     @property
     def folder(self) -> str:
@@ -128,6 +145,8 @@ class Expected:
     def budget_s(self, phase: Phase) -> float:
         """Seconds that a phase of this boot may take."""
         limit_s = budget_s(phase, self.command_line)
+        if self.boot_disk and phase is Phase.LINUX:
+            limit_s += _BOOT_LOADER_S
         if self.whole_system and phase in {Phase.INIT, Phase.READY}:
             limit_s *= _WHOLE_SYSTEM
         if self.user_script and phase in IN_SCRIPT:

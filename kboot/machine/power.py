@@ -162,7 +162,8 @@ def take_over(
                 raise InfraError(f"the machine runs a boot script that is not ours: {nonce}")
             load = loads[nonce]
             expected, text = script_for(server, load, nonce)
-        (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
+        if text:
+            (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")
         with _attached(
             vm,
             server,

@@ -60,6 +60,8 @@ def upload(
     called for one file at a time. What has a URL was put there before, and its file is not looked
     at: it may have changed since, or be gone.
     """
+    if kernel.on_disk:
+        return Load(kernel=kernel, settings=settings, kernel_url="", initrd_urls=())
     wanted = [kernel.image] if kernel_url is None else []
     wanted += settings.initrds if initrd_urls is None else ()
     urls = _put_all(store, list(dict.fromkeys(wanted)), on_progress)
@@ -110,8 +112,10 @@ def publish_script(
     """Have the machine boot `load` the next time that it asks; what is to be seen of that boot.
 
     The script is switched in one step, and a copy of it kept as boot.ipxe. The `nonce` is a new one
-    unless it is given.
+    unless it is given. What boots from its disk has no script.
     """
+    if load.kernel.on_disk:
+        return _from_disk(load, nonce or ipxe.new_nonce())
     tree = publish_tree(server, load.settings, evidence_directory)
     if load.settings.user_data:
         cloud_init.publish(server, load.settings.spec.name, load.settings.user_data)
@@ -148,6 +152,8 @@ def script_for(
     `tree` is what is served beside it.
     """
     settings = load.settings
+    if load.kernel.on_disk:
+        return _from_disk(load, nonce), ""
     query = f"m={settings.spec.name}&b={nonce}"
     command_line = ipxe.command_line(
         nonce=nonce,
@@ -180,6 +186,24 @@ def script_for(
     if settings.boot_script:
         expected = _of_user_script(expected, settings.boot_script, tree)
     return expected, text
+
+
+def _from_disk(load: Load, nonce: str) -> Expected:
+    """What is to be seen of a boot from the machine's own disk: what it loads, nobody serves."""
+    row = arch.of(load.settings.spec.architecture)
+    return Expected(
+        nonce=nonce,
+        query=f"m={load.settings.spec.name}&b={nonce}",
+        script_path=f"scripts/{_script_name(load.settings)}",
+        kernel_path="",
+        initrd_paths={},
+        release="",
+        command_line="",
+        console=row.console,
+        early_console=row.early_console,
+        whole_system=True,
+        boot_disk=load.settings.spec.boot_disk,
+    )
 
 
 def _parameters(server: BootServer, settings: MachineSettings) -> str:

@@ -29,7 +29,7 @@ class Trial:
     """One fault that the script meets when it fetches the kernel."""
 
     kind: FaultKind
-    #: None for a fault that stays.
+    #: None for a lasting fault.
     times: int | None
     how: tuple[tuple[str, Any], ...] = ()
 
@@ -49,7 +49,7 @@ def _always(kind: FaultKind, **how: Any) -> Trial:
     return Trial(kind=kind, times=None, how=tuple(how.items()))
 
 
-#: What a script is tried with: faults that pass, and some that stay.
+#: What a script is tried with: passing faults, and some lasting ones.
 TRIALS: Sequence[Trial] = (
     _once("status", status=503),
     _once("refused"),

@@ -23,9 +23,12 @@ from kboot.guest.ssh import authorized_key
 from kboot.ipxe import user_script
 from kboot.ipxe.served_tree import NOTHING, ServedTree, read_tree
 from kboot.ipxe.user_script import UserScript
-from kboot.kernel import Kernel, require_architecture
+from kboot.kernel import Kernel, kernel_on_disk, require_architecture
 from kboot.machine.cloud_init import read_user_data
+from kboot.machine.cloud_init_disk import cloud_init_disk
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
+from kboot.rootfs.modules_image import modules_image, require_memory
+from kboot.rootfs.own_disk import own_disk
 from kboot.rootfs.system import system_for
 
 
@@ -100,10 +103,12 @@ def settings_for(
                 serve=config.serve,
             )
         )
-    spec = _spec(kernel, config, machine_name or "m0")
     disks = read_disks(config.disk)
     if machine_name is None:
         _require_nothing_to_keep(disks)
+    if kernel.on_disk:
+        return _from_disk(kernel, config, machine_name)
+    spec = _spec(kernel, config, machine_name or "m0")
     system = system_for(
         config.rootfs,
         kernel,
@@ -116,14 +121,14 @@ def settings_for(
     for image in config.initrd:
         check_initrd(image)
     names = (*system.modules, *config.module)
-    modules = (module_initramfs(kernel, names),) if names else ()
+    loaded = (module_initramfs(kernel, names),) if names else ()
     # One without an ssh server has it only where the user brings one, and says so.
     channel = config.channel if system.may_have_ssh or config.channel == "ssh" else "console"
     keys = () if channel == "console" else (_keys(config.user),)
     settings = MachineSettings(
         spec=replace(spec, disks=system.disks, shares=system.shares),
         command_line=config.cmdline,
-        initrds=(*system.images, *modules, *config.initrd, *keys),
+        initrds=(*system.images, *_found_modules(kernel, config), *loaded, *config.initrd, *keys),
         user=config.user,
         password=config.password,
         timeout_s=config.timeout_s,
@@ -136,9 +141,75 @@ def settings_for(
     return _fitting(settings.reached_by(channel))
 
 
+def _found_modules(kernel: Kernel, config: Config) -> tuple[Path, ...]:
+    """The image for the setting `modules`."""
+    image = modules_image(kernel, config.modules)
+    if image is None:
+        return ()
+    require_memory(image, config.memory_mib)
+    return (image.path,)
+
+
+def own_kernel(config: Config) -> Kernel:
+    """What is on the disk of a machine that boots from there. `ConfigError` if there is none."""
+    if config.kernel is not None:
+        raise ConfigError(
+            "boot = disk boots the kernel on the machine's disk, and another one is named "
+            f"({config.kernel}); leave out one of the two"
+        )
+    own = own_disk(config.rootfs, read_disks(config.disk))
+    return kernel_on_disk(Path(own.disk.source), arch.DEFAULT.name)
+
+
+#: What kboot gives a kernel that it loads.
+_NEEDS_BOOT_SCRIPT = ("cmdline", "module", "modules", "initrd", "ipxe_script")
+
+
+def _from_disk(kernel: Kernel, config: Config, machine_name: str | None) -> MachineSettings:
+    """The settings of a machine that boots from its disk."""
+    # Machines that differ in their names only have the same disks, and go on from a saved one.
+    name, host_name = machine_name or "m0", machine_name or "kboot"
+    for setting in _NEEDS_BOOT_SCRIPT:
+        if getattr(config, setting) != getattr(Config(), setting):
+            raise ConfigError(
+                f"{setting} is for a kernel that kboot loads; with boot = disk, the boot loader on "
+                "the disk decides: change it there, or leave out boot = disk"
+            )
+    own = own_disk(config.rootfs, read_disks(config.disk))
+    firmware = firmware_for(kernel, config)
+    spec = _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
+    user_data = read_user_data(config.cloud_init) if config.cloud_init else ""
+    settings = MachineSettings(
+        spec=replace(
+            spec,
+            disks=(*own.disks, *_cloud_init_disks(user_data, config, host_name)),
+            shares=read_shares(config.share),
+            boot_disk=own.disk.name,
+        ),
+        user=config.user,
+        password=config.password,
+        timeout_s=config.timeout_s,
+        warnings=config.warnings,
+        user_data=user_data,
+        whole_system=True,
+    )
+    return settings.reached_by(config.channel)
+
+
+def _cloud_init_disks(user_data: str, config: Config, host_name: str) -> tuple[Disk, ...]:
+    if not user_data:
+        return ()
+    return (
+        cloud_init_disk(user_data, host_name=host_name, user=config.user, password=config.password),
+    )
+
+
 def firmware_for(kernel: Kernel, config: Config) -> Firmware:
     """The firmware of a machine for `kernel`. `ConfigError` if there is no such machine."""
     row = arch.of(kernel.architecture, wanted_by=str(kernel.source))
+    if kernel.on_disk:
+        own = own_disk(config.rootfs, read_disks(config.disk))
+        return own.firmware(row.firmware(config.firmware), chosen=config.firmware != "auto")
     if config.firmware == "bios" and not row.has_bios:
         raise ConfigError(
             f"{kernel.source}: a kernel for {row.name}, whose machines have no BIOS; "

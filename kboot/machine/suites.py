@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kboot.errors import GuestError, GuestTimeout, KernelCrash
+from kboot.errors import CommandFailed, GuestError, GuestTimeout, KernelCrash
 from kboot.guest.frames import without_frames
 from kboot.guest.guest import COMMAND_TIMEOUT_S, CommandResult
-from kboot.results import ktap_command
+from kboot.results import ktap_command, ltp
 from kboot.results.cases import Case, Status, SuiteResults, expect_failures
 from kboot.results.ktap import ConsoleLine, read_console, read_log
 
@@ -31,6 +33,7 @@ def run(
     expected: Mapping[str, str],
     *,
     source: str = "",
+    report: str | None = None,
 ) -> SuiteResults:
     """As `Machine.ktap`; the results come from `source`, unless given from the command."""
     start = machine.console.line_start()
@@ -45,9 +48,14 @@ def run(
         error = fault
     finally:
         entry.end(None, _printed(machine.console, start, None))
-    cases = _read(machine, start, result, error, seconds)
+    if report is None:
+        cases = _read(machine, start, result, error, seconds)
+    else:
+        # Of a kernel that has died, nobody has it.
+        cases = [] if error else _read_report(machine, report)
     if not cases:
-        raise error or _no_results(command, _printed(machine.console, start, result), result)
+        printed = _printed(machine.console, start, result)
+        raise error or _no_results(command, printed, result, report)
     if result and (case := _ended_badly(source or command, result, cases)):
         cases.append(case)
     results = SuiteResults(
@@ -111,17 +119,32 @@ def _read(
     return read(machine, start, end=str(error), status=Status.CRASHED)
 
 
+def _read_report(machine: Machine, path: str) -> list[Case]:
+    """The cases in a file of the guest; none if it is not there."""
+    with tempfile.TemporaryDirectory(prefix="kboot-") as directory:
+        local = Path(directory) / "report"
+        try:
+            machine.guest.unrecorded().get(path, local)
+        except CommandFailed:
+            return []
+        data = local.read_bytes()
+    cases = ltp.read(data)
+    return read_log(data, complete=True)[0] if cases is None else cases
+
+
 def _printed(console: Console, start: int, result: CommandResult | None) -> str:
     if result and (result.stdout or result.stderr):
         return result.stdout + result.stderr
     return "".join(f"{line.text}\n" for line in console_lines(console, start))
 
 
-def _no_results(command: str, printed: str, result: CommandResult | None) -> GuestError:
+def _no_results(
+    command: str, printed: str, result: CommandResult | None, report: str | None
+) -> GuestError:
     status = result.exit_status if result else "unknown"
+    lacks = f"left no results in {report}" if report else "printed no results of tests (KTAP, TAP)"
     return GuestError(
-        f"{command!r} printed no results of tests (KTAP, TAP); exit status {status}; "
-        f"it printed: {printed.strip()[-_SHOWN:]!r}"
+        f"{command!r} {lacks}; exit status {status}; it printed: {printed.strip()[-_SHOWN:]!r}"
     )
 
 

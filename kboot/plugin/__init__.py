@@ -29,15 +29,18 @@ from kboot.plugin import (
 from kboot.plugin.fixtures import (  # noqa: F401
     HANDOVER,
     SESSION,
+    SEVERAL,
     boot_server,
     fleet,
     guest,
     handovers_of,
     ipxe,
+    kboot_pools,
     kboot_session,
     kernel,
     kunit,
     machine,
+    pool,
     user_of,
 )
 from kboot.plugin.options import (
@@ -45,13 +48,15 @@ from kboot.plugin.options import (
     CHOICES,
     FLEET_MARKER,
     MARKER,
+    POOL_MARKER,
     allowances,
     config_for,
     dest,
     fleet_for,
     instance_settings,
-    option,
+    pool_for,
     read_config,
+    tests_kernel,
 )
 from kboot.plugin.reporting import (
     allowed_lines,
@@ -105,10 +110,15 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{FLEET_MARKER}(**roles): the machines of the fixture fleet, as control=3, or with "
         "settings of that role, worker={'count': 5, 'memory': '1G'}",
     )
+    config.addinivalue_line(
+        "markers",
+        f"{POOL_MARKER}(name='', replicas=2, max_age=None, ttl='1h', wait='5m'): the pool of the "
+        "fixture pool, by the name of one that stays (kboot pool up), or the run's own one",
+    )
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
     results.register(config)
-    if option(config, "kernel") is None:
+    if not tests_kernel(config):
         return
     try:
         # Before anything is collected: a wrong path is better told at once.
@@ -123,7 +133,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """One line on what is tested, if a kernel was named on the command line."""
-    if option(config, "kernel") is None:
+    if not tests_kernel(config):
         return None
     from kboot.machine import firmware_for  # noqa: PLC0415
     from kboot.session import kernel_of  # noqa: PLC0415
@@ -140,7 +150,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     except KbootError as error:
         raise pytest.UsageError(f"kboot: {error}") from error
     return (
-        f"kboot: Linux {kernel.release} ({kernel.architecture}) from {kernel.source}; "
+        f"kboot: {kernel}; "
         f"backend {settings.backend}, {firmware}, rootfs {settings.rootfs}"
         + (f", iPXE {settings.ipxe}" if settings.ipxe else "")
         + (f", boot script {settings.ipxe_script}" if settings.ipxe_script else "")
@@ -150,7 +160,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """``-n auto`` with a kernel to test: as many workers as the host has room for machines."""
-    if option(config, "kernel") is None:
+    if not tests_kernel(config):
         return None
     from kboot import capacity  # noqa: PLC0415
 
@@ -199,12 +209,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mistake in a marker ends the run before it starts."""
     for item in items:
-        if any(map(item.get_closest_marker, (MARKER, ALLOW_MARKER, FLEET_MARKER))):
+        markers = (MARKER, ALLOW_MARKER, FLEET_MARKER, POOL_MARKER)
+        if any(map(item.get_closest_marker, markers)):
             try:
                 config_for(item)
                 allowances(item)
                 if item.get_closest_marker(FLEET_MARKER):
                     fleet_for(item)
+                if item.get_closest_marker(POOL_MARKER):
+                    pool_for(item)
             except ConfigError as error:
                 raise pytest.UsageError(f"kboot: {item.nodeid}: {error}") from error
 
@@ -228,9 +241,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Tell the hooks what the kernel reported in a boot that failed."""
+    # Of an earlier run of the same test.
     if HANDOVER in item.stash:
-        # Of an earlier run of the same test.
         del item.stash[HANDOVER]
+    if SEVERAL in item.stash:
+        del item.stash[SEVERAL]
     try:
         return (yield)
     except BaseException:
@@ -267,7 +282,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     try:
         result = yield
         for handover in handovers_of(item):
-            handover.machine.check_reports()
+            handover.check()
             for suite in handover.suites:
                 suite.check()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 
 from kboot.errors import GuestError
 from kboot.plugin import matrix, retry, signals, workers
-from kboot.plugin.options import allowances, config_for, fleet_for, read_config
+from kboot.plugin.options import allowances, config_for, fleet_for, pool_for, read_config
 from kboot.plugin.reporting import Handover
 
 if TYPE_CHECKING:
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from kboot.machine import Machine
     from kboot.machine.ipxe_machine import IpxeMachine
     from kboot.machine.kunit import KUnit
+    from kboot.pool import LeasedMachine, Leases, RunPool
+    from kboot.pool.leases import Source
     from kboot.session import Session
 
 #: The machine of a test, from when it got it.
 HANDOVER = pytest.StashKey[Handover]()
 
-#: The machines of a test's fleet, in the order in which they came.
-FLEET = pytest.StashKey[list[Handover]]()
+#: The machines of a test's fleet, or those that it had of a pool, in the order in which they came.
+SEVERAL = pytest.StashKey[list[Handover]]()
 
 #: The run's session, while there is one.
 SESSION = pytest.StashKey["Session"]()
@@ -138,7 +141,7 @@ def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fl
 
     item = request.node
     roles, configs = fleet_for(item)
-    handovers = item.stash[FLEET] = []
+    handovers = item.stash.setdefault(SEVERAL, [])
 
     def remember(machine: Machine) -> None:
         machine.report_filter.allowances = allowances(item)
@@ -150,6 +153,56 @@ def fleet(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Fl
         kboot_session.power_off()
     with open_fleet(kboot_session, roles, configs, on_machine=remember) as fleet:
         yield fleet
+
+
+@pytest.fixture(scope="session")
+def kboot_pools(kboot_session: Session) -> Iterator[RunPool]:
+    """The pool of the run, once a test asks for it."""
+    from kboot.pool import RunPool  # noqa: PLC0415
+
+    with RunPool(kboot_session) as pools:
+        yield pools
+
+
+@pytest.fixture
+def pool(
+    request: pytest.FixtureRequest, kboot_session: Session, kboot_pools: RunPool
+) -> Iterator[Leases]:
+    """Machines that are always fresh: what a test acquires is its alone, and is given back.
+
+    The marker ``kboot_pool`` says of which pool.
+    """
+    from kboot import service  # noqa: PLC0415
+    from kboot.pool import Leases, PoolHere, PoolThatStays  # noqa: PLC0415
+    from kboot.pool.service import KIND  # noqa: PLC0415
+
+    item = request.node
+    wanted = pool_for(item)
+    handovers = item.stash.setdefault(SEVERAL, [])
+
+    def on_machine(machine: Machine) -> None:
+        kboot_session.assign(machine, item.name)
+        kboot_session.forgive_boot(machine)
+        machine.report_filter.allowances = allowances(item)
+
+    def on_lease(lease: LeasedMachine) -> None:
+        if not wanted.name:
+            handovers.append(Handover(lease.machine, lease.check))
+
+    _tell_hook_of_evidence(kboot_session, request.config)
+    kboot_session.tell_of_evidence()
+    source: Source
+    if wanted.name:
+        source = PoolThatStays(service.find(KIND, wanted.name))
+    else:
+        settings = kboot_session.settings(config_for(item)[0])
+        own = kboot_pools.open(settings, replicas=wanted.replicas, max_age_s=wanted.max_age_s)
+        source = PoolHere(own, on_machine)
+    leases = Leases(
+        source, holder=item.nodeid, ttl=wanted.ttl_s, timeout=wanted.wait_s, on_lease=on_lease
+    )
+    with contextlib.closing(leases):
+        yield leases
 
 
 @pytest.fixture
@@ -180,4 +233,4 @@ def ipxe(request: pytest.FixtureRequest, kboot_session: Session) -> Iterator[Ipx
 def handovers_of(item: pytest.Item) -> list[Handover]:
     """The machines that a test has got."""
     alone = item.stash.get(HANDOVER, None)
-    return [*([alone] if alone else []), *item.stash.get(FLEET, [])]
+    return [*([alone] if alone else []), *item.stash.get(SEVERAL, [])]

@@ -76,8 +76,7 @@ def _combine(
                 Combination(
                     name=f"{name}-{firmware}" if len(firmwares) > 1 else name,
                     settings=settings,
-                    about=f"Linux {kernel.release} ({kernel.architecture}) from {kernel.source}, "
-                    f"{firmware}",
+                    about=f"{kernel}, {firmware}",
                 ),
             )
     if not found:

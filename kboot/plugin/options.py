@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kboot.config import SETTINGS, Config, Setting, load
+from kboot.config.parse import seconds
 from kboot.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 MARKER = "kboot"
 ALLOW_MARKER = "kboot_allow_warning"
 FLEET_MARKER = "kboot_fleet"
+POOL_MARKER = "kboot_pool"
 
 #: The settings of one machine, which a test may choose; all others are those of the run.
 OF_MACHINES = frozenset(
@@ -64,6 +68,11 @@ CHOICES = frozenset({"kernel", "firmware"})
 def option(config: pytest.Config, name: str) -> Any:
     """What was given on pytest's command line for the setting `name`; None if nothing was."""
     return config.getoption(f"kboot_{name}", default=None)
+
+
+def tests_kernel(config: pytest.Config) -> bool:
+    """Whether pytest's command line says what is to be booted."""
+    return option(config, "kernel") is not None or option(config, "boot") == "disk"
 
 
 def read_config(config: pytest.Config, extra: Mapping[str, object] | None = None) -> Config:
@@ -134,6 +143,62 @@ def fleet_for(item: pytest.Item) -> tuple[tuple[Role, ...], dict[str, Config]]:
         _check_settings(chosen, f"the role {role.name} of {FLEET_MARKER}", also="count, ")
         configs[role.name] = read_config(item.config, {**instance_settings(item), **chosen})
     return roles, configs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedPool:
+    """The pool that a test has machines of."""
+
+    #: Of a pool that stays (``kboot pool up NAME``); empty for the run's own one, ...
+    name: str = ""
+    #: ... of which this is the size, so many seconds a machine may wait in it, ...
+    replicas: int = 2
+    max_age_s: float | None = None
+    #: Seconds of a lease, and to wait for one.
+    ttl_s: float = 3600.0
+    wait_s: float = 300.0
+
+
+def pool_for(item: pytest.Item) -> WantedPool:
+    """What the marker ``kboot_pool`` says. `ConfigError` for mistakes."""
+    from kboot import service  # noqa: PLC0415
+    from kboot.pool.service import KIND  # noqa: PLC0415
+
+    marker = item.get_closest_marker(POOL_MARKER)
+    if marker is None:
+        return WantedPool()
+    if len(marker.args) > 1 or not all(isinstance(each, str) for each in marker.args):
+        raise ConfigError(
+            f"the marker {POOL_MARKER} takes the name of a pool that stays, and settings by name"
+        )
+    chosen = dict(marker.kwargs)
+    name = marker.args[0] if marker.args else ""
+    if name:
+        service.find(KIND, name)
+    if unknown := chosen.keys() - {"replicas", "max_age", "ttl", "wait"}:
+        raise ConfigError(
+            f"the marker {POOL_MARKER} has no setting {', '.join(sorted(unknown))}; "
+            "it has replicas, max_age, ttl, wait"
+        )
+    if name and (own := chosen.keys() & {"replicas", "max_age"}):
+        raise ConfigError(
+            f"{', '.join(sorted(own))}: the pool {name} was started with its own; leave it out"
+        )
+    replicas = chosen.pop("replicas", WantedPool().replicas)
+    if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
+        raise ConfigError(f"replicas={replicas!r}: a number of machines, 1 or more")
+    return WantedPool(
+        name=name,
+        replicas=replicas,
+        **{f"{key}_s": _seconds(key, value) for key, value in chosen.items()},
+    )
+
+
+def _seconds(name: str, value: object) -> float:
+    try:
+        return seconds(value, Path())
+    except ValueError as error:
+        raise ConfigError(f"{name}={value!r}: not {error}") from error
 
 
 def _check_settings(chosen: Mapping[str, object], whose: str, *, also: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -91,8 +91,10 @@ def _is_hidden(frame: FrameType) -> bool:
 class Handover:
     """A machine as a test got it: what was there before is not this test's."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, check: Callable[[], None] | None = None) -> None:
+        """`check` raises what is wrong with it, unless that is `Machine.check_reports`."""
         self.machine = machine
+        self.check = check or machine.check_reports
         #: How many reports of the kernel earlier tests have had.
         self.known = machine.report_filter.seen
         self.time = datetime.now(UTC)

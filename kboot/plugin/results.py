@@ -239,13 +239,7 @@ class RunRecorder:
 
         from kboot.results import kcidb  # noqa: PLC0415
 
-        source = kcidb.Source(
-            origin=settings.kcidb_origin,
-            build=settings.kcidb_build,
-            repository=settings.kcidb_repository,
-            commit=settings.kcidb_commit,
-        )
-        report = kcidb.kcidb_report(run, source)
+        report = kcidb.kcidb_report(run, kcidb.source_of(settings))
         self._write_file(path, lambda: json.dumps(report, indent=1) + "\n")
         if settings.kcidb_submit == "yes":
             sent = kcidb.submit(report, os.environ.get(kcidb.VARIABLE, ""))
@@ -302,7 +296,7 @@ def annotates(settings: Config) -> bool:
     """Whether failed tests are marked in the files of a repository."""
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
     return settings.annotations == "github" or (
-        settings.annotations == "auto" and on_github and settings.kernel is not None
+        settings.annotations == "auto" and on_github and settings.names_kernel
     )
 
 

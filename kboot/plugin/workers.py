@@ -38,7 +38,7 @@ def tell_of_shared_server(node: Node) -> None:
     """
     config = node.config
     try:
-        if read_config(config).kernel is None:
+        if not read_config(config).names_kernel:
             return
     except ConfigError:
         # The workers report it, for each test that needs a kernel.

@@ -1,5 +1,18 @@
 """Machines that are always fresh: acquired, released, and replaced when used, broken or too old."""
 
+from kboot.pool.leases import LeasedMachine, Leases, PoolHere, PoolThatStays
 from kboot.pool.pool import Lease, Pool, PoolMachine, State, open_pool
+from kboot.pool.run import RunPool
 
-__all__ = ["Lease", "Pool", "PoolMachine", "State", "open_pool"]
+__all__ = [
+    "Lease",
+    "LeasedMachine",
+    "Leases",
+    "Pool",
+    "PoolHere",
+    "PoolMachine",
+    "PoolThatStays",
+    "RunPool",
+    "State",
+    "open_pool",
+]

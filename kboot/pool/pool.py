@@ -1,7 +1,8 @@
 """A pool of machines: who has which, and which are to be replaced.
 
 One thread keeps it as it should be: it starts what is missing, and takes out what is broken or too
-old. A machine is handed out once; when it comes back, another one takes its place.
+old. Another one asks the machines that wait whether they live, as one that does not must hold up
+nothing. A machine is handed out once; when it comes back, another one takes its place.
 """
 
 from __future__ import annotations
@@ -62,8 +63,11 @@ class PoolMachine:
     power: ExitStack
     #: Monotonic seconds.
     started: float
-    #: When it answered last.
+    #: Seconds that it took to start it.
+    start_s: float
+    #: When it answered last, and whether it is being asked.
     alive: float
+    asked: bool = False
     state: State = State.READY
     lease: Lease | None = None
     #: What is wrong with it; empty if nothing is.
@@ -81,12 +85,19 @@ class Pool:
         *,
         replicas: int,
         max_age_s: float | None = None,
+        heartbeat_s: float = _HEARTBEAT_S,
+        on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
         on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
     ) -> None:
-        """`on_ended` is told of each machine that is off, and what was wrong with it: maybe ""."""
+        """`on_ending` is told of each machine before it is powered off, `on_ended` after that.
+
+        And what was wrong with it: maybe "".
+        """
         self._start = start
         self._replicas = replicas
         self._max_age_s = max_age_s
+        self._heartbeat_s = heartbeat_s
+        self._on_ending = on_ending
         self._on_ended = on_ended
         self._machines: list[PoolMachine] = []
         self._changed = threading.Condition()
@@ -98,6 +109,7 @@ class Pool:
         self._retry_at = 0.0
         self._ending = ThreadPoolExecutor(max_workers=2, thread_name_prefix="kboot-pool-end")
         self._keeper = threading.Thread(target=self._keep, name="kboot-pool", daemon=True)
+        self._asker = threading.Thread(target=self._ask, name="kboot-pool-alive", daemon=True)
 
     # ------------------------------------------------------------------------------ for its users
 
@@ -130,7 +142,7 @@ class Pool:
                 if self._draining or self._closing:
                     raise InfraError("the pool is being drained: no machine is handed out")
                 for each in self._machines:
-                    if each.state is State.READY and not self._fault(each):
+                    if each.state is State.READY and not each.asked and not self._fault(each):
                         each.lease = Lease(
                             identifier=secrets.token_hex(8),
                             holder=holder,
@@ -146,12 +158,24 @@ class Pool:
                 self._changed.notify_all()
                 self._changed.wait(min(_TICK_S, deadline.remaining))
 
-    def release(self, identifier: str) -> None:
-        """Give a machine back; nobody else gets it. A lease that has ended is no mistake."""
+    def release(self, identifier: str) -> str:
+        """Give a machine back; nobody else gets it. What is wrong with it: empty if nothing is.
+
+        A lease that has ended is no mistake.
+        """
         with self._changed:
             for each in self._machines:
                 if each.lease and each.lease.identifier == identifier:
                     self._end(each)
+                    return each.fault
+        return ""
+
+    def has(self, identifier: str) -> bool:
+        """Whether this lease has not ended."""
+        return any(
+            each.lease and each.lease.identifier == identifier and each.state is State.LEASED
+            for each in self.machines
+        )
 
     def run(self, identifier: str, command: str, *, timeout: float) -> CommandResult:
         """Run a command in the guest of a leased machine. `ConfigError` if the lease has ended."""
@@ -186,6 +210,7 @@ class Pool:
     def open(self) -> None:
         """Begin to start machines."""
         self._keeper.start()
+        self._asker.start()
 
     def close(self) -> None:
         """End all machines, whoever has them, and wait for that."""
@@ -197,6 +222,8 @@ class Pool:
             for each in self._machines:
                 self._end(each)
         self._ending.shutdown()
+        # What it asks is off by now.
+        self._asker.join()
 
     def _keep(self) -> None:
         while not self._closing:
@@ -213,11 +240,6 @@ class Pool:
     def _look(self) -> None:
         """Take out what is broken, too old, too many, or leased for too long."""
         now = time.monotonic()
-        with self._changed:
-            machines = list(self._machines)
-        for each in machines:
-            if each.state is State.READY:
-                self._ask_whether_it_lives(each, now)
         with self._changed:
             for each in self._machines:
                 expired = each.lease is not None and each.lease.expires <= now
@@ -240,6 +262,7 @@ class Pool:
             enough = len(self._there()) >= self._replicas or self._draining or self._closing
             if enough or time.monotonic() < self._retry_at:
                 return False
+        begin = time.monotonic()
         with ExitStack() as power:
             try:
                 machine = power.enter_context(self._start())
@@ -253,7 +276,13 @@ class Pool:
             now = time.monotonic()
             with self._changed:
                 self._machines.append(
-                    PoolMachine(machine=machine, power=power.pop_all(), started=now, alive=now)
+                    PoolMachine(
+                        machine=machine,
+                        power=power.pop_all(),
+                        started=now,
+                        start_s=now - begin,
+                        alive=now,
+                    )
                 )
                 self._changed.notify_all()
         return True
@@ -264,17 +293,34 @@ class Pool:
     def _is_too_old(self, each: PoolMachine, now: float) -> bool:
         return self._max_age_s is not None and now - each.started > self._max_age_s
 
-    def _ask_whether_it_lives(self, each: PoolMachine, now: float) -> None:
-        if now - each.alive < _HEARTBEAT_S:
-            return
-        try:
-            with each.busy:
-                each.machine.guest.unrecorded().succeed(
+    def _ask(self) -> None:
+        """Ask each machine that waits, from time to time, whether it lives."""
+        while True:
+            with self._changed:
+                if self._closing:
+                    return
+                due = next(filter(self._is_due, self._machines), None)
+                if due is None:
+                    self._changed.wait(_TICK_S)
+                    continue
+                due.asked = True
+            fault = ""
+            try:
+                due.machine.guest.unrecorded().succeed(
                     "true", deadline=Deadline(_HEARTBEAT_LIMIT_S)
                 )
-            each.alive = time.monotonic()
-        except KbootError as error:
-            each.fault = f"no heartbeat: {error}"
+            except KbootError as error:
+                fault = f"no heartbeat: {error}"
+            with self._changed:
+                due.asked, due.alive = False, time.monotonic()
+                # One that is being powered off meanwhile cannot answer.
+                if fault and due.state is State.READY:
+                    due.fault = due.fault or fault
+                self._changed.notify_all()
+
+    def _is_due(self, each: PoolMachine) -> bool:
+        silent_s = time.monotonic() - each.alive
+        return each.state is State.READY and silent_s >= self._heartbeat_s
 
     @staticmethod
     def _fault(each: PoolMachine) -> str:
@@ -300,6 +346,7 @@ class Pool:
 
     def _power_off(self, each: PoolMachine) -> None:
         try:
+            self._on_ending(each.machine, each.fault)
             each.power.close()
         except (KbootError, OSError) as error:
             logger.warning("%s: %s", each.machine.name, error)
@@ -316,10 +363,19 @@ def open_pool(
     *,
     replicas: int,
     max_age_s: float | None = None,
+    heartbeat_s: float = _HEARTBEAT_S,
+    on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
     on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
 ) -> Iterator[Pool]:
-    """A pool for the length of the ``with``; then all its machines are off."""
-    pool = Pool(start, replicas=replicas, max_age_s=max_age_s, on_ended=on_ended)
+    """A pool for the length of the ``with``; then all its machines are off. See `Pool`."""
+    pool = Pool(
+        start,
+        replicas=replicas,
+        max_age_s=max_age_s,
+        heartbeat_s=heartbeat_s,
+        on_ending=on_ending,
+        on_ended=on_ended,
+    )
     pool.open()
     try:
         yield pool

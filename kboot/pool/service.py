@@ -81,6 +81,8 @@ class PoolServer:
                 return self._acquire(request)
             case "exec":
                 return self._exec(request)
+            case "release":
+                return self._release(request)
             case "scale":
                 self._pool.scale(int(request.seconds("replicas")))
             case "drain":
@@ -123,6 +125,16 @@ class PoolServer:
         finally:
             self._pool.release(lease.identifier)
 
+    def _release(self, request: Request) -> dict[str, str]:
+        """What is wrong with the machine that is given back, and where its evidence is kept."""
+        identifier = request.text("lease")
+        evidence = [
+            str(each.machine.evidence_directory)
+            for each in self._pool.machines
+            if each.lease and each.lease.identifier == identifier
+        ]
+        return {"fault": self._pool.release(identifier), "evidence": "".join(evidence)}
+
     def _exec(self, request: Request) -> dict[str, Any]:
         result = self._pool.run(
             request.text("lease"), request.text("command"), timeout=request.seconds("timeout")
@@ -157,6 +169,7 @@ def _described(each: PoolMachine) -> dict[str, Any]:
         "name": each.machine.name,
         "state": each.state.value,
         "age_s": round(now - each.started, 1),
+        "start_s": round(each.start_s, 2),
         "holder": each.lease.holder if each.lease else "",
         "expires_s": round(each.lease.expires - now, 1) if each.lease else None,
         "fault": each.fault,

@@ -112,8 +112,9 @@ def argv(
         *_processors_and_memory(spec, row, accelerator, memory),
         *_consoles(wiring),
         *_boot_network(spec, row, cables or {}, tftp=tftp, ipxe=ipxe, forwarder=forwarder),
+        *_more_cards(spec, row, forwarder),
         *_cards(spec, cables or {}),
-        # From the network or not at all: no tour through other devices after iPXE has given up.
+        # From its one device or not at all: no tour through other devices after iPXE has given up.
         *("-boot", "strict=on"),
         # A guest that powers off leaves a paused QEMU, which can tell so.
         "-no-shutdown",
@@ -176,10 +177,13 @@ def _boot_network(
     else:
         yield from ("-netdev", f"user,id=net0{network}")
     mac_address = spec.mac_address or _MAC_ADDRESS
-    rom = ""
-    if ipxe is not None:
+    order, rom = ",bootindex=1", ""
+    if spec.boot_disk:
+        # Nothing boots from it, and firmware does not wait for its ROM.
+        order, rom = "", ",romfile="
+    elif ipxe is not None:
         rom = f",romfile={_escaped(ipxe.path) if ipxe.is_rom else ''}"
-    card = f"{row.network_card},netdev=net0,mac={mac_address},bootindex=1{rom}"
+    card = f"{row.network_card},netdev=net0,mac={mac_address}{order}{rom}"
     yield from ("-device", card)
     if ipxe is not None and not ipxe.is_rom:
         # Firmware starts it before it looks at any device, after each reset as well.
@@ -213,6 +217,17 @@ def _served(spec: MachineSpec, tftp: Path | None) -> str:
     """What the network offers by DHCP and TFTP."""
     words = f",bootfile={_escaped(spec.offered_file)}" if spec.offered_file else ""
     return words if tftp is None else f"{words},tftp={_escaped(tftp)}"
+
+
+def _more_cards(spec: MachineSpec, row: Architecture, forwarder: str | None) -> Iterator[str]:
+    """The cards that it does not boot from, each on a network of its own."""
+    reach = ",restrict=on" if forwarder is not None else ""
+    for number in range(2, spec.nics + 1):
+        # As the first one's, which is 10.0.2.0/24, but for the number.
+        yield from ("-netdev", f"user,id=nic{number},net=10.0.{number + 1}.0/24{reach}")
+        mac_address = f"{_MAC_ADDRESS[:-2]}{number:02x}"
+        card = f"{row.network_card},netdev=nic{number},mac={mac_address},romfile="
+        yield from ("-device", card)
 
 
 def _cards(spec: MachineSpec, cables: Mapping[str, str]) -> Iterator[str]:

@@ -46,7 +46,9 @@ class _Emulator:
         self.accelerator = accel.choose(self.program, accelerator, self._row)
 
     def ipxe_of(self, spec: MachineSpec) -> Ipxe | None:
-        """What boots such a machine from the network; None for the card's ROM."""
+        """What boots such a machine from the network; None for the card's ROM, or for a disk."""
+        if spec.boot_disk:
+            return None
         if wanted := spec.ipxe or self._ipxe:
             return network_boot.read_ipxe(wanted, spec.firmware, self._row)
         return self.uefi_ipxe if spec.firmware == "uefi" else None
@@ -234,7 +236,7 @@ class QemuBackend:
 
         It is there as long as the backend is open.
         """
-        if spec.firmware_start == "real" or self.snapshot_fault(spec) is not None:
+        if spec.firmware_start == "real" or spec.boot_disk or self.snapshot_fault(spec):
             return None
         store = self._firmware_store()
         parts = saved_firmware.firmware_parts(self.snapshot_identity(spec))

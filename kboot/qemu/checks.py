@@ -15,7 +15,7 @@ from kboot.checks import Check, Finding, Level
 from kboot.config import Config
 from kboot.errors import KbootError
 from kboot.qemu import accel, firmware, network_boot
-from kboot.rootfs import tiny_initramfs
+from kboot.rootfs import foreign_fault, tiny_initramfs
 
 _TIMEOUT_S = 30.0
 #: A kernel, its modules and the machine's files; below, a run fails in its midst.
@@ -134,6 +134,21 @@ def _busybox(_: Config) -> Finding:
     return Finding(level="ok", subject="busybox", text=f"initramfs at {tiny_initramfs()}")
 
 
+def _debian(_: Config) -> Finding:
+    subject = "debian"
+    try:
+        process.find_program("mmdebstrap")
+    except KbootError as error:
+        text = f"{error} (for rootfs = debian only)"
+        return Finding(level="warning", subject=subject, text=text)
+    faults = {row.name: foreign_fault(row.name) for row in arch.ARCHITECTURES}
+    text = f"for {', '.join(name for name, fault in faults.items() if fault is None) or 'none'}"
+    for fault in dict.fromkeys(filter(None, faults.values())):
+        others = ", ".join(name for name, each in faults.items() if each == fault)
+        text += f"; not for {others}: {fault}"
+    return Finding(level="ok", subject=subject, text=text)
+
+
 def _acceleration(config: Config) -> Finding:
     if config.accel == "tcg":
         return Finding(level="ok", subject="kvm", text="not asked for: accel = tcg")
@@ -234,6 +249,7 @@ LOCAL_CHECKS: tuple[Check, ...] = (
     Check(subject="nginx", look=_nginx),
     Check(subject="passage", look=_passage),
     Check(subject="busybox", look=_busybox),
+    Check(subject="debian", look=_debian),
     Check(subject="memory", look=_memory),
     _space("run space", state.runs_directory, "TMPDIR"),
     _space("cache space", lambda: state.cache_directory("doctor").parent, "XDG_CACHE_HOME"),

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from kboot.backend import Disk
-from kboot.disks import Image, clone_of, empty_layer, keep, read_image
+from kboot.disks import Image, clone_of, empty_layer, keep, kept_directory, read_image
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import local_path
 from kboot.snapshots import sparse
@@ -96,14 +96,17 @@ class _Node:
 class MachineDisks:
     """The disks of one machine that may be powered on more than once."""
 
-    def __init__(self, disks: Sequence[Disk], directory: Path, *, machine: str) -> None:
+    def __init__(
+        self, disks: Sequence[Disk], directory: Path, *, machine: str, boot_disk: str = ""
+    ) -> None:
         """Layers are files in `directory`; what is kept belongs to the `machine` of this name.
 
-        `ConfigError` as `source_of`.
+        `boot_disk` is the name of the one that firmware boots. `ConfigError` as `source_of`.
         """
         self._disks = tuple(disks)
         self._directory = directory
         self._machine = machine
+        self._boot_disk = boot_disk
         self._sources = {disk.name: source_of(disk) for disk in disks}
 
     def begin(self, saved: Path | None, *, savable: bool) -> list[str]:
@@ -121,7 +124,7 @@ class MachineDisks:
         words = []
         for disk in self._disks:
             words += _node_words(disk, self._node(disk, saved, savable=savable))
-        return [*words, *device_words(self._disks)]
+        return [*words, *device_words(self._disks, self._boot_disk)]
 
     def save(self, directory: Path) -> None:
         """Add the disks to a state that is saved; the guest stands still, and all is written."""
@@ -132,6 +135,11 @@ class MachineDisks:
                     (directory / _saved_name(disk)).open("xb") as file,
                 ):
                     sparse.copy(layer.fileno(), file.fileno())
+
+    def place_of(self, name: str) -> Path:
+        """The directory with what the guest writes to the disk of this name."""
+        kept = any(disk.name == name and disk.keep for disk in self._disks)
+        return kept_directory(self._machine) if kept else self._directory.parent
 
     def by_hand(self) -> tuple[list[str], list[str]]:
         """Commands that make the same disks, and the options for them, for a person."""
@@ -147,7 +155,7 @@ class MachineDisks:
                     f"qemu-img create -q -f qcow2 {below}{node.path} {self._size_bytes(disk)}"
                 )
             words += _node_words(disk, node)
-        return commands, [*words, *device_words(self._disks)]
+        return commands, [*words, *device_words(self._disks, self._boot_disk)]
 
     def _node(self, disk: Disk, saved: Path | None, *, savable: bool) -> _Node:
         image = self._sources[disk.name]
@@ -191,8 +199,11 @@ def _node_words(disk: Disk, node: _Node) -> list[str]:
     return ["-blockdev", ",".join((*node.options(), f"node-name=disk-{disk.name}", access))]
 
 
-def device_words(disks: Sequence[Disk]) -> list[str]:
-    """The disks' devices, without any file; the guest knows each by its serial number."""
+def device_words(disks: Sequence[Disk], boot_disk: str = "") -> list[str]:
+    """The disks' devices, without any file; the guest knows each by its serial number.
+
+    The one of the name `boot_disk` is what firmware boots.
+    """
     words = []
     if any(disk.bus == "scsi" for disk in disks):
         words += ["-device", "virtio-scsi-pci,id=scsi"]
@@ -201,5 +212,6 @@ def device_words(disks: Sequence[Disk]) -> list[str]:
         # Else what a guest wrote and did not flush is lost when QEMU is killed, with the layer's
         # tables, which QEMU keeps in memory meanwhile.
         cache = ",write-cache=off" if disk.keep else ""
-        words += ["-device", f"{device},id={disk.name}{cache}"]
+        order = ",bootindex=1" if disk.name == boot_disk else ""
+        words += ["-device", f"{device},id={disk.name}{cache}{order}"]
     return words

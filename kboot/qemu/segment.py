@@ -30,8 +30,11 @@ from kboot.qemu import switch
 _MAC_PREFIX = "52:54:00:6b:66:"
 
 _PREFIX = "10.98.0"
-#: 255 is for all of them.
-_MOST = 254
+#: 255 is for all of them, 254 the switch's own: there it is a name server.
+_MOST = 253
+_NAME_SERVER = 254
+#: ``.internal`` is reserved for private use (ICANN, 2024).
+_DOMAIN = "fleet.internal"
 
 #: The switch answers in microseconds; this is for a host that is swapping.
 _ANSWER_LIMIT_S = 20.0
@@ -72,7 +75,7 @@ class Segment:
 
     @property
     def search_domain(self) -> str:
-        """There is no DNS."""
+        """The guests are told of it with their cards: see `interface`."""
         return ""
 
     def link(self, member: str) -> Link:
@@ -87,6 +90,8 @@ class Segment:
             pattern=f"{_MAC_PREFIX}*",
             mac_address=own,
             address=f"{_PREFIX}.{number}/24",
+            name_server=f"{_PREFIX}.{_NAME_SERVER}",
+            domain=_DOMAIN,
         )
 
     def addresses(self) -> Mapping[str, str]:
@@ -141,10 +146,22 @@ class Segment:
         counts: Mapping[str, Mapping[str, int]] = self._ask({"do": "counts"})["answer"]
         return counts
 
+    def serve_names(self) -> None:
+        """Have the switch answer DNS for the members."""
+        self._ask(
+            {
+                "do": "names",
+                "address": f"{_PREFIX}.{_NAME_SERVER}",
+                "mac": _mac_address(_NAME_SERVER),
+                "domain": _DOMAIN,
+                "names": self.addresses(),
+            }
+        )
+
     def _tell_paths(self) -> float:
         paths = dict(self._paths)
         for member in self._down:
-            for other in self._members:
+            for other in (*self._members, switch.NAME_SERVER):
                 paths[member, other] = paths[other, member] = _LOST
         listed = [[a, b, each.loss, each.delay_s] for (a, b), each in paths.items()]
         at: float = self._ask({"do": "paths", "paths": listed})["at"]
@@ -186,7 +203,9 @@ def open_segment(directory: Path, members: Sequence[str], deadline: Deadline) ->
                     stop_grace_s=0.5,
                 )
             )
-        yield Segment(name, members, ours, running)
+        segment = Segment(name, members, ours, running)
+        segment.serve_names()
+        yield segment
 
 
 def _mac_address(number: int) -> str:

@@ -47,7 +47,7 @@ def identity(
         flash=None,
         ipxe=ipxe,
         forwarder=forwarder,
-        disks=disks.device_words(spec.disks),
+        disks=disks.device_words(spec.disks, spec.boot_disk),
         cables={"any": "any"},
     )
     parts = {

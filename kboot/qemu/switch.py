@@ -1,7 +1,8 @@
 """An Ethernet switch for machines of this host, as a program: ``python switch.py DESCRIPTOR``.
 
 It runs by itself, without the rest of kboot: a process of its own keeps its time when a test keeps
-Python busy. The descriptor is a socket (SOCK_SEQPACKET) over which it is told what to do, in JSON:
+Python busy. One station on it is the switch itself: a name server that knows the machines. The
+descriptor is a socket (SOCK_SEQPACKET) over which it is told what to do, in JSON:
 
 - ``{"do": "plug", "port": NAME}`` with a connected stream socket that carries frames, each after
   its length in four bytes, as ``-netdev stream`` has them;
@@ -9,6 +10,8 @@ Python busy. The descriptor is a socket (SOCK_SEQPACKET) over which it is told w
   these ports the share LOSS is lost and the rest comes DELAY seconds late. All others pass;
 - ``{"do": "limits", "mtu": BYTES, "dns": "not-found"}``: from now on, packets of more bytes are
   lost, and who asks DNS for a name is told that there is none. 0 and "" for neither;
+- ``{"do": "names", "address": IP, "mac": MAC, "domain": DOMAIN, "names": {NAME: IP, ...}}``: be
+  their name server, at this address. Paths from and to it are those of the port ``""``;
 - ``{"do": "counts"}``.
 
 The answer has ``at``, monotonic seconds at which that was done. It ends with the socket.
@@ -21,6 +24,7 @@ import json
 import random
 import selectors
 import socket
+import struct
 import sys
 import time
 from dataclasses import dataclass, field
@@ -32,12 +36,14 @@ _READ_BYTES = 1 << 18
 _LENGTH = 4
 _MESSAGE_BYTES = 1 << 20
 _WHOLE = (0.0, 0.0)
+_EVERYBODY = b"\xff" * 6
+#: The port of the switch's own station.
+NAME_SERVER = ""
 
 _ETHERNET_BYTES = 14
-_UDP = 17
-_DNS_PORT = 53
+
 #: In a DNS message: that it is an answer, with recursion, and that the name does not exist.
-_NO_SUCH_NAME = 0x8183
+_NO_SUCH_NAME_FLAGS = 0x8183
 
 
 @dataclass(slots=True)
@@ -59,6 +65,123 @@ class Port:
         return {"in": self.frames_in, "out": self.frames_out, "dropped": self.dropped}
 
 
+_ETHERNET = struct.Struct("!6s6sH")
+_ARP = struct.Struct("!HHBBH6s4s6s4s")
+_IPV4 = struct.Struct("!BBHHHBBH4s4s")
+_UDP = struct.Struct("!HHHH")
+_DNS = struct.Struct("!HHHHHH")
+_IS_ARP, _IS_IPV4, _IS_UDP, _DNS_PORT = 0x0806, 0x0800, 17, 53
+_A, _PTR, _ANY = 1, 12, 255
+_INTERNET = 1
+#: What a name server answers (RFC 1035, 4.1.1). Who is refused asks the next server.
+_NO_ERROR, _FORMAT_ERROR, _NO_SUCH_NAME, _NOT_IMPLEMENTED, _REFUSED = 0, 1, 3, 4, 5
+_TTL_S = 60
+_REVERSE = ".in-addr.arpa"
+
+
+class NameServer:
+    """A station with an address, which answers ARP for it, and DNS over UDP (RFC 1035)."""
+
+    def __init__(self, *, address: str, mac: str, domain: str, names: dict[str, str]) -> None:
+        self.mac = bytes.fromhex(mac.replace(":", ""))
+        self._address = socket.inet_aton(address)
+        self._domain = f".{domain}"
+        self._addresses = {name: socket.inet_aton(each) for name, each in names.items()}
+        self._names = {
+            ".".join(reversed(each.split("."))) + _REVERSE: name for name, each in names.items()
+        }
+
+    def answer(self, frame: bytes) -> bytes | None:
+        """The frame that it sends in return, if any. It may have been sent to all."""
+        try:
+            _, sender, kind = _ETHERNET.unpack_from(frame)
+            rest = frame[_ETHERNET.size :]
+            found = (
+                self._arp(rest) if kind == _IS_ARP else self._ip(rest) if kind == _IS_IPV4 else None
+            )
+        except (struct.error, ValueError, IndexError):
+            # Whatever a guest sends.
+            return None
+        return None if found is None else _ETHERNET.pack(sender, self.mac, kind) + found
+
+    def _arp(self, packet: bytes) -> bytes | None:
+        *kinds, operation, sender, sender_ip, _, target_ip = _ARP.unpack_from(packet)
+        if operation != 1 or target_ip != self._address:
+            return None
+        return _ARP.pack(*kinds, 2, self.mac, self._address, sender, sender_ip)
+
+    def _ip(self, packet: bytes) -> bytes | None:
+        version, _, size, _, fragment, _, protocol, _, source, to = _IPV4.unpack_from(packet)
+        if to != self._address or protocol != _IS_UDP or fragment & 0x3FFF:
+            return None
+        datagram = packet[4 * (version & 15) : size]
+        port, to_port, length, _ = _UDP.unpack_from(datagram)
+        if to_port != _DNS_PORT:
+            return None
+        said = self.resolve(datagram[_UDP.size : length])
+        # A checksum of 0 is none: the frame does not leave this host.
+        back = _UDP.pack(_DNS_PORT, port, _UDP.size + len(said), 0) + said
+        head = (0x45, 0, _IPV4.size + len(back), 0, 0, 64, _IS_UDP)
+        checksum = _checksum(_IPV4.pack(*head, 0, self._address, source))
+        return _IPV4.pack(*head, checksum, self._address, source) + back
+
+    def resolve(self, query: bytes) -> bytes:
+        """The answer to a DNS message. ValueError, IndexError, struct.error for what is none."""
+        number, flags, questions, *_ = _DNS.unpack_from(query)
+        if flags & 0x8000:
+            raise ValueError("an answer")
+        name, end = _read_name(query, _DNS.size)
+        kind, family = struct.unpack_from("!HH", query, end)
+        question = query[_DNS.size : end + 4]
+        answers: list[bytes] = []
+        if flags & 0x7800:
+            status = _NOT_IMPLEMENTED
+        elif questions != 1:
+            status = _FORMAT_ERROR
+        else:
+            status, answers = self._find(name, kind if family == _INTERNET else 0)
+        # An authoritative answer, with what was asked for first; "recursion desired" comes back.
+        head = _DNS.pack(number, 0x8400 | flags & 0x0100 | status, 1, len(answers), 0, 0)
+        return head + question + b"".join(answers)
+
+    def _find(self, name: str, kind: int) -> tuple[int, list[bytes]]:
+        if name in self._names:
+            text = f"{self._names[name]}{self._domain}"
+            return _NO_ERROR, [_record(_PTR, _name(text))] if kind in {_PTR, _ANY} else []
+        address = self._addresses.get(name.removesuffix(self._domain))
+        if address is not None:
+            return _NO_ERROR, [_record(_A, address)] if kind in {_A, _ANY} else []
+        # Names of the world are another server's business.
+        ours = name.endswith(self._domain) or name == self._domain[1:]
+        return (_NO_SUCH_NAME if ours else _REFUSED), []
+
+
+def _record(kind: int, data: bytes) -> bytes:
+    # 0xc00c: the name that was asked for.
+    return struct.pack("!HHHIH", 0xC00C, kind, _INTERNET, _TTL_S, len(data)) + data
+
+
+def _name(text: str) -> bytes:
+    return b"".join(bytes([len(each)]) + each.encode() for each in text.split(".")) + b"\0"
+
+
+def _read_name(message: bytes, position: int) -> tuple[str, int]:
+    """A name in small letters, and where it ends. There is no reason to compress a question."""
+    labels = []
+    while size := message[position]:
+        if size > 63:
+            raise ValueError("a compressed name")
+        labels.append(message[position + 1 : position + 1 + size].decode("ascii", "replace"))
+        position += 1 + size
+    return ".".join(labels).lower(), position + 1
+
+
+def _checksum(header: bytes) -> int:
+    total = sum(int.from_bytes(header[at : at + 2], "big") for at in range(0, len(header), 2))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
 class Switch:
     """Forwards frames to where their address was seen last, and to all where that is unknown."""
 
@@ -67,6 +190,7 @@ class Switch:
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, None)
         self._ports: dict[str, Port] = {}
+        self._names: NameServer | None = None
         self._places: dict[bytes, str] = {}
         self._paths: dict[tuple[str, str], tuple[float, float]] = {}
         #: Of a whole frame, with its length before it; None for any.
@@ -112,6 +236,9 @@ class Switch:
                 mtu = order["mtu"]
                 self._longest = _LENGTH + _ETHERNET_BYTES + mtu if mtu else None
                 self._no_names = order["dns"] == "not-found"
+            case "names":
+                del order["do"]
+                self._names = NameServer(**order)
             case "counts":
                 answer = {name: port.counts() for name, port in self._ports.items()}
         self._control.send(json.dumps({"at": time.monotonic(), "answer": answer}).encode())
@@ -166,6 +293,12 @@ class Switch:
             return set()
         if self._no_names and (answer := no_such_name(frame)):
             return {source} if self._queue(source, answer) else set()
+        if self._names and to in {self._names.mac, _EVERYBODY}:
+            answered = self._ask_name_server(source, frame[begin:])
+            if to == self._names.mac:
+                return {source} if answered else set()
+            if answered:
+                return {source}
         known = None if to[0] & 1 else self._places.get(to)
         touched = set()
         for target in (known,) if known in self._ports else tuple(self._ports):
@@ -181,6 +314,17 @@ class Switch:
             elif self._queue(target, frame):
                 touched.add(target)
         return touched
+
+    def _ask_name_server(self, source: str, frame: bytes) -> bool:
+        """Whether a frame was for the name server, and its answer is on its way back."""
+        lost = any(
+            self._random.random() < self._paths.get(path, _WHOLE)[0]
+            for path in ((source, NAME_SERVER), (NAME_SERVER, source))
+        )
+        answer = None if lost or self._names is None else self._names.answer(frame)
+        return answer is not None and self._queue(
+            source, len(answer).to_bytes(_LENGTH, "big") + answer
+        )
 
     def _deliver_late(self) -> None:
         now = time.monotonic()
@@ -226,9 +370,9 @@ def no_such_name(frame: bytes) -> bytes | None:
     kind = frame[ip - 2 : ip]
     if len(frame) < ip + 20:
         return None
-    if kind == b"\x08\x00" and frame[ip + 9] == _UDP:
+    if kind == b"\x08\x00" and frame[ip + 9] == _IS_UDP:
         addresses, size, udp = ip + 12, 4, ip + 4 * (frame[ip] & 15)
-    elif kind == b"\x86\xdd" and frame[ip + 6] == _UDP:
+    elif kind == b"\x86\xdd" and frame[ip + 6] == _IS_UDP:
         addresses, size, udp = ip + 8, 16, ip + 40
     else:
         return None
@@ -239,10 +383,10 @@ def no_such_name(frame: bytes) -> bytes | None:
         middle, end = begin + length, begin + 2 * length
         packet[begin:end] = frame[middle:end] + frame[begin:middle]
     flags, checksum = (int.from_bytes(frame[at : at + 2], "big") for at in (message + 2, udp + 6))
-    packet[message + 2 : message + 4] = _NO_SUCH_NAME.to_bytes(2, "big")
+    packet[message + 2 : message + 4] = _NO_SUCH_NAME_FLAGS.to_bytes(2, "big")
     if checksum:
         # RFC 1624: no more than what has changed.
-        total = (~checksum & 0xFFFF) + (~flags & 0xFFFF) + _NO_SUCH_NAME
+        total = (~checksum & 0xFFFF) + (~flags & 0xFFFF) + _NO_SUCH_NAME_FLAGS
         while total >> 16:
             total = (total & 0xFFFF) + (total >> 16)
         packet[udp + 6 : udp + 8] = ((~total & 0xFFFF) or 0xFFFF).to_bytes(2, "big")

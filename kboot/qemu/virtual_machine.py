@@ -110,7 +110,9 @@ class QemuVirtualMachine:
         self._log = directory / "qemu.log"
         self._flash = self._prepare_flash()
         self._authorities = self._prepare_authorities()
-        self._disks = MachineDisks(spec.disks, directory, machine=spec.name)
+        self._disks = MachineDisks(
+            spec.disks, directory, machine=spec.name, boot_disk=spec.boot_disk
+        )
         self._power = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._process: process.Process
@@ -433,6 +435,12 @@ class QemuVirtualMachine:
             logger.debug("QEMU event %s %s", event.name, event.data)
             if event.name == "SHUTDOWN" and event.data.get("guest"):
                 self._powered_off = True
+            if event.name == "BLOCK_IO_ERROR" and event.data.get("nospace"):
+                disk = str(event.data.get("node-name")).removeprefix("disk-")
+                raise InfraError(
+                    f"disk {disk}: no space left on this host for what the guest writes; make "
+                    f"room in {self._disks.place_of(disk)}"
+                )
             if event.name == "STOP" and not self._powered_off:
                 status = self._qmp.execute("query-status", Deadline(_CONTROL_LIMIT_S))["status"]
                 if status in {"internal-error", "io-error"}:

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,6 +19,8 @@ from kboot.evidence import CaseResult, Evidence, Run
 
 if TYPE_CHECKING:
     import requests
+
+    from kboot.config import Config
 
 #: The environment variable with the address and the token, as KernelCI's own tools take it.
 VARIABLE = "KCIDB_REST"
@@ -56,6 +59,16 @@ class Source:
     build: str = ""
     repository: str = ""
     commit: str = ""
+
+
+def source_of(settings: Config) -> Source:
+    """As the settings say."""
+    return Source(
+        origin=settings.kcidb_origin,
+        build=settings.kcidb_build,
+        repository=settings.kcidb_repository,
+        commit=settings.kcidb_commit,
+    )
 
 
 def kcidb_report(run: Run, source: Source) -> dict[str, Any]:
@@ -118,7 +131,7 @@ def _boots(run: Run, builds: Mapping[str, str], source: Source) -> Iterator[dict
         status = "PASS" if ready else _BOOT_STATUS.get(machine.verdict, "MISS")
         yield _without_blanks(
             {
-                "id": _id(source, run, "boot", machine.directory.name),
+                "id": _id(source, "boot", machine.started or run.started, machine.directory.name),
                 "build_id": builds[machine.kernel["sha256"]],
                 "origin": source.origin,
                 "path": "boot",
@@ -156,7 +169,7 @@ def _cases(
         told = "\n".join([*(f"kernel: {title}" for title in case.crashes), case.detail])
         yield _without_blanks(
             {
-                "id": _id(source, run, "test", case.id),
+                "id": _id(source, "test", case.started or run.started, case.id),
                 "build_id": build,
                 "origin": source.origin,
                 "path": path_of(case.id),
@@ -186,10 +199,12 @@ def path_of(identifier: str) -> str:
     return ".".join(["kboot", *filter(None, cleaned)])
 
 
-def _id(source: Source, run: Run, kind: str, name: str) -> str:
-    """The same each time that the report of a run is made: submitted twice, it is there once."""
-    begun = run.started.isoformat() if run.started else ""
-    text = "\0".join([begun, kind, name, *sorted(str(each.started) for each in run.machines)])
+def _id(source: Source, kind: str, started: datetime | None, name: str) -> str:
+    """The same each time that a report has it, be it that of its run or of several.
+
+    So what is submitted twice is there once.
+    """
+    text = "\0".join([started.isoformat() if started else "", kind, name])
     return f"{source.origin}:{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 

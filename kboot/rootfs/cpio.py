@@ -107,6 +107,19 @@ def gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield buffer.getvalue() + bytes(-size % 4)
 
 
+def write_zstd(target: Path, chunks: Iterable[bytes], *, level: int) -> None:
+    """Write `chunks` as one zstd frame, padded to 4 bytes."""
+    import zstandard  # noqa: PLC0415  heavy, and only large images need it
+
+    packer = zstandard.ZstdCompressor(level=level, threads=-1)
+    with target.open("wb") as file:
+        with packer.stream_writer(file, closefd=False) as stream:
+            for chunk in chunks:
+                stream.write(chunk)
+        # As in `gzipped`.
+        file.write(bytes(-file.tell() % 4))
+
+
 def _member(entry: Entry, inode: int) -> Iterator[bytes]:
     content = _read(entry.content)
     name = entry.path.encode() + b"\0"

@@ -1,7 +1,8 @@
 """A Debian system as an initramfs: systemd, ssh, root's login on the serial console.
 
 ``mmdebstrap`` makes it, as root, or in user namespaces. It takes a minute, so it is kept: by all
-that it is made of, but for the day on which its packages were fetched.
+that it is made of, but for the day on which its packages were fetched. For another architecture
+than this host's, its packages' programs run by ``qemu-user-static``.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot import arch, process
+from kboot import arch, process, state
 from kboot.cache import keep_directory
 from kboot.errors import ConfigError, InfraError, ProcessError
 from kboot.locks import lock_file
 from kboot.log import logger, step
-from kboot.rootfs.cpio import Entry, archive, link
+from kboot.rootfs.cpio import Entry, archive, link, write_zstd
 from kboot.state import cache_directory
 
 DEFAULT_SUITE = "trixie"
@@ -63,6 +63,7 @@ WantedBy=sysinit.target
 """
 _APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 _LIMIT_S = 1800.0
+_FOREIGN_NEEDS = "apt-get install arch-test qemu-user-static binfmt-support"
 _KEPT_IMAGE = "debian.cpio.zst"
 _ABOUT = "about.json"
 
@@ -79,6 +80,8 @@ class DebianSystem:
     packages: tuple[str, ...] = ()
     password: str = "kboot"  # noqa: S105  of a throw-away guest, and meant to be known
     mirror: str = arch.DEBIAN_MIRROR
+    #: As ``uname -m`` says it.
+    architecture: str = arch.DEFAULT.name
 
     @property
     def label(self) -> str:
@@ -92,6 +95,7 @@ class KeptSystem:
     """One that was made."""
 
     label: str
+    architecture: str
     path: Path
     size_bytes: int
     #: Seconds since the epoch.
@@ -109,6 +113,7 @@ def read_debian(
     *,
     password: str = "kboot",  # noqa: S107  as above
     mirror: str = arch.DEBIAN_MIRROR,
+    architecture: str = arch.DEFAULT.name,
 ) -> DebianSystem:
     """What ``debian[:SUITE][+PACKAGE,...]`` declares. `ConfigError` if it does not."""
     found = _DECLARED.fullmatch(value)
@@ -120,20 +125,39 @@ def read_debian(
         packages=packages,
         password=password,
         mirror=mirror,
+        architecture=architecture,
     )
+
+
+def foreign_fault(architecture: str) -> str | None:
+    """None if this host runs an architecture's programs, or else why not and what to install."""
+    row = arch.of(architecture)
+    if row.is_hosts:
+        return None
+    try:
+        # As mmdebstrap itself asks.
+        done = process.run(["arch-test", row.debian], timeout_s=30, check=False)
+    except ProcessError:
+        return f"arch-test, which tells whether its programs run here, is missing: {_FOREIGN_NEEDS}"
+    return None if done.exit_status == 0 else f"its programs do not run here: {_FOREIGN_NEEDS}"
 
 
 def debian_initramfs(system: DebianSystem, on_step: OnStep = lambda _: None) -> Path:
     """The initramfs (zstd), made if it is not there, which takes a minute.
 
     `ProcessError` if mmdebstrap is missing, `ConfigError` for a suite or package that the mirror
-    does not have, `InfraError` if it cannot be made.
+    does not have, `InfraError` if it cannot be made, or not for this architecture.
     """
     place = _place()
     target = place / _key(system)
 
     def fill(directory: Path) -> None:
-        with step(f"make {system.label}"):
+        if fault := foreign_fault(system.architecture):
+            raise InfraError(
+                f"rootfs {system.label} cannot be made for {system.architecture} here: {fault}, "
+                "or give an initramfs as rootfs"
+            )
+        with step(f"make {system.label} for {system.architecture}"):
             _make(system, directory, on_step)
 
     try:
@@ -155,6 +179,8 @@ def kept_systems() -> list[KeptSystem]:
             found.append(
                 KeptSystem(
                     label=about["label"],
+                    # Once they were all for one.
+                    architecture=about.get("architecture", arch.DEFAULT.name),
                     path=image,
                     size_bytes=image.stat().st_size,
                     made=about["made"],
@@ -209,6 +235,7 @@ def _command(system: DebianSystem) -> list[str]:
         "mmdebstrap",
         "--variant=minbase",
         "--format=tar",
+        f"--architectures={arch.of(system.architecture).debian}",
         f"--include={','.join((*_PACKAGES, *system.packages))}",
         *(f"--dpkgopt=path-exclude={path}" for path in _EXCLUDED),
         # A mirror may be a frozen one, whose lists have expired.
@@ -225,9 +252,9 @@ def _command(system: DebianSystem) -> list[str]:
 
 def _make(system: DebianSystem, directory: Path, on_step: OnStep) -> None:
     tar, log = directory / "root.tar", directory / "log"
-    with _workplace(directory) as place:
+    with _workplace(directory) as (place, marks):
         _write_files(system, place)
-        environ = {"KBOOT_FILES": str(place), "TMPDIR": str(place), "LC_ALL": "C"}
+        environ = {"KBOOT_FILES": str(place), "TMPDIR": str(place), "LC_ALL": "C", **marks}
         command = [str(tar) if word == "-" else word for word in _command(system)]
         command[0] = process.find_program(command[0])
         on_step(f"mmdebstrap {system.label}")
@@ -243,25 +270,25 @@ def _make(system: DebianSystem, directory: Path, on_step: OnStep) -> None:
     on_step("pack the initramfs")
     pack(tar, directory / _KEPT_IMAGE)
     tar.unlink()
-    about = {"label": system.label, "made": time.time()}
+    about = {"label": system.label, "architecture": system.architecture, "made": time.time()}
     (directory / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
 @contextlib.contextmanager
-def _workplace(directory: Path) -> Iterator[Path]:
-    """Where mmdebstrap works: in `directory`, which the next maker clears if we are killed.
+def _workplace(directory: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """Where mmdebstrap works, and what it needs in its environment for that to be cleared.
 
-    In a user namespace its root is another user than we are, who does not get there.
+    As root it is in `directory`, which the next maker clears if we are killed. In a user namespace
+    its root is another user than we are, who does not get there.
     """
     if os.geteuid() == 0:
         place = directory / "work"
         place.mkdir()
-        yield place
+        yield place, {}
         shutil.rmtree(place)
         return
-    with tempfile.TemporaryDirectory(prefix="kboot-debian-") as folder:
-        Path(folder).chmod(0o777)
-        yield Path(folder)
+    with state.run_directory() as run, state.open_directory(run) as folder:
+        yield folder, state.environment(run)
 
 
 def _write_files(system: DebianSystem, place: Path) -> None:
@@ -316,16 +343,7 @@ def explained(text: str, system: DebianSystem) -> ConfigError | InfraError:
 
 def pack(tar: Path, target: Path) -> None:
     """Write what is in a tar archive as an initramfs."""
-    import zstandard  # noqa: PLC0415  heavy, and only this needs it
-
-    packer = zstandard.ZstdCompressor(level=9, threads=-1)
-    with target.open("wb") as file, packer.stream_writer(file, closefd=False) as stream:
-        for chunk in archive(_entries(tar)):
-            stream.write(chunk)
-    size = target.stat().st_size
-    # The kernel looks for a plain archive behind this one only at a multiple of 4 bytes.
-    with target.open("ab") as file:
-        file.write(bytes(-size % 4))
+    write_zstd(target, archive(_entries(tar)), level=9)
 
 
 def _entries(tar: Path) -> Iterator[Entry]:

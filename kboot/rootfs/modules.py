@@ -47,7 +47,8 @@ class ModuleTree:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._is_installed = (directory / "kernel").is_dir() and not _is_built_in(directory)
+        #: Whether it is as ``make modules_install`` leaves it, and not a build tree.
+        self.is_installed = (directory / "kernel").is_dir() and not _is_built_in(directory)
         # As depmod has it, a module in updates/ stands before that of the same name in kernel/.
         files = sorted(self._files(), key=lambda file: ("updates" not in file.parts[:1], file))
         self._paths: dict[str, Path] = {}
@@ -59,6 +60,19 @@ class ModuleTree:
     def names(self) -> list[str]:
         """The names of all modules, those compiled into the kernel included."""
         return sorted({*self._paths, *self._builtin})
+
+    @property
+    def files(self) -> list[Path]:
+        """The modules' files, below the directory."""
+        return sorted(self._paths.values())
+
+    def file_of(self, name: str) -> Path:
+        """The file of the module called `name`, which `find` gave."""
+        return self._paths[name]
+
+    def installed_path(self, file: Path) -> Path:
+        """Where a module's file is below ``lib/modules/<release>``, once it is installed."""
+        return file if self.is_installed else Path("kernel") / file
 
     def find(self, name: str) -> list[str] | None:
         """The modules that `name`, a module or an alias, stands for; None if it is unknown.
@@ -79,7 +93,7 @@ class ModuleTree:
         return _read(
             self.directory / relative,
             name=name,
-            path=str(path if self._is_installed else Path("kernel") / path),
+            path=str(self.installed_path(path)),
         )
 
     @functools.cached_property
@@ -95,7 +109,7 @@ class ModuleTree:
         return dict(aliases)
 
     def _files(self) -> Iterable[Path]:
-        if self._is_installed:
+        if self.is_installed:
             found = self.directory.rglob("*.ko*")
             return (f.relative_to(self.directory) for f in found if f.suffix in _COMPRESSION)
         # Up to Linux 6.4 the lines end in .ko, from then on in .o; both name the .ko file.

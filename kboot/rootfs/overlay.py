@@ -43,17 +43,13 @@ def resolve_rootfs(
 
     ``tiny``, ``debian[:SUITE][+PACKAGE,...]``, or the path of one. `password` is root's in the
     first two; `mirror` is Debian's, see `tiny_initramfs`. `ConfigError` if the path is no file, or
-    no initramfs that a kernel would unpack.
+    no initramfs that a kernel would unpack. For Debian's errors see `debian_initramfs`.
     """
     if value == "tiny":
         return [tiny_initramfs(architecture=architecture, password=password, mirror=mirror)]
     if is_debian(value):
-        if architecture != arch.DEFAULT.name:
-            raise ConfigError(
-                f"rootfs {value}: made for {arch.DEFAULT.name} only, and the kernel is for "
-                f"{architecture}; give an initramfs for that"
-            )
-        return [debian_initramfs(read_debian(value, password=password, mirror=mirror))]
+        wanted = read_debian(value, password=password, mirror=mirror, architecture=architecture)
+        return [debian_initramfs(wanted)]
     path = Path(value).expanduser()
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "no such file"

@@ -105,7 +105,7 @@ def _system_for(
     if value != "tiny" and not is_debian(value):
         if Path(value).is_dir():
             return _on_directory(Path(value), disks, kernel, mirror)
-        if _is_disk_image(Path(value)):
+        if is_disk_image(Path(value)):
             root = Disk(name=ROOT, kind="image", source=value)
             return _on_disk(ROOT, (root, *disks), kernel, command_line, mirror)
     images = resolve_rootfs(
@@ -123,7 +123,7 @@ def _overlay(files: Mapping[str, bytes]) -> tuple[Path, ...]:
     return (overlay_initramfs(files),) if files else ()
 
 
-def _is_disk_image(path: Path) -> bool:
+def is_disk_image(path: Path) -> bool:
     """Whether a file is surely a disk image, and no initramfs."""
     if not path.is_file():
         return False

@@ -16,8 +16,9 @@ from kboot.errors import ConfigError, InfraError
 from kboot.kernel import Kernel, local_path, read_kernel, require_architecture, sha256_of
 from kboot.kernel.compression import MAGIC, compression_of, decompressed
 from kboot.kernel.image import HEAD_SIZE
-from kboot.machine import Load, settings_for, upload
+from kboot.machine import Load, own_kernel, settings_for, upload
 from kboot.rootfs import is_module_file, module_name
+from kboot.rootfs.modules_image import NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +87,14 @@ class Push:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """All files that it is made of, on the boot server."""
-        return (self.load.kernel_url, *self.load.initrd_urls)
+        """All files that it is made of, on the boot server; none for what is on a disk."""
+        return tuple(filter(None, (self.load.kernel_url, *self.load.initrd_urls)))
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Where these were on the host that has pushed them."""
+        if self.load.kernel.on_disk:
+            return ()
         return (self.load.kernel.image, *self.load.settings.initrds)
 
     def as_json(self) -> dict[str, Any]:
@@ -160,6 +163,11 @@ class Pushes:
         """
         current = self.current.load if self.current else None
         config = self.current.config if self.current else self._config
+        if config.boot == "disk":
+            raise ConfigError(
+                f"{self._machine_name} boots from its disk, and nothing is pushed to it; change "
+                "what is there, or start a machine without --boot disk"
+            )
         config, new_kernel, new_images = _changed(config, wanted)
         return self.read(
             config,
@@ -177,11 +185,7 @@ class Pushes:
         images_of: Load | None = None,
     ) -> Push:
         """Read and upload what a configuration names, but for what is taken from another push."""
-        kernel = (
-            kernel_of.kernel
-            if kernel_of
-            else self._kernel(local_path(config.kernel or ""), on_progress)
-        )
+        kernel = kernel_of.kernel if kernel_of else self._kernel_of(config, on_progress)
         if self.current:
             require_architecture(kernel, self.current.load.settings.spec.architecture)
         # The machine's ssh port can be reached or not, as it was switched on.
@@ -279,8 +283,11 @@ class Pushes:
         urls = {url for push in kept for url in push.urls}
         return forgotten, self._store.keep_only(urls.union(running))
 
-    def _kernel(self, path: Path, on_progress: OnProgress) -> Kernel:
-        """As `read_kernel`; a file that has not changed is not read again."""
+    def _kernel_of(self, config: Config, on_progress: OnProgress) -> Kernel:
+        """What a configuration names; a file that has not changed is not read again."""
+        if config.boot == "disk":
+            return own_kernel(config)
+        path = local_path(config.kernel or "")
         try:
             stamp = FileStamp.of(path)
         except OSError as error:
@@ -313,7 +320,8 @@ def _changed(config: Config, wanted: Wanted) -> tuple[Config, bool, bool]:
         named = {module_name(each): each for each in (*before, *modules) if each}
         config = replace(config, module=tuple(named.values()))
     # Modules are those of their kernel.
-    return config, new_kernel, new_images or bool(modules or (new_kernel and config.module))
+    has_modules = config.module or config.modules != NONE
+    return config, new_kernel, new_images or bool(modules or (new_kernel and has_modules))
 
 
 def _same(one: Push, other: Push) -> bool:

@@ -242,7 +242,7 @@ class MachineSession:
         if self.events.state.exit_code != InfraError.exit_code:
             return
         try:
-            # Whoever had the console may have typed there.
+            # A user who was attached may have typed there.
             self.machine.channels.release_console()
         except KbootError as error:
             logger.debug("the shell was not left in order: %s", error)

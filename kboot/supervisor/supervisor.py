@@ -142,7 +142,7 @@ class Supervisor:
             self.pushes = Pushes(server, self.config, self.place.name)
             handover = HandoverWriter(backend, self.pushes, Handover(config=self.config))
             push = self.pushes.accept(self.pushes.read(self.config))
-            # Whoever comes after us knows the machine from its first moment on.
+            # The next supervisor knows the machine from its first moment on.
             nonce = secrets.token_hex(8)
             handover.begin_boot(nonce, push)
             with power_on(
@@ -239,10 +239,10 @@ class Supervisor:
 
 
 def supervise(server: Server) -> None:
-    """Look after a machine until it is to end."""
+    """Supervise a machine until it is to end."""
     order = server.order
     config = load(order["options"], os.environ, Path(order["directory"]))
-    if config.kernel is None and not order["takes_over"]:
+    if not config.names_kernel and not order["takes_over"]:
         raise ConfigError("no kernel was named; say which: kboot up --kernel=FILE")
     supervisor = Supervisor(
         server.service, config, takes_over=order["takes_over"], by_force=order["by_force"]

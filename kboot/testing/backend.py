@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kboot import arch
@@ -231,8 +232,10 @@ class FakeServer(Faulty, WithTls):
         return read_kernel(self._files[url]).release
 
     def log(self, fetches: Sequence[Fetch]) -> None:
-        """A machine has fetched this."""
-        self._fetches.extend(fetches)
+        """A machine has fetched this: where a file was published, as much as that has."""
+        for fetch in fetches:
+            file = self._files.get(self.url(fetch.path)) if fetch.complete else None
+            self._fetches.append(replace(fetch, size=file.stat().st_size) if file else fetch)
 
 
 class FakeVirtualMachine:

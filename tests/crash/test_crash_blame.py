@@ -102,6 +102,10 @@ def test_two_stalls_of_one_work_or_timer_have_one_title(
             "tdev_entry",
         ),
         (("__x64_sys_tdev",), "sys_tdev"),
+        (("irq_thread_fn", "irq_thread", "kthread", "ret_from_fork"), "tdev_entry"),
+        (("cpuhp_invoke_callback", "cpuhp_thread_fun", "smpboot_thread_fn"), "tdev_entry"),
+        (("__do_fault", "do_read_fault", "handle_mm_fault"), "tdev_entry"),
+        (("__flush_smp_call_function_queue", "__sysvec_call_function_single"), "tdev_entry"),
     ],
 )
 def test_a_stall_is_named_by_the_first_function_below_the_generic_layers(
@@ -213,10 +217,56 @@ def test_a_stack_that_many_have_used_up_is_named_like_a_stall() -> None:
         "tdevfs_assert_failed",
         "rust_helper_BUG",
         "_RNvNtCsAB_4core9panicking9panic_fmt",
+        "check_unmap",
+        "debug_dma_assert_idle",
+        "dma_map_page_attrs",
+        "enable_irq",
+        "clk_core_disable",
+        "_regulator_put",
+        "remove_proc_entry",
+        "sysfs_remove_group",
+        "module_put",
+        "static_key_slow_dec_cpuslocked",
+        "percpu_ref_kill_and_confirm",
+        "check_flush_dependency",
+        "hrtimer_active",
+        "klist_put",
+        "do_csum",
+        "simple_copy_to_iter",
+        "cache_from_obj",
     ],
 )
 def test_a_helper_is_not_blamed_for_its_caller(helper: str) -> None:
     assert warning(helper, "tdev_probe", *WORKER).title == "WARNING in tdev_probe"
+
+
+@pytest.mark.parametrize(
+    "waiter",
+    [
+        "synchronize_rcu_expedited",
+        "__synchronize_srcu",
+        "synchronize_net",
+        "rcu_barrier",
+        "kthread_stop",
+        "percpu_ref_switch_to_atomic_sync",
+        "blk_mq_freeze_queue_wait",
+        "disable_irq",
+    ],
+)
+def test_whoever_waits_on_behalf_of_a_caller_is_not_blamed(waiter: str) -> None:
+    hung = read(
+        "INFO: task tester:77 blocked for more than 122 seconds.",
+        "task:tester          state:D stack:0     pid:77    ppid:1",
+        "Call Trace:",
+        *frames("__schedule", "schedule", "schedule_timeout", waiter, "tdev_close", *SYSTEM_CALL),
+    )
+    asleep = read(
+        "BUG: sleeping function called from invalid context at kernel/x.c:12",
+        WHO,
+        "Call Trace:",
+        *frames("dump_stack_lvl", "__might_resched", waiter, "tdev_close", *SYSTEM_CALL),
+    )
+    assert {hung.function, asleep.function} == {"tdev_close"}
 
 
 def test_what_an_instrument_calls_is_not_blamed_for_its_caller() -> None:

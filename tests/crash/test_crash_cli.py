@@ -212,6 +212,14 @@ def test_a_boot_that_is_not_there_is_refused(
     assert words in done.stderr.decode()
 
 
+def test_of_many_logs_one_without_that_boot_is_skipped(tmp_path: Path) -> None:
+    two_boots(tmp_path / "b")
+    (tmp_path / "a").write_bytes(oops())
+    done = crash("--json", "--boot", "2", str(tmp_path))
+    assert [json.loads(line)["log"] for line in done.stdout.splitlines()] == [str(tmp_path / "b")]
+    assert f"skipped: {tmp_path / 'a'}: there is no boot 2" in done.stderr.decode()
+
+
 def test_many_logs_make_a_table_of_titles(tmp_path: Path) -> None:
     logs = tmp_path / "logs" / "below"
     logs.mkdir(parents=True)

@@ -374,3 +374,56 @@ def test_an_abort_on_the_way_to_an_instruction_is_an_oops_if_the_kernel_dies_of_
     assert reports(encode(stamped([first, *["eth0: link is up"] * 20]))) == []
     report = only(stamped([first, "Internal error: : 2 [#1] PREEMPT SMP ARM", *ARM_TRACE]))
     assert (report.kind, report.start_line) == ("oops", 1)
+
+
+def test_lines_whose_end_was_lost_belong_to_the_report_all_the_same() -> None:
+    lines = stamped(
+        [
+            "BUG: unable to handle page fault for address: ffffc90000def000",
+            "Oops: 0002 [#1] PREEMPT SMP",
+            "CPU: 1 PID: 77 Comm: tester Not tainted 6.1.0 #1",
+            "RIP: 0010:memcpy+0x1c/0x240",
+            "Call Trace:",
+            " tdev_copy+0x1c/0x240",
+            " tdev_ioctl+0x1c/0x240",
+            "---[ end trace 0000000000000000 ]---",
+            "eth0: link is up",
+        ]
+    )
+    for first in range(len(lines) - 2):
+        joined = [*lines[:first], "".join(lines[first : first + 3]), *lines[first + 3 :]]
+        report = only(joined)
+        assert (report.title, report.pid) == ("page fault in tdev_copy", 77)
+        assert [frame.function for frame in report.frames] == ["memcpy", "tdev_copy", "tdev_ioctl"]
+
+
+@pytest.mark.parametrize(
+    ("first", "title"),
+    [
+        ('irq 16: nobody cared (try booting with the "irqpoll" option)', "that nobody handles"),
+        ("Kernel stack overflow.", "stack overflow"),
+        ("smp: csd: Detected non-responsive CSD lock (#1) on CPU#0", "that does not answer"),
+        ("Alignment trap: not handling instruction e1932f9f at [<80123456>]", "unhandled fault"),
+    ],
+)
+def test_a_first_line_that_needs_a_trace_is_found_behind_words_that_nobody_knows(
+    first: str, title: str
+) -> None:
+    die = ["Internal error: : 1 [#1] SMP ARM"] * first.startswith("Alignment")
+    lines = ["usb 1-1: found", first, *die, *X86_TRACE, *["eth0: link is up"] * 30]
+    prefixed = [f"23-11-02 03:04:{at:02} R SERIAL> {line}" for at, line in enumerate(lines)]
+    report = only(prefixed)
+    assert (report.start_line, report.pid) == (2, 77)
+    assert report.title.partition(" in mixer_")[0].endswith(title)
+    without_trace = [*prefixed[:2], *prefixed[-30:]]
+    assert reports(encode(without_trace)) == []
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "2026-11-23T02:00:01.009Z ", "Nov 23 02:00:01 box kernel: "]
+)
+def test_a_first_line_that_another_message_has_cut_is_one(prefix: str) -> None:
+    torn = "[   10.000000] BUG: unable to handle kernel [   10.000100] tdev: hello!"
+    rest = stamped(["paging request at ffff8800b3d5ed58", "Oops: 0011 [#1] SMP", *X86_TRACE])
+    report = only([prefix + line for line in [torn, *rest]])
+    assert (report.title, report.start_line) == ("page fault in mixer_scale", 1)

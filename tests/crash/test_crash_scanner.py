@@ -105,7 +105,15 @@ LINUX = "[    0.000000] Linux version 6.1.0 (a@b) (gcc 12) #1 SMP"
 SEABIOS = "SeaBIOS (version 1.16.2-debian-1.16.2-1)"
 
 
-@pytest.mark.parametrize("banner", [LINUX, SEABIOS, "U-Boot 2023.07 (Jul 11 2023 - 15:20:44)"])
+@pytest.mark.parametrize(
+    "banner",
+    [
+        *(LINUX, SEABIOS, "U-Boot 2023.07 (Jul 11 2023 - 15:20:44)"),
+        *("NOTICE:  BL1: v2.8(release):v2.8", "Welcome to GRUB!", "Booting the kernel."),
+        *("Decompressing Linux... Parsing ELF... done.", "Booting the kernel (entry_offset: 0x0)."),
+        "Uncompressing Linux... done, booting the kernel.",
+    ],
+)
 def test_a_second_banner_without_a_goodbye_is_an_unexpected_reset(banner: str) -> None:
     report = reports(encode([SEABIOS, LINUX, "[    2.000000] Run /init", banner]))[0]
     assert (report.kind, report.start_line, report.fatal) == (CrashKind.UNEXPECTED_RESET, 4, True)
@@ -220,6 +228,30 @@ def test_uboot_that_begins_again_after_its_handoff_is_a_reset() -> None:
     uboot = ["U-Boot 2023.10 (Jan 01 2024 - 00:00:00 +0000)", "Starting kernel ...", ""]
     found = reports(encode([*uboot, *uboot]))
     assert [(each.kind, each.start_line) for each in found] == [("unexpected-reset", 4)]
+
+
+UNPACKS = ["Decompressing Linux... Parsing ELF... done.", "Booting the kernel."]
+
+
+def test_a_kernel_that_unpacks_itself_while_another_runs_is_a_reset() -> None:
+    again = other_times(BOOT)
+    found = reports(encode([*UNPACKS, *BOOT, *AFTER, *UNPACKS, *again, *AFTER]))
+    assert [(each.kind, each.start_line) for each in found] == [("unexpected-reset", 10)]
+    # It is the first line of the reset only where no firmware speaks.
+    found = reports(encode([SEABIOS, *UNPACKS, *BOOT, *AFTER, SEABIOS, *UNPACKS, *again, *AFTER]))
+    assert [(each.kind, each.start_line) for each in found] == [("unexpected-reset", 11)]
+
+
+def test_a_kernel_that_unpacks_itself_after_the_loader_is_none() -> None:
+    uboot = ["U-Boot 2023.10 (Jan 01 2024 - 00:00:00 +0000)", "Starting kernel ...", ""]
+    unpacks = "Uncompressing Linux... done, booting the kernel."
+    for loader in ([SEABIOS], uboot, uboot[1:], []):
+        assert reports(encode([*loader, unpacks, *BOOT, *AFTER, "linux login: "])) == []
+    for goodbye in ("reboot: Restarting system", "kexec_core: Starting new kernel"):
+        lines = [*BOOT, *AFTER, f"[    9.000000] {goodbye}", *UNPACKS, *other_times(BOOT)]
+        assert reports(encode(lines)) == []
+    # Nor are the same words of a program.
+    assert reports(encode([*BOOT, *AFTER, *UNPACKS, "[    4.000000] usb 1-6: done"])) == []
 
 
 def test_a_reset_completes_the_report_it_cut() -> None:

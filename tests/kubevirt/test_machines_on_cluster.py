@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -263,6 +265,47 @@ def test_a_refused_machine_is_told_at_once(cluster: Cluster, backend: KubevirtBa
             pass
     finally:
         cluster.virt.refusal = ""
+    assert not deadline.expired
+
+
+ARM64: dict[str, Any] = {"architecture": "aarch64", "firmware": "uefi"}
+
+
+def test_a_cluster_without_nodes_for_arm64_is_told_at_once(
+    cluster: Cluster, backend: KubevirtBackend
+) -> None:
+    deadline = Deadline(120)
+    with (
+        pytest.raises(ClusterError, match="the cluster has none for arm64"),
+        powered_on(backend, deadline=deadline, **ARM64),
+    ):
+        pass
+    assert not deadline.expired
+
+
+def test_a_machine_for_arm64_runs_on_a_node_for_it(
+    cluster: Cluster, backend: KubevirtBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.virt, "node_architecture", "arm64")
+    with powered_on(backend, **ARM64) as machine:
+        read_until(machine.stream, b"line 1\r\n")
+
+
+def test_what_is_refused_when_a_machine_for_arm64_is_started_is_told_at_once(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # The VirtualMachine with it is accepted.
+    path = tmp_path / "patch.yaml"
+    devices = {"watchdog": {"name": "w", "i6300esb": {"action": "reset"}}}
+    template = {"spec": {"domain": {"devices": devices}}}
+    path.write_text(json.dumps({"kind": "VirtualMachine", "spec": {"template": template}}))
+    deadline = Deadline(120)
+    with (
+        open_kubevirt(ClusterConfig(cluster_patch=path)) as backend,
+        pytest.raises(ClusterError, match="Arm64 not support Watchdog device"),
+        powered_on(backend, deadline=deadline, **ARM64),
+    ):
+        pass
     assert not deadline.expired
 
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from kboot.backend import MachineSpec
 from kboot.cli import main
-from kboot.config import ClusterConfig
+from kboot.config import ClusterConfig, read_disks
 from kboot.errors import ConfigError
 from kboot.kubevirt import manifests, patch, vm_manifest
 from tests.kubevirt import sample_manifests, schema
+from tests.kubevirt.cluster import architectures
 from tests.kubevirt.recordings import needs_recordings
 
 RUN = manifests.Run(identifier="r123456789", namespace="team", owner_uid="c0ffee")
@@ -99,6 +100,25 @@ def test_the_api_server_knows_every_field_of_a_machine(
     assert cpu["sockets"] * cpu["cores"] * cpu["threads"] == cpus
     if settings.cluster_patch:
         assert cpu["dedicatedCpuPlacement"] is True
+
+
+def test_a_machine_for_arm64_asks_for_nothing_that_kubevirt_refuses_it() -> None:
+    settings = ClusterConfig(cluster_ipxe_disk="registry/ipxe-arm64:1")
+    disks = read_disks(("data=blank,size=1G", "more=blank,size=1G,bus=scsi"))
+    made = machine(settings=settings, firmware="uefi", architecture="aarch64", disks=disks)
+    instance = made["spec"]["template"]["spec"]
+    assert instance["architecture"] == "arm64"
+    domain = instance["domain"]
+    # Its default is a secure boot, which takes what machines for arm64 do not have.
+    assert domain["firmware"]["bootloader"] == {"efi": {"secureBoot": False}}
+    devices = domain["devices"]
+    assert [card["model"] for card in devices["interfaces"]] == ["e1000e"]
+    # A disk without a bus would be put on one.
+    buses = [each["disk"]["bus"] for each in devices["disks"]]
+    assert buses == ["virtio", "virtio", "scsi"]
+    assert not {"watchdog", "sound"} & devices.keys()
+    assert "model" not in domain["cpu"]
+    assert architectures.refusal(made) == ""
 
 
 @needs_recordings

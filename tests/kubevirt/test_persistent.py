@@ -1,4 +1,4 @@
-"""Machines that stay on a cluster: their names, who looks after them, and their boot servers."""
+"""Persistent machines on a cluster: their names, supervisors, and boot servers."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ def test_two_users_may_use_one_name_and_one_may_use_it_once(cluster: Cluster) ->
     assert len(cluster.objects("virtualmachines")) == 1
 
 
-def test_a_machine_that_somebody_looks_after_is_left_to_him(cluster: Cluster) -> None:
-    words = r"in the care of .*@.*, process \d+, heard of \d+ s ago"
+def test_a_machine_that_has_a_supervisor_is_left_to_it(cluster: Cluster) -> None:
+    words = r"supervised by .*@.*, process \d+, heard of \d+ s ago"
     with open_persistent(ALICE, "lab") as backend:
         with pytest.raises(ConfigError, match=words), take_over_persistent(ALICE, "lab"):
             pass
@@ -138,7 +138,7 @@ def test_a_machine_that_somebody_looks_after_is_left_to_him(cluster: Cluster) ->
     left()
     far = replace(Holder.this_process(), user="eve@far", host="another", pid=1)
     annotate(cluster, holder=far.to_text())
-    with pytest.raises(ConfigError, match="in the care of eve@far, process 1"):
+    with pytest.raises(ConfigError, match="supervised by eve@far, process 1"):
         remove_persistent(ALICE, "lab")
     # Nothing was heard of him for longer than he would be silent.
     annotate(cluster, heartbeat="2026-01-01T00:00:00Z")
@@ -203,7 +203,7 @@ def test_a_machine_that_stays_has_a_longer_life_than_a_run(
     annotate(cluster, heartbeat="2026-01-01T00:00:00Z")
     assert main(["runs", "--backend", "kubevirt"]) == 0
     shown = capsys.readouterr().out
-    assert "machine lab of alice, nobody looks after it" in shown
+    assert "machine lab of alice, no supervisor" in shown
     assert main(["gc", "--backend", "kubevirt", "--yes"]) == 0
     assert "machine lab of bob" in capsys.readouterr().out
     assert [each.owner for each in find_persistent(ALICE)] == ["alice"]

@@ -1,4 +1,4 @@
-"""What the API server refuses, in words for whoever has to act."""
+"""Refusals of the API server, in words for those who have to act."""
 
 from __future__ import annotations
 

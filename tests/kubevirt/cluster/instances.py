@@ -9,6 +9,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from kboot.backend import MachineSpec
+from tests.kubevirt.cluster import architectures
 from tests.kubevirt.cluster.connections import Connection
 from tests.kubevirt.cluster.guests import Guest
 from tests.kubevirt.cluster.store import Object
@@ -80,6 +81,7 @@ def launcher_pod(vmi: Object) -> Object:
             "ownerReferences": [_owner(vmi)],
         },
         "spec": {
+            "nodeSelector": {architectures.LABEL: vmi["spec"].get("architecture", "amd64")},
             "containers": [{"name": "compute", "image": "virt-launcher"}],
             "volumes": [
                 {"name": each["name"], "persistentVolumeClaim": {"claimName": claim}}

@@ -16,7 +16,7 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.machine import open_backend
 from kboot.qemu import QemuBackend
-from tests.kubevirt.cluster import endings
+from tests.kubevirt.cluster import architectures, endings
 from tests.kubevirt.cluster.disks import Disks
 from tests.kubevirt.cluster.guests import Guest, QemuGuest, ReplayGuest, has_boot_disk
 from tests.kubevirt.cluster.instances import (
@@ -90,6 +90,8 @@ class Virt:
         #: What refuses launcher pods: Pod Security, a quota that nobody frees.
         self.refusal = ""
         self.room = Room(store, node_mib=_NODE_MIB)
+        #: What its one node is, as Kubernetes says it.
+        self.node_architecture = "amd64"
         #: For how long a launcher pod stays, with its memory, when its instance is gone.
         self.ending_s = _STOPPING_S * SPEED
         store.listeners.append(self._notice)
@@ -129,6 +131,9 @@ class Virt:
         self.underway.discard(name)
         if self.store.get("virtualmachines", namespace, name) is None:
             return
+        if refusal := architectures.refusal(vm):
+            self._refuse_instance(vm, refusal)
+            return
         vmi = self.store.create("virtualmachineinstances", instance_of(vm))
         self.store.status("virtualmachines", vm, printableStatus="Starting", stateChangeRequests=[])
         if self.refusal:
@@ -155,6 +160,9 @@ class Virt:
         volume, image = self.disks.missing_image(vm)
         if volume:
             self._cannot_pull(instance, volume, image)
+            return
+        if instance.pod["spec"]["nodeSelector"][architectures.LABEL] != self.node_architecture:
+            self._unschedulable(instance, architectures.NO_NODE)
             return
         async for message in self.room.schedule(instance.pod, memory_mib, self.disks.pending(vm)):
             self._unschedulable(instance, message)
@@ -307,6 +315,20 @@ class Virt:
             },
         ]
         self.store.status("virtualmachineinstances", vmi, conditions=conditions)
+
+    def _refuse_instance(self, vm: Object, refusal: str) -> None:
+        """A machine that was accepted, and of which no instance is made: it stays stopped."""
+        event = f"Error creating virtual machine instance: {refusal}"
+        self.event(vm, "Warning", "FailedCreate", event)
+        text = f"Failure while starting VMI: {refusal}"
+        failure = {"type": "Failure", "status": "True", "reason": "FailedCreate", "message": text}
+        self.store.status(
+            "virtualmachines",
+            vm,
+            printableStatus="Stopped",
+            conditions=[failure],
+            stateChangeRequests=[],
+        )
 
     def _lacks_claim(self, instance: Instance, claim: str) -> None:
         namespace = instance.vmi["metadata"]["namespace"]
