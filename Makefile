@@ -186,6 +186,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64
 	$(bin)/python -m tests.soak_restores $(KERNEL) $(RESTORES) disks
 	$(bin)/python -m tests.soak_console $(KERNEL) $(COMMANDS)
 	$(bin)/python -m tests.soak_ipxe 1000
+	$(bin)/python -m tests.soak_ipxe_scripts $(second) $(dir $(trixie_ipxe))
 	$(bin)/python -m tests.soak_machines $(KERNEL)
 	$(bin)/python -m tests.soak_architectures $(arm64) $(arm64_older)
 	$(bin)/python -m tests.soak_fleet $(KERNEL)

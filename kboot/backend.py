@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from kboot import arch
 from kboot.deadline import Deadline
 from kboot.server_faults import Fault, FaultHandle, FaultKind
+from kboot.server_tls import Certificate, Tls, TlsServer
 
 Firmware = Literal["bios", "uefi"]
 
@@ -20,6 +21,19 @@ Dhcp = Literal["normal", "no-file", "wrong-file", "silent", "late"]
 
 #: With ``saved``, where the backend can: in a state in which firmware and DHCP are done.
 FirmwareStart = Literal["real", "saved"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Impairment:
+    """What happens to a machine's packets on its boot network, in both directions."""
+
+    #: The share that is lost.
+    loss: float = 0.0
+    delay_s: float = 0.0
+    #: Those of more bytes are lost without a word; 0 for none.
+    mtu: int = 0
+    #: ``not-found``: whatever name DNS is asked for, there is none.
+    dns: Literal["", "not-found"] = ""
 
 
 DiskBus = Literal["virtio", "nvme", "scsi"]
@@ -126,6 +140,12 @@ class MachineSpec:
     numa: int = 1
     #: The size of the huge pages behind its memory, in MiB; 0 for pages as they come.
     hugepages_mib: int = 0
+    #: What it boots by: HTTP, or HTTPS with which certificate.
+    tls: Tls = "off"
+    #: The authority that its firmware is to trust, in PEM. Known at power-on.
+    authority: str = ""
+    #: None for a network as it should be.
+    impairment: Impairment | None = None
     #: The name of the disk that its firmware boots; empty for the network.
     boot_disk: str = ""
     #: Network cards, the one that it boots from among them; those beyond it are on networks of
@@ -246,6 +266,15 @@ class BootServer(Protocol):
     ) -> FaultHandle:
         """See `kboot.server_faults.Faulty`."""
 
+    def tls_fault(self) -> str | None:
+        """None if it can serve by HTTPS as well, or else why not."""
+
+    def serve_tls(self, certificate: Certificate) -> TlsServer:
+        """Serve by HTTPS as well, if it does not yet. Users call `https`."""
+
+    def https(self, url: str, certificate: Certificate = "on") -> str:
+        """See `kboot.server_tls.WithTls`."""
+
     def check(self) -> None:
         """Return if the server is fine; raise `InfraError` if it is not."""
 
@@ -301,6 +330,12 @@ class Backend(Protocol):
     def processor_fault(self, spec: MachineSpec) -> str | None:
         """None if it has machines with these NUMA nodes, huge pages and cards, or else why not."""
 
+    def chain_loads(self, spec: MachineSpec) -> bool:
+        """Whether the machine's own iPXE has to be loaded by the one that is there, from a server.
+
+        `ConfigError` if it cannot be had at all.
+        """
+
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
 
@@ -330,6 +365,12 @@ class LocalVirtualMachine(VirtualMachine, Protocol):
 
     def starved_s(self) -> float:
         """For how many seconds, since it was started, it had work to do and no processor for it."""
+
+    def silence_s(self) -> float | None:
+        """For how many seconds it has received nothing, with its cable plugged in.
+
+        None if it has no connection, or if that is not known.
+        """
 
     def overload_fault(self) -> str | None:
         """None if it has had a processor for most of its work, or else why it had none."""

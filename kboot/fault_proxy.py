@@ -27,6 +27,9 @@ CAPTIVE_PORTAL = (
     b"<body><h1>Please log in to use this network</h1></body></html>\n"
 )
 
+#: Of requests for what a machine will not get, or not so: nginx does not log them.
+CONTENT_HEADER = b"X-Kboot-Content"
+
 _PIECE_BYTES = 1 << 16
 #: The longest head of a request that iPXE, or anybody, sends.
 _HEAD_BYTES = 1 << 16
@@ -108,11 +111,18 @@ class _Request:
     def __post_init__(self) -> None:
         self.path, _, self.query = self.target.partition("?")
 
-    def upstream(self) -> bytes:
-        """The same for the server, which is to end the connection."""
-        kept = [each for each in self.headers if not each.lower().startswith(b"connection:")]
+    def upstream(self, *, for_us: bool) -> bytes:
+        """The same for the server, which is to end the connection.
+
+        `for_us`: it is no request of the machine's, and does not belong into the log.
+        """
+        dropped = (b"connection:", CONTENT_HEADER.lower() + b":")
+        kept = [each for each in self.headers if not each.lower().startswith(dropped)]
         first = f"{self.method} {self.target} HTTP/1.1".encode()
-        return b"\r\n".join([first, *kept, b"Connection: close", b"", b""])
+        own = [b"Connection: close"]
+        if for_us:
+            own.append(CONTENT_HEADER + b": 1")
+        return b"\r\n".join([first, *kept, *own, b"", b""])
 
 
 class FaultProxy:
@@ -204,7 +214,7 @@ class FaultProxy:
         path = request.path.removeprefix(self._prefix)
         fault = self._faults.take(path, request.query)
         if fault is None:
-            with self._ask(request) as answer:
+            with self._ask(request, for_us=False) as answer:
                 _relay(answer, connection)
             return
         logger.debug("fault %s for %s", fault.kind, path)
@@ -226,17 +236,17 @@ class FaultProxy:
             )
 
     @contextlib.contextmanager
-    def _ask(self, request: _Request) -> Iterator[socket.socket]:
+    def _ask(self, request: _Request, *, for_us: bool) -> Iterator[socket.socket]:
         """The server's answer to a request."""
         with socket.socket(socket.AF_UNIX) as server:
             server.settimeout(_CLIENT_LIMIT_S)
             server.connect(self._upstream)
-            server.sendall(request.upstream())
+            server.sendall(request.upstream(for_us=for_us))
             yield server
 
     def content(self, request: _Request) -> bytes:
         """What the server has there."""
-        with self._ask(request) as server:
+        with self._ask(request, for_us=True) as server:
             pieces = iter(lambda: server.recv(_PIECE_BYTES), b"")
             head, _, body = b"".join(pieces).partition(b"\r\n\r\n")
         return body if b" 200 " in head.split(b"\r\n")[0] + b" " else b""

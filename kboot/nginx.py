@@ -23,7 +23,9 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.fault_proxy import FaultList, FaultProxy
 from kboot.log import logger, step
+from kboot.nginx_tls import AUTHORITY_FILE, TlsServers
 from kboot.server_faults import Fault, Faulty
+from kboot.server_tls import Certificate, TlsServer, WithTls
 
 #: ``nobody``: what nginx runs as when kboot is run by root.
 _NOBODY = 65534
@@ -100,14 +102,16 @@ class FetchLog:
             return tuple(reversed(newest)), self._count
 
 
-class Nginx(Faulty):
+class Nginx(Faulty, WithTls):
     """A boot server on this host (see `kboot.backend.BootServer`). Made by `serve`."""
 
-    def __init__(self, prefix: Path, *, guest_host: str) -> None:
+    def __init__(self, prefix: Path, *, guest_host: str, tls_authority: Path | None = None) -> None:
         self.prefix = prefix
         self.token = secrets.token_hex(8)
         self.port = 0
         self._guest_host = guest_host
+        self._tls_authority = tls_authority
+        self._tls: TlsServers
         self._process: process.Process
         self._put: dict[FileStamp, str] = {}
         #: What was published in each folder of the scripts, by name.
@@ -202,6 +206,15 @@ class Nginx(Faulty):
             how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
             words = self._process.last_words()
             raise InfraError(f"nginx {how}{': ' + words if words else ''}")
+        self._tls.check()
+
+    def tls_fault(self) -> str | None:
+        """None: an nginx before nginx does."""
+        return None
+
+    def serve_tls(self, certificate: Certificate) -> TlsServer:
+        """See `kboot.server_tls.TlsTarget`."""
+        return self._tls.serve(certificate, upstream=self.port, path=f"/{self.token}/")
 
     def faults_fault(self) -> str | None:
         """None: a proxy before nginx does what nginx cannot."""
@@ -236,8 +249,9 @@ class Nginx(Faulty):
         return self._process.exit_status()
 
     def evidence(self, directory: Path) -> None:
-        """Write nginx.conf and nginx.log."""
-        for name in ("nginx.conf", "nginx.log"):
+        """Write nginx.conf and nginx.log, and what there is of HTTPS, without its keys."""
+        https = [path.name for path in self.prefix.glob("tls-*") if path.suffix != ".pem"]
+        for name in ("nginx.conf", "nginx.log", AUTHORITY_FILE, *https):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(self.prefix / name, directory / name)
 
@@ -247,10 +261,18 @@ class Nginx(Faulty):
     def running(self, program: str, *, deadline: Deadline, env: dict[str, str]) -> Iterator[None]:
         """Run nginx for the length of the ``with``."""
         self._start = lambda: self._spawn(program, env)
+        self._tls = TlsServers(
+            self.prefix,
+            program=program,
+            host=self._guest_host,
+            authority_file=self._tls_authority,
+            env=env,
+            user=self._user,
+        )
         for _ in range(_PORT_ATTEMPTS):
             self.port = _free_port()
             self._configure()
-            with self._life, self._proxy:
+            with self._life, self._proxy, contextlib.closing(self._tls):
                 self._process = self._life.enter_context(self._start())
                 if self._wait_until_up(deadline.within(20)):
                     logger.debug("nginx serves %s on port %d", self.prefix, self.port)
@@ -433,16 +455,24 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def serve(directory: Path, *, guest_host: str, program: str, deadline: Deadline) -> Iterator[Nginx]:
+def serve(
+    directory: Path,
+    *,
+    guest_host: str,
+    program: str,
+    deadline: Deadline,
+    tls_authority: Path | None = None,
+) -> Iterator[Nginx]:
     """A private nginx in a new folder of the run directory `directory`.
 
     `guest_host` is the host name or address under which the guest reaches our loopback interface.
+    By HTTPS, it shows certificates of the authority in the file `tls_authority`, or of its own.
     Raises `ProcessError` if nginx is not installed, `InfraError` if it does not start.
     """
     process.find_program(program)
     prefix = directory / f"nginx-{secrets.token_hex(4)}"
     with state.disk_faults_named(directory):
-        server = Nginx(prefix, guest_host=guest_host)
+        server = Nginx(prefix, guest_host=guest_host, tls_authority=tls_authority)
         running = server.running(program, deadline=deadline, env=state.environment(directory))
         try:
             with contextlib.ExitStack() as stack:

@@ -19,6 +19,7 @@ from kboot.errors import InfraError
 from kboot.machine import open_backend
 from kboot.nginx import FetchLog
 from kboot.server_faults import Fault, Faulty
+from kboot.server_tls import Certificate, TlsServer, WithTls
 
 __all__ = ["SharedServer", "share_server", "use_shared_server"]
 
@@ -114,6 +115,8 @@ _VERBS: Mapping[str, Callable[[BootServer, Arguments], object]] = {
     "set_fault": lambda server, each: server.set_fault(Fault(**each["fault"])),
     "clear_faults": lambda server, each: server.clear_faults(each["number"]),
     "fault_hits": lambda server, each: server.fault_hits(each["number"]),
+    "tls_fault": lambda server, _: server.tls_fault(),
+    "serve_tls": lambda server, each: dataclasses.asdict(server.serve_tls(each["certificate"])),
     "fetches": _fetches,
     "catch_up": lambda server, each: server.catch_up(Deadline(each["limit_s"])),
     "check": lambda server, _: server.check(),
@@ -149,7 +152,7 @@ def use_shared_server(directory: Path) -> Iterator[SharedServer]:
         yield SharedServer(server=_Server(client, answer["base"]), run=answer["run"])
 
 
-class _Server(Faulty):
+class _Server(Faulty, WithTls):
     """A boot server that is another process's (see `kboot.backend.BootServer`)."""
 
     def __init__(self, client: rpc.Client, base: str) -> None:
@@ -228,6 +231,15 @@ class _Server(Faulty):
         """How often a fault has happened."""
         hits: int = self._client.ask("fault_hits", number=number)
         return hits
+
+    def tls_fault(self) -> str | None:
+        """None if the server can serve by HTTPS, or else why not."""
+        reason: str | None = self._client.ask("tls_fault")
+        return reason
+
+    def serve_tls(self, certificate: Certificate) -> TlsServer:
+        """Have it serve by HTTPS, for all processes of the run."""
+        return TlsServer(**self._client.ask("serve_tls", certificate=certificate))
 
     def check(self) -> None:
         """Raise `InfraError` if the server is not fine, or the process that has it gone."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kboot.backend import Firmware
+from kboot.backend import Firmware, LocalVirtualMachine
 from kboot.config import Config
+from kboot.deadline import Deadline
 from kboot.errors import IpxeCommandFailed
 from kboot.ipxe.prompt import IpxeResult, screen_text
 from kboot.machine.ipxe_machine import IpxeMachine
@@ -116,6 +118,26 @@ def test_a_fault_of_the_server_is_what_ipxe_sees(bios: IpxeMachine, tmp_path: Pa
         assert error is not None
         assert fault.hits == 1
     assert bios.run(f"imgfetch --name image {url}").ok
+    bios.succeed("imgfree image")
+
+
+def test_a_cable_that_is_pulled_in_the_middle_of_a_download_and_plugged_in_again(
+    bios: IpxeMachine, tmp_path: Path
+) -> None:
+    (tmp_path / "image").write_bytes(bytes(400_000))
+    url = bios.server.put(tmp_path / "image")
+    with bios.server.fault(url, "slow", machine="", rate=200_000):
+        bios.leave(f"imgfetch --name image {url}")
+        for _ in Deadline(20).poll(0.02):
+            if re.search(r"\.\.\. \d+%$", bios.console.unfinished):
+                break
+        bios.vm.set_link(up=False)
+        assert isinstance(bios.vm, LocalVirtualMachine)
+        assert bios.vm.silence_s() is None
+        bios.vm.set_link(up=True)
+        assert (bios.vm.silence_s() or 0.0) < 60
+        bios.wait()
+    assert "400000 bytes" in bios.succeed("imgstat image")
     bios.succeed("imgfree image")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kboot.backend import Fetch, MachineSpec
-from kboot.errors import ConfigError, InfraError
+from kboot.errors import ConfigError, InfraError, ScriptEnded
 from kboot.ipxe import lint
 from kboot.ipxe.served_tree import read_tree
 from kboot.ipxe.user_script import NONCE_LINE, ScriptValues, UserScript, read_script, with_values
@@ -364,3 +364,17 @@ def test_ipxes_prompt_is_none_once_the_kernel_runs() -> None:
     boot = started(GOOD)
     boot.see_line("[    0.000000] Linux version 6.1.0 (debian) (gcc) #1 SMP", 103)
     boot.see_ipxe_prompt()
+
+
+def test_scripts_that_chain_to_each_other_for_ever_are_told() -> None:
+    boot = started(GOOD)
+    menu = fetch("scripts/m0/menu.ipxe", query="")
+    for _ in range(20):
+        boot.see_fetch(menu, 103)
+    boot.see_line("SeaBIOS (version 1.16.2)", 104)
+    boot.see_fetch(menu, 105)
+    for _ in range(19):
+        boot.see_fetch(menu, 106)
+    with pytest.raises(ScriptEnded, match=r"menu.ipxe was loaded 21 times without a restart") as e:
+        boot.see_fetch(menu, 107)
+    assert e.value.state == "loop"

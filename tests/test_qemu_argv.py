@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from kboot.backend import MachineSpec
+from kboot.backend import Impairment, MachineSpec
 from kboot.kubevirt import processors as on_cluster
 from kboot.qemu.argv import Flash, Wiring, argv
 
@@ -40,6 +40,22 @@ def test_dhcp_may_name_no_boot_file_or_one_that_is_not_there() -> None:
     assert network == "user,id=net0"
     (network,) = value_of("-netdev", command(replace(SPEC, dhcp="wrong-file")))
     assert network == f"user,id=net0,bootfile={SPEC.boot_file}.none"
+
+
+def test_the_card_of_an_impaired_network_is_at_a_switch_and_by_hand_at_a_good_one() -> None:
+    impaired = replace(SPEC, impairment=Impairment(loss=0.1))
+    assert value_of("-netdev", command(impaired, cables={"card": "7", "hub": "8"}))[1:] == [
+        "hubport,id=hub0,hubid=100,netdev=uplink",
+        "stream,id=wire,server=off,addr.type=fd,addr.str=8",
+        "hubport,id=hub1,hubid=100,netdev=wire",
+        "stream,id=net0,server=off,addr.type=fd,addr.str=7",
+    ]
+    assert command(impaired) == command(SPEC)
+
+
+def test_authorities_are_for_uefis_tls() -> None:
+    (word,) = value_of("-fw_cfg", command(SPEC, authorities=Path("/run/a,b")))
+    assert word == "name=etc/edk2/https/cacerts,file=/run/a,,b"
 
 
 def test_a_card_whose_dhcp_does_not_answer_is_at_a_hub() -> None:

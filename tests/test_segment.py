@@ -214,6 +214,57 @@ def test_the_switch_leaves_with_the_segment(tmp_path: Path) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
+def test_packets_that_are_too_large_are_lost_without_a_word(wired: Wired) -> None:
+    wired.segment.set_limits(mtu=1000, dns="")
+    wired.a.send(wired.b.address, b"x" * 1001)
+    wired.a.send(wired.b.address, b"y" * 1000)
+    assert wired.b.receive() == b"y" * 1000
+    wired.segment.set_limits(mtu=0, dns="")
+    wired.a.send(wired.b.address, b"x" * 1001)
+    assert wired.b.receive() == b"x" * 1001
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071, of data with its own checksum in it: 0 if that is right."""
+    total = sum(
+        int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big") for at in range(0, len(data), 2)
+    )
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+@pytest.mark.parametrize("is_ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_dns_is_answered_that_there_is_no_such_name(wired: Wired, is_ipv6: bool) -> None:
+    size = 16 if is_ipv6 else 4
+    addresses = bytes(range(1, 1 + 2 * size))
+    question = bytes.fromhex("1234 0100 0001 0000 0000 0000") + b"\4boot\7example\0\0\1\0\1"
+    length = 8 + len(question)
+    pseudo = addresses + length.to_bytes(4, "big") + (17).to_bytes(4, "big")
+    ports = (5353).to_bytes(2, "big") + (53).to_bytes(2, "big") + length.to_bytes(2, "big")
+    right = checksum(pseudo + ports + b"\0\0" + question)
+    udp = ports + right.to_bytes(2, "big") + question
+    head = (
+        b"\x60\0\0\0" + length.to_bytes(2, "big") + b"\x11\x40"
+        if is_ipv6
+        else b"\x45\0" + (20 + length).to_bytes(2, "big") + b"\0\0\0\0\x40\x11\0\0"
+    )
+    kind = b"\x86\xdd" if is_ipv6 else b"\x08\0"
+    frame = wired.b.address + wired.a.address + kind + head + addresses + udp
+    wired.segment.set_limits(mtu=0, dns="not-found")
+    wired.a.socket.sendall(len(frame).to_bytes(4, "big") + frame)
+    answer = wired.a.receive()
+    begin = len(head) + 2 * size
+    assert answer[: len(head)] == head
+    assert answer[len(head) : begin] == addresses[size:] + addresses[:size]
+    assert answer[begin : begin + 4] == (53).to_bytes(2, "big") + (5353).to_bytes(2, "big")
+    assert answer[begin + 8 :] == question[:2] + b"\x81\x83" + question[4:]
+    assert checksum(pseudo + answer[begin:]) == 0
+    # Everything else goes its way.
+    wired.a.send(wired.b.address, b"hello")
+    assert wired.b.receive() == b"hello"
+
+
 # ------------------------------------------------------------------------------------- its names
 
 NAMES = NameServer(

@@ -118,6 +118,8 @@ def test_a_request_that_met_a_fault_is_in_the_log_with_it(server: Nginx, image: 
         False,
     )
     assert (fetch.query, fetch.user_agent) == ("m=m0&b=1", "iPXE/1")
+    # What the proxy had to ask nginx for is no fetch of the machine's.
+    assert [each.path for each in server.fetches()].count(fetch.path) == 1
 
 
 def test_a_fault_may_be_for_one_machine(server: Nginx, image: str) -> None:

@@ -219,6 +219,7 @@ def test_a_phase_has_its_time_whatever_else_the_host_does(
     # Either always, from its first moment on, or never.
     starved_s = time.monotonic if is_starved else float
     monkeypatch.setattr(FakeVirtualMachine, "starved_s", lambda _: starved_s(), raising=False)
+    monkeypatch.setattr(FakeVirtualMachine, "silence_s", lambda _: None, raising=False)
     with session_on(tmp_path, FakeBackend(recording_that_hangs(tmp_path))) as session:
         settings = session.settings(session.config)
         with pytest.raises(KbootError) as caught:

@@ -28,9 +28,12 @@ VALUES: dict[str, dict[str, object]] = {
         "retry_delay_s": 1,
     },
     "ipxe/firmware.ipxe": {"marker": "waiting", "key": 7, "gateway": "10.0.2.2"},
+    "ipxe/load.ipxe": {"ipxe_url": "http://server/own", "start_url": "http://server/start"},
     "ipxe/prompt.ipxe": {},
+    "ipxe/start.ipxe": {"script_url": "http://server/script"},
     "nginx/kubernetes/nginx.conf": {"http_port": 8080, "run": "r1", "upload_port": 8081},
     "nginx/nginx.conf": {"port": 8080, "token": "t0ken", "hidden": ""},
+    "nginx/tls.conf": {"stem": "tls-on", "port": 8443, "upstream": 8080},
 }
 
 RENDER = """

@@ -9,6 +9,7 @@ documentation are all made from `SETTINGS`.
 from kboot.config.cluster import ClusterConfig
 from kboot.config.cpus import cpu_nodes, memory_nodes, read_cpus
 from kboot.config.disks import read_disks
+from kboot.config.impairment import read_impairment
 from kboot.config.parse import working_directory
 from kboot.config.shares import read_shares
 from kboot.config.sources import RESERVED_VARIABLES, SETTINGS, Setting, load, markdown_table
@@ -44,6 +45,7 @@ __all__ = [
     "memory_nodes",
     "read_cpus",
     "read_disks",
+    "read_impairment",
     "read_shares",
     "working_directory",
 ]

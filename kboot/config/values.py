@@ -11,6 +11,7 @@ from kboot.backend import Dhcp, FirmwareStart
 from kboot.config import cpus, disks, parse, shares
 from kboot.config.cluster import ClusterConfig
 from kboot.config.parse import about
+from kboot.server_tls import Tls
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 FirmwareChoice = Literal["auto", "bios", "uefi"]
@@ -231,6 +232,34 @@ class Config(ClusterConfig):
             "no answer (silent), or one after 10 s (late)",
             "NAME",
             choices=get_args(Dhcp),
+        ),
+    )
+    impairment: str = field(
+        default="",
+        metadata=about(
+            "what happens to the packets of local machines on their boot network, of loss, delay, "
+            "mtu (larger ones are lost) and dns=not-found, as in delay=50ms,mtu=1400",
+            "LIST",
+            parse.text,
+        ),
+    )
+    tls: Tls = field(
+        default="off",
+        metadata=about(
+            "boot by HTTPS: with a good certificate (on), or with one that is expired, for another "
+            "name (other-name), or of an unknown authority (untrusted)",
+            "NAME",
+            choices=get_args(Tls),
+        ),
+    )
+    #: None: one that is made for the run.
+    tls_ca: Path | None = field(
+        default=None,
+        metadata=about(
+            "the certificate authority that signs for HTTPS, with its key, in PEM: the one that "
+            "an iPXE was built to trust; else one of the run, which UEFI is told to trust",
+            "FILE",
+            parse.path,
         ),
     )
     #: None: kboot's own.

@@ -184,6 +184,9 @@ _CAUSES: Mapping[tuple[int, int, int], str] = {
     (_X509, 0x02, 11): "no usable certificate",
 }
 
+#: With a chain that ends at an unknown root, 2019's iPXE says the last.
+_UNTRUSTED = ("root certificate not trusted", "no usable certificate")
+
 #: Where iPXE prints a number: ``(https://ipxe.org/2d0c613b)``, or ``Error 0x2d0c613b``.
 _PRINTED = re.compile(r"(?:ipxe\.org/|\b[Ee]rror:? 0x)([0-9a-f]{8})\b")
 
@@ -219,6 +222,11 @@ class IpxeError:
     def is_not_found(self) -> bool:
         """Whether the server has said that the file is not there."""
         return (self._file, self.number >> 24) == (_HTTP, 0x2D)
+
+    @property
+    def is_untrusted(self) -> bool:
+        """Whether the server's certificate leads to no authority that iPXE trusts."""
+        return self.cause in _UNTRUSTED
 
     @property
     def is_not_executable(self) -> bool:

@@ -54,6 +54,13 @@ class KubevirtBackend:
         """None if it has machines with these NUMA nodes and huge pages, or else why not."""
         return processors.fault(spec)
 
+    def chain_loads(self, spec: MachineSpec) -> bool:
+        """Whether the machine's own iPXE has to be loaded by the one that is there, from a server.
+
+        `ConfigError` if it cannot be had at all.
+        """
+        return spec.ipxe is not None and vm_manifest.require_loadable(spec.ipxe, spec.firmware)
+
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
         return "a cluster's machine does not see directories of this host; give it a disk: --disk"

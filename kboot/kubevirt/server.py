@@ -30,6 +30,7 @@ from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.watches import Patience, create_when_allowed, wait_for
 from kboot.log import logger, step
 from kboot.server_faults import Fault, Faulty
+from kboot.server_tls import Certificate, TlsServer, WithTls
 
 if TYPE_CHECKING:
     import urllib3
@@ -190,7 +191,7 @@ class AccessLog:
                     self._answer = None
 
 
-class ClusterServer(Faulty):
+class ClusterServer(Faulty, WithTls):
     """A boot server (see `kboot.backend.BootServer`). Made by `kboot.kubevirt.backend`."""
 
     def __init__(
@@ -286,6 +287,17 @@ class ClusterServer(Faulty):
     def fault_hits(self, _number: int) -> int:
         """There are none."""
         return 0
+
+    def tls_fault(self) -> str | None:
+        """Why it does not serve by HTTPS."""
+        return (
+            "a boot server on a cluster serves by HTTP only: its machines' firmware cannot be told "
+            "whom to trust; use the qemu backend for HTTPS"
+        )
+
+    def serve_tls(self, _certificate: Certificate) -> TlsServer:
+        """It cannot."""
+        raise ConfigError(str(self.tls_fault()))
 
     def check(self) -> None:
         """Raise `ClusterError` if the server's pod is gone or has failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from kboot import arch
@@ -29,6 +30,8 @@ _LONGEST_BOOT_FILE = 255
 #: The network card that the machine boots from.
 INTERFACE = "default"
 _IPXE_VOLUME = "ipxe"
+#: What ``ipxe.lkrn`` looks like: a Linux kernel, as loaders know it.
+_LINUX_MAGIC, _LINUX_MAGIC_AT = b"HdrS", 0x202
 
 
 def firmware_fault(firmware: Firmware, architecture: str, settings: ClusterConfig) -> str | None:
@@ -41,6 +44,26 @@ def firmware_fault(firmware: Firmware, architecture: str, settings: ClusterConfi
         "whether UEFI boots over HTTP depends on the cluster's firmware; give its machines a "
         "disk with iPXE: --cluster-ipxe-disk"
     )
+
+
+def require_loadable(ipxe: Path, firmware: Firmware) -> bool:
+    """True if a machine's own iPXE can load this one. `ConfigError` with what to do if not."""
+    if firmware == "uefi":
+        raise ConfigError(
+            f"a UEFI machine on a cluster starts its iPXE from a disk: make ipxe-disk IPXE={ipxe} "
+            "makes one of it, for --cluster-ipxe-disk"
+        )
+    try:
+        with ipxe.open("rb") as file:
+            head = file.read(_LINUX_MAGIC_AT + len(_LINUX_MAGIC))
+    except OSError as error:
+        raise ConfigError(f"ipxe: {ipxe} cannot be read: {error.strerror}") from error
+    if not head.endswith(_LINUX_MAGIC) or len(head) <= _LINUX_MAGIC_AT:
+        raise ConfigError(
+            f"ipxe: {ipxe} cannot be loaded by the iPXE of a BIOS machine on a cluster; give the "
+            "ipxe.lkrn of the same build"
+        )
+    return True
 
 
 def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
@@ -65,11 +88,8 @@ def manifest(spec: MachineSpec, run: Run, settings: ClusterConfig) -> Manifest:
         raise ConfigError(
             f"a cluster's DHCP answers at once: dhcp = {spec.dhcp} is for local machines"
         )
-    if spec.ipxe:
-        raise ConfigError(
-            f"a machine on a cluster cannot start {spec.ipxe} from here: make ipxe-disk "
-            "IPXE=ipxe.efi makes a disk of it, for --cluster-ipxe-disk"
-        )
+    if spec.impairment:
+        raise ConfigError("a cluster's network is what it is: impairment is for local machines")
     if len(spec.boot_file) > _LONGEST_BOOT_FILE:
         raise ConfigError(
             f"DHCP takes a boot file name of {_LONGEST_BOOT_FILE} characters, and {spec.boot_file} "

@@ -33,6 +33,7 @@ def open_backend(config: Config, *, run: str = "", machine: str = "") -> Iterato
                 ipxe=config.ipxe,
                 network=config.network,
                 debian_mirror=config.debian_mirror,
+                tls_authority=config.tls_ca,
             ) as backend:
                 yield backend
         case "kubevirt":

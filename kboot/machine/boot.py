@@ -14,6 +14,7 @@ from kboot.boot_messages import KernelMessage, Reading, read_word
 from kboot.errors import InfraError, KbootError, WrongKernel
 from kboot.ipxe.errors import IpxeError, error_in
 from kboot.machine import faults
+from kboot.machine.download_watch import DownloadWatch
 from kboot.machine.phases import (
     ORDER,
     SCRIPT_BEACON,
@@ -49,8 +50,11 @@ class Boot:
         self._doubt: str | None = None
         #: The last one that iPXE has printed.
         self._ipxe_error: IpxeError | None = None
+        #: What was printed before the script, of a machine that boots by HTTPS.
+        self._loader_lines: list[str] = []
         #: What a boot script of the user's does.
         self.script = ScriptWatch(expected)
+        self._downloads = DownloadWatch(expected)
 
     # --------------------------------------------------------------------------- what comes in
 
@@ -102,6 +106,8 @@ class Boot:
             raise InfraError(f"the boot server has no {wanted.name_of(fetch.path)} (404)")
         if fetch.status != 200 or not fetch.complete:
             return
+        if not self._downloads.is_expected(fetch):
+            return
         self._fetched.add(fetch.path)
         if fetch.path == SCRIPT_BEACON:
             self.reach(Phase.SCRIPT, time, "server")
@@ -121,6 +127,22 @@ class Boot:
         handed_over = {Phase.HANDOFF, Phase.LINUX} & self.reached.keys()
         if self.expected.user_script and Phase.SCRIPT in self.reached and not handed_over:
             raise self.script.stopped_at_prompt(self._ipxe_error)
+
+    def see_silence(
+        self, unfinished: str, now: float, *, starved_s: float, silence_s: float | None
+    ) -> None:
+        """Nothing new was seen. `ScriptEnded` if that shows that iPXE hangs.
+
+        `unfinished` is the last line on the console; `starved_s` for how long it could not go on in
+        this phase; `silence_s` for how long it has received nothing, None if that is not known.
+        """
+        if not self.waits_for_reset:
+            self._downloads.look(
+                *(self.current, unfinished, now),
+                idle_s=now - self.since,
+                starved_s=starved_s,
+                silence_s=silence_s,
+            )
 
     @property
     def current(self) -> Phase:
@@ -193,12 +215,16 @@ class Boot:
 
     def _see_loader(self, line: str, time: float) -> None:
         """A line of what runs before the kernel."""
+        if self.expected.tls != "off" and Phase.SCRIPT not in self.reached:
+            self._loader_lines.append(line)
         if self.expected.boot_disk:
             if last_words := boot_messages.disk_not_bootable(line):
                 raise faults.disk_not_bootable(self.expected, last_words)
             return
         if boot_messages.has_lease(line):
             self.reach(Phase.DHCP, time, "console")
+            if fault := faults.no_https(boot_messages.ipxe_build(self._loader_lines)):
+                raise fault
         self._ipxe_error = error_in(line) or self._ipxe_error
         if boot_messages.script_nonce(line):
             # That the script was fetched is the server's to say.

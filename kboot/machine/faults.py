@@ -10,7 +10,9 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from kboot.boot_messages import IpxeBuild
 from kboot.errors import (
+    ConfigError,
     GuestError,
     GuestTimeout,
     InfraError,
@@ -147,6 +149,17 @@ def script_failed(expected: Expected, step: str, error: str) -> KbootError:
     return ScriptEnded(f"iPXE could not load the {what}: {explained}", "stopped")
 
 
+def no_https(build: IpxeBuild | None) -> ConfigError | None:
+    """The error for an iPXE that is to boot by HTTPS and says that it cannot, or None."""
+    # One that says nothing of what it can is tried.
+    if build is None or not build.features or "HTTPS" in build.features:
+        return None
+    return ConfigError(
+        f"this build of iPXE has no HTTPS: iPXE {build.version}, Features: "
+        f"{' '.join(build.features)}; give one that has it (ipxe = FILE), or leave tls off"
+    )
+
+
 def nothing_to_boot(
     last_words: str, ipxe_error: IpxeError | None = None, *, advice: str = ""
 ) -> InfraError:
@@ -167,7 +180,13 @@ def nothing_to_boot(
 
 
 def _last_error(error: IpxeError | None) -> str:
-    return f"; iPXE's last error: {error.describe()}" if error else ""
+    if error is None:
+        return ""
+    trust = (
+        "; an iPXE trusts what it was built for (make TRUST=ca.pem, and tls_ca here), and one of "
+        "2025 also what UEFI trusts, to which kboot adds the authority"
+    )
+    return f"; iPXE's last error: {error.describe()}{trust if error.is_untrusted else ''}"
 
 
 def is_quiet(command_line: str) -> bool:

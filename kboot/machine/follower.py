@@ -18,10 +18,11 @@ from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, Reboo
 from kboot.log import logger
 from kboot.machine.boot import Boot
 from kboot.machine.expectations import ReportFilter
-from kboot.machine.phases import Expected, Milestone, Phase
+from kboot.machine.phases import IN_SCRIPT, Expected, Milestone, Phase
 
 #: How often the two witnesses are asked while a boot is under way.
 _POLL_S = 0.05
+_SILENCE_PAUSE_S = 1.0
 
 #: For how long the server's log may be behind the console.
 _LOG_LAG_S = 10.0
@@ -53,8 +54,12 @@ class Follower:
         report_filter: ReportFilter,
         on_phase: OnPhase,
         starved_s: Callable[[], float] = lambda: 0.0,
+        silence_s: Callable[[], float | None] = lambda: None,
     ) -> None:
-        """`starved_s` says for how long the machine had no processor of its host's in its life."""
+        """`starved_s` says for how long the machine had no processor of its host's in its life.
+
+        `silence_s` says for how long it has received nothing, or None.
+        """
         #: Each boot of the machine; the last one may be under way.
         self.boots = [Boot(expected, start=start)]
         self._server = server
@@ -63,6 +68,9 @@ class Follower:
         self._on_phase = on_phase
         self._announced = 0
         self._starved_s = starved_s
+        self._silence_s = silence_s
+        #: When that was asked last.
+        self._silence_asked = 0.0
         #: What that was when the current phase began.
         self._starved_before_s = 0.0
         #: How many of its chained scripts were told.
@@ -98,9 +106,23 @@ class Follower:
             if done():
                 return
             now = time.monotonic()
+            self._look_for_silence(now)
             if self.boot.overdue(now) and self.boot.overdue(now - self._starved_in_phase_s()):
                 raise self.boot.late(now - self.boot.since)
             pause(_POLL_S)
+
+    def _look_for_silence(self, now: float) -> None:
+        """Raise `ScriptEnded` if iPXE hangs. Once a second: it asks the host."""
+        if now - self._silence_asked < _SILENCE_PAUSE_S:
+            return
+        self._silence_asked = now
+        in_script = self.boot.current in IN_SCRIPT
+        self.boot.see_silence(
+            self._console.unfinished,
+            now,
+            starved_s=self._starved_in_phase_s(),
+            silence_s=self._silence_s() if in_script else None,
+        )
 
     def _starved_in_phase_s(self) -> float:
         """For how long, in this phase, the machine could not have gone on."""

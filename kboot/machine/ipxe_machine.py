@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from kboot.errors import GuestError, InfraError, KbootError
 from kboot.ipxe.prompt import BIOS_COLUMNS, IpxePrompt
 from kboot.log import logger, step
 from kboot.machine import evidence
+from kboot.machine.faults import no_https
+from kboot.machine.publishing import booting
 from kboot.snapshots import Entry, SnapshotStore
 
 _CONSOLE = "console"
@@ -84,6 +85,8 @@ class IpxeMachine(IpxePrompt):
         """What every wait on the console checks from time to time."""
         self.vm.check()
         self.server.check()
+        if self.spec.tls != "off" and (fault := no_https(self.build)):
+            raise fault
 
 
 def script_text() -> str:
@@ -107,7 +110,7 @@ def power_on_ipxe(
     """
     evidence.prepare(evidence_directory)
     url = server.write(f"{spec.name}/{ipxe.SCRIPT_NAME}", script_text())
-    spec = replace(spec, boot_file=url)
+    spec = booting(backend, server, spec, url.removeprefix(server.url("")))
     with contextlib.ExitStack() as stack:
         if store is None or not isinstance(backend, SnapshotBackend):
             saver = None

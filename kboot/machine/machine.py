@@ -95,6 +95,7 @@ class Machine:
             report_filter=self.report_filter,
             on_phase=on_phase,
             starved_s=vm.starved_s if isinstance(vm, LocalVirtualMachine) else lambda: 0.0,
+            silence_s=vm.silence_s if isinstance(vm, LocalVirtualMachine) else lambda: None,
         )
 
     @property

@@ -9,6 +9,7 @@ from typing import Literal
 
 from kboot import arch
 from kboot.backend import Fetch
+from kboot.server_tls import Tls
 
 
 class Phase(StrEnum):
@@ -115,6 +116,10 @@ class Expected:
     findings: Sequence[Sequence[str]] = ()
     #: Whether its init starts a whole system's services.
     whole_system: bool = False
+    #: What it boots by: HTTP, or HTTPS with which certificate.
+    tls: Tls = "off"
+    #: The size of the kernel's file; 0 if it is not known.
+    kernel_bytes: int = 0
     #: The name of the disk that it boots from, by a boot loader and with a kernel of its own; then
     #: `release` and `command_line` are known once it runs. Empty for the network.
     boot_disk: str = ""

@@ -29,7 +29,7 @@ from kboot.machine import evidence
 from kboot.machine.follower import OnPhase
 from kboot.machine.machine import Machine
 from kboot.machine.phases import Expected
-from kboot.machine.publishing import Load, publish_script, script_for, upload
+from kboot.machine.publishing import Load, booting, publish_script, script_for, upload
 from kboot.machine.saved import SavedMachine
 from kboot.machine.settings import MachineSettings
 from kboot.state import disk_faults_named
@@ -70,7 +70,7 @@ def power_on(
             evidence_directory=evidence_directory,
             nonce=saved.expected.nonce if saved else nonce,
         )
-    spec = replace(settings.spec, boot_file=server.url(expected.script_path))
+    spec = booting(backend, server, settings.spec, expected.script_path)
     with (
         disk_faults_named(evidence_directory),
         _start(backend, spec, settings, saved, savable=savable) as vm,
@@ -151,6 +151,7 @@ def take_over(
     start = time.monotonic()
     nonce, load = list(loads.items())[-1]
     expected, text = script_for(server, load, nonce)
+    # What its DHCP names is in the machine already.
     spec = replace(load.settings.spec, boot_file=server.url(expected.script_path))
     with backend.power_on(spec, Deadline(load.settings.timeout_s)) as vm:
         past = vm.past() if isinstance(vm, ExistingVirtualMachine) else b""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from kboot import arch, ipxe
-from kboot.backend import BootServer, OnProgress, Progress, ignore_progress
+from kboot import arch, ipxe, templates
+from kboot.backend import Backend, BootServer, MachineSpec, OnProgress, Progress, ignore_progress
 from kboot.ipxe import lint, user_script
 from kboot.ipxe.served_tree import NOTHING, ServedTree
 from kboot.ipxe.user_script import UserScript
@@ -20,6 +20,9 @@ from kboot.log import logger
 from kboot.machine import cloud_init
 from kboot.machine.phases import Expected
 from kboot.machine.settings import MachineSettings, served
+
+#: Beside the boot script of a machine whose own iPXE another one loads.
+_LOADER, _START = "kboot-load.ipxe", "kboot-start.ipxe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,8 @@ class Load:
     kernel_url: str
     #: In the order of `MachineSettings.initrds`.
     initrd_urls: tuple[str, ...]
+    #: The size of the kernel's file; 0 if it is not known.
+    kernel_bytes: int = 0
 
 
 class ArtifactStore(Protocol):
@@ -67,6 +72,7 @@ def upload(
         initrd_urls=(
             tuple(urls[path] for path in settings.initrds) if initrd_urls is None else initrd_urls
         ),
+        kernel_bytes=kernel.image.stat().st_size if kernel_url is None else 0,
     )
 
 
@@ -156,15 +162,8 @@ def script_for(
         initrd_count=len(load.initrd_urls),
         extra=_parameters(server, settings),
     )
-    own = _user_script(server, load, nonce, query, command_line)
-    text = own or ipxe.boot_script(
-        nonce=nonce,
-        query=query,
-        kernel_url=load.kernel_url,
-        initrd_urls=load.initrd_urls,
-        beacon_url=server.url("beacon"),
-        command_line=command_line,
-    )
+    script = _user_script if settings.boot_script else _own_script
+    text = script(_Urls.of(server, load), load, nonce, query, command_line)
     base = server.url("")
     row = arch.of(settings.spec.architecture)
     expected = Expected(
@@ -181,6 +180,8 @@ def script_for(
         console=row.console,
         early_console=row.early_console,
         whole_system=settings.whole_system,
+        tls=settings.spec.tls,
+        kernel_bytes=load.kernel_bytes,
     )
     if settings.boot_script:
         expected = _of_user_script(expected, settings.boot_script, tree)
@@ -212,22 +213,59 @@ def _parameters(server: BootServer, settings: MachineSettings) -> str:
     return f"{cloud_init.parameter(server, settings.spec.name)} {settings.command_line}".rstrip()
 
 
-def _user_script(server: BootServer, load: Load, nonce: str, query: str, command_line: str) -> str:
-    """The text of the user's own boot script for this boot; empty if kboot's is to be run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Urls:
+    """The URLs in a boot script, as its machine asks for them."""
+
+    kernel: str
+    initrds: tuple[str, ...]
+    beacon: str
+    #: Where what is served beside the script lies.
+    folder: str
+
+    @classmethod
+    def of(cls, server: BootServer, load: Load) -> _Urls:
+        tls = load.settings.spec.tls
+
+        def asked(url: str) -> str:
+            return url if tls == "off" else server.https(url, tls)
+
+        return cls(
+            kernel=asked(load.kernel_url),
+            initrds=tuple(map(asked, load.initrd_urls)),
+            beacon=asked(server.url("beacon")),
+            folder=asked(server.url(f"scripts/{load.settings.spec.name}")),
+        )
+
+
+def _own_script(urls: _Urls, _load: Load, nonce: str, query: str, command_line: str) -> str:
+    """The text of kboot's boot script for this boot."""
+    return ipxe.boot_script(
+        nonce=nonce,
+        query=query,
+        kernel_url=urls.kernel,
+        initrd_urls=urls.initrds,
+        beacon_url=urls.beacon,
+        command_line=command_line,
+    )
+
+
+def _user_script(urls: _Urls, load: Load, nonce: str, query: str, command_line: str) -> str:
+    """The text of the user's own boot script for this boot."""
     settings = load.settings
     if settings.boot_script is None:
-        return ""
+        raise TypeError("there is no boot script of the user's")
     values = user_script.ScriptValues(
-        kernel_url=f"{load.kernel_url}?{query}",
-        initrd_urls=tuple(f"{url}?{query}" for url in load.initrd_urls),
+        kernel_url=f"{urls.kernel}?{query}",
+        initrd_urls=tuple(f"{url}?{query}" for url in urls.initrds),
         command_line=command_line,
-        base_url=server.url(f"scripts/{settings.spec.name}"),
+        base_url=urls.folder,
         nonce=nonce,
         query=query,
         machine=settings.spec.name,
     )
     text = settings.boot_script.render(values)
-    return user_script.with_values(text, values, server.url("beacon"))
+    return user_script.with_values(text, values, urls.beacon)
 
 
 def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) -> Expected:
@@ -243,6 +281,27 @@ def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) ->
             for each in findings
         ),
     )
+
+
+def booting(backend: Backend, server: BootServer, spec: MachineSpec, path: str) -> MachineSpec:
+    """The machine, with what DHCP tells it to boot: `path` on the server, as the machine asks.
+
+    Where its own iPXE has to be loaded by another one, it is a script that does so.
+    """
+    url = server.url(path)
+    if spec.ipxe and backend.chain_loads(spec):
+        start = templates.render("ipxe/start.ipxe", script_url=url)
+        text = templates.render(
+            "ipxe/load.ipxe",
+            ipxe_url=server.put(spec.ipxe),
+            start_url=server.write(f"{spec.name}/{_START}", start),
+        )
+        return replace(spec, boot_file=server.write(f"{spec.name}/{_LOADER}", text))
+    if spec.tls == "off":
+        return replace(spec, boot_file=url)
+    # Those whose certificate is bad are all of the same authority.
+    authority = server.serve_tls(spec.tls).authority
+    return replace(spec, boot_file=server.https(url, spec.tls), authority=authority)
 
 
 def _script_name(settings: MachineSettings) -> str:

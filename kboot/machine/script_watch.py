@@ -19,8 +19,10 @@ from kboot.machine.phases import Expected, Milestone, Phase
 #: So often may the same request fail: where the text shows a loop without end, and elsewhere.
 _FAILURES_IN_LOOP = 5
 _FAILURES = 50
-#: So often may a script run in one boot: one that chains back to itself.
+#: So often may a script run in one boot: one that chains back to itself, or to another one. A menu
+#: may be come back to more often.
 _RUNS = 5
+_CHAINED_RUNS = 20
 
 #: More would bury the message that they belong to.
 _TOLD = 3
@@ -37,6 +39,8 @@ class ScriptWatch:
         self.active_s = 0.0
         self._failures: Counter[str] = Counter()
         self._runs = 0
+        #: How many scripts were chained to before the machine was restarted last.
+        self._chained_before = 0
         #: The name of what was asked for last in vain.
         self._last_failed = ""
 
@@ -54,6 +58,7 @@ class ScriptWatch:
             self.chained.append(
                 Milestone(phase=Phase.SCRIPT, time=time, witness="server", detail=name)
             )
+            self._require_end(name)
 
     def see_line(self, line: str, time: float) -> None:
         """A line before the kernel's first. `ScriptEnded` if it shows that it never ends."""
@@ -62,6 +67,7 @@ class ScriptWatch:
         self.active_s = max(self.active_s, time)
         if boot_messages.begins_boot(line):
             self._runs = 0
+            self._chained_before = len(self.chained)
         if boot_messages.script_nonce(line):
             self._runs += 1
             if self._runs > _RUNS:
@@ -74,6 +80,16 @@ class ScriptWatch:
             # ``http://10.0.2.2/a/menu.ipxe... Connection reset (https://ipxe.org/...)``
             asked = line.split("... ")[0].split("?")[0].rstrip(".") if "... " in line else ""
             self._fail(asked or error.link, error.describe(), asked.rpartition("/")[2])
+
+    def _require_end(self, name: str) -> None:
+        """`ScriptEnded` if a chained script is loaded again and again."""
+        runs = sum(each.detail == name for each in self.chained[self._chained_before :])
+        if runs > _CHAINED_RUNS:
+            raise ScriptEnded(
+                f"{name} was loaded {runs} times without a restart of the machine: scripts chain "
+                f"to each other for ever{self.advice(looping=True)}",
+                "loop",
+            )
 
     def stopped_at_prompt(self, error: IpxeError | None) -> ScriptEnded:
         """It has ended in iPXE's shell, where nobody types."""

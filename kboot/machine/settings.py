@@ -9,7 +9,15 @@ from typing import Any
 
 from kboot import arch, ipxe
 from kboot.backend import Disk, Firmware, MachineSpec
-from kboot.config import Channel, Config, Warnings, read_cpus, read_disks, read_shares
+from kboot.config import (
+    Channel,
+    Config,
+    Warnings,
+    read_cpus,
+    read_disks,
+    read_impairment,
+    read_shares,
+)
 from kboot.errors import ConfigError
 from kboot.guest.ssh import authorized_key
 from kboot.ipxe import user_script
@@ -63,7 +71,7 @@ class MachineSettings:
         """All of it by name, flat, without what may be secret: for people and for result.json."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         spec = {each.name: getattr(self.spec, each.name) for each in fields(self.spec)}
-        del own["spec"], own["password"], own["user_data"], spec["boot_file"]
+        del own["spec"], own["password"], own["user_data"], spec["boot_file"], spec["authority"]
         own["boot_script"] = self.boot_script and str(self.boot_script.path)
         return {"machine_name": spec.pop("name"), **spec, **own}
 
@@ -254,7 +262,8 @@ def _spec_of(config: Config, name: str, *, architecture: str, firmware: Firmware
         firmware=firmware,
         cpus=count,
         topology=topology,
-        **{each: getattr(config, each) for each in names - {"firmware", "cpus"}},
+        impairment=read_impairment(config.impairment),
+        **{each: getattr(config, each) for each in names - {"firmware", "cpus", "impairment"}},
     )
 
 

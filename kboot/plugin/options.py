@@ -35,6 +35,7 @@ OF_MACHINES = frozenset(
         "firmware",
         "firmware_start",
         "hugepages",
+        "impairment",
         "initrd",
         "ipxe",
         "ipxe_script",
@@ -48,6 +49,7 @@ OF_MACHINES = frozenset(
         "serve",
         "share",
         "timeout",
+        "tls",
         "user",
         "warnings",
     }

@@ -19,8 +19,11 @@ Accelerator = Literal["kvm", "tcg"]
 #: Where an isolated guest finds the boot server: QEMU passes on connections to it, and no others.
 SERVER_ADDRESS = "10.0.2.100"
 
-#: The network behind the hub, of machines whose DHCP does not answer.
+#: The network behind the hub, of machines whose DHCP does not answer, or whose network is impaired.
 UPLINK = "uplink"
+#: Of those whose network is impaired: the card's cable and the hub's lead to a switch.
+CARD_CABLE = "card"
+HUB_CABLE = "hub"
 #: The hub's number; the networks that a machine is on with others have small ones.
 _DHCP_HUB = 100
 
@@ -90,6 +93,7 @@ def argv(
     forwarder: str | None = None,
     disks: Sequence[str] = (),
     cables: Mapping[str, str] | None = None,
+    authorities: Path | None = None,
 ) -> list[str]:
     """The command line for a machine. `flash` is for UEFI; None boots the built-in SeaBIOS.
 
@@ -98,7 +102,8 @@ def argv(
     ROM. A `forwarder` isolates the guest: it
     is a busybox, whose ``nc`` leads to the boot server. `disks` are the words for the disks, and
     `cables` the descriptors of sockets to the networks of its links, by name; a card without one is
-    not connected.
+    not connected. With those of an impaired network, the card that it boots from is at a switch;
+    without, as by hand, at a good network. `authorities` is a file with those that UEFI trusts.
     """
     row = arch.of(spec.architecture)
     return [
@@ -106,7 +111,7 @@ def argv(
         *("-name", f"kboot-{spec.name}", "-no-user-config", "-nodefaults"),
         *_processors_and_memory(spec, row, accelerator, memory),
         *_consoles(wiring),
-        *_boot_network(spec, row, tftp=tftp, ipxe=ipxe, forwarder=forwarder),
+        *_boot_network(spec, row, cables or {}, tftp=tftp, ipxe=ipxe, forwarder=forwarder),
         *_more_cards(spec, row, forwarder),
         *_cards(spec, cables or {}),
         # From its one device or not at all: no tour through other devices after iPXE has given up.
@@ -115,6 +120,7 @@ def argv(
         "-no-shutdown",
         *(("-incoming", "defer") if incoming else ()),
         *_firmware(flash),
+        *_trusted(authorities),
         *disks,
         *shares.words(spec.shares),
         *spec.extra_arguments,
@@ -148,6 +154,7 @@ def _consoles(wiring: Wiring) -> Iterator[str]:
 def _boot_network(
     spec: MachineSpec,
     row: Architecture,
+    cables: Mapping[str, str],
     *,
     tftp: Path | None,
     ipxe: Ipxe | None,
@@ -157,10 +164,15 @@ def _boot_network(
     # The whole trick: DHCP names a URL, and the ROM's iPXE fetches and runs it. A comma in a value
     # is written twice.
     network = f"{_served(spec, tftp)}{_reach(spec, forwarder)}"
-    if spec.dhcp in {"silent", "late"}:
+    if CARD_CABLE in cables:
+        # The card is at a switch, and so is the hub with the network behind it.
+        yield from _uplink(network)
+        yield from ("-netdev", _stream("wire", cables[HUB_CABLE]))
+        yield from ("-netdev", f"hubport,id=hub1,hubid={_DHCP_HUB},netdev=wire")
+        yield from ("-netdev", _stream("net0", cables[CARD_CABLE]))
+    elif spec.dhcp in {"silent", "late"}:
         # The card is at a hub, and its link up whatever the network behind the hub does.
-        yield from ("-netdev", f"user,id={UPLINK}{network}")
-        yield from ("-netdev", f"hubport,id=hub0,hubid={_DHCP_HUB},netdev={UPLINK}")
+        yield from _uplink(network)
         yield from ("-netdev", f"hubport,id=net0,hubid={_DHCP_HUB}")
     else:
         yield from ("-netdev", f"user,id=net0{network}")
@@ -179,10 +191,27 @@ def _boot_network(
         yield from ("-kernel", str(ipxe.path))
 
 
+def _uplink(network: str) -> Iterator[str]:
+    """The network at a hub, for something else to be plugged in there."""
+    yield from ("-netdev", f"user,id={UPLINK}{network}")
+    yield from ("-netdev", f"hubport,id=hub0,hubid={_DHCP_HUB},netdev={UPLINK}")
+
+
+def _stream(name: str, cable: str) -> str:
+    """A network device whose frames go through a socket."""
+    return f"stream,id={name},server=off,addr.type=fd,addr.str={cable}"
+
+
 def _firmware(flash: Flash | None) -> Iterator[str]:
     if flash is not None:
         yield from ("-drive", _pflash(0, flash.code, flash.format, readonly=True))
         yield from ("-drive", _pflash(1, flash.variables, flash.format, readonly=False))
+
+
+def _trusted(authorities: Path | None) -> Iterator[str]:
+    if authorities is not None:
+        # Where OVMF's and AAVMF's TLS look for them, and leave them to others in a variable.
+        yield from ("-fw_cfg", f"name=etc/edk2/https/cacerts,file={_escaped(authorities)}")
 
 
 def _served(spec: MachineSpec, tftp: Path | None) -> str:
@@ -209,8 +238,7 @@ def _cards(spec: MachineSpec, cables: Mapping[str, str]) -> Iterator[str]:
         if cable is None:
             yield from ("-netdev", f"hubport,id=net{number},hubid={number}")
         else:
-            stream = f"stream,id=net{number},server=off,addr.type=fd,addr.str={cable}"
-            yield from ("-netdev", stream)
+            yield from ("-netdev", _stream(f"net{number}", cable))
         # e1000e does not tell its guest that a cable was pulled (QEMU 7.2). Nothing to boot from.
         card = f"virtio-net-pci,netdev=net{number},mac={link.mac_address},romfile="
         yield from ("-device", card)

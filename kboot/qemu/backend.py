@@ -8,17 +8,17 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from kboot import arch, nginx, process, state
-from kboot.backend import BootServer, Disk, Firmware, Link, MachineSpec
+from kboot.backend import BootServer, Disk, Firmware, Link, MachineSpec, PathCondition
 from kboot.config import Network
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.log import step
 from kboot.qemu import accel, disks, network_boot, processors, saved_firmware, shares
-from kboot.qemu.argv import SERVER_ADDRESS, Ipxe
+from kboot.qemu.argv import CARD_CABLE, HUB_CABLE, SERVER_ADDRESS, Ipxe
 from kboot.qemu.firmware import find_uefi
 from kboot.qemu.saved_firmware import GUEST_GATEWAY
 from kboot.qemu.segment import Segment, open_segment
@@ -74,8 +74,10 @@ class QemuBackend:
         nginx: str,
         firmware_store: Callable[[], SnapshotStore],
         network: Network = "open",
+        tls_authority: Path | None = None,
     ) -> None:
         self._directory = directory
+        self._tls_authority = tls_authority
         self._firmware_store = firmware_store
         #: By the name of an architecture.
         self._emulator = emulator
@@ -106,6 +108,10 @@ class QemuBackend:
         """None if it has machines with these NUMA nodes and huge pages, or else why not."""
         return processors.fault(spec)
 
+    def chain_loads(self, _spec: MachineSpec) -> bool:
+        """No: QEMU starts it."""
+        return False
+
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
         return None
@@ -114,7 +120,11 @@ class QemuBackend:
     def serve(self, deadline: Deadline) -> Iterator[BootServer]:
         """Start a private nginx on loopback."""
         with nginx.serve(
-            self._directory, guest_host=self._server_address, program=self._nginx, deadline=deadline
+            self._directory,
+            guest_host=self._server_address,
+            program=self._nginx,
+            deadline=deadline,
+            tls_authority=self._tls_authority,
         ) as server:
             yield server
 
@@ -145,6 +155,10 @@ class QemuBackend:
             return fault
         if spec.dhcp != "normal":
             return f"its DHCP (dhcp = {spec.dhcp}) is what it is started for"
+        if spec.impairment:
+            return "its impaired network is what it is started for"
+        if spec.tls != "off":
+            return f"its boot by HTTPS (tls = {spec.tls}) is what it is started for"
         option = opaque_option(spec.extra_arguments)
         return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
 
@@ -172,12 +186,14 @@ class QemuBackend:
         emulator = self._emulator(spec.architecture)
         folder = self._directory / f"{spec.name}-{secrets.token_hex(4)}"
         folder.mkdir()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
             firmware = None if saved else self.saved_firmware(spec, deadline)
             tftp = folder / "tftp"
             if firmware:
                 tftp.mkdir()
                 saved_firmware.serve_next(tftp, spec.boot_file)
+            cables = stack.enter_context(self._boot_cables(spec, deadline))
             machine = QemuVirtualMachine(
                 spec,
                 program=emulator.program,
@@ -190,12 +206,30 @@ class QemuBackend:
                 ipxe=emulator.ipxe_of(spec),
                 forwarder=self._forwarder,
                 plug=self._plug,
+                boot_cables=cables,
             )
             # Its disks may have been downloaded meanwhile.
-            with machine.powered_on(Deadline(deadline.seconds) if spec.disks else deadline):
-                yield machine
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            stack.enter_context(
+                machine.powered_on(Deadline(deadline.seconds) if spec.disks else deadline)
+            )
+            yield machine
+
+    @contextlib.contextmanager
+    def _boot_cables(
+        self, spec: MachineSpec, deadline: Deadline
+    ) -> Iterator[Mapping[str, Callable[[], socket.socket]]]:
+        """Of an impaired boot network: what plugs its cables in at a switch of their own."""
+        wanted = spec.impairment
+        if wanted is None:
+            yield {}
+            return
+        with open_segment(self._directory, (CARD_CABLE, HUB_CABLE), deadline) as segment:
+            condition = PathCondition(loss=wanted.loss, delay_s=wanted.delay_s)
+            segment.set_paths(
+                {(CARD_CABLE, HUB_CABLE): condition, (HUB_CABLE, CARD_CABLE): condition}
+            )
+            segment.set_limits(mtu=wanted.mtu, dns=wanted.dns)
+            yield {name: partial(segment.plug, name) for name in (CARD_CABLE, HUB_CABLE)}
 
     def saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:
         """The state that such a machine starts from, made if need be; None for a real start.
@@ -253,6 +287,7 @@ def open_qemu(
     ipxe: Path | None = None,
     network: Network = "open",
     debian_mirror: str = arch.DEBIAN_MIRROR,
+    tls_authority: Path | None = None,
 ) -> Iterator[QemuBackend]:
     """The backend, for the length of a run: it owns a run directory.
 
@@ -261,7 +296,8 @@ def open_qemu(
     that have none of their own; None for the network card's ROM, and for the distribution's where
     UEFI does not boot with that, or one that is fetched from `debian_mirror`. States of firmware
     are kept among the saved machines, which have `snapshot_cache_mib` together. An ``isolated``
-    `network` leads to the boot server only. `ProcessError` if a program is missing.
+    `network` leads to the boot server only. `tls_authority` signs what it shows by HTTPS; None for
+    one of the run. `ProcessError` if a program is missing.
     """
     if program is not None:
         process.find_program(program)
@@ -290,4 +326,5 @@ def open_qemu(
             nginx=nginx,
             firmware_store=firmware_store,
             network=network,
+            tls_authority=tls_authority,
         )

@@ -133,6 +133,10 @@ class Segment:
             self._paths = dict(paths)
             return self._tell_paths()
 
+    def set_limits(self, *, mtu: int, dns: str) -> None:
+        """Lose packets of more than `mtu` bytes (0: none); have `dns` know no name (not-found)."""
+        self._ask({"do": "limits", "mtu": mtu, "dns": dns})
+
     # -------------------------------------------------------------------------------- for machines
 
     def plug(self, member: str) -> socket.socket:

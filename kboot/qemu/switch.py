@@ -8,6 +8,8 @@ descriptor is a socket (SOCK_SEQPACKET) over which it is told what to do, in JSO
   its length in four bytes, as ``-netdev stream`` has them;
 - ``{"do": "paths", "paths": [[FROM, TO, LOSS, DELAY], ...]}``: from now on, of the frames between
   these ports the share LOSS is lost and the rest comes DELAY seconds late. All others pass;
+- ``{"do": "limits", "mtu": BYTES, "dns": "not-found"}``: from now on, packets of more bytes are
+  lost, and who asks DNS for a name is told that there is none. 0 and "" for neither;
 - ``{"do": "names", "address": IP, "mac": MAC, "domain": DOMAIN, "names": {NAME: IP, ...}}``: be
   their name server, at this address. Paths from and to it are those of the port ``""``;
 - ``{"do": "counts"}``.
@@ -37,6 +39,11 @@ _WHOLE = (0.0, 0.0)
 _EVERYBODY = b"\xff" * 6
 #: The port of the switch's own station.
 NAME_SERVER = ""
+
+_ETHERNET_BYTES = 14
+
+#: In a DNS message: that it is an answer, with recursion, and that the name does not exist.
+_NO_SUCH_NAME_FLAGS = 0x8183
 
 
 @dataclass(slots=True)
@@ -186,6 +193,9 @@ class Switch:
         self._names: NameServer | None = None
         self._places: dict[bytes, str] = {}
         self._paths: dict[tuple[str, str], tuple[float, float]] = {}
+        #: Of a whole frame, with its length before it; None for any.
+        self._longest: int | None = None
+        self._no_names = False
         #: When, a running number, from where, to where, the frame.
         self._late: list[tuple[float, int, str, str, bytes]] = []
         self._count = 0
@@ -222,6 +232,10 @@ class Switch:
             case "paths":
                 paths = {(a, b): (loss, delay) for a, b, loss, delay in order["paths"]}
                 self._paths = paths
+            case "limits":
+                mtu = order["mtu"]
+                self._longest = _LENGTH + _ETHERNET_BYTES + mtu if mtu else None
+                self._no_names = order["dns"] == "not-found"
             case "names":
                 del order["do"]
                 self._names = NameServer(**order)
@@ -275,6 +289,10 @@ class Switch:
         begin = _LENGTH
         to, sender = frame[begin : begin + 6], frame[begin + 6 : begin + 12]
         self._places[sender] = source
+        if self._longest and len(frame) > self._longest:
+            return set()
+        if self._no_names and (answer := no_such_name(frame)):
+            return {source} if self._queue(source, answer) else set()
         if self._names and to in {self._names.mac, _EVERYBODY}:
             answered = self._ask_name_server(source, frame[begin:])
             if to == self._names.mac:
@@ -339,6 +357,40 @@ class Switch:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if port.waiting else 0)
         if self._selector.get_key(port.socket).events != events:
             self._selector.modify(port.socket, events, port)
+
+
+def no_such_name(frame: bytes) -> bytes | None:
+    """The answer to a frame that asks DNS for a name: there is none. None for any other frame.
+
+    The frame is with its length. Of what is summed up in checksums, addresses and ports change
+    places, and the flags change.
+    """
+    packet = bytearray(frame)
+    ip = _LENGTH + _ETHERNET_BYTES
+    kind = frame[ip - 2 : ip]
+    if len(frame) < ip + 20:
+        return None
+    if kind == b"\x08\x00" and frame[ip + 9] == _IS_UDP:
+        addresses, size, udp = ip + 12, 4, ip + 4 * (frame[ip] & 15)
+    elif kind == b"\x86\xdd" and frame[ip + 6] == _IS_UDP:
+        addresses, size, udp = ip + 8, 16, ip + 40
+    else:
+        return None
+    message = udp + 8
+    if len(frame) < message + 12 or int.from_bytes(frame[udp + 2 : udp + 4], "big") != _DNS_PORT:
+        return None
+    for begin, length in ((_LENGTH, 6), (addresses, size), (udp, 2)):
+        middle, end = begin + length, begin + 2 * length
+        packet[begin:end] = frame[middle:end] + frame[begin:middle]
+    flags, checksum = (int.from_bytes(frame[at : at + 2], "big") for at in (message + 2, udp + 6))
+    packet[message + 2 : message + 4] = _NO_SUCH_NAME_FLAGS.to_bytes(2, "big")
+    if checksum:
+        # RFC 1624: no more than what has changed.
+        total = (~checksum & 0xFFFF) + (~flags & 0xFFFF) + _NO_SUCH_NAME_FLAGS
+        while total >> 16:
+            total = (total & 0xFFFF) + (total >> 16)
+        packet[udp + 6 : udp + 8] = ((~total & 0xFFFF) or 0xFFFF).to_bytes(2, "big")
+    return bytes(packet)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from kboot.deadline import Deadline
 from kboot.disks import in_use_fault
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.log import logger, step
-from kboot.qemu import firmware, snapshot
+from kboot.qemu import firmware, snapshot, traffic
 from kboot.qemu.argv import UPLINK, Accelerator, Flash, Ipxe, Wiring, argv, as_text
 from kboot.qemu.disks import MachineDisks
 from kboot.qemu.qmp import Qmp, QmpClosed
@@ -50,6 +51,9 @@ class SocketStream:
         self._socket.close()
 
 
+#: What UEFI trusts, in its own format.
+_AUTHORITIES = "uefi-authorities.bin"
+
 #: For an answer by DHCP that comes late.
 _LATE_S = 10.0
 
@@ -80,6 +84,7 @@ class QemuVirtualMachine:
         ipxe: Ipxe | None = None,
         forwarder: str | None = None,
         plug: Plug | None = None,
+        boot_cables: Mapping[str, Callable[[], socket.socket]] | None = None,
     ) -> None:
         """`saved` is where `snapshot` has put the state to start from; `savable` lets it be saved.
 
@@ -87,7 +92,8 @@ class QemuVirtualMachine:
         empty memory goes on from there. `tftp` is a folder that the guest's firmware can read.
         `ipxe` boots from the network in place of the card's ROM. A
         `forwarder` isolates the guest, see `argv`. `plug` connects it to the networks of its links;
-        without it, their cards are there and not connected.
+        without it, their cards are there and not connected. `boot_cables` give the far ends of
+        those of an impaired boot network, by name.
         """
         self.spec = spec
         self._saved = saved
@@ -96,12 +102,14 @@ class QemuVirtualMachine:
         self._ipxe = ipxe
         self._forwarder = forwarder
         self._plug = plug
+        self._boot_cables = boot_cables or {}
         self._savable = savable
         self._program = program
         self._accelerator: Accelerator = accelerator
         self._directory = directory
         self._log = directory / "qemu.log"
         self._flash = self._prepare_flash()
+        self._authorities = self._prepare_authorities()
         self._disks = MachineDisks(
             spec.disks, directory, machine=spec.name, boot_disk=spec.boot_disk
         )
@@ -112,6 +120,8 @@ class QemuVirtualMachine:
         self._stream: Stream
         self._memory: GuestMemory
         self._powered_off = False
+        #: On the monotonic clock; None while its cable is pulled.
+        self._plugged_at: float | None = 0.0
 
     # ------------------------------------------------------------------ what the protocol promises
 
@@ -191,6 +201,16 @@ class QemuVirtualMachine:
         """For how many seconds, since it was started, it had work to do and no processor for it."""
         return self._process.busiest_thread()[1]
 
+    def silence_s(self) -> float | None:
+        """For how many seconds it has received nothing, with its cable plugged in.
+
+        None if it has no connection, or if this host does not tell.
+        """
+        if self._plugged_at is None:
+            return None
+        silent_s = traffic.silence_s(self.pid)
+        return None if silent_s is None else min(silent_s, time.monotonic() - self._plugged_at)
+
     def overload_fault(self) -> str | None:
         """None if it has had a processor for most of its work, or else why it had none."""
         ran_s, waited_s = self._process.busiest_thread()
@@ -205,6 +225,7 @@ class QemuVirtualMachine:
         """Plug in or pull the network cable."""
         with self._lock:
             self._command("set_link", name="net0", up=up)
+            self._plugged_at = time.monotonic() if up else None
 
     def set_segment_link(self, *, up: bool) -> None:
         """Plug in or pull the cables to the networks that it is on with others."""
@@ -232,7 +253,9 @@ class QemuVirtualMachine:
         """Write qemu.argv, to be run by hand with the serial port on the terminal, and qemu.log."""
         flash = self._flash and replace(self._flash, variables=self._flash.template)
         commands, disks = self._disks.by_hand()
-        command = self._argv(Wiring.by_hand(), flash, disks)
+        command = self._argv(
+            Wiring.by_hand(), flash, disks, authorities=self._keep_authorities(directory)
+        )
         if flash is not None:
             # The machine's own variables are gone by then; their template must stay as it is.
             command.append("-snapshot")
@@ -282,6 +305,8 @@ class QemuVirtualMachine:
                     for link in self.spec.links
                     if plug is not None
                 }
+                for name, cable in self._boot_cables.items():
+                    cables[name] = cables_far.enter_context(cable()).fileno()
                 wiring = Wiring.inherited(
                     serial_fd=serial_far.fileno(), control_fd=control_far.fileno()
                 )
@@ -354,6 +379,7 @@ class QemuVirtualMachine:
         *,
         incoming: bool = False,
         cables: Mapping[str, int] | None = None,
+        authorities: Path | None = None,
     ) -> list[str]:
         return argv(
             self.spec,
@@ -368,6 +394,7 @@ class QemuVirtualMachine:
             forwarder=self._forwarder,
             disks=disks,
             cables={name: str(number) for name, number in (cables or {}).items()},
+            authorities=authorities or self._authorities,
         )
 
     def _prepare_flash(self) -> Flash | None:
@@ -384,6 +411,22 @@ class QemuVirtualMachine:
             template=found.variables_template,
             format=found.format,
         )
+
+    def _prepare_authorities(self) -> Path | None:
+        """The file with the authorities that UEFI is to trust; a BIOS knows of none."""
+        if not self.spec.authority or self.spec.firmware == "bios":
+            return None
+        from kboot.certificates import signature_list  # noqa: PLC0415  0.1 s, and rarely needed
+
+        path = self._directory / _AUTHORITIES
+        path.write_bytes(signature_list(self.spec.authority))
+        return path
+
+    def _keep_authorities(self, directory: Path) -> Path | None:
+        """The same file among the evidence; the machine's own is gone by then."""
+        if self._authorities is None:
+            return None
+        return Path(shutil.copyfile(self._authorities, (directory / _AUTHORITIES).absolute()))
 
     def _command(self, command: str, **arguments: object) -> None:
         self._qmp.execute(command, Deadline(_CONTROL_LIMIT_S), **arguments)

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kboot import arch
@@ -27,6 +28,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.kernel import read_kernel
 from kboot.server_faults import Fault, Faulty
+from kboot.server_tls import Certificate, TlsServer, WithTls
 from kboot.testing.guest import PROMPT, FakeGuest, GuestAction, Script
 from kboot.testing.recording import RECORDED_BOOT, BootScript, Recording
 
@@ -63,6 +65,10 @@ class FakeBackend:
     def processor_fault(self, spec: MachineSpec) -> str | None:
         """None if it has machines with these NUMA nodes and huge pages, or else why not."""
         return "a replayed boot has one NUMA node" if spec.numa > 1 else None
+
+    def chain_loads(self, _spec: MachineSpec) -> bool:
+        """No: a replayed boot has the iPXE that it had."""
+        return False
 
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
@@ -140,7 +146,7 @@ class FakeNetwork:
         return time.monotonic()
 
 
-class FakeServer(Faulty):
+class FakeServer(Faulty, WithTls):
     """A boot server that nobody can reach; see `kboot.backend.BootServer`."""
 
     _BASE = "http://192.0.2.1/fake/"
@@ -206,6 +212,14 @@ class FakeServer(Faulty):
         """There are none."""
         return 0
 
+    def tls_fault(self) -> str | None:
+        """Why it does not serve by HTTPS."""
+        return "a boot server that nobody reaches serves nothing by HTTPS"
+
+    def serve_tls(self, _certificate: Certificate) -> TlsServer:
+        """It cannot."""
+        raise ConfigError(str(self.tls_fault()))
+
     def check(self) -> None:
         """It is always fine."""
 
@@ -223,8 +237,10 @@ class FakeServer(Faulty):
         return read_kernel(self._files[url]).release
 
     def log(self, fetches: Sequence[Fetch]) -> None:
-        """A machine has fetched this."""
-        self._fetches.extend(fetches)
+        """A machine has fetched this: where a file was published, as much as that has."""
+        for fetch in fetches:
+            file = self._files.get(self.url(fetch.path)) if fetch.complete else None
+            self._fetches.append(replace(fetch, size=file.stat().st_size) if file else fetch)
 
 
 class FakeVirtualMachine:

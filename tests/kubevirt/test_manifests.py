@@ -224,8 +224,13 @@ def test_what_a_cluster_does_not_have_is_the_users_mistake() -> None:
         machine(extra_arguments=("-cpu", "host"))
     with pytest.raises(ConfigError, match="answers at once: dhcp = silent is for local machines"):
         machine(dhcp="silent")
-    with pytest.raises(ConfigError, match=r"cannot start /a/ipxe.efi from here: make ipxe-disk"):
-        machine(ipxe=Path("/a/ipxe.efi"))
+    for path, firmware, words in (
+        ("/a/ipxe.efi", "uefi", "from a disk: make ipxe-disk IPXE=/a/ipxe.efi"),
+        ("/a/none.lkrn", "bios", "/a/none.lkrn cannot be read: No such file"),
+        (__file__, "bios", "cannot be loaded by the iPXE of a BIOS machine on a cluster"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            vm_manifest.require_loadable(Path(path), firmware)  # type: ignore[arg-type]
 
 
 def test_dhcp_on_a_cluster_may_name_no_boot_file_or_one_that_is_not_there() -> None:
