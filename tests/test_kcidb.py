@@ -273,8 +273,8 @@ def test_later_it_is_the_same_and_is_sent_only_if_asked_to(
         monkeypatch.setenv("KCIDB_REST", rest)
         assert main(["kcidb", "evidence", "--kcidb-origin=us"]) == 0
         assert (json.loads(capsys.readouterr().out), sent) == (first, [])
-        command = ["kcidb", "evidence", "--kcidb-origin=us", "--submit", "-o", "later.json"]
-        assert main(command) == 0
+        words = ["kcidb", "evidence", "--kcidb-origin=us", "--submit", "-o", "later.json"]
+        assert main(words) == 0
     ((path, token, report),) = sent
     assert (path, token) == ("/submit", "Bearer secret")
     assert report == first == json.loads((tmp_path / "later.json").read_text())

@@ -50,8 +50,9 @@ ESSENTIAL = {
     *("bash", "cat", "cksum", "dash", "dpkg-deb", "env", "gzip", "ldd", "ls", "mkdir", "nohup"),
     *("setpriv", "setsid", "sh", "sleep", "taskset", "timeout", "true", "unshare", "zcat"),
 }
-#: Without it, what it is compared with is measured alone.
-OPTIONAL = {"kubectl"}
+#: Without kubectl, what it is compared with is measured alone; without arch-test, root file systems of
+#: other architectures are refused in one line.
+OPTIONAL = {"arch-test", "kubectl"}
 
 #: What is called by what is called: a module's build runs pahole, a link needs the C library.
 INDIRECT = {
@@ -77,7 +78,10 @@ def programs_in(source: str) -> set[str]:
     tree = ast.parse(source)
     names = {name for call in _commands(tree) for name in _first_words(call)}
     variables = {
-        word.id for call in _commands(tree) for word in ast.walk(call) if isinstance(word, ast.Name)
+        word.id
+        for call in _commands(tree)
+        for word in ast.walk(_first(call))
+        if isinstance(word, ast.Name)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.List):
@@ -98,8 +102,12 @@ def _commands(tree: ast.AST) -> Iterator[ast.expr]:
                 yield node.args[0]
 
 
+def _first(command: ast.expr) -> ast.expr:
+    return command.elts[0] if isinstance(command, ast.List) and command.elts else command
+
+
 def _first_words(command: ast.expr) -> Iterator[str]:
-    first = command.elts[0] if isinstance(command, ast.List) and command.elts else command
+    first = _first(command)
     if isinstance(first, ast.Constant) and isinstance(first.value, str):
         yield first.value
 
