@@ -50,8 +50,8 @@ ESSENTIAL = {
     *("bash", "cat", "cksum", "dash", "dpkg-deb", "env", "gzip", "ldd", "ls", "mkdir", "nohup"),
     *("setpriv", "setsid", "sh", "sleep", "taskset", "timeout", "true", "unshare", "zcat"),
 }
-#: Without kubectl, what it is compared with is measured alone; without arch-test, root file systems of
-#: other architectures are refused in one line.
+#: Without kubectl, what it is compared with is measured alone; without arch-test, root file systems
+#: of other architectures are refused in one line.
 OPTIONAL = {"arch-test", "kubectl"}
 
 #: What is called by what is called: a module's build runs pahole, a link needs the C library.
