@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kboot import process, state, templates
+from kboot import nginx_process, process, state, templates
 from kboot.backend import Fetch, OnProgress, Progress, ignore_progress
 from kboot.cache import FileStamp
 from kboot.deadline import Deadline
@@ -37,9 +37,6 @@ FETCHES_KEPT = 20_000
 
 #: For nginx to start again, listening elsewhere.
 _RESTART_LIMIT_S = 10.0
-
-#: How often another port is tried when somebody takes ours between choosing and listening.
-_PORT_ATTEMPTS = 5
 
 
 def configuration(*, port: int, token: str, hidden: str = "") -> str:
@@ -269,8 +266,8 @@ class Nginx(Faulty, WithTls):
             env=env,
             user=self._user,
         )
-        for _ in range(_PORT_ATTEMPTS):
-            self.port = _free_port()
+        for _ in range(nginx_process.PORT_ATTEMPTS):
+            self.port = nginx_process.free_port()
             self._configure()
             with self._life, self._proxy, contextlib.closing(self._tls):
                 self._process = self._life.enter_context(self._start())
@@ -278,7 +275,7 @@ class Nginx(Faulty, WithTls):
                     logger.debug("nginx serves %s on port %d", self.prefix, self.port)
                     yield
                     return
-        raise InfraError(f"nginx found no free port in {_PORT_ATTEMPTS} attempts")
+        raise nginx_process.no_free_port()
 
     def _read_on(self) -> None:
         """Take what nginx has logged since the last time."""
@@ -353,13 +350,8 @@ class Nginx(Faulty, WithTls):
     def _wait_until_up(self, deadline: Deadline) -> bool:
         """Whether it answers for our token; False if the port was taken."""
         for _ in deadline.poll(0.01):
-            if self._process.exit_status() is not None:
-                words = self._process.last_words()
-                if "Address already in use" in words:
-                    return False
-                if not words and state.is_full(self.prefix):
-                    words = f"{self.prefix}: no space left; make room there"
-                raise InfraError(f"nginx did not start: {words or 'it did not say why'}")
+            if nginx_process.port_was_taken(self._process, self.prefix):
+                return False
             with contextlib.suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
                 try:
@@ -445,13 +437,6 @@ def _stamp(path: Path) -> FileStamp:
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"cannot read {path}: {error.strerror}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kboot import process, templates
+from kboot import nginx_process, process, templates
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.log import logger
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 AUTHORITY_FILE = "ca.pem"
 
-#: How often another port is tried when somebody takes ours between choosing and listening.
-_PORT_ATTEMPTS = 5
 _START_LIMIT_S = 10.0
 
 
@@ -98,18 +96,18 @@ class TlsServers:
         keys.write_text(self._authority.server(self._host, certificate), encoding="ascii")
         if self._user is not None:
             os.chown(keys, self._user, self._user)
-        for _ in range(_PORT_ATTEMPTS):
-            port = _free_port()
+        for _ in range(nginx_process.PORT_ATTEMPTS):
+            port = nginx_process.free_port()
             text = templates.render("nginx/tls.conf", stem=name, port=port, upstream=upstream)
             (self._prefix / f"{name}.conf").write_text(text, encoding="utf-8")
             with contextlib.ExitStack() as attempt:
                 child = attempt.enter_context(self._spawn(name))
-                if _listens(child, port):
+                if self._listens(child, port):
                     self._processes[certificate] = child
                     self._stack.enter_context(attempt.pop_all())
                     logger.debug("nginx serves by HTTPS (%s) on port %d", certificate, port)
                     return port
-        raise InfraError(f"nginx found no free port in {_PORT_ATTEMPTS} attempts")
+        raise nginx_process.no_free_port()
 
     def _spawn(self, name: str) -> contextlib.AbstractContextManager[process.Process]:
         log = self._prefix / f"{name}.log"
@@ -118,24 +116,13 @@ class TlsServers:
         argv = [self._program, "-e", "stderr", "-p", str(self._prefix), "-c", str(conf)]
         return process.spawn(argv, log=log, env=self._env, user=self._user)
 
-
-def _listens(child: process.Process, port: int) -> bool:
-    """Whether it accepts connections; False if somebody else has its port."""
-    for _ in Deadline(_START_LIMIT_S).poll(0.01):
-        if child.exit_status() is not None:
-            words = child.last_words()
-            if "Address already in use" in words:
+    def _listens(self, child: process.Process, port: int) -> bool:
+        """Whether it accepts connections; False if somebody else has its port."""
+        for _ in Deadline(_START_LIMIT_S).poll(0.01):
+            if nginx_process.port_was_taken(child, self._prefix):
                 return False
-            raise InfraError(f"nginx did not start to serve by HTTPS: {words}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            # Somebody else's is not ours: ours has ended then, and says so.
-            if child.exit_status() is None:
-                return True
-    raise InfraError(f"nginx does not serve by HTTPS on 127.0.0.1:{port}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                # Somebody else's is not ours: ours has ended then, and says so.
+                if child.exit_status() is None:
+                    return True
+        raise InfraError(f"nginx does not serve by HTTPS on 127.0.0.1:{port}")

@@ -27,7 +27,7 @@ ROWS = (
     {"server_faults", "server_tls"},
     {"process", "backend", "rpc", "templates"},
     {"state"},
-    {"cache", "service", "certificates"},
+    {"cache", "service", "certificates", "nginx_process"},
     {"config"},
     {"kernel", "checks"},
     {"disks"},
