@@ -107,7 +107,7 @@ def _remove_what_killed_tests_left() -> None:
 
 @contextlib.contextmanager
 def runs_directory_apart() -> Iterator[Path]:
-    """Another place for run directories: others on this host neither see ours nor sweep them."""
+    """Another place for what runs: others on this host neither see ours nor sweep them."""
     # Not in tmp_path: nginx, an ordinary user when root starts it, has to get there.
     with (
         tempfile.TemporaryDirectory(prefix=_RUNS_PREFIX) as folder,
@@ -115,6 +115,7 @@ def runs_directory_apart() -> Iterator[Path]:
     ):
         Path(folder).chmod(0o711)
         patch.setenv("XDG_RUNTIME_DIR", folder)
+        patch.setenv("XDG_STATE_HOME", f"{folder}/state")
         lock = try_lock(Path(folder))
         assert lock is not None
         try:

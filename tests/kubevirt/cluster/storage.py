@@ -216,5 +216,5 @@ class Storage:
 
 def _has_claim_bound(pod: Object) -> bool:
     """Whether that is all that a pod is for."""
-    command: list[str] = pod["spec"]["containers"][0].get("command", [])
-    return command == ["true"]
+    containers = pod["spec"].get("containers", [])
+    return [each.get("command") for each in containers] == [["true"]]
