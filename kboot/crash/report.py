@@ -41,11 +41,6 @@ _IN_LINE = (
     re.compile(r"in preemptible \[[0-9a-f]+\] code: (?P<task>.{1,32})/(?P<pid>\d+)"),
     re.compile(r"in_atomic\(\).* pid: (?P<pid>\d+), name: (?P<task>.{1,32})$", re.MULTILINE),
     re.compile(r"^Process (?P<task>.{1,32}) \(pid: (?P<pid>\d+), ", re.MULTILINE),
-    # A task that is shown: sched_show_task(), with names since 5.10.
-    re.compile(
-        r"^task:(?P<task>.{1,32}?) +state:.\s.*?stack: *\d+ +pid: *(?P<pid>\d+)", re.MULTILINE
-    ),
-    re.compile(r"^(?P<task>\S.{0,31}?) +R  running task +\d+ +(?P<pid>\d+)", re.MULTILINE),
     # Of alpha, ia64 and sparc.
     re.compile(r"^(?P<task>\S.{0,31}?)[(\[](?P<pid>\d+)[)\]]: Oops", re.MULTILINE),
 )

@@ -427,17 +427,3 @@ def test_a_first_line_that_another_message_has_cut_is_one(prefix: str) -> None:
     rest = stamped(["paging request at ffff8800b3d5ed58", "Oops: 0011 [#1] SMP", *X86_TRACE])
     report = only([prefix + line for line in [torn, *rest]])
     assert (report.title, report.start_line) == ("page fault in mixer_scale", 1)
-
-
-@pytest.mark.parametrize(
-    "shown",
-    [
-        "task:mixerd          state:R  running task     stack:0     pid:77    ppid:1",
-        "task:mixerd          state:R stack: 24320 pid:   77 ppid:     1 flags:0x00004000",
-        "mixerd          R  running task    24320    77      1 0x00000008",
-    ],
-)
-def test_the_task_that_a_stall_shows_is_the_reports(shown: str) -> None:
-    first = "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"
-    report = only(stamped([first, shown, "Call Trace:", " __schedule+0x1/0x2", " mix+0x3/0x90"]))
-    assert (report.task, report.pid, report.function) == ("mixerd", 77, "mix")
