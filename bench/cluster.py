@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench.figure import Figure, interleaved, median_ratio
-from kboot.backend import MachineSpec
 from kboot.config import ClusterConfig
 from kboot.console import Console
 from kboot.crash import Scanner
@@ -23,6 +22,7 @@ from kboot.kernel import sha256_of
 from kboot.kubevirt import KubevirtBackend, open_kubevirt
 from kboot.kubevirt.api import SECRETS, SERVICES
 from kboot.kubevirt.manifests import token_of
+from kboot.machine_spec import MachineSpec
 
 _MACHINES = 50
 #: A boot's console, and the time that it takes on a real cluster.

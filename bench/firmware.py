@@ -11,11 +11,11 @@ from pathlib import Path
 
 from bench.figure import Figure, interleaved, median_ratio
 from kboot import process
-from kboot.backend import MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.kernel import Kernel, read_kernel
 from kboot.machine import Machine, MachineSettings, open_backend, power_on
+from kboot.machine_spec import MachineSpec
 from kboot.rootfs import tiny_initramfs
 
 _LIMIT_S = 120

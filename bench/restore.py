@@ -13,13 +13,14 @@ from pathlib import Path
 
 from bench.debian import debian_initramfs
 from bench.figure import Figure, interleaved, median_ratio, proportional_mib
-from kboot.backend import Backend, BootServer, MachineSpec
+from kboot.backend import Backend, BootServer
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.isolation import Snapshots
 from kboot.kernel import Kernel, read_kernel
 from kboot.machine import Machine, MachineSettings, open_backend, power_on
 from kboot.machine.saved import SavedMachine
+from kboot.machine_spec import MachineSpec
 from kboot.qemu.virtual_machine import QemuVirtualMachine
 from kboot.rootfs import tiny_initramfs
 from kboot.snapshots import SnapshotStore

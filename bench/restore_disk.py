@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bench.figure import Figure, interleaved, median_ratio
 from bench.restore import opened
-from kboot.backend import Disk, MachineSpec
 from kboot.kernel import read_kernel
 from kboot.machine import MachineSettings
+from kboot.machine_spec import Disk, MachineSpec
 from kboot.rootfs import (
     disk_links,
     disk_modules,

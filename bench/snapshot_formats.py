@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.figure import Figure, interleaved, median_ratio, proportional_mib
 from kboot import process
-from kboot.backend import MachineSpec, SnapshotVirtualMachine
+from kboot.backend import SnapshotVirtualMachine
 from kboot.config import Config
 from kboot.console import Console
 from kboot.crash import Scanner
@@ -29,6 +29,7 @@ from kboot.deadline import Deadline
 from kboot.guest.saved import prepare, resume
 from kboot.kernel import read_kernel
 from kboot.machine import MachineSettings, open_backend, power_on
+from kboot.machine_spec import MachineSpec
 from kboot.qemu import snapshot
 from kboot.qemu.argv import Memory, Wiring, argv
 from kboot.qemu.qmp import Qmp

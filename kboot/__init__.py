@@ -22,7 +22,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kboot.backend import Backend, BootServer, Fetch, MachineSpec, VirtualMachine
+    from kboot.backend import Backend, BootServer, Fetch, VirtualMachine
     from kboot.checks import Check, Finding
     from kboot.config import Config
     from kboot.console import Console, Line, Match
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     )
     from kboot.machine.boot import Boot
     from kboot.machine.ipxe_machine import IpxeMachine
+    from kboot.machine_spec import MachineSpec
     from kboot.results.cases import Case, Status, SuiteResults
     from kboot.rootfs import module_initramfs, overlay_initramfs, resolve_rootfs, tiny_initramfs
     from kboot.session import Session, open_session
@@ -198,7 +199,7 @@ _HOMES = {
     "Line": "kboot.console",
     "Machine": "kboot.machine",
     "MachineSettings": "kboot.machine",
-    "MachineSpec": "kboot.backend",
+    "MachineSpec": "kboot.machine_spec",
     "Match": "kboot.console",
     "Milestone": "kboot.machine",
     "NoCrash": "kboot.errors",

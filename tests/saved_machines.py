@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot.backend import BootServer, MachineSpec
+from kboot.backend import BootServer
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.isolation import Snapshots
 from kboot.kernel import Kernel, read_kernel
 from kboot.machine import Machine, MachineSettings, open_backend, power_on
 from kboot.machine.saved import SavedMachine
+from kboot.machine_spec import MachineSpec
 from kboot.qemu import QemuBackend
 from kboot.rootfs import module_initramfs, overlay_initramfs, tiny_initramfs
 from kboot.snapshots import SnapshotStore

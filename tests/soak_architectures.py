@@ -23,13 +23,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from kboot.backend import MachineSpec
 from kboot.cli import main as kboot
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import SecondCrash
 from kboot.kernel import Kernel, read_kernel
 from kboot.machine import Machine, MachineSettings, open_backend, power_on
+from kboot.machine_spec import MachineSpec
 from kboot.rootfs import module_initramfs, overlay_initramfs, tiny_initramfs
 from tests import test_zoo
 from tests.kubevirt.cluster import images, running_cluster

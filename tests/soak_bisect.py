@@ -27,13 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kboot import Config
-from kboot.backend import MachineSpec
 from kboot.bisect.history import open_git
 from kboot.bisect.search import Search, Trial
 from kboot.bisect.trials import Boots, Failure
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.kernel import read_kernel
+from kboot.machine_spec import MachineSpec
 from kboot.testing import FakeBackend, GuestAction, write_kernel
 from kboot.testing.backend import FakeVirtualMachine
 from tests.users import User

@@ -28,7 +28,7 @@ _LONGEST_S = 8.0
 
 _RUN = """
 import pathlib, sys
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 from kboot.deadline import Deadline
 from kboot.config import ClusterConfig
 from kboot.kubevirt import open_kubevirt

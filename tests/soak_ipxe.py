@@ -13,9 +13,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from kboot.backend import Firmware
 from kboot.config import Config
 from kboot.machine.ipxe_machine import IpxeMachine
+from kboot.machine_spec import Firmware
 from kboot.session import open_session
 
 #: What a command line may have in it, but for what iPXE takes for itself.

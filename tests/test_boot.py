@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Fetch, MachineSpec
+from kboot.backend import Fetch
 from kboot.errors import GuestError, GuestTimeout, InfraError, NoReboot, WrongKernel
 from kboot.machine import faults
 from kboot.machine.boot import Boot
 from kboot.machine.phases import BUDGETS_S, Expected, Phase
+from kboot.machine_spec import MachineSpec
 from kboot.qemu.argv import Accelerator
 from kboot.qemu.virtual_machine import QemuVirtualMachine
 

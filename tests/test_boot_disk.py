@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Disk, Firmware
 from kboot.config import ClusterConfig, Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, GuestTimeout
@@ -17,6 +16,7 @@ from kboot.kubevirt import manifests, vm_manifest
 from kboot.machine import MachineSettings, own_kernel, settings_for
 from kboot.machine.boot import Boot
 from kboot.machine.phases import Expected, Phase
+from kboot.machine_spec import Disk, Firmware
 from kboot.rootfs import tiny_initramfs
 from kboot.session import Session, kernel_of, open_session
 from kboot.supervisor.pushes import Pushes, Wanted

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Disk, MachineSpec
 from kboot.config import Config, read_disks
 from kboot.disks import kept, read_image
 from kboot.errors import ConfigError
+from kboot.machine_spec import Disk, MachineSpec
 from kboot.qemu import disks as qemu_disks
 from kboot.qemu.disks import MachineDisks
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import MachineSpec
 from kboot.config import Config, read_disks
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.machine import MachineSettings, settings_for
+from kboot.machine_spec import MachineSpec
 from tests.disk_images import ESP, ROOT, ext4, gpt, tiny_tree
 from tests.saved_machines import Place, open_place
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 
 from kboot import state
-from kboot.backend import MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, GuestTimeout, InfraError, KernelCrash
@@ -34,6 +33,7 @@ from kboot.machine import (
     phases,
     power_on,
 )
+from kboot.machine_spec import MachineSpec
 from kboot.rootfs import overlay_initramfs, tiny_initramfs
 from tests.saved_machines import open_place
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import MachineSpec, Stream, VirtualMachine
+from kboot.backend import Stream, VirtualMachine
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.kernel import Kernel, read_kernel
 from kboot.machine import Machine, MachineSettings, Phase, open_backend, power_on
+from kboot.machine_spec import MachineSpec
 from kboot.rootfs import overlay_initramfs, tiny, tiny_initramfs
 
 #: What programs have printed before a login prompt, and test suites do.

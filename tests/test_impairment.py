@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Impairment, MachineSpec
 from kboot.config import ClusterConfig, Config, read_impairment
 from kboot.errors import ConfigError
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.vm_manifest import manifest
+from kboot.machine_spec import Impairment, MachineSpec
 from kboot.session import open_session
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Backend, BootServer, Dhcp
+from kboot.backend import Backend, BootServer
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, ScriptEnded
 from kboot.kernel import Kernel, read_kernel
 from kboot.machine import Machine, Phase, open_backend, power_on, settings_for
 from kboot.machine.script_trial import end_of
+from kboot.machine_spec import Dhcp
 
 _DOCS = Path(__file__).parent.parent / "docs" / "ipxe.md"
 HEAD = "#!ipxe\necho kboot: script ${nonce}\n"

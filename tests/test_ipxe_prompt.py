@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Firmware, LocalVirtualMachine
+from kboot.backend import LocalVirtualMachine
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import IpxeCommandFailed
 from kboot.ipxe.prompt import IpxeResult, screen_text
 from kboot.machine.ipxe_machine import IpxeMachine
+from kboot.machine_spec import Firmware
 from kboot.session import Session, open_session
 
 #: Lines of all lengths around the firmware's 80 columns, and beyond two rows.

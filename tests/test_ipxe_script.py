@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Fetch, MachineSpec
+from kboot.backend import Fetch
 from kboot.errors import ConfigError, InfraError, ScriptEnded
 from kboot.ipxe import lint
 from kboot.ipxe.served_tree import read_tree
@@ -15,6 +15,7 @@ from kboot.ipxe.user_script import NONCE_LINE, ScriptValues, UserScript, read_sc
 from kboot.machine.boot import Boot
 from kboot.machine.phases import Expected, Phase
 from kboot.machine.settings import MachineSettings
+from kboot.machine_spec import MachineSpec
 from kboot.supervisor.handover import from_plain, to_plain
 
 HEAD = "#!ipxe\necho kboot: script ${nonce}\n"

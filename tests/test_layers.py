@@ -25,6 +25,7 @@ ROWS = (
     {"errors", "boot_messages"},
     {"deadline", "locks", "log", "statistics", "capacity", "arch"},
     {"server_faults", "server_tls"},
+    {"machine_spec"},
     {"process", "backend", "rpc", "templates"},
     {"state"},
     {"cache", "service", "certificates", "nginx_process"},

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import MachineSpec, Topology
 from kboot.config import ClusterConfig, Config, read_cpus
 from kboot.errors import ConfigError
 from kboot.kernel import read_kernel
 from kboot.kubevirt import manifests, vm_manifest
 from kboot.kubevirt import processors as on_cluster
 from kboot.machine import settings_for
+from kboot.machine_spec import MachineSpec, Topology
 from kboot.qemu import processors
 from kboot.session import open_session
 from tests.kubevirt import schema

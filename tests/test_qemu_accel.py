@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kboot import arch
-from kboot.backend import MachineSpec
 from kboot.errors import InfraError
+from kboot.machine_spec import MachineSpec
 from kboot.qemu import accel
 from kboot.qemu.argv import Wiring, argv
 

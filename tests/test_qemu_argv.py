@@ -3,8 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from kboot.backend import Impairment, MachineSpec
 from kboot.kubevirt import processors as on_cluster
+from kboot.machine_spec import Impairment, MachineSpec
 from kboot.qemu.argv import Flash, Wiring, argv
 
 SPEC = MachineSpec(name="m0", boot_file="http://10.0.2.2:8080/token/scripts/m0/boot.ipxe")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from kboot import arch
-from kboot.backend import Firmware, MachineSpec
 from kboot.checks import examine
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import read_kernel
 from kboot.machine import MachineSettings, open_backend, power_on
+from kboot.machine_spec import Firmware, MachineSpec
 from kboot.qemu import network_boot, saved_firmware
 from kboot.qemu.checks import LOCAL_CHECKS
 from kboot.qemu.virtual_machine import QemuVirtualMachine

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.machine import Machine, MachineSettings, Phase, power_on
+from kboot.machine_spec import MachineSpec
 from kboot.rootfs import tiny_initramfs
 from tests.saved_machines import Place, networked, open_place
 

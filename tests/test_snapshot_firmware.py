@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import Firmware, MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.kernel import read_kernel
 from kboot.machine import Machine, MachineSettings, Phase, open_backend, power_on
+from kboot.machine_spec import Firmware, MachineSpec
 from kboot.qemu import saved_firmware
 from kboot.rootfs import tiny_initramfs
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import MachineSpec
 from kboot.machine import MachineSettings, saved
+from kboot.machine_spec import MachineSpec
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.snapshot import identity, opaque_option, processor_of
 

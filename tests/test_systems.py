@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from kboot import arch, process
-from kboot.backend import Share
 from kboot.config import Config, read_disks, read_shares
 from kboot.disks import find_root, partitions, read_image
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import Kernel, read_kernel
+from kboot.machine_spec import Share
 from kboot.qemu import shares as qemu_shares
 from kboot.rootfs import debian, resolve_rootfs
 from kboot.rootfs.system import System, system_for

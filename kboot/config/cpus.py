@@ -6,8 +6,8 @@ import math
 import re
 from pathlib import Path
 
-from kboot.backend import Topology
 from kboot.config import parse
+from kboot.machine_spec import Topology
 
 _MOST = 255
 _PART = re.compile(r"(sockets|cores|threads)=([0-9]{1,4})")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from kboot.backend import Disk, DiskBus, DiskKind
 from kboot.config import parse
+from kboot.machine_spec import Disk, DiskBus, DiskKind
 
 #: Virtio and NVMe have 20 characters for a serial number; KubeVirt wants a DNS label.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,18}[a-z0-9])?")

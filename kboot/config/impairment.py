@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from kboot.backend import Impairment
 from kboot.errors import ConfigError
+from kboot.machine_spec import Impairment
 
 _HOW = "say it as in impairment = loss=5%,delay=50ms,mtu=1400,dns=not-found"
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")

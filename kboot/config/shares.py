@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kboot.backend import Share
 from kboot.config import parse
+from kboot.machine_spec import Share
 
 #: virtio-9p has room for 31 characters.
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,31}")

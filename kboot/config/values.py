@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kboot.arch import DEBIAN_MIRROR
-from kboot.backend import Dhcp, FirmwareStart
 from kboot.config import cpus, disks, parse, shares
 from kboot.config.cluster import ClusterConfig
 from kboot.config.parse import about
+from kboot.machine_spec import Dhcp, FirmwareStart
 from kboot.server_tls import Tls
 
 Accelerator = Literal["auto", "kvm", "tcg"]

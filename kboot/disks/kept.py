@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot.backend import Disk, StoredDisk
+from kboot.backend import StoredDisk
 from kboot.cache import FileStamp
 from kboot.disks.images import Image, convert, create, read_image
 from kboot.errors import ConfigError
 from kboot.locks import lock_directory
+from kboot.machine_spec import Disk
 from kboot.state import state_directory
 
 _SUFFIX = ".qcow2"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kboot import process
-from kboot.backend import Firmware
 from kboot.disks.images import Image
 from kboot.errors import ConfigError
+from kboot.machine_spec import Firmware
 
 #: Offset, magic, the name that ``mount -t`` takes.
 _FILE_SYSTEMS = (

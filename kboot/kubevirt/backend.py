@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 
 from kboot import arch
-from kboot.backend import BootServer, Disk, Firmware, MachineSpec, VirtualMachine
+from kboot.backend import BootServer, VirtualMachine
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.kubevirt import claims, disks, manifests, ownership, preflight, processors, vm_manifest
@@ -20,6 +20,7 @@ from kboot.kubevirt.server import ClusterServer
 from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
 from kboot.kubevirt.watches import Watches, create_when_allowed
 from kboot.log import logger
+from kboot.machine_spec import Disk, Firmware, MachineSpec
 
 _FORBIDDEN = 403
 

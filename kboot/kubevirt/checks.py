@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kboot import arch
-from kboot.backend import Firmware, MachineSpec
 from kboot.checks import Check, Finding
 from kboot.config import Config, read_cpus
 from kboot.deadline import Deadline
@@ -16,6 +15,7 @@ from kboot.kubevirt.api import CONFIG_MAPS, ApiError, Client, connect, resource_
 from kboot.kubevirt.api.client import VM_ACTIONS
 from kboot.kubevirt.api.errors import OPTIONAL_RULES, RULES, SECCOMP_SETTING
 from kboot.kubevirt.manifests import new_run
+from kboot.machine_spec import Firmware, MachineSpec
 
 _LIMIT_S = 10.0
 _SHOWN_RIGHTS = 4

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from kboot.backend import Disk, MachineSpec
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
@@ -22,6 +21,7 @@ from kboot.kubevirt.api import CLAIMS, DATA_VOLUMES, ApiError, Client
 from kboot.kubevirt.api.errors import NO_CDI
 from kboot.kubevirt.manifests import Manifest, Run, label
 from kboot.log import logger
+from kboot.machine_spec import Disk, MachineSpec
 
 _LIMIT_S = 30.0
 _MISSING = 404

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kboot.backend import Disk, MachineSpec
 from kboot.config import ClusterConfig
+from kboot.machine_spec import Disk, MachineSpec
 
 #: So that no disk of the user's is called as one of kboot's own.
 _PREFIX = "disk-"

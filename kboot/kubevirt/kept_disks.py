@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kboot.backend import Disk, StoredDisk
+from kboot.backend import StoredDisk
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
@@ -15,6 +15,7 @@ from kboot.kubevirt import claims, manifests
 from kboot.kubevirt.api import CLAIMS, DATA_VOLUMES, PODS, Client, connect
 from kboot.kubevirt.manifests import NAME_LABEL, OWNER_LABEL, label
 from kboot.kubevirt.ownership import user_name
+from kboot.machine_spec import Disk
 
 _LIMIT_S = 30.0
 #: For storage that does not wait for a first pod, and for all others to clone.

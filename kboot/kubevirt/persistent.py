@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from kboot.backend import BootServer, MachineSpec, PersistentMachine, VirtualMachine
+from kboot.backend import BootServer, PersistentMachine, VirtualMachine
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, InfraError
@@ -21,6 +21,7 @@ from kboot.kubevirt.ownership import ClusterRun, Holder, user_name
 from kboot.kubevirt.server import RecreatingServer
 from kboot.kubevirt.watches import Watches
 from kboot.log import logger
+from kboot.machine_spec import MachineSpec
 
 _LIMIT_S = 30.0
 #: How often a supervisor renews its heartbeat.

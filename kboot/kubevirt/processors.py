@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 
 #: The most cores in a socket; beyond, there are more sockets. q35 takes 255 of them and more.
 _CORES_PER_SOCKET = 64

@@ -11,7 +11,6 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kboot.backend import MachineSpec
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
@@ -21,6 +20,7 @@ from kboot.kubevirt.manifests import Manifest, Run
 from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
 from kboot.kubevirt.watches import Patience, Watches, create_when_allowed, wait_for
 from kboot.log import logger
+from kboot.machine_spec import MachineSpec
 
 _LIMIT_S = 30.0
 _MISSING = 404

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kboot.backend import MachineSpec, Stream
+from kboot.backend import Stream
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, GuestError
 from kboot.kubevirt import diagnosis
@@ -28,6 +28,7 @@ from kboot.kubevirt.manifests import Manifest, to_yaml
 from kboot.kubevirt.port_forward import forwarded
 from kboot.kubevirt.watches import MachineView, Watches, create_when_allowed
 from kboot.log import logger, step
+from kboot.machine_spec import MachineSpec
 
 #: For what the cluster does at once, or not at all.
 CONTROL_LIMIT_S = 30.0

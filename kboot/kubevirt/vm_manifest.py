@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from kboot import arch
-from kboot.backend import Firmware, MachineSpec
 from kboot.config import ClusterConfig
 from kboot.errors import ConfigError
 from kboot.kubevirt import patch, processors
@@ -23,6 +22,7 @@ from kboot.kubevirt.manifests import (
     object_name,
     owned,
 )
+from kboot.machine_spec import Firmware, MachineSpec
 
 #: Option 67 has one byte for its length (RFC 2132).
 _LONGEST_BOOT_FILE = 255

@@ -13,10 +13,10 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from kboot.backend import Disk
 from kboot.cache import keep_directory
 from kboot.guest.ssh import authorized_key
 from kboot.machine.cloud_init import VENDOR_DATA, meta_data
+from kboot.machine_spec import Disk
 from kboot.state import cache_directory
 
 #: Of the disk, and of its file system, by which cloud-init finds it.

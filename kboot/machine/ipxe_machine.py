@@ -12,7 +12,6 @@ from kboot import __version__, ipxe, templates
 from kboot.backend import (
     Backend,
     BootServer,
-    MachineSpec,
     SnapshotBackend,
     SnapshotVirtualMachine,
     VirtualMachine,
@@ -27,6 +26,7 @@ from kboot.log import logger, step
 from kboot.machine import evidence
 from kboot.machine.faults import no_https
 from kboot.machine.publishing import booting
+from kboot.machine_spec import MachineSpec
 from kboot.snapshots import Entry, SnapshotStore
 
 _CONSOLE = "console"

@@ -13,7 +13,6 @@ from kboot.backend import (
     Backend,
     BootServer,
     ExistingVirtualMachine,
-    MachineSpec,
     PersistentBackend,
     SnapshotBackend,
     VirtualMachine,
@@ -32,6 +31,7 @@ from kboot.machine.phases import Expected
 from kboot.machine.publishing import Load, booting, publish_script, script_for, upload
 from kboot.machine.saved import SavedMachine
 from kboot.machine.settings import MachineSettings
+from kboot.machine_spec import MachineSpec
 from kboot.state import disk_faults_named
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kboot import arch, ipxe, templates
-from kboot.backend import Backend, BootServer, MachineSpec, OnProgress, Progress, ignore_progress
+from kboot.backend import Backend, BootServer, OnProgress, Progress, ignore_progress
 from kboot.ipxe import lint, user_script
 from kboot.ipxe.served_tree import NOTHING, ServedTree
 from kboot.ipxe.user_script import UserScript
@@ -20,6 +20,7 @@ from kboot.log import logger
 from kboot.machine import cloud_init
 from kboot.machine.phases import Expected
 from kboot.machine.settings import MachineSettings, served
+from kboot.machine_spec import MachineSpec
 
 #: Beside the boot script of a machine whose own iPXE another one loads.
 _LOADER, _START = "kboot-load.ipxe", "kboot-start.ipxe"

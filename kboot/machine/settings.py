@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kboot import arch, ipxe
-from kboot.backend import Disk, Firmware, MachineSpec
 from kboot.config import (
     Channel,
     Config,
@@ -26,6 +25,7 @@ from kboot.ipxe.user_script import UserScript
 from kboot.kernel import Kernel, kernel_on_disk, require_architecture
 from kboot.machine.cloud_init import read_user_data
 from kboot.machine.cloud_init_disk import cloud_init_disk
+from kboot.machine_spec import Disk, Firmware, MachineSpec
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
 from kboot.rootfs.modules_image import modules_image, require_memory
 from kboot.rootfs.own_disk import own_disk

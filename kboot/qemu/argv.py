@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from kboot import arch
 from kboot.arch import Architecture
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 from kboot.qemu import processors, shares
 
 Accelerator = Literal["kvm", "tcg"]

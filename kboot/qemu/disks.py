@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from kboot.backend import Disk
 from kboot.disks import Image, clone_of, empty_layer, keep, kept_directory, read_image
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import local_path
+from kboot.machine_spec import Disk
 from kboot.snapshots import sparse
 
 #: Of the devices' own, beside the drive and the serial number.

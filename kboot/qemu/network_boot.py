@@ -15,7 +15,6 @@ from pathlib import Path
 
 from kboot import arch, state
 from kboot.arch import Architecture
-from kboot.backend import Firmware, MachineSpec
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
@@ -23,6 +22,7 @@ from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.kernel.debian import fetch_file
 from kboot.locks import lock_file
 from kboot.log import step
+from kboot.machine_spec import Firmware, MachineSpec
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.argv import Accelerator, Ipxe
 from kboot.qemu.firmware import EDK2_CLIENT

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kboot.backend import MachineSpec
 from kboot.config import cpu_nodes, memory_nodes
+from kboot.machine_spec import MachineSpec
 
 _PAGES = Path("/sys/kernel/mm/hugepages")
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from kboot import process, state
-from kboot.backend import Interface, Link, PathCondition, VirtualMachine
+from kboot.backend import Interface, PathCondition, VirtualMachine
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
+from kboot.machine_spec import Link
 from kboot.qemu import switch
 
 #: Each guest gives its card an address of its own. QEMU gives the first one to all of them: that of

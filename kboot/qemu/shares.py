@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kboot.backend import Share
+from kboot.machine_spec import Share
 
 
 def words(shares: Sequence[Share]) -> list[str]:

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from kboot import arch, process
-from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
+from kboot.machine_spec import MachineSpec
 from kboot.qemu import disks
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.argv import Accelerator, Ipxe, Memory, Wiring, argv

@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from kboot import process, state
-from kboot.backend import Link, MachineSpec, Stream
+from kboot.backend import Stream
 from kboot.capacity import host_cpus
 from kboot.deadline import Deadline
 from kboot.disks import in_use_fault
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.log import logger, step
+from kboot.machine_spec import Link, MachineSpec
 from kboot.qemu import firmware, snapshot, traffic
 from kboot.qemu.argv import UPLINK, Accelerator, Flash, Ipxe, Wiring, argv, as_text
 from kboot.qemu.disks import MachineDisks

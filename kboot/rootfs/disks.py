@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from kboot.backend import Disk
+from kboot.machine_spec import Disk
 
 _MODULES = {
     "virtio": ("virtio_pci", "virtio_blk"),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot.backend import Disk, Firmware
 from kboot.disks import boot_loaders, read_image
 from kboot.errors import ConfigError
+from kboot.machine_spec import Disk, Firmware
 from kboot.rootfs.system import ROOT, is_disk_image
 
 _OF_DISK = re.compile(r"disk:(.+)")

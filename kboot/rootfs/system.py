@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kboot import arch
-from kboot.backend import Disk, Share
 from kboot.disks import Partition, find_root, read_image
 from kboot.errors import ConfigError
 from kboot.kernel import Kernel
 from kboot.kernel.image import HEAD_SIZE, looks_like
+from kboot.machine_spec import Disk, Share
 from kboot.rootfs.debian import is_debian
 from kboot.rootfs.disks import disk_links, disk_modules
 from kboot.rootfs.modules import ModuleTree, modules_there

@@ -12,21 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from kboot import arch
-from kboot.backend import (
-    Disk,
-    Fetch,
-    Firmware,
-    Link,
-    MachineSpec,
-    OnProgress,
-    PathCondition,
-    VirtualMachine,
-    ignore_progress,
-)
+from kboot.backend import Fetch, OnProgress, PathCondition, VirtualMachine, ignore_progress
 from kboot.cache import sha256_of
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.kernel import read_kernel
+from kboot.machine_spec import Disk, Firmware, Link, MachineSpec
 from kboot.server_faults import Fault, Faulty
 from kboot.server_tls import Certificate, TlsServer, WithTls
 from kboot.testing.guest import PROMPT, FakeGuest, GuestAction, Script

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import MachineSpec, Stream, VirtualMachine
+from kboot.backend import Stream, VirtualMachine
 from kboot.deadline import Deadline
 from kboot.kubevirt import KubevirtBackend
+from kboot.machine_spec import MachineSpec
 from tests.kubevirt.cluster import Cluster
 from tests.kubevirt.talking import TalkingGuest
 

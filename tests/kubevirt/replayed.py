@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 from kboot.testing import GuestAction
 from kboot.testing.guest import PROMPT, Answer, FakeGuest
 from kboot.testing.recording import RECORDED_BOOT, BootScript, Recording

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 from tests.kubevirt.cluster.guests import Guest
 
 

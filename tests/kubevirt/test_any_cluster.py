@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import ExistingVirtualMachine, MachineSpec
+from kboot.backend import ExistingVirtualMachine
 from kboot.cli import main
 from kboot.config import ClusterConfig, Config, load
 from kboot.deadline import Deadline
@@ -42,6 +42,7 @@ from kboot.kubevirt.api import (
 from kboot.kubevirt.api.client import SECRETS, SERVICES, VMI_ACTIONS
 from kboot.kubevirt.manifests import RUN_LABEL
 from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
+from kboot.machine_spec import MachineSpec
 from kboot.session import open_session
 from tests.kubevirt import measure_push
 from tests.kubevirt.cluster import Cluster, running_cluster
@@ -56,7 +57,7 @@ ENVIRON = dict(os.environ)
 #: A run with a boot server and a machine, that tells its name and goes on for ever.
 RUN = """
 import time
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.kubevirt import open_kubevirt

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import MachineSpec, VirtualMachine
+from kboot.backend import VirtualMachine
 from kboot.cli import main
 from kboot.config import ClusterConfig, read_disks
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
 from kboot.kubevirt import KubevirtBackend, claims, kept_disks, manifests, open_persistent
+from kboot.machine_spec import MachineSpec
 from tests.kubevirt import schema
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import powered_on

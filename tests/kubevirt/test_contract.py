@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import MachineSpec
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
@@ -25,6 +24,7 @@ from kboot.kubevirt.api import (
     open_websocket,
 )
 from kboot.kubevirt.api.client import SERVICES, VM_ACTIONS, VMI_ACTIONS
+from kboot.machine_spec import MachineSpec
 from tests.kubevirt.cluster import Cluster, machines, running_cluster
 from tests.kubevirt.recordings import RECORDINGS, calls, needs_recordings, rows, watched
 from tests.kubevirt.talking import talking

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import MachineSpec
 from kboot.config import ClusterConfig, Config, read_disks
 from kboot.errors import ClusterError, ConfigError
 from kboot.kubevirt import KubevirtBackend, disks, manifests, vm_manifest
+from kboot.machine_spec import MachineSpec
 from kboot.session import open_session
 from tests.kubevirt import schema
 from tests.kubevirt.cluster import Cluster, images

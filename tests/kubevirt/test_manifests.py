@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kboot.backend import MachineSpec
 from kboot.cli import main
 from kboot.config import ClusterConfig, read_disks
 from kboot.errors import ConfigError
 from kboot.kubevirt import manifests, patch, vm_manifest
+from kboot.machine_spec import MachineSpec
 from tests.kubevirt import sample_manifests, schema
 from tests.kubevirt.cluster import admission
 from tests.kubevirt.recordings import needs_recordings

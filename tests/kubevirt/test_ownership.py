@@ -29,7 +29,7 @@ from tests.kubevirt.talking import talking
 #: A run with a boot server and a machine, that says when it is up and then goes on for ever.
 RUN = """
 import time
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 from kboot.deadline import Deadline
 from kboot.config import ClusterConfig
 from kboot.kubevirt import open_kubevirt
@@ -364,7 +364,7 @@ def test_the_seccomp_setting_is_looked_for_where_it_is() -> None:
 #: A test with a boot server and a machine on the cluster, which goes on for ever.
 STAYS_UP = """
 import pathlib, time
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 from kboot.deadline import Deadline
 
 def test_it(kboot_session, boot_server):

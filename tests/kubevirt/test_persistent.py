@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import ExistingVirtualMachine, MachineSpec, RecreatableServer
+from kboot.backend import ExistingVirtualMachine, RecreatableServer
 from kboot.cli import main
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
@@ -23,6 +23,7 @@ from kboot.errors import ConfigError, InfraError
 from kboot.kubevirt import find_persistent, open_persistent, remove_persistent, take_over_persistent
 from kboot.kubevirt.manifests import HEARTBEAT, HOLDER
 from kboot.kubevirt.ownership import Holder
+from kboot.machine_spec import MachineSpec
 from kboot.supervisor import registry
 from kboot.supervisor.locate import list_persistent
 from tests.kubevirt.cluster import Cluster, running_cluster
@@ -35,7 +36,7 @@ SPEC = MachineSpec(name="lab", boot_file="http://none/boot.ipxe")
 
 #: A process that notes what it is going to start, and starts it.
 STARTING = """
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 from kboot.deadline import Deadline
 from kboot.config import ClusterConfig
 from kboot.kubevirt import open_persistent

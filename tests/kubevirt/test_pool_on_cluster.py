@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from kboot import service
-from kboot.backend import MachineSpec, ReplicaBackend
+from kboot.backend import ReplicaBackend
 from kboot.cli import main
 from kboot.config import ClusterConfig, Config
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError, InfraError
 from kboot.kubevirt import KubevirtBackend, manifests, replica_set, watches
 from kboot.machine import Machine
+from kboot.machine_spec import MachineSpec
 from kboot.pool import Pool, State
 from kboot.pool.service import KIND, _pool_of
 from kboot.session import open_session

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import MachineSpec
 from kboot.cli import main
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
 from kboot.kubevirt import KubevirtBackend, open_kubevirt, preflight, watches
 from kboot.kubevirt.api.errors import RULES
+from kboot.machine_spec import MachineSpec
 from tests.kubevirt.cluster import Cluster, admission, running_cluster
 from tests.kubevirt.cluster.answers import message_of
 from tests.kubevirt.powered import powered_on

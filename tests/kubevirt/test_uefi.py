@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from kboot.backend import MachineSpec
 from kboot.cli import main
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kubevirt import open_kubevirt
+from kboot.machine_spec import MachineSpec
 from tests.kubevirt.cluster import Cluster, images, running_cluster
 from tests.kubevirt.cluster.guests import Guest
 from tests.kubevirt.cluster.machines import qemu

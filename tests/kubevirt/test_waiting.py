@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from kboot.backend import MachineSpec
 from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError
 from kboot.kubevirt import KubevirtBackend, open_kubevirt, watches
 from kboot.kubevirt.diagnosis import Obstacle
+from kboot.machine_spec import MachineSpec
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import powered_on
 from tests.kubevirt.talking import talking

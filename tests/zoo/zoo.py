@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kboot import arch
-from kboot.backend import MachineSpec
 from kboot.cache import keep_directory
 from kboot.errors import KbootError
 from kboot.kernel import read_kernel
 from kboot.machine import Machine, MachineSettings
+from kboot.machine_spec import MachineSpec
 from kboot.rootfs import module_initramfs, overlay_initramfs, tiny_initramfs
 from tests.saved_machines import Place, open_place
 

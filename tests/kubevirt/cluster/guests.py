@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from kboot import arch, process, state
-from kboot.backend import MachineSpec
 from kboot.deadline import Deadline
+from kboot.machine_spec import MachineSpec
 from kboot.qemu import saved_firmware, snapshot
 from kboot.qemu.argv import Flash, Wiring, argv
 from kboot.qemu.firmware import find_uefi

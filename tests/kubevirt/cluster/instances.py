@@ -9,7 +9,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from kboot import arch
-from kboot.backend import MachineSpec
+from kboot.machine_spec import MachineSpec
 from tests.kubevirt.cluster import architectures
 from tests.kubevirt.cluster.connections import Connection
 from tests.kubevirt.cluster.guests import Guest

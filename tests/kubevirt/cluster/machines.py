@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from kboot.backend import MachineSpec
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.machine import open_backend
+from kboot.machine_spec import MachineSpec
 from kboot.qemu import QemuBackend
 from tests.kubevirt.cluster import admission, answers, architectures, endings
 from tests.kubevirt.cluster.disks import Disks
