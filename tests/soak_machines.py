@@ -1,4 +1,4 @@
-"""A machine that stays, for a long time: ``python -m tests.soak_machines KERNEL [ROUNDS]``.
+"""A persistent machine, for a long time: ``python -m tests.soak_machines KERNEL [ROUNDS]``.
 
 Restarts in a loop whose counts are known, readers that come and go, and pushes that are killed.
 Nothing may grow, be lost, or keep the machine from booting. Tests run the parts in short.

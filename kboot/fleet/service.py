@@ -1,4 +1,4 @@
-"""A fleet that stays: ``python -m kboot.fleet.service``, and what is asked of it."""
+"""A persistent fleet: ``python -m kboot.fleet.service``, and what is asked of it."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         f"{POOL_MARKER}(name='', replicas=2, max_age=None, ttl='1h', wait='5m'): the pool of the "
-        "fixture pool, by the name of one that stays (kboot pool up), or the run's own one",
+        "fixture pool, by the name of a persistent one (kboot pool up), or the run's own one",
     )
     config.pluginmanager.register(_JUnit(config), "kboot-junit")
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")

@@ -176,7 +176,7 @@ def pool(
     The marker ``kboot_pool`` says of which pool.
     """
     from kboot import service  # noqa: PLC0415
-    from kboot.pool import Leases, PoolHere, PoolThatStays  # noqa: PLC0415
+    from kboot.pool import Leases, OwnPool, PersistentPool  # noqa: PLC0415
     from kboot.pool.service import KIND  # noqa: PLC0415
 
     item = request.node
@@ -196,11 +196,11 @@ def pool(
     kboot_session.tell_of_evidence()
     source: Source
     if wanted.name:
-        source = PoolThatStays(service.find(KIND, wanted.name))
+        source = PersistentPool(service.find(KIND, wanted.name))
     else:
         settings = kboot_session.settings(config_for(item)[0])
         own = kboot_pools.open(settings, replicas=wanted.replicas, max_age_s=wanted.max_age_s)
-        source = PoolHere(own, on_machine)
+        source = OwnPool(own, on_machine)
     leases = Leases(
         source, holder=item.nodeid, ttl=wanted.ttl_s, timeout=wanted.wait_s, on_lease=on_lease
     )

@@ -1,6 +1,6 @@
 """Machines that are always fresh: acquired, released, and replaced when used, broken or too old."""
 
-from kboot.pool.leases import LeasedMachine, Leases, PoolHere, PoolThatStays
+from kboot.pool.leases import LeasedMachine, Leases, OwnPool, PersistentPool
 from kboot.pool.pool import Lease, Pool, PoolMachine, State, open_pool
 from kboot.pool.run import RunPool
 
@@ -8,10 +8,10 @@ __all__ = [
     "Lease",
     "LeasedMachine",
     "Leases",
+    "OwnPool",
+    "PersistentPool",
     "Pool",
-    "PoolHere",
     "PoolMachine",
-    "PoolThatStays",
     "RunPool",
     "State",
     "open_pool",

@@ -186,7 +186,7 @@ class Leases:
             raise errors[0]
 
 
-class PoolHere:
+class OwnPool:
     """A pool of this process; its machines are at hand."""
 
     def __init__(self, pool: Pool, on_machine: Callable[[Machine], None]) -> None:
@@ -224,7 +224,7 @@ class PoolHere:
         )
 
 
-class PoolThatStays:
+class PersistentPool:
     """A pool of another process (``kboot pool up``)."""
 
     def __init__(self, found: service.Service) -> None:

@@ -1,4 +1,4 @@
-"""A pool that stays: ``python -m kboot.pool.service``, and what is asked of it."""
+"""A persistent pool: ``python -m kboot.pool.service``, and what is asked of it."""
 
 from __future__ import annotations
 
