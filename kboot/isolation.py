@@ -115,21 +115,23 @@ class Snapshots:
         """Within this ``with``, others that want to save the same machine wait for us."""
         return self._store.making(self._key(settings), deadline)
 
-    def save(self, machine: Machine, settings: MachineSettings) -> None:
-        """Save a machine that has just become ready.
+    def save(self, machine: Machine, settings: MachineSettings) -> bool:
+        """Save a machine that has just become ready; whether it was.
 
         If that fails, it is said, and such machines are from now on ones that cannot be saved. One
         whose kernel reported a lockup is not worth it: the next one may be.
         """
         if late := lockup(machine.console.raw(0)):
             logger.warning("this boot is not saved, the next one may be: %s", late.title)
-            return
+            return False
         try:
             save(machine, self._store, self._key(settings))
         except (KbootError, OSError) as error:
             machine.check()
             self._failed.append(settings)
             logger.warning("the machine cannot be saved, so none is restored: %s", error)
+            return False
+        return True
 
     def refuse(self, saved: SavedMachine) -> None:
         """Remove a saved machine that does not work."""

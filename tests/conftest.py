@@ -106,13 +106,10 @@ def _remove_what_killed_tests_left() -> None:
 
 
 @contextlib.contextmanager
-def runs_directory_apart() -> Iterator[Path]:
+def runs_directory_apart(patch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Another place for what runs: others on this host neither see ours nor sweep them."""
     # Not in tmp_path: nginx, an ordinary user when root starts it, has to get there.
-    with (
-        tempfile.TemporaryDirectory(prefix=_RUNS_PREFIX) as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    with tempfile.TemporaryDirectory(prefix=_RUNS_PREFIX) as folder:
         Path(folder).chmod(0o711)
         patch.setenv("XDG_RUNTIME_DIR", folder)
         patch.setenv("XDG_STATE_HOME", f"{folder}/state")
@@ -125,9 +122,10 @@ def runs_directory_apart() -> Iterator[Path]:
 
 
 @pytest.fixture
-def runs_apart() -> Iterator[Path]:
+def runs_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A place of the test's own, for tests that look at what is in it."""
-    with runs_directory_apart() as folder:
+    # By the test's own patch: what it changes after us would else be set back to our place.
+    with runs_directory_apart(monkeypatch) as folder:
         yield folder
 
 
@@ -203,7 +201,7 @@ def zoo(saved_zoo: Zoo) -> Iterator[Zoo]:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """After the last test there is no process and no run directory of ours, or of our workers'."""
-    with runs_directory_apart():
+    with pytest.MonkeyPatch.context() as patch, runs_directory_apart(patch):
         yield
         for _ in Deadline(5.0).poll(0.1):
             if not (left := _ours()):

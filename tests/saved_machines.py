@@ -23,6 +23,7 @@ Restore = Callable[[], contextlib.AbstractContextManager[Machine]]
 
 #: How long others wait for the worker that boots a machine for all.
 _BOOT_LIMIT_S = 180.0
+_BOOTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,28 @@ class Place:
             machine.wait_until_ready()
             yield machine
 
+    @contextlib.contextmanager
+    def saved(
+        self,
+        settings: MachineSettings,
+        prepare: Callable[[Machine], object] = lambda _machine: None,
+    ) -> Iterator[Machine]:
+        """A machine that was saved when it had booted and was prepared, and goes on."""
+        for _ in range(_BOOTS):
+            with self.machine(settings) as machine:
+                prepare(machine)
+                # A busy host has kernels report stalls: such a boot is not saved.
+                if self.snapshots.save(machine, settings):
+                    yield machine
+                    return
+        raise AssertionError(f"{_BOOTS} boots, and none could be saved")
+
     def save_once(self, settings: MachineSettings) -> None:
         """See to it that there is such a machine to restore: booted by whoever comes first."""
         with self.snapshots.making(settings, Deadline(_BOOT_LIMIT_S)):
             if self.snapshots.find(settings) is None:
-                with self.machine(settings) as machine:
-                    self.snapshots.save(machine, settings)
+                with self.saved(settings):
+                    pass
 
     def restored(
         self, settings: MachineSettings, name: str

@@ -12,7 +12,7 @@ import pytest
 from kboot.config import Config, read_disks
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
-from kboot.machine import MachineSettings, settings_for
+from kboot.machine import Machine, MachineSettings, settings_for
 from kboot.machine_spec import MachineSpec
 from tests.disk_images import ESP, ROOT, ext4, gpt, tiny_tree
 from tests.saved_machines import Place, open_place
@@ -58,9 +58,11 @@ def settings(place: Place, image: Path, system: Path) -> MachineSettings:
 def saved(place: Place, settings: MachineSettings, image: Path) -> dict[str, str]:
     """A machine that has written to its disks before it was saved, and writes on after that."""
     before = _digest(image)
-    with place.machine(settings) as machine:
+
+    def prepare(machine: Machine) -> None:
         machine.guest.succeed("echo before >/dev/disk/by-id/virtio-spare; sync")
-        place.snapshots.save(machine, settings)
+
+    with place.saved(settings, prepare) as machine:
         machine.guest.succeed("echo after >/dev/disk/by-id/virtio-spare; sync")
         return {
             "image": before,

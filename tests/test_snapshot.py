@@ -34,9 +34,11 @@ def settings(place: Place) -> MachineSettings:
 @pytest.fixture(scope="module")
 def original(place: Place, settings: MachineSettings) -> dict[str, str]:
     """What a machine said about itself before it was saved; its network was up."""
-    with place.machine(settings) as machine:
+
+    def prepare(machine: Machine) -> None:
         machine.guest.wait_until_succeeds("ip addr show dev eth0 | grep 10.0.2.15", timeout=30)
-        place.snapshots.save(machine, settings)
+
+    with place.saved(settings, prepare) as machine:
         # It runs on.
         assert machine.guest.succeed("echo on").strip() == "on"
         return {
@@ -197,8 +199,7 @@ def test_under_uefi_as_well(quick_kernel: Path, tmp_path: Path) -> None:
         initrds=(tiny_initramfs(),),
     )
     with open_place(quick_kernel, tmp_path) as place:
-        with place.machine(settings) as machine:
-            place.snapshots.save(machine, settings)
+        with place.saved(settings) as machine:
             boot_id = machine.boot_id
         with place.restored(settings, "uefi-twin") as twin:
             assert twin.boot_id == boot_id
