@@ -130,7 +130,7 @@ from pathlib import Path
 
 def test_takes_long(machine):
     Path("began-" + os.environ["PYTEST_XDIST_WORKER"]).touch()
-    machine.guest.run("sleep 60", timeout_s=120)
+    machine.guest.run("sleep 60", timeout=120)
 
 
 def test_takes_as_long(machine):
