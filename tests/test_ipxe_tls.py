@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kboot.config import Config
-from kboot.errors import ConfigError
+from kboot.errors import InfraError, KbootError
 from kboot.machine.ipxe_machine import IpxeMachine
 from kboot.server_tls import Certificate
 from kboot.session import Session, open_session
@@ -61,9 +61,21 @@ def test_a_bad_certificate_is_told_in_words(
     assert re.search(words, result.errno.describe())
 
 
-def test_a_build_without_https_is_told_at_once(session: Session) -> None:
+def test_a_build_without_https_or_without_trust_is_told_at_once(session: Session) -> None:
+    # Debian 12's ROM, and Debian 13's.
     with (
-        pytest.raises(ConfigError, match="this build of iPXE has no HTTPS: iPXE 1"),
+        pytest.raises(
+            KbootError,
+            match=r"this build of iPXE has no HTTPS: iPXE 1|root certificate not trusted",
+        ),
         session.ipxe(replace(session.config, tls="on"), name="rom"),
+    ):
+        pass
+
+
+def test_a_machine_without_a_boot_file_is_told_at_once(session: Session) -> None:
+    with (
+        pytest.raises(InfraError, match="firmware found nothing to boot: No more network devices"),
+        session.ipxe(replace(session.config, dhcp="no-file"), name="none"),
     ):
         pass

@@ -16,15 +16,15 @@ from kboot.backend import (
     SnapshotVirtualMachine,
     VirtualMachine,
 )
-from kboot.boot_messages import IpxeBuild, ipxe_build
+from kboot.boot_messages import IpxeBuild, ipxe_build, nothing_to_boot
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError, KbootError
+from kboot.ipxe.errors import error_in
 from kboot.ipxe.prompt import BIOS_COLUMNS, IpxePrompt
 from kboot.log import logger, step
-from kboot.machine import evidence
-from kboot.machine.faults import no_https
+from kboot.machine import evidence, faults
 from kboot.machine.publishing import booting
 from kboot.machine_spec import MachineSpec
 from kboot.snapshots import Entry, SnapshotStore
@@ -53,6 +53,8 @@ class IpxeMachine(IpxePrompt):
         self.evidence_directory = evidence_directory
         #: The saved state that it went on from; None if it was started.
         self.restored_from: str | None = None
+        #: Whether it has yet to come to its first prompt.
+        self._is_starting = True
         self._numbers = itertools.count(1)
 
     @property
@@ -85,8 +87,22 @@ class IpxeMachine(IpxePrompt):
         """What every wait on the console checks from time to time."""
         self.vm.check()
         self.server.check()
-        if self.spec.tls != "off" and (fault := no_https(self.build)):
+        if self.spec.tls != "off" and (fault := faults.no_https(self.build)):
             raise fault
+        if self._is_starting:
+            self._check_start()
+
+    def _begin(self) -> None:
+        self._is_starting = False
+        super()._begin()
+
+    def _check_start(self) -> None:
+        """`InfraError` if the firmware has found nothing to boot, least of all our script."""
+        error = None
+        for line in self.console.lines():
+            error = error_in(line.text) or error
+            if last_words := nothing_to_boot(line.text):
+                raise faults.nothing_to_boot(last_words, error)
 
 
 def script_text() -> str:
