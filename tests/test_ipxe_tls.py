@@ -66,7 +66,7 @@ def test_a_build_without_https_or_without_trust_is_told_at_once(session: Session
     with (
         pytest.raises(
             KbootError,
-            match=r"this build of iPXE has no HTTPS: iPXE 1|root certificate not trusted",
+            match=r"this build of iPXE has no HTTPS: iPXE 1|no usable certificate",
         ),
         session.ipxe(replace(session.config, tls="on"), name="rom"),
     ):
