@@ -190,6 +190,7 @@ class Cluster:
         runner, self.port = await serve(self.api, context)
         async with contextlib.AsyncExitStack() as stack:
             # Each of them, in whatever state the others are.
+            stack.push_async_callback(_drop_unanswered)
             stack.push_async_callback(_cancel_others)
             stack.push_async_callback(runner.cleanup)
             stack.push_async_callback(self.api.hang_up)
@@ -198,6 +199,13 @@ class Cluster:
             stack.callback(self.store.end_watches)
             self._ready.set()
             await self._stop.wait()
+
+
+async def _drop_unanswered() -> None:
+    """Close connections whose TLS handshake has not ended: nobody but the loop knows them."""
+    for transport in list(getattr(asyncio.get_running_loop(), "_transports", {}).values()):
+        transport.abort()
+    await asyncio.sleep(0)
 
 
 async def _cancel_others() -> None:
