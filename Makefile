@@ -69,7 +69,7 @@ $(ready): $(runtime)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --retries 5 -e '.[dev]'
 	@touch $@
 
-kernel: $(KERNEL) $(headers) ## fetch a real Debian kernel package and its headers, once
+kernel: $(KERNEL) $(second) $(second_headers) ## fetch real Debian kernels and the headers of one, once
 
 # Only this one: a mistyped KERNEL=PATH must not be fetched as if it were the user's kernel.
 build/kernel/debian.deb: | $(runtime)
@@ -151,7 +151,7 @@ demo: $(runtime) $(KERNEL) ## boot a real kernel and run the acceptance suite on
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
 
-test: $(ready) $(KERNEL) $(headers) $(second) $(arm64) $(ipxe_disk) $(trixie_ipxe) $(registry) ## run the tests, with real boots of a real kernel
+test: $(ready) $(KERNEL) $(second) $(second_headers) $(arm64) $(ipxe_disk) $(trixie_ipxe) $(registry) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(parallel) $(PYTEST_ARGS)
 
 # Settings for your cluster (namespace, cluster_patch, cluster_ipxe_disk...) are taken from kboot.toml and KBOOT_*.

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from kboot import arch
 from kboot.deadline import Deadline
-from kboot.machine_spec import Disk, Firmware, Link, MachineSpec
+from kboot.machine_spec import Disk, Firmware, MachineSpec
 from kboot.server_faults import Fault, FaultHandle, FaultKind
 from kboot.server_tls import Certificate, TlsServer
 
@@ -449,77 +449,3 @@ class SnapshotBackend(Backend, Protocol):
         savable: bool = False,
     ) -> AbstractContextManager[SnapshotVirtualMachine]:
         """As `Backend.power_on`; from the state in `saved`, and so that it can be saved."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interface:
-    """What a guest has to set on a card of its own for a network."""
-
-    #: What the card's address looks like when the guest finds it, for a shell's ``case``.
-    pattern: str
-    #: The address that it must have.
-    mac_address: str
-    #: With the length of the network's prefix: ``10.98.0.1/24``.
-    address: str
-    #: The network's own name server, and its domain; empty if it has none.
-    name_server: str = ""
-    domain: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PathCondition:
-    """What happens to frames on the way from one machine to another."""
-
-    #: The share that is lost; with 1, all of them.
-    loss: float = 0.0
-    delay_s: float = 0.0
-
-
-class MachineNetwork(Protocol):
-    """A network of machines, each of which has a name there: a member."""
-
-    @property
-    def drivers(self) -> tuple[str, ...]:
-        """The kernel modules that its card needs."""
-
-    @property
-    def search_domain(self) -> str:
-        """The DNS domain in which the members' names are found; empty if no DNS knows them."""
-
-    @property
-    def starts_at_once(self) -> int | None:
-        """How many of its machines are to be started at a time; None: as this host has room."""
-
-    def link(self, member: str) -> Link:
-        """For the `MachineSpec` of this member."""
-
-    def interface(self, member: str) -> Interface | None:
-        """What its guest has to set; None if DHCP has done it."""
-
-    def addresses(self) -> Mapping[str, str]:
-        """The IP address of each member, as far as they are known now."""
-
-    def set_links(self, machines: Mapping[str, VirtualMachine], *, up: bool) -> Mapping[str, float]:
-        """Plug in or pull the cables of these members, all at once.
-
-        When each was done, in monotonic seconds.
-        """
-
-    def path_fault(self) -> str | None:
-        """None if `set_paths` can be used, or else why not."""
-
-    def set_paths(self, paths: Mapping[tuple[str, str], PathCondition]) -> float:
-        """From now on, these are the conditions from one member to another; all others are good.
-
-        The moment at which that began for all of them, in monotonic seconds.
-        """
-
-
-@runtime_checkable
-class NetworkBackend(Backend, Protocol):
-    """A backend that can put machines on a network of their own. Ask for it with ``isinstance``."""
-
-    def open_network(
-        self, members: Sequence[str], deadline: Deadline
-    ) -> AbstractContextManager[MachineNetwork]:
-        """A network for these members, whose machines are still to be powered on."""

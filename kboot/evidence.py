@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,7 +20,6 @@ from kboot.console.text import LineSplitter, normalise
 from kboot.crash import CrashKind, CrashReport, Frame
 from kboot.errors import ConfigError
 from kboot.guest import CommandRecord
-from kboot.statistics import Outcome
 
 __all__ = [
     "BootRecord",
@@ -30,9 +28,7 @@ __all__ = [
     "PhaseRecord",
     "Run",
     "find_evidence",
-    "outcome_of",
     "read_evidence",
-    "read_loop",
     "read_run",
 ]
 
@@ -442,44 +438,6 @@ def _case(value: Mapping[str, Any], root: Path) -> CaseResult:
         fields["console"] = tuple(value["console"])
     fields["crashes"] = tuple(value.get("crashes", ()))
     return CaseResult(**fields)
-
-
-# ------------------------------------------------------------------------------- a restart loop
-
-
-def read_loop(path: Path) -> tuple[Outcome, ...]:
-    """The boots in a file that ``kboot restart --count N --json FILE`` has written. `ConfigError`.
-
-    It has no version: its form is that of the command's output.
-    """
-    try:
-        boots = json.loads(path.read_text(encoding="utf-8"))["boots"]
-        return tuple(outcome_of(raw, number) for number, raw in enumerate(boots, 1))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: neither a directory with evidence, nor written by kboot restart --json"
-        ) from error
-
-
-def outcome_of(raw: Mapping[str, Any], number: int) -> Outcome:
-    """A supervisor's answer to a restart as a value for statistics."""
-    error, title = raw["error"], raw["title"]
-    hung = error and title is None
-    return Outcome(
-        number=number,
-        failure=f"in {raw['phase']}: {_timeless(error['message'])}" if hung else title,
-        crashed=title is not None,
-        infra=bool(error) and error["exit_code"] == 3,
-        duration_s=raw["duration_s"],
-        phases_s=raw["phases_s"],
-    )
-
-
-def _timeless(message: str) -> str:
-    """A message without the times, in which boots that fail in the same way differ."""
-    return re.sub(r"\b\d+(?:\.\d+)? s\b", "N s", message)
 
 
 # -------------------------------------------------------------------------------------- the files

@@ -58,7 +58,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """That a machine is on a network with others; given by `kboot.backend.MachineNetwork.link`."""
+    """That a machine is on a network with others; given by `MachineNetwork.link`."""
 
     #: The network's name, among those of its backend.
     network: str

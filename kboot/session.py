@@ -17,11 +17,11 @@ from kboot import capacity
 from kboot.backend import Backend, BootServer
 from kboot.config import Config, Isolation
 from kboot.deadline import Deadline
-from kboot.errors import ConfigError, GuestError, InfraError
+from kboot.errors import GuestError, InfraError
 from kboot.isolation import Snapshots, User, condition, may_share, resolve
-from kboot.kernel import Kernel, local_path, read_kernel
+from kboot.kernel import Kernel
 from kboot.log import logger
-from kboot.machine import Machine, MachineSettings, open_backend, own_kernel, power_on, settings_for
+from kboot.machine import Machine, MachineSettings, kernel_of, open_backend, power_on, settings_for
 from kboot.machine.ipxe_machine import IpxeMachine, power_on_ipxe
 from kboot.machine.saved import SavedMachine
 from kboot.machine.settings import spec_for
@@ -492,17 +492,6 @@ def open_session(
         yield session
     finally:
         session.close()
-
-
-def kernel_of(config: Config) -> Kernel:
-    """The kernel that the configuration names, read and checked."""
-    if config.boot == "disk":
-        return own_kernel(config)
-    if config.kernel is None:
-        raise ConfigError(
-            "no kernel was named; say which: --kernel=FILE, or boot what is on a disk: --boot disk"
-        )
-    return read_kernel(local_path(config.kernel))
 
 
 def _file_name(name: str) -> str:

@@ -13,12 +13,12 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, GuestTimeout
 from kboot.kernel import read_kernel
 from kboot.kubevirt import manifests, vm_manifest
-from kboot.machine import MachineSettings, own_kernel, settings_for
+from kboot.machine import MachineSettings, kernel_of, own_kernel, settings_for
 from kboot.machine.boot import Boot
 from kboot.machine.phases import Expected, Phase
 from kboot.machine_spec import Disk, Firmware
 from kboot.rootfs import tiny_initramfs
-from kboot.session import Session, kernel_of, open_session
+from kboot.session import Session, open_session
 from kboot.supervisor.pushes import Pushes, Wanted
 from kboot.testing.backend import FakeBackend
 from tests.disk_images import DATA, ESP, bootable, gpt

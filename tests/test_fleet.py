@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from kboot.backend import PathCondition
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, ConfigError, GuestError, GuestTimeout, KernelCrash
 from kboot.fleet import Fleet, open_fleet, read_roles
 from kboot.fleet.fleet import combined
 from kboot.fleet.layout import select
+from kboot.machine_network import PathCondition
 from kboot.session import open_session
 from kboot.statistics import median
 from kboot.testing import FakeBackend, GuestAction, write_kernel

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import local_path, read_kernel
 from kboot.kernel.download import download
@@ -76,8 +79,16 @@ class Server:
         return f"http://127.0.0.1:{self.port}/{path}"
 
     def requests(self) -> list[dict[str, Any]]:
-        log = (self.here / "access.jsonl").read_text()
-        return [json.loads(line) for line in log.splitlines()]
+        """All of them but our own. nginx logs a request after its answer, and before the next."""
+        last = f"/last-{time.monotonic_ns()}"
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(self.url(last[1:]), timeout=20).close()  # noqa: S310
+        for _ in Deadline(20).poll(0.01):
+            lines = (self.here / "access.jsonl").read_text().splitlines(keepends=True)
+            found = [json.loads(line) for line in lines if line.endswith("\n")]
+            if found and found[-1]["path"] == last:
+                return [each for each in found if not each["path"].startswith("/last-")]
+        raise TimeoutError("nginx does not log what it was asked")
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ ROWS = (
     {"server_faults", "server_tls"},
     {"machine_spec"},
     {"process", "backend", "rpc", "templates"},
+    {"machine_network"},
     {"state"},
     {"cache", "service", "certificates", "nginx_process"},
     {"config"},

@@ -14,9 +14,10 @@ from typing import cast
 
 import pytest
 
-from kboot.backend import PathCondition, VirtualMachine
+from kboot.backend import VirtualMachine
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
+from kboot.machine_network import PathCondition
 from kboot.qemu.segment import Segment, open_segment
 from kboot.qemu.switch import NameServer
 

@@ -82,8 +82,12 @@ def _exit_125(*, when: bool) -> Iterator[None]:
 def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
     # They bring in all of kboot, which --help can do without.
     from kboot.deadline import Deadline  # noqa: PLC0415
-    from kboot.machine import open_backend, power_on, settings_for  # noqa: PLC0415
-    from kboot.session import kernel_of  # noqa: PLC0415
+    from kboot.machine import (  # noqa: PLC0415
+        kernel_of,
+        open_backend,
+        power_on,
+        settings_for,
+    )
     from kboot.state import evidence_directory  # noqa: PLC0415
 
     kernel = kernel_of(config)

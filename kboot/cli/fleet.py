@@ -50,7 +50,7 @@ def up(*, name: str, roles: tuple[str, ...], as_json: bool, **options: Any) -> N
     from kboot import service  # noqa: PLC0415  --help does not need them
     from kboot.fleet.layout import read_roles  # noqa: PLC0415
     from kboot.fleet.service import KIND, configs_of  # noqa: PLC0415
-    from kboot.session import kernel_of  # noqa: PLC0415
+    from kboot.machine import kernel_of  # noqa: PLC0415
 
     chosen = parse_roles(roles)
     given = {key: value for key, value in options.items() if value not in (None, ())}

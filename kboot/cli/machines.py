@@ -46,8 +46,7 @@ Exit codes: 0 it is up, 1 the kernel failed (the machine is kept for inspection)
 @click.pass_context
 def up(context: click.Context, /, *, name: str | None, as_json: bool, **options: Any) -> None:
     """Start a persistent machine called NAME (or "default"); it runs until kboot down."""
-    from kboot.machine import settings_for  # noqa: PLC0415  --help does not need it
-    from kboot.session import kernel_of  # noqa: PLC0415
+    from kboot.machine import kernel_of, settings_for  # noqa: PLC0415
     from kboot.supervisor.client import ask, launch  # noqa: PLC0415
     from kboot.supervisor.locate import require_new_name  # noqa: PLC0415
 

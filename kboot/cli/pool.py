@@ -61,8 +61,7 @@ def up(*, name: str, replicas: int, max_age: float | None, as_json: bool, **opti
     """Start the pool NAME; it runs until kboot pool down."""
     from kboot import service  # noqa: PLC0415  --help does not need them
     from kboot.cli.options import load_config  # noqa: PLC0415
-    from kboot.machine import settings_for  # noqa: PLC0415
-    from kboot.session import kernel_of  # noqa: PLC0415
+    from kboot.machine import kernel_of, settings_for  # noqa: PLC0415
 
     # Mistakes are told here, before anything has been started.
     config = load_config(options)

@@ -36,8 +36,9 @@ def report(*, evidence: tuple[Path, ...], output: Path, title: str) -> None:
     --json.
     """
     # --help does not need them.
-    from kboot.evidence import read_loop, read_run  # noqa: PLC0415
+    from kboot.evidence import read_run  # noqa: PLC0415
     from kboot.results.report import html_report  # noqa: PLC0415
+    from kboot.results.restart_loop import read_loop  # noqa: PLC0415
 
     check_output(output)
     directories = [path for path in evidence if path.is_dir() or not path.exists()]

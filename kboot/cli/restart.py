@@ -17,7 +17,7 @@ from kboot.cli import output
 from kboot.cli.options import json_option, machine_argument
 from kboot.cli.output import print_json, print_table, say_state, show_event
 from kboot.errors import ConfigError, KbootError
-from kboot.evidence import outcome_of
+from kboot.results.restart_loop import outcome_of
 from kboot.statistics import Outcome, Summary, summarise
 from kboot.supervisor.client import ask
 

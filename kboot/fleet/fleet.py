@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar, overload
 
-from kboot.backend import MachineNetwork, PathCondition
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestTimeout, InfraError, KbootError
 from kboot.fleet.layout import Role, select
 from kboot.guest import CommandResult
 from kboot.log import logger
 from kboot.machine import Machine
+from kboot.machine_network import MachineNetwork, PathCondition
 from kboot.statistics import Median, median
 
 _T = TypeVar("_T")

@@ -6,10 +6,10 @@ import secrets
 import shlex
 from collections.abc import Mapping
 
-from kboot.backend import Interface, MachineNetwork
 from kboot.deadline import Deadline
 from kboot.errors import CommandFailed, GuestError
 from kboot.guest import Guest
+from kboot.machine_network import Interface, MachineNetwork
 
 #: For the few commands that it takes, on a slow and busy host.
 _LIMIT_S = 60.0

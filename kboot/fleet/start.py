@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from kboot import capacity
-from kboot.backend import MachineNetwork, NetworkBackend
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
@@ -18,6 +17,7 @@ from kboot.fleet.layout import Role, members_of
 from kboot.log import logger, step
 from kboot.machine import Machine, MachineSettings
 from kboot.machine.saved import SavedMachine
+from kboot.machine_network import MachineNetwork, NetworkBackend
 from kboot.rootfs import modules_there, overlay_initramfs
 from kboot.session import Session
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from kboot.backend import PathCondition, VirtualMachine
+from kboot.backend import VirtualMachine
 from kboot.deadline import Deadline
 from kboot.errors import ClusterError, ConfigError
 from kboot.kubevirt import manifests
@@ -20,6 +20,7 @@ from kboot.kubevirt.api import SERVICES, VMIS, Client
 from kboot.kubevirt.manifests import MEMBER_LABEL, NETWORK_LABEL, Run
 from kboot.kubevirt.watches import create_when_allowed
 from kboot.log import logger
+from kboot.machine_network import PathCondition
 from kboot.machine_spec import Link
 
 _LIMIT_S = 30.0
@@ -28,7 +29,7 @@ _STARTS_AT_ONCE = 25
 
 
 class PodNetwork:
-    """One such network (see `kboot.backend.MachineNetwork`). Made by `open_pod_network`."""
+    """One such network (see `kboot.machine_network.MachineNetwork`). Made by `open_pod_network`."""
 
     def __init__(self, client: Client, run: Run, name: str, domain: str) -> None:
         self._client = client

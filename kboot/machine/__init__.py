@@ -14,7 +14,13 @@ from kboot.machine.machine import Machine
 from kboot.machine.phases import Milestone, Phase
 from kboot.machine.power import TakenOver, join, power_on, take_over
 from kboot.machine.publishing import Load, upload
-from kboot.machine.settings import MachineSettings, firmware_for, own_kernel, settings_for
+from kboot.machine.settings import (
+    MachineSettings,
+    firmware_for,
+    kernel_of,
+    own_kernel,
+    settings_for,
+)
 
 __all__ = [
     "ExpectedCrash",
@@ -28,6 +34,7 @@ __all__ = [
     "can_persist",
     "firmware_for",
     "join",
+    "kernel_of",
     "open_backend",
     "own_kernel",
     "persistent_machines",

@@ -22,7 +22,7 @@ from kboot.guest.ssh import authorized_key
 from kboot.ipxe import user_script
 from kboot.ipxe.served_tree import NOTHING, ServedTree, read_tree
 from kboot.ipxe.user_script import UserScript
-from kboot.kernel import Kernel, kernel_on_disk, require_architecture
+from kboot.kernel import Kernel, kernel_on_disk, local_path, read_kernel, require_architecture
 from kboot.machine.cloud_init import read_user_data
 from kboot.machine.cloud_init_disk import cloud_init_disk
 from kboot.machine_spec import Disk, Firmware, MachineSpec
@@ -148,6 +148,17 @@ def _found_modules(kernel: Kernel, config: Config) -> tuple[Path, ...]:
         return ()
     require_memory(image, config.memory_mib)
     return (image.path,)
+
+
+def kernel_of(config: Config) -> Kernel:
+    """The kernel that the configuration names, read and checked."""
+    if config.boot == "disk":
+        return own_kernel(config)
+    if config.kernel is None:
+        raise ConfigError(
+            "no kernel was named; say which: --kernel=FILE, or boot what is on a disk: --boot disk"
+        )
+    return read_kernel(local_path(config.kernel))
 
 
 def own_kernel(config: Config) -> Kernel:

@@ -136,8 +136,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """One line on what is tested, if a kernel was named on the command line."""
     if not tests_kernel(config):
         return None
-    from kboot.machine import firmware_for  # noqa: PLC0415
-    from kboot.session import kernel_of  # noqa: PLC0415
+    from kboot.machine import firmware_for, kernel_of  # noqa: PLC0415
 
     settings = read_config(config)
     where = f"backend {settings.backend}, rootfs {settings.rootfs}"

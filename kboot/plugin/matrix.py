@@ -48,8 +48,7 @@ def _given(config: pytest.Config, name: str) -> Sequence[str]:
 def _combine(
     config: pytest.Config, kernels: Sequence[str], firmwares: Sequence[str]
 ) -> list[Combination]:
-    from kboot.machine import firmware_for  # noqa: PLC0415  few runs have a choice
-    from kboot.session import kernel_of  # noqa: PLC0415
+    from kboot.machine import firmware_for, kernel_of  # noqa: PLC0415
 
     found: dict[tuple[str, str], Combination] = {}
     refused: list[ConfigError] = []

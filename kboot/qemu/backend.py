@@ -12,11 +12,12 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 from kboot import arch, nginx, process, state
-from kboot.backend import BootServer, PathCondition
+from kboot.backend import BootServer
 from kboot.config import Network
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.log import step
+from kboot.machine_network import PathCondition
 from kboot.machine_spec import Disk, Firmware, Link, MachineSpec
 from kboot.qemu import accel, disks, network_boot, processors, saved_firmware, shares
 from kboot.qemu.argv import CARD_CABLE, HUB_CABLE, SERVER_ADDRESS, Ipxe

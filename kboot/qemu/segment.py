@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from kboot import process, state
-from kboot.backend import Interface, PathCondition, VirtualMachine
+from kboot.backend import VirtualMachine
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
+from kboot.machine_network import Interface, PathCondition
 from kboot.machine_spec import Link
 from kboot.qemu import switch
 
@@ -52,7 +53,7 @@ class SegmentVirtualMachine(VirtualMachine, Protocol):
 
 
 class Segment:
-    """One segment and its switch (see `kboot.backend.MachineNetwork`). Made by `open_segment`."""
+    """One segment and its switch (see `MachineNetwork`). Made by `open_segment`."""
 
     def __init__(
         self, name: str, members: Sequence[str], control: socket.socket, running: process.Process

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from kboot import arch
-from kboot.backend import Fetch, OnProgress, PathCondition, VirtualMachine, ignore_progress
+from kboot.backend import Fetch, OnProgress, VirtualMachine, ignore_progress
 from kboot.cache import sha256_of
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.kernel import read_kernel
+from kboot.machine_network import PathCondition
 from kboot.machine_spec import Disk, Firmware, Link, MachineSpec
 from kboot.server_faults import Fault, Faulty
 from kboot.server_tls import Certificate, TlsServer, WithTls
@@ -86,7 +87,7 @@ class FakeBackend:
 
 
 class FakeNetwork:
-    """A network on which nothing is sent; see `kboot.backend.MachineNetwork`."""
+    """A network on which nothing is sent; see `kboot.machine_network.MachineNetwork`."""
 
     def __init__(self, members: Sequence[str]) -> None:
         self._members = tuple(members)

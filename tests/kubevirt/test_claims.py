@@ -23,6 +23,7 @@ from kboot.machine_spec import MachineSpec
 from tests.kubevirt import schema
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import powered_on
+from tests.kubevirt.recordings import needs_recordings
 from tests.kubevirt.talking import talking
 
 MIB = 1 << 20
@@ -339,6 +340,7 @@ def test_quantities_are_read(quantity: str, expected: int) -> None:
     assert kept_disks.size_bytes(quantity) == expected
 
 
+@needs_recordings
 def test_the_schema_of_data_volumes_finds_a_field_in_the_wrong_place() -> None:
     volume = {
         "apiVersion": "cdi.kubevirt.io/v1beta1",

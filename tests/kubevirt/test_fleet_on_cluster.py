@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from kboot.backend import PathCondition
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.kubevirt import KubevirtBackend
+from kboot.machine_network import PathCondition
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.powered import powered_on
 from tests.kubevirt.talking import talking

@@ -125,6 +125,7 @@ def test_a_machine_that_would_be_refused_is_not_made(cluster: Cluster, tmp_path:
     assert cluster.objects("virtualmachines") == []
 
 
+@needs_recordings
 def test_a_field_that_the_cluster_does_not_know_is_named(cluster: Cluster, tmp_path: Path) -> None:
     settings = patched(tmp_path, "{devices: {bootFileName: x}}")
     with (
