@@ -219,8 +219,8 @@ class Config(ClusterConfig):
         default=None,
         metadata=about(
             "the iPXE that boots machines: a UEFI program (.efi), ipxe.lkrn, or, on this host "
-            "only, a network card's ROM (.rom, .mrom); else the network card's own, or where "
-            "UEFI does not boot with that, the distribution's",
+            "only, a network card's ROM (.rom, .mrom) or what that loads (.pxe, .kpxe); else the "
+            "network card's own, or where UEFI does not boot with that, the distribution's",
             "FILE",
             parse.path,
         ),

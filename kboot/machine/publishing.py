@@ -292,12 +292,12 @@ def booting(backend: Backend, server: BootServer, spec: MachineSpec, path: str) 
     url = server.url(path)
     if spec.ipxe and backend.chain_loads(spec):
         start = templates.render("ipxe/start.ipxe", script_url=url)
+        start_url = server.write(f"{spec.name}/{_START}", start)
         text = templates.render(
-            "ipxe/load.ipxe",
-            ipxe_url=server.put(spec.ipxe),
-            start_url=server.write(f"{spec.name}/{_START}", start),
+            "ipxe/load.ipxe", ipxe_url=server.put(spec.ipxe), start_url=start_url
         )
-        return replace(spec, boot_file=server.write(f"{spec.name}/{_LOADER}", text))
+        loader_url = server.write(f"{spec.name}/{_LOADER}", text)
+        return replace(spec, boot_file=loader_url, loaded_file=start_url)
     if spec.tls == "off":
         return replace(spec, boot_file=url)
     # Those whose certificate is bad are all of the same authority.
