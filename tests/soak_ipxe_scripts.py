@@ -79,9 +79,11 @@ def judge(table: str, firmware: str, kernel_bytes: int) -> int:
         after, words = rows.get(trial.name, (0.0, "missing"))
         right = ENDS[right_end(trial, firmware)][0]
         over_s = after - waits[trial.name] - plain_s
-        if words != right or over_s > _MORE_S:
-            wrong += 1
-            print(f"WRONG {trial.name}: {words}, not {right}; {over_s:+.1f} s")
+        if words != right:
+            print(f"WRONG {trial.name}: {words}, not {right}")
+        elif over_s > _MORE_S:
+            print(f"LATE {trial.name}: {over_s:.1f} s more than its own retries take")
+        wrong += words != right or over_s > _MORE_S
     return wrong
 
 

@@ -272,11 +272,13 @@ def _user_script(urls: _Urls, load: Load, nonce: str, query: str, command_line: 
 def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) -> Expected:
     """`expected`, with what the script's text tells of the boot."""
     findings = script.findings(tree.scripts)
+    texts = [script.text, *tree.scripts.values()]
     return replace(
         expected,
         user_script=str(script.path),
         served_scripts=tuple(expected.folder + name for name in tree.scripts),
-        script_waits_s=lint.longest_wait_s([script.text, *tree.scripts.values()]),
+        script_waits_s=lint.longest_wait_s(texts),
+        script_pauses_s=lint.longest_pause_s(texts),
         findings=tuple(
             (each.kind, f"{script.path.name}:{each.line}: {each.text}", each.source)
             for each in findings
