@@ -30,6 +30,7 @@ ipxe_disk := build/ipxe/ipxe-disk.tar
 ipxe_disk_arm64 := build/ipxe-arm64/ipxe-disk.tar
 trixie_ipxe := build/ipxe/trixie/ipxe.efi
 etcd := build/etcd/etcd.cpio
+registry := build/registry/docker-registry
 # What shares a machine stays together, in the order of tests/schedule.py.
 parallel = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS))
 sources := kboot tests bench conftest.py .ci/build_ipxe_disk.py .ci/fetch_foreign.py
@@ -119,7 +120,7 @@ ipxe-disk-arm64: $(ipxe_disk_arm64) ## the same for nodes that are arm64
 build/ipxe-arm64/ipxe.efi: .ci/fetch_foreign.py | $(ready)
 	@$(bin)/python .ci/fetch_foreign.py aarch64 ipxe $@
 
-$(ipxe_disk_arm64): build/ipxe-arm64/ipxe.efi .ci/build_ipxe_disk.py | $(ready)
+$(ipxe_disk_arm64): build/ipxe-arm64/ipxe.efi .ci/build_ipxe_disk.py kboot/kubevirt/ipxe_disk.py | $(ready)
 	@$(bin)/python .ci/build_ipxe_disk.py $< $(@D)
 
 ipxe-disk: $(ipxe_disk) ## build the disk that UEFI machines on a cluster boot iPXE from
@@ -134,7 +135,11 @@ build/ipxe/ipxe.efi: .ci/fetch-ipxe | $(ready)
 $(trixie_ipxe): .ci/fetch-ipxe | $(ready)
 	@.ci/fetch-ipxe $@ trixie
 
-$(ipxe_disk): $(IPXE) .ci/build_ipxe_disk.py | $(ready)
+# What images are pushed to.
+$(registry): .ci/fetch-registry | $(ready)
+	@.ci/fetch-registry $@
+
+$(ipxe_disk): $(IPXE) .ci/build_ipxe_disk.py kboot/kubevirt/ipxe_disk.py | $(ready)
 	@$(bin)/python .ci/build_ipxe_disk.py $(IPXE) $(@D)
 
 # As somebody would who follows docs/fleets.md.
@@ -146,7 +151,7 @@ demo: $(runtime) $(KERNEL) ## boot a real kernel and run the acceptance suite on
 	$(bin)/kboot boot $(KERNEL)
 	$(bin)/kboot test $(KERNEL)
 
-test: $(ready) $(KERNEL) $(second) $(second_headers) $(arm64) $(ipxe_disk) $(trixie_ipxe) ## run the tests, with real boots of a real kernel
+test: $(ready) $(KERNEL) $(second) $(second_headers) $(arm64) $(ipxe_disk) $(trixie_ipxe) $(registry) ## run the tests, with real boots of a real kernel
 	KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) $(bin)/python -m pytest $(parallel) $(PYTEST_ARGS)
 
 # Settings for your cluster (namespace, cluster_patch, cluster_ipxe_disk...) are taken from kboot.toml and KBOOT_*.
@@ -176,7 +181,7 @@ bench: $(ready) $(KERNEL) ## measure against references; print a table, write bu
 bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
-soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64_older) $(arm64_headers) $(ipxe_disk) $(ipxe_disk_arm64) $(trixie_ipxe) $(kunit) $(trixie) $(debian_disk) $(etcd) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64_older) $(arm64_headers) $(ipxe_disk) $(ipxe_disk_arm64) $(trixie_ipxe) $(registry) $(kunit) $(trixie) $(debian_disk) $(etcd) ## run the tests COUNT times over, then many restores, commands, restarts and kills
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \

@@ -102,8 +102,11 @@ class BootServer(Protocol):
         The first request ever has the number 0.
         """
 
-    def catch_up(self, deadline: Deadline) -> None:
-        """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""
+    def catch_up(self, deadline: Deadline) -> bool:
+        """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot.
+
+        Whether it logs what it has answered at once: then nothing is missing.
+        """
 
     def faults_fault(self) -> str | None:
         """None if it can do wrong on purpose, or else why not."""

@@ -117,6 +117,9 @@ class MachineSpec:
     extra_arguments: tuple[str, ...] = ()
     #: What boots it from the network, a file; None for what its firmware or its network card has.
     ipxe: Path | None = None
+    #: The URL in DHCP option 67 for an iPXE that `boot_file` has another one load; empty where that
+    #: one is given it otherwise. Known at power-on.
+    loaded_file: str = ""
     dhcp: Dhcp = "normal"
 
     @property

@@ -192,8 +192,9 @@ class Nginx(Faulty, WithTls):
         self._read_on()
         return self._fetches.since(position)
 
-    def catch_up(self, _deadline: Deadline) -> None:
+    def catch_up(self, _deadline: Deadline) -> bool:
         """Nothing to do: `fetches` reads nginx's own file."""
+        return True
 
     def check(self) -> None:
         """Raise `InfraError` if nginx is not running any more."""

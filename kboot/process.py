@@ -44,6 +44,7 @@ PACKAGES = {
         for row in arch.ARCHITECTURES
     },
     "depmod": "kmod",
+    "mformat": "mtools",
     "ssh": "openssh-client",
 }
 

@@ -207,9 +207,10 @@ class _Server(Faulty, WithTls):
                 self._fetches.append(Fetch(**fetch))
             self._position = answer["position"]
 
-    def catch_up(self, deadline: Deadline) -> None:
-        """Have in `fetches` all that the server has logged by now. `InfraError` if it cannot."""
-        self._client.ask("catch_up", limit_s=deadline.remaining)
+    def catch_up(self, deadline: Deadline) -> bool:
+        """See `kboot.backend.BootServer`."""
+        complete: bool = self._client.ask("catch_up", limit_s=deadline.remaining)
+        return complete
 
     def faults_fault(self) -> str | None:
         """None if the server can do wrong on purpose, or else why not."""

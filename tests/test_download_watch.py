@@ -107,6 +107,22 @@ def test_another_file_that_was_started_in_the_kernels_place_is_told() -> None:
     assert told.value.state == "hang"
 
 
+def test_a_script_that_pauses_may_be_silent_for_as_long() -> None:
+    boot = loading(user_script="boot.ipxe", script_waits_s=60.0, script_pauses_s=20.0)
+    boot.see_fetch(fetched(117), 101)
+    boot.see_silence("", 121, starved_s=0, silence_s=None)
+    with pytest.raises(ScriptEnded, match=r"117 bytes in the kernel's place"):
+        boot.see_silence("", 124, starved_s=0, silence_s=None)
+
+
+def test_a_script_that_has_gone_on_to_something_else_has_not_started_the_other_file() -> None:
+    boot = loading()
+    boot.see_fetch(fetched(117), 101)
+    rescue = dataclasses.replace(fetched(8_000_000), path="scripts/m/rescue/vmlinuz")
+    boot.see_fetch(rescue, 102)
+    boot.see_silence("", 120, starved_s=0, silence_s=None)
+
+
 def test_what_came_in_the_kernels_place_is_no_fetch_of_the_kernel() -> None:
     boot = loading()
     boot.see_fetch(fetched(117), 101)

@@ -162,7 +162,12 @@ TRIXIE = Path(__file__).parent.parent / "build" / "ipxe" / "trixie"
 
 @pytest.mark.parametrize(
     ("firmware", "file"),
-    [("bios", "pxe-e1000e.rom"), ("bios", "ipxe.lkrn"), ("uefi", "ipxe.efi")],
+    [
+        ("bios", "pxe-e1000e.rom"),
+        ("bios", "ipxe.lkrn"),
+        ("bios", "undionly.kpxe"),
+        ("uefi", "ipxe.efi"),
+    ],
 )
 def test_an_ipxe_of_ones_own_boots_the_machine(
     session: Session, firmware: Firmware, file: str

@@ -198,6 +198,9 @@ def test_how_long_a_script_may_wait_is_known() -> None:
     assert lint.longest_wait_s(waits) == 20
     assert lint.longest_wait_s(["sleep 30", ""]) == 30
     assert lint.longest_wait_s([]) == 0
+    fetches = ["kernel --timeout 20000 ${kernel_url} || sleep 4", "prompt --timeout 3000 go"]
+    assert (lint.longest_wait_s(fetches), lint.longest_pause_s(fetches)) == (20, 4)
+    assert lint.longest_pause_s([]) == 0
 
 
 # ----------------------------------------------------------------------------- what is served

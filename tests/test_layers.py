@@ -58,7 +58,7 @@ HOMES = {
     "yaml": {"kubevirt"},
     "paramiko": {"guest"},
     "cryptography": {"certificates"},
-    "requests": {"kernel", "results"},
+    "requests": {"kernel", "results", "kubevirt"},
     "jinja2": {"templates"},
     "click": {"cli"},
     "pycdlib": {"machine"},

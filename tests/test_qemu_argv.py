@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kboot.kubevirt import processors as on_cluster
 from kboot.machine_spec import Impairment, MachineSpec
-from kboot.qemu.argv import Flash, Wiring, argv
+from kboot.qemu.argv import Flash, Ipxe, Wiring, argv
 
 SPEC = MachineSpec(name="m0", boot_file="http://10.0.2.2:8080/token/scripts/m0/boot.ipxe")
 WIRING = Wiring.inherited(serial_fd=3, control_fd=4)
@@ -51,6 +51,11 @@ def test_the_card_of_an_impaired_network_is_at_a_switch_and_by_hand_at_a_good_on
         "stream,id=net0,server=off,addr.type=fd,addr.str=7",
     ]
     assert command(impaired) == command(SPEC)
+
+
+def test_an_ipxe_that_another_one_loads_leaves_the_card_its_rom() -> None:
+    loaded = Ipxe(path=Path("/a/undionly.kpxe"), is_rom=False, is_loaded=True)
+    assert command(ipxe=loaded) == command()
 
 
 def test_authorities_are_for_uefis_tls() -> None:

@@ -117,15 +117,16 @@ def test_an_ipxe_for_the_other_firmware_is_the_users_mistake(
         network_boot.read_ipxe(path, firmware)
 
 
-def test_an_ipxe_is_told_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
+def test_an_ipxe_is_told_by_its_content_but_for_what_another_one_loads(tmp_path: Path) -> None:
     path = tmp_path / "mine"
     path.write_bytes(b"\x55\xaa" + bytes(510))
     assert network_boot.read_ipxe(path, "uefi").is_rom
     path.write_bytes(bytes(0x202) + b"HdrS")
     assert not network_boot.read_ipxe(path, "bios").is_rom
     (tmp_path / "undionly.kpxe").write_bytes(bytes(1000))
-    with pytest.raises(ConfigError, match=r"loaded by another iPXE, .* give ipxe.lkrn"):
-        network_boot.read_ipxe(tmp_path / "undionly.kpxe", "bios")
+    assert network_boot.read_ipxe(tmp_path / "undionly.kpxe", "bios").is_loaded
+    with pytest.raises(ConfigError, match=r"is for a BIOS; give a UEFI machine an ipxe.efi"):
+        network_boot.read_ipxe(tmp_path / "undionly.kpxe", "uefi")
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -235,6 +235,51 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def ip(protocol: int, payload: bytes) -> bytes:
+    size = (20 + len(payload)).to_bytes(2, "big")
+    return b"\x45\0" + size + bytes(5) + bytes([protocol]) + bytes(10) + payload
+
+
+def asks_for(path: bytes) -> bytes:
+    return ip(6, bytes(12) + b"\x50" + bytes(7) + b"GET " + path + b" HTTP/1.1\r\n")
+
+
+def test_dhcp_names_a_file_to_whom_has_just_fetched_it(wired: Wired) -> None:
+    told = bytes(44) + b"server".ljust(64, b"\0") + b"http://h/load".ljust(128, b"\0") + b"options"
+    ports = (67).to_bytes(2, "big") + (68).to_bytes(2, "big")
+    offer = ip(17, ports + (8 + len(told)).to_bytes(2, "big") + b"\x12\x34" + told)
+    wired.segment.set_boot_file("http://h:1/t/start")
+
+    def offered_after(path: bytes) -> tuple[bytes, bytes]:
+        wired.a.send(wired.b.address, asks_for(path))
+        wired.b.receive()
+        wired.b.send(wired.a.address, offer)
+        found = wired.a.receive()
+        name = found[28 + 108 : 28 + 236]
+        assert len(found) == len(offer)
+        assert found[28:136] + found[264:] == offer[28:136] + offer[264:]
+        return name.rstrip(b"\0"), found[26:28]
+
+    assert offered_after(b"/t/program") == (b"http://h/load", b"\x12\x34")
+    # Without a checksum, which would be another one.
+    assert offered_after(b"/t/start") == (b"http://h:1/t/start", bytes(2))
+    assert offered_after(b"/t/start/2") == (b"http://h/load", b"\x12\x34")
+
+
+def test_frames_that_are_cut_short_pass_as_they_are(wired: Wired) -> None:
+    wired.segment.set_boot_file("http://h:1/t/start")
+    whole = asks_for(b"/t/start")
+    wired.a.send(wired.b.address, whole)
+    assert wired.b.receive() == whole
+    for size in range(len(whole)):
+        wired.a.send(wired.b.address, whole[:size])
+        assert wired.b.receive() == whole[:size]
+    for size in (20, 24, 28, 200):
+        reply = ip(17, (67).to_bytes(2, "big") + bytes(size))
+        wired.a.send(wired.b.address, reply)
+        assert wired.b.receive() == reply
+
+
 @pytest.mark.parametrize("is_ipv6", [False, True], ids=["IPv4", "IPv6"])
 def test_dns_is_answered_that_there_is_no_such_name(wired: Wired, is_ipv6: bool) -> None:
     size = 16 if is_ipv6 else 4

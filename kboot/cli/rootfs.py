@@ -19,6 +19,7 @@ _IMAGES = {
     "rootfs": "small images (tiny systems, overlays, modules)",
     "modules": "images of all modules",
     "cloud-init": "cloud-init disks",
+    "ipxe-disks": "disks with iPXE",
 }
 
 

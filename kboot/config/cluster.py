@@ -85,6 +85,18 @@ class ClusterConfig:
             parse.text,
         ),
     )
+    cluster_registry: str = field(
+        default="",
+        metadata=about(
+            "a registry that the cluster pulls from, for disks of kboot's making (the iPXE of UEFI "
+            "machines): registry.example/team, or http://... for one without TLS",
+            "REGISTRY/PATH",
+            parse.matching(
+                r"|(https?://)?(localhost|[\w-]+(\.[\w-]+)+|[\w-]+(?=:))(:\d+)?(/[a-z0-9._-]+)*/?",
+                "a registry and a path, such as registry.example/team",
+            ),
+        ),
+    )
     cluster_owner: str = field(
         default="",
         metadata=about(

@@ -218,9 +218,9 @@ class Config(ClusterConfig):
     ipxe: Path | None = field(
         default=None,
         metadata=about(
-            "the iPXE that boots local machines: a network card's ROM (.rom, .mrom), a UEFI "
-            "program (.efi), or ipxe.lkrn; else the network card's own, or where UEFI does not "
-            "boot with that, the distribution's",
+            "the iPXE that boots machines: a UEFI program (.efi), ipxe.lkrn, or, on this host "
+            "only, a network card's ROM (.rom, .mrom) or what that loads (.pxe, .kpxe); else the "
+            "network card's own, or where UEFI does not boot with that, the distribution's",
             "FILE",
             parse.path,
         ),

@@ -151,17 +151,25 @@ def findings(
 
 
 def longest_wait_s(texts: Sequence[str]) -> float:
-    """For how long scripts may wait for somebody, or for nothing, in seconds."""
-    waits = [0.0]
+    """For how long scripts may wait for a server, for somebody, or for nothing, in seconds."""
+    return max((seconds for _, seconds in _waits(texts)), default=0.0)
+
+
+def longest_pause_s(texts: Sequence[str]) -> float:
+    """For how long they may wait and load nothing, in seconds."""
+    return max((seconds for name, seconds in _waits(texts) if name not in FETCHES), default=0.0)
+
+
+def _waits(texts: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """The commands that say for how long they wait, with the seconds."""
     for text in texts:
         for line in parse(numbered(text)):
             for name, *arguments in filter(None, line.commands):
                 number = re.search(r"(?:--timeout[= ]|-t )\s*(\d+)", " ".join(arguments))
                 if number:
-                    waits.append(int(number[1]) / 1000)
+                    yield name, int(number[1]) / 1000
                 elif name == "sleep" and arguments and arguments[0].isdigit():
-                    waits.append(float(arguments[0]))
-    return max(waits)
+                    yield name, float(arguments[0])
 
 
 def _loops(lines: Sequence[Line]) -> Iterator[Finding]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from kboot import arch
 from kboot.backend import BootServer, VirtualMachine
@@ -12,6 +14,7 @@ from kboot.config import ClusterConfig
 from kboot.deadline import Deadline
 from kboot.kubevirt import claims, disks, manifests, ownership, preflight, processors, vm_manifest
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
+from kboot.kubevirt.ipxe_disk import IpxeDisk
 from kboot.kubevirt.manifests import Run
 from kboot.kubevirt.network import PodNetwork, open_pod_network
 from kboot.kubevirt.ownership import Holder
@@ -23,6 +26,7 @@ from kboot.log import logger
 from kboot.machine_spec import Disk, Firmware, MachineSpec
 
 _FORBIDDEN = 403
+_PUBLISH_LIMIT_S = 30.0
 
 
 class KubevirtBackend:
@@ -35,6 +39,8 @@ class KubevirtBackend:
         self.run = run
         self.settings = settings
         self.watches = watches
+        #: The keys of the disks with iPXE that are on the cluster.
+        self._brought: set[str] = set()
 
     @property
     def run_name(self) -> str:
@@ -60,7 +66,11 @@ class KubevirtBackend:
 
         `ConfigError` if it cannot be had at all.
         """
-        return spec.ipxe is not None and vm_manifest.require_loadable(spec.ipxe, spec.firmware)
+        if spec.firmware == "uefi":
+            # Its firmware starts it, from a disk; whether it can, is told now.
+            IpxeDisk.of(spec)
+            return False
+        return spec.ipxe is not None and vm_manifest.require_loadable(spec.ipxe)
 
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
@@ -111,10 +121,10 @@ class KubevirtBackend:
             self.watches,
             self.run,
             spec,
-            self.settings,
+            self._settings_for(spec),
             replicas=replicas,
             deadline=deadline,
-            prepare=lambda: claims.prepare(self.client, spec, self.run, self.settings),
+            prepare=lambda: self._bring_disks(spec),
         ) as found:
             yield found
 
@@ -137,11 +147,11 @@ class KubevirtBackend:
 
     def machine(self, spec: MachineSpec) -> ClusterVirtualMachine:
         """The machine of this name, whether it is there or not."""
-        manifest = vm_manifest.manifest(spec, self.run, self.settings)
+        manifest = vm_manifest.manifest(spec, self.run, self._settings_for(spec))
 
         def prepare(deadline: Deadline) -> Deadline:
             preflight.check(self.client, manifest, self.settings.cluster_patch, deadline)
-            if claims.prepare(self.client, spec, self.run, self.settings):
+            if self._bring_disks(spec):
                 # An import takes what it takes: that is not the boot's time.
                 return Deadline(deadline.seconds)
             return deadline
@@ -168,6 +178,27 @@ class KubevirtBackend:
             if manifest["kind"] != "NetworkPolicy" or error.status != _FORBIDDEN:
                 raise
             logger.info("going on without a network policy: %s", error)
+
+    def _settings_for(self, spec: MachineSpec) -> ClusterConfig:
+        """The settings of one machine, which boots from a disk with its own iPXE if it has one."""
+        disk = IpxeDisk.of(spec)
+        if disk is None:
+            return self.settings
+        return replace(self.settings, cluster_ipxe_disk=disk.place(self.run, self.settings))
+
+    def _bring_disks(self, spec: MachineSpec) -> bool:
+        """Have on the cluster what the machine's disks are made of; whether there was anything."""
+        there = claims.prepare(self.client, spec, self.run, self.settings)
+        disk = IpxeDisk.of(spec)
+        if disk is None or disk.key in self._brought:
+            return there
+        disk.bring(self.client, self.run, self.settings, self._publish)
+        self._brought.add(disk.key)
+        return True
+
+    def _publish(self, file: Path) -> str:
+        """Put a file on the run's boot server, for others than machines to fetch."""
+        return self.server(*self.find_server(Deadline(_PUBLISH_LIMIT_S))).put(file)
 
     def _claim_storage(self, deadline: Deadline) -> None:
         """Make the claim that is shared with other runs, unless it is there."""

@@ -383,9 +383,13 @@ def _volumes(run: Run, settings: ClusterConfig) -> list[dict[str, Any]]:
 
 
 def _network_policy(run: Run) -> Manifest:
-    # Machines of this run may read. The port for uploads is open to all, as the API server's
-    # addresses cannot be selected; it asks for the token.
-    machines = {"podSelector": {"matchLabels": {RUN_LABEL: run.identifier}}}
+    # Machines of this run may read, and CDI's importers in the namespace, which bear no label of
+    # ours. The port for uploads is open to all, as the API server's addresses cannot be selected;
+    # it asks for the token.
+    readers = [
+        {"podSelector": {"matchLabels": {RUN_LABEL: run.identifier}}},
+        {"podSelector": {"matchLabels": {"cdi.kubevirt.io": "importer"}}},
+    ]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -394,7 +398,7 @@ def _network_policy(run: Run) -> Manifest:
             "podSelector": {"matchLabels": _server_labels(run)},
             "policyTypes": ["Ingress"],
             "ingress": [
-                {"from": [machines], "ports": [{"port": "http"}]},
+                {"from": readers, "ports": [{"port": "http"}]},
                 {"ports": [{"port": "upload"}]},
             ],
         },

@@ -118,7 +118,8 @@ class PersistentCluster(KubevirtBackend):
     @contextlib.contextmanager
     def power_on(self, spec: MachineSpec, deadline: Deadline) -> Iterator[VirtualMachine]:
         """The machine: switched on, or as it is. It stays if this is left, or fails."""
-        machine = self.machine(spec)
+        # The disk with its iPXE is there as it is, and the file may be on another host.
+        machine = self.machine(replace(spec, ipxe=None) if self._found else spec)
         power = (
             machine.met(deadline)
             if self._found

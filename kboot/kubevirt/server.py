@@ -266,9 +266,13 @@ class ClusterServer(Faulty, WithTls):
         """See `kboot.backend.BootServer`."""
         return self._log.fetches_since(position)
 
-    def catch_up(self, deadline: Deadline) -> None:
-        """Read the pod's log once more: what is followed may lag, or stand still unnoticed."""
+    def catch_up(self, deadline: Deadline) -> bool:
+        """Read the pod's log once more: what is followed may lag, or stand still unnoticed.
+
+        That log lags as well.
+        """
         self._log.catch_up(deadline)
+        return False
 
     def faults_fault(self) -> str | None:
         """Why it cannot do wrong on purpose."""

@@ -46,13 +46,8 @@ def firmware_fault(firmware: Firmware, architecture: str, settings: ClusterConfi
     )
 
 
-def require_loadable(ipxe: Path, firmware: Firmware) -> bool:
-    """True if a machine's own iPXE can load this one. `ConfigError` with what to do if not."""
-    if firmware == "uefi":
-        raise ConfigError(
-            f"a UEFI machine on a cluster starts its iPXE from a disk: make ipxe-disk IPXE={ipxe} "
-            "makes one of it, for --cluster-ipxe-disk"
-        )
+def require_loadable(ipxe: Path) -> bool:
+    """True if a BIOS machine's own iPXE can load this one. `ConfigError` with what to do if not."""
     try:
         with ipxe.open("rb") as file:
             head = file.read(_LINUX_MAGIC_AT + len(_LINUX_MAGIC))

@@ -42,7 +42,11 @@ class DownloadWatch:
 
         False for one that has brought something else than the kernel in its place.
         """
-        if fetch.path != self._expected.kernel_path or not self._expected.kernel_bytes:
+        expected = self._expected
+        if fetch.path != expected.kernel_path or not expected.kernel_bytes:
+            if fetch.path not in expected.initrd_paths and not fetch.path.startswith("beacon/"):
+                # The script has gone on to something else.
+                self._other_bytes = None
             return True
         other = fetch.size != self._expected.kernel_bytes
         self._other_bytes = fetch.size if other else None
@@ -75,7 +79,9 @@ class DownloadWatch:
             unchanged_s = now - self._since
             still_s = unchanged_s if silence_s is None else min(unchanged_s, silence_s)
             self._require_progress(percent, still_s - starved_s, counted=silence_s is not None)
-        elif self._other_bytes is not None and idle_s - starved_s > self._patience_s(_RUNS_S):
+        elif self._other_bytes is not None and idle_s - starved_s > self._patience_s(
+            _RUNS_S, self._expected.script_pauses_s
+        ):
             raise ScriptEnded(
                 f"iPXE hangs: it was given {self._other_bytes:,} bytes in the kernel's place (the "
                 f"kernel has {self._expected.kernel_bytes:,}), has started them, and says nothing "
@@ -85,9 +91,9 @@ class DownloadWatch:
             )
 
     def _require_progress(self, percent: str, still_s: float, *, counted: bool) -> None:
-        if still_s <= self._patience_s(_SILENT_S if counted else _UNCHANGED_S):
-            return
         waits = self._expected.script_waits_s
+        if still_s <= self._patience_s(_SILENT_S if counted else _UNCHANGED_S, waits):
+            return
         own = f", and its own time limit ({waits:g} s) has not ended it" if waits else ""
         what = "no byte has come" if counted else "iPXE's line has not changed"
         raise ScriptEnded(
@@ -96,6 +102,5 @@ class DownloadWatch:
             "hang",
         )
 
-    def _patience_s(self, least_s: float) -> float:
-        waits_s = self._expected.script_waits_s
+    def _patience_s(self, least_s: float, waits_s: float) -> float:
         return max(least_s, waits_s + _GRACE_S) if waits_s else least_s

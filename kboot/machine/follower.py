@@ -135,11 +135,12 @@ class Follower:
         They were not heard at the same time: on a cluster, the server's log is behind the console.
         """
         fault = self.boot.contradiction()
+        complete = False
         for _ in deadline.within(_LOG_LAG_S).poll(_LOG_PAUSE_S):
-            if fault is None:
+            if fault is None or complete:
                 break
             with contextlib.suppress(InfraError):
-                self._server.catch_up(deadline)
+                complete = self._server.catch_up(deadline)
             self._look()
             fault = self.boot.contradiction()
         return fault

@@ -110,8 +110,10 @@ class Expected:
     user_script: str = ""
     #: The paths of the scripts that are served beside it.
     served_scripts: Sequence[str] = ()
-    #: How long the script may wait for somebody, or for nothing.
+    #: How long the script may wait for a server, for somebody, or for nothing; and while it loads
+    #: nothing.
     script_waits_s: float = 0.0
+    script_pauses_s: float = 0.0
     #: What its text shows to be wrong: kind, ``file:line: words``, the line itself.
     findings: Sequence[Sequence[str]] = ()
     #: Whether its init starts a whole system's services.

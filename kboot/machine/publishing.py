@@ -272,11 +272,13 @@ def _user_script(urls: _Urls, load: Load, nonce: str, query: str, command_line: 
 def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) -> Expected:
     """`expected`, with what the script's text tells of the boot."""
     findings = script.findings(tree.scripts)
+    texts = [script.text, *tree.scripts.values()]
     return replace(
         expected,
         user_script=str(script.path),
         served_scripts=tuple(expected.folder + name for name in tree.scripts),
-        script_waits_s=lint.longest_wait_s([script.text, *tree.scripts.values()]),
+        script_waits_s=lint.longest_wait_s(texts),
+        script_pauses_s=lint.longest_pause_s(texts),
         findings=tuple(
             (each.kind, f"{script.path.name}:{each.line}: {each.text}", each.source)
             for each in findings
@@ -292,12 +294,12 @@ def booting(backend: Backend, server: BootServer, spec: MachineSpec, path: str) 
     url = server.url(path)
     if spec.ipxe and backend.chain_loads(spec):
         start = templates.render("ipxe/start.ipxe", script_url=url)
+        start_url = server.write(f"{spec.name}/{_START}", start)
         text = templates.render(
-            "ipxe/load.ipxe",
-            ipxe_url=server.put(spec.ipxe),
-            start_url=server.write(f"{spec.name}/{_START}", start),
+            "ipxe/load.ipxe", ipxe_url=server.put(spec.ipxe), start_url=start_url
         )
-        return replace(spec, boot_file=server.write(f"{spec.name}/{_LOADER}", text))
+        loader_url = server.write(f"{spec.name}/{_LOADER}", text)
+        return replace(spec, boot_file=loader_url, loaded_file=start_url)
     if spec.tls == "off":
         return replace(spec, boot_file=url)
     # Those whose certificate is bad are all of the same authority.

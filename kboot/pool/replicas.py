@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from kboot import ipxe
@@ -14,7 +13,7 @@ from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.log import logger
 from kboot.machine import Machine, join
-from kboot.machine.publishing import Load, publish_script, upload
+from kboot.machine.publishing import Load, booting, publish_script, upload
 from kboot.pool.pool import Supply
 from kboot.session import Session
 
@@ -94,7 +93,7 @@ def open_replicas(
     load = upload(session.server, session.kernel, settings)
     nonce = ipxe.new_nonce()
     expected = publish_script(session.server, load, evidence_directory=directory, nonce=nonce)
-    spec = replace(settings.spec, boot_file=session.server.url(expected.script_path))
+    spec = booting(session.backend, session.server, settings.spec, expected.script_path)
     logger.debug("a set of %d machines boots %s", replicas, spec.boot_file)
     with backend.open_replicas(spec, replicas, Deadline(settings.timeout_s)) as found:
         yield ReplicaSource(session, found, load, nonce)

@@ -59,6 +59,8 @@ class Ipxe:
     path: Path
     #: A ROM for the card, or else a program that the firmware starts: ``ipxe.efi``, ``ipxe.lkrn``.
     is_rom: bool
+    #: A program that the card's own iPXE loads: ``undionly.kpxe``.
+    is_loaded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,11 +184,11 @@ def _boot_network(
         # Nothing boots from it, and firmware does not wait for its ROM. The kernels in images for
         # clouds have a driver for no other card.
         model, order, rom = "virtio-net-pci", "", ",romfile="
-    elif ipxe is not None:
+    elif ipxe is not None and not ipxe.is_loaded:
         rom = f",romfile={_escaped(ipxe.path) if ipxe.is_rom else ''}"
     card = f"{model},netdev=net0,mac={mac_address}{order}{rom}"
     yield from ("-device", card)
-    if ipxe is not None and not ipxe.is_rom:
+    if ipxe is not None and not ipxe.is_rom and not ipxe.is_loaded:
         # Firmware starts it before it looks at any device, after each reset as well.
         yield from ("-kernel", str(ipxe.path))
 

@@ -15,7 +15,7 @@ from kboot import arch, nginx, process, state
 from kboot.backend import BootServer
 from kboot.config import Network
 from kboot.deadline import Deadline
-from kboot.errors import InfraError
+from kboot.errors import ConfigError, InfraError
 from kboot.log import step
 from kboot.machine_network import PathCondition
 from kboot.machine_spec import Disk, Firmware, Link, MachineSpec
@@ -110,9 +110,17 @@ class QemuBackend:
         """None if it has machines with these NUMA nodes and huge pages, or else why not."""
         return processors.fault(spec)
 
-    def chain_loads(self, _spec: MachineSpec) -> bool:
-        """No: QEMU starts it."""
-        return False
+    def chain_loads(self, spec: MachineSpec) -> bool:
+        """Whether the card's own iPXE has to load it; else, QEMU starts it."""
+        found = self._emulator(spec.architecture).ipxe_of(spec)
+        if found is None or not found.is_loaded:
+            return False
+        if spec.tls != "off":
+            raise ConfigError(
+                f"ipxe: {found.path} is loaded by another iPXE, and by HTTP; to boot by HTTPS "
+                f"(tls = {spec.tls}), give ipxe.lkrn or a .rom of the same build"
+            )
+        return True
 
     def share_fault(self) -> str | None:
         """None if its machines can have directories of this host, or else why not."""
@@ -161,6 +169,8 @@ class QemuBackend:
             return "its impaired network is what it is started for"
         if spec.tls != "off":
             return f"its boot by HTTPS (tls = {spec.tls}) is what it is started for"
+        if spec.ipxe and self.chain_loads(spec):
+            return f"its iPXE, {spec.ipxe.name}, is loaded by another one at each start"
         option = opaque_option(spec.extra_arguments)
         return option and f"the QEMU argument {option} brings state that a snapshot does not hold"
 
@@ -220,17 +230,20 @@ class QemuBackend:
     def _boot_cables(
         self, spec: MachineSpec, deadline: Deadline
     ) -> Iterator[Mapping[str, Callable[[], socket.socket]]]:
-        """Of an impaired boot network: what plugs its cables in at a switch of their own."""
+        """Of a boot network that differs: what plugs its cables in at a switch of their own."""
         wanted = spec.impairment
-        if wanted is None:
+        if wanted is None and not spec.loaded_file:
             yield {}
             return
         with open_segment(self._directory, (CARD_CABLE, HUB_CABLE), deadline) as segment:
-            condition = PathCondition(loss=wanted.loss, delay_s=wanted.delay_s)
-            segment.set_paths(
-                {(CARD_CABLE, HUB_CABLE): condition, (HUB_CABLE, CARD_CABLE): condition}
-            )
-            segment.set_limits(mtu=wanted.mtu, dns=wanted.dns)
+            if wanted is not None:
+                condition = PathCondition(loss=wanted.loss, delay_s=wanted.delay_s)
+                segment.set_paths(
+                    {(CARD_CABLE, HUB_CABLE): condition, (HUB_CABLE, CARD_CABLE): condition}
+                )
+                segment.set_limits(mtu=wanted.mtu, dns=wanted.dns)
+            if spec.loaded_file:
+                segment.set_boot_file(spec.loaded_file)
             yield {name: partial(segment.plug, name) for name in (CARD_CABLE, HUB_CABLE)}
 
     def saved_firmware(self, spec: MachineSpec, deadline: Deadline) -> SavedFirmware | None:

@@ -37,6 +37,9 @@ _NOTHING = re.compile(r"EFI Internal Shell|No bootable option or device")
 _ROM = b"\x55\xaa"
 _SETUP = 0x202
 
+#: Of programs that another iPXE loads by the PXE interface.
+_LOADED = {".pxe", ".kpxe", ".kkpxe", ".kkkpxe"}
+
 _MARKER = "kboot: the ROM has iPXE"
 _SCRIPT = "probe.ipxe"
 _PROBE = MachineSpec(
@@ -100,11 +103,11 @@ def read_ipxe(path: Path, firmware: Firmware, architecture: Architecture = arch.
         if firmware == "uefi":
             raise ConfigError(f"ipxe: {path} is for a BIOS; give a UEFI machine an ipxe.efi")
         return Ipxe(path=path, is_rom=False)
-    if path.suffix in {".pxe", ".kpxe", ".kkpxe"}:
-        raise ConfigError(
-            f"ipxe: {path} is loaded by another iPXE, and would be loaded by itself again and "
-            "again, as DHCP tells both the same; give ipxe.lkrn or a .rom of the same build"
-        )
+    if path.suffix in _LOADED:
+        # Nothing in it says so.
+        if firmware == "uefi":
+            raise ConfigError(f"ipxe: {path} is for a BIOS; give a UEFI machine an ipxe.efi")
+        return Ipxe(path=path, is_rom=False, is_loaded=True)
     if fault := _program_fault(path, architecture):
         raise ConfigError(f"ipxe: {path} {fault}")
     if firmware == "bios":

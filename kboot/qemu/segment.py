@@ -139,6 +139,10 @@ class Segment:
         """Lose packets of more than `mtu` bytes (0: none); have `dns` know no name (not-found)."""
         self._ask({"do": "limits", "mtu": mtu, "dns": dns})
 
+    def set_boot_file(self, url: str) -> None:
+        """Have DHCP name this to who has just fetched it, in place of what it names to others."""
+        self._ask({"do": "boot-file", "url": url})
+
     # -------------------------------------------------------------------------------- for machines
 
     def plug(self, member: str) -> socket.socket:

@@ -10,6 +10,8 @@ descriptor is a socket (SOCK_SEQPACKET) over which it is told what to do, in JSO
   these ports the share LOSS is lost and the rest comes DELAY seconds late. All others pass;
 - ``{"do": "limits", "mtu": BYTES, "dns": "not-found"}``: from now on, packets of more bytes are
   lost, and who asks DNS for a name is told that there is none. 0 and "" for neither;
+- ``{"do": "boot-file", "url": URL}``: from now on, a machine whose last HTTP request was for URL
+  is given it by DHCP as its boot file, whatever the DHCP server says;
 - ``{"do": "names", "address": IP, "mac": MAC, "domain": DOMAIN, "names": {NAME: IP, ...}}``: be
   their name server, at this address. Paths from and to it are those of the port ``""``;
 - ``{"do": "counts"}``.
@@ -71,6 +73,9 @@ _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _UDP = struct.Struct("!HHHH")
 _DNS = struct.Struct("!HHHHHH")
 _IS_ARP, _IS_IPV4, _IS_UDP, _DNS_PORT = 0x0806, 0x0800, 17, 53
+_IS_TCP, _DHCP_SERVER_PORT = 6, 67
+#: In a DHCP message: where the name of the boot file begins, and how long it is (RFC 2131).
+_BOOT_FILE_AT, _BOOT_FILE_BYTES = 108, 128
 _A, _PTR, _ANY = 1, 12, 255
 _INTERNET = 1
 #: What a name server answers (RFC 1035, 4.1.1). Who is refused asks the next server.
@@ -182,6 +187,44 @@ def _checksum(header: bytes) -> int:
     return ~(total + (total >> 16)) & 0xFFFF
 
 
+class BootFile:
+    """Names a boot file to the program that a machine has loaded, and not to what has loaded it.
+
+    Both are iPXE and ask DHCP alike; but the one that loads fetches that file before it starts the
+    other.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.encode()
+        self._request = b"GET /" + self._url.split(b"/", 3)[3] + b" "
+        self._is_next = False
+
+    def passing(self, frame: bytes) -> bytes:
+        """A frame as it is to be forwarded, with its length."""
+        ip = _LENGTH + _ETHERNET_BYTES
+        if len(frame) < ip + _IPV4.size or frame[ip - 2 : ip] != b"\x08\x00":
+            return frame
+        datagram = ip + 4 * (frame[ip] & 15)
+        if frame[ip + 9] == _IS_TCP and len(frame) > datagram + 12:
+            said = datagram + 4 * (frame[datagram + 12] >> 4)
+            if frame.startswith(b"GET ", said):
+                self._is_next = frame.startswith(self._request, said)
+        elif frame[ip + 9] == _IS_UDP and self._is_next:
+            return self._renamed(frame, datagram)
+        return frame
+
+    def _renamed(self, frame: bytes, datagram: int) -> bytes:
+        source = int.from_bytes(frame[datagram : datagram + 2], "big")
+        begin = datagram + _UDP.size + _BOOT_FILE_AT
+        if source != _DHCP_SERVER_PORT or len(frame) < begin + _BOOT_FILE_BYTES:
+            return frame
+        named = bytearray(frame)
+        named[begin : begin + _BOOT_FILE_BYTES] = self._url.ljust(_BOOT_FILE_BYTES, b"\0")
+        # No checksum: the frame does not leave this host.
+        named[datagram + 6 : datagram + 8] = bytes(2)
+        return bytes(named)
+
+
 class Switch:
     """Forwards frames to where their address was seen last, and to all where that is unknown."""
 
@@ -196,6 +239,7 @@ class Switch:
         #: Of a whole frame, with its length before it; None for any.
         self._longest: int | None = None
         self._no_names = False
+        self._boot_file: BootFile | None = None
         #: When, a running number, from where, to where, the frame.
         self._late: list[tuple[float, int, str, str, bytes]] = []
         self._count = 0
@@ -236,6 +280,8 @@ class Switch:
                 mtu = order["mtu"]
                 self._longest = _LENGTH + _ETHERNET_BYTES + mtu if mtu else None
                 self._no_names = order["dns"] == "not-found"
+            case "boot-file":
+                self._boot_file = BootFile(order["url"])
             case "names":
                 del order["do"]
                 self._names = NameServer(**order)
@@ -286,6 +332,8 @@ class Switch:
 
     def _forward(self, source: str, frame: bytes, now: float) -> set[str]:
         """Where there is something to be written now. The frame is with its length."""
+        if self._boot_file:
+            frame = self._boot_file.passing(frame)
         begin = _LENGTH
         to, sender = frame[begin : begin + 6], frame[begin + 6 : begin + 12]
         self._places[sender] = source

@@ -23,6 +23,7 @@ from kboot.kubevirt import KubevirtBackend, manifests, replica_set, watches
 from kboot.machine import Machine
 from kboot.machine_spec import MachineSpec
 from kboot.pool import Pool, State
+from kboot.pool.replicas import open_replicas
 from kboot.pool.service import KIND, _pool_of
 from kboot.session import open_session
 from kboot.testing import GuestAction, write_kernel
@@ -97,6 +98,21 @@ def test_the_api_server_knows_every_field_of_the_set(ssh: bool) -> None:
     assert schema.faults(made) == []
     (recorded,) = calls("pool", "POST", "virtualmachineinstancereplicasets?fieldValidation=Strict")
     assert made["spec"].keys() == recorded["request"]["spec"].keys()
+
+
+def test_machines_of_a_set_load_ones_own_ipxe_as_others_do(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    own = tmp_path / "ipxe.lkrn"
+    own.write_bytes(bytes(0x202) + b"HdrS")
+    kernel = write_kernel(tmp_path / "vmlinuz", RELEASE)
+    config = Config(kernel=str(kernel), backend="kubevirt", ipxe=own)
+    with open_session(config, evidence=tmp_path / "evidence") as session:
+        assert isinstance(session.backend, ReplicaBackend)
+        with open_replicas(session, session.backend, 0):
+            (made,) = cluster.objects("virtualmachineinstancereplicasets")
+            (card,) = made["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"]
+    assert card["dhcpOptions"]["bootFileName"].endswith("/scripts/pool/kboot-load.ipxe")
 
 
 def test_machines_with_an_ssh_server_are_probed() -> None:

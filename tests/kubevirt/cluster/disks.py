@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from pathlib import Path
 
@@ -42,9 +43,19 @@ class Disks:
         """The volume and the image of it that no registry has; empty if it has what it needs."""
         for _, volume in volumes_of(vm):
             image = (volume.get("containerDisk") or {}).get("image")
-            if image is not None and image not in self.images:
+            if image is not None and not self._is_there(image):
                 return volume["name"], str(image)
         return "", ""
+
+    def _is_there(self, image: str) -> bool:
+        """Whether a node has this image, or can pull it."""
+        if image not in self.images:
+            archive = (
+                self._storage.directory / f"image-{hashlib.sha256(image.encode()).hexdigest()}"
+            )
+            if images.pull(image, archive):
+                self.images[image] = archive
+        return image in self.images
 
     def fault(self, vm: Object) -> str:
         """Why virt-handler cannot have the machine's disks; empty if it can."""

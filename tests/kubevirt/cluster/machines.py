@@ -90,7 +90,7 @@ class Virt:
         self.underway: set[str] = set()
         #: The guests' ports that are open, and what stands for them on this host.
         self.ports: dict[int, int] = {}
-        self.storage = Storage(store, directory)
+        self.storage = Storage(store, directory, lambda url: self._resolve(url, "127.0.0.1"))
         self.disks = Disks(self.storage)
         #: What refuses launcher pods: Pod Security, a quota that nobody frees.
         self.refusal = ""
@@ -445,15 +445,15 @@ class Virt:
         vmi = self.store.get("virtualmachineinstances", metadata["namespace"], metadata["name"])
         return str(vmi["status"]["phase"]) if vmi else ""
 
-    def _resolve(self, url: str) -> str:
-        """An address of the cluster, as machines on this host reach it."""
+    def _resolve(self, url: str, host: str = "10.0.2.2") -> str:
+        """An address of the cluster, as machines on this host reach it, or who else has `host`."""
         parts = urlsplit(url)
         name, _, namespace = (parts.hostname or "").partition(".")
         pod = self.store.get("pods", namespace.partition(".")[0], name)
         running = pod and self._kubelet.running.get(pod["metadata"]["uid"])
         if not running:
             return url
-        return urlunsplit(parts._replace(netloc=f"10.0.2.2:{running.ports[8080]}"))
+        return urlunsplit(parts._replace(netloc=f"{host}:{running.ports[8080]}"))
 
     def event(self, thing: Object, kind: str, reason: str, message: str) -> None:
         self.store.create("events", event_about(thing, kind, reason, message))

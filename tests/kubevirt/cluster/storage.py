@@ -35,9 +35,11 @@ class Failed(Exception):
 
 
 class Storage:
-    def __init__(self, store: Store, directory: Path) -> None:
+    def __init__(self, store: Store, directory: Path, resolve: Callable[[str], str]) -> None:
+        """`resolve` returns a URL of the cluster's as it is to be reached on this host."""
         self._store = store
-        self._directory = directory
+        self._resolve = resolve
+        self.directory = directory
         #: What is on volumes, by the name of the claim: raw disks.
         self.claims: dict[str, Path] = {}
         #: The same in other namespaces.
@@ -107,7 +109,7 @@ class Storage:
     def _fill(self, claim: Object, below: Path | None) -> None:
         """Provision a volume: a copy of `below`, or empty as KubeVirt makes it."""
         name = claim["metadata"]["name"]
-        path = self._directory / f"volume-{claim['metadata']['uid'][:8]}"
+        path = self.directory / f"volume-{claim['metadata']['uid'][:8]}"
         requested = claim["spec"]["resources"]["requests"]["storage"]
         if below:
             shutil.copyfile(below, path)
@@ -197,14 +199,14 @@ class Storage:
         return self.foreign[place]
 
     def _unpacked(self, url: str, name: str) -> Path:
-        path = self._directory / f"image-{name}"
+        path = self.directory / f"image-{name}"
         path.write_bytes(images.disk_of(self.images[url.removeprefix("docker://")]))
         return path
 
     def _downloaded(self, url: str, name: str) -> Path:
-        path = self._directory / f"download-{name}"
+        path = self.directory / f"download-{name}"
         try:
-            with _DIRECT.open(url, timeout=10) as answer, path.open("wb") as file:
+            with _DIRECT.open(self._resolve(url), timeout=10) as answer, path.open("wb") as file:
                 shutil.copyfileobj(answer, file)
         except urllib.error.HTTPError as error:
             raise Failed(
