@@ -42,8 +42,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with open_place(debian_kernel, tmp_path_factory.mktemp("place")) as place:
+def place(quick_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with open_place(quick_kernel, tmp_path_factory.mktemp("place")) as place:
         yield place
 
 

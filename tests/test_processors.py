@@ -79,14 +79,14 @@ def test_a_cluster_has_both_in_fields_of_its_own() -> None:
     assert "guestMappingPassthrough" in str(on_cluster.fault(replace(SPEC, cpus=2, numa=2)))
 
 
-def test_more_nodes_than_processors_are_refused(debian_kernel: Path) -> None:
+def test_more_nodes_than_processors_are_refused(quick_kernel: Path) -> None:
     with pytest.raises(ConfigError, match="2 nodes need a processor each, and the machine has 1"):
-        settings_for(read_kernel(debian_kernel), Config(numa=2))
+        settings_for(read_kernel(quick_kernel), Config(numa=2))
 
 
-def test_the_guest_has_the_nodes_and_the_arrangement(debian_kernel: Path, tmp_path: Path) -> None:
+def test_the_guest_has_the_nodes_and_the_arrangement(quick_kernel: Path, tmp_path: Path) -> None:
     config = Config(
-        kernel=str(debian_kernel), cpus="sockets=2,cores=1,threads=2", numa=2, isolation="none"
+        kernel=str(quick_kernel), cpus="sockets=2,cores=1,threads=2", numa=2, isolation="none"
     )
     with open_session(config, evidence=tmp_path / "evidence") as session:
         machine = session.machine(session.settings(config), name="numa")
