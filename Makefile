@@ -86,7 +86,7 @@ $(arm64): .ci/fetch_foreign.py | $(ready)
 $(arm64_older): .ci/fetch_foreign.py | $(ready)
 	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm:linux-image-arm64 $@
 
-# With them, the soak's crashes are built: make soak takes gcc-aarch64-linux-gnu.
+# With them, the soak's crashes are built.
 $(arm64_headers): $(arm64_older) .ci/fetch_foreign.py
 	@$(bin)/python .ci/fetch_foreign.py aarch64 bookworm:headers:$(arm64_older) $(@D)
 	@touch -h $@
@@ -103,6 +103,7 @@ kunit-kernel: $(kunit) ## build a small kernel with KUnit, and kselftests for it
 
 # Not for `make test`: building it takes minutes.
 $(kunit): | $(ready)
+	@.ci/install-packages kunit
 	@nice .ci/build-kunit-kernel $@
 
 # Only of Debian's kernel: the module that the tests crash it with is built for no other.
@@ -182,6 +183,7 @@ bench-docs: $(ready) ## put the last run's plot into docs/performance.svg
 	$(bin)/python -m bench.plot --docs
 
 soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64_older) $(arm64_headers) $(ipxe_disk) $(ipxe_disk_arm64) $(trixie_ipxe) $(registry) $(kunit) $(trixie) $(debian_disk) $(etcd) ## run the tests COUNT times over, then many restores, commands, restarts and kills
+	@.ci/install-packages soak
 	@for round in $$(seq $(COUNT)); do \
 		echo "== soak: round $$round of $(COUNT)"; \
 		KBOOT_TEST_KERNEL=$(abspath $(KERNEL)) \

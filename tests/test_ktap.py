@@ -495,6 +495,19 @@ def test_a_real_boot_cut_anywhere_keeps_what_it_had_told() -> None:
                 assert whole[case.full_name] is case.status
 
 
+@pytest.mark.parametrize("number", [-1, 0, 1, 2, 9, 19])
+def test_a_byte_that_is_lost_before_a_line_loses_and_invents_no_case(number: int) -> None:
+    """Serial lines drop bytes where the host is busy: of the time, or of the indentation."""
+    lines = BOOTED.splitlines(keepends=True)
+    number += next(n for n, line in enumerate(lines) if line.endswith(b"# Subtest: hlist\r\n"))
+    before, line, behind = b"".join(lines[:number]), lines[number], b"".join(lines[number + 1 :])
+    whole = {case.full_name: case.status for case in read_log(BOOTED)[0]}
+    indentation = line.index(b"]") + len("]     ")
+    for lost in range(indentation):
+        cases = read_log(before + line[:lost] + line[lost + 1 :] + behind)[0]
+        assert {case.full_name: case.status for case in cases} == whole, lost
+
+
 # ------------------------------------------------------------------------------------ odd logs
 
 

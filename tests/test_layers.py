@@ -220,7 +220,7 @@ def test_nobody_asks_which_backend_it_is() -> None:
 #: What only `kboot.arch` may know: names of architectures, and what is there because of one.
 _OF_AN_ARCHITECTURE = re.compile(
     r"x86[-_]64|amd64|i[36]86|aarch64|arm64|riscv|loongarch|ttyS\d|ttyAMA|isa-debug-exit|gic-version"
-    r"|\bq35\b|\bOVMF|\bAAVMF|BOOT(?:X64|AA64)|qemu-system-\w"
+    r"|\bq35\b|\bOVMF|\bAAVMF|BOOT(?:X64|AA64)|qemu-system-\w|^(?:x86|arm)$"
 )
 #: A crash's log is in the words of every architecture's kernel, and a recorded boot is of one.
 _MANY_TONGUES = {"crash", "testing"}
@@ -294,6 +294,7 @@ def asks_which_architecture(tree: ast.AST) -> list[int]:
         'if name in ("x86_64", "aarch64"): pass',
         'if name in {"riscv64"}: pass',
         'if name.startswith("arm64"): pass',
+        'if name.startswith("arm"): pass',
         'cards = {"x86_64": "e1000e", "aarch64": "virtio"}[name]',
         'match name:\n    case "aarch64" | "arm64":\n        pass',
         "if row is arch.AARCH64: pass",

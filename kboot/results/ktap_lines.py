@@ -19,6 +19,9 @@ _STAMP = re.compile(r"(?:<\d+>)?\[ *(\d{1,11}\.\d{6})\](?: ?\[ *[TC]\d+(?:/[TC]?
 #: The same in the midst of a line: two messages, or a message in the midst of a program's line.
 _STAMP_WITHIN = re.compile(r"\[ *\d{1,11}\.\d{6}\](?: ?\[ *[TC]\d+(?:/[TC]?\d+)?\])? ")
 
+#: A time that has lost some of its bytes: a serial line drops them where the host is busy.
+_DAMAGED_STAMP = re.compile(r"(?=[ \d.]*[\[\]])\[? *[\d.]{3,18}\]? ?")
+
 _LINE = re.compile(
     r"([ \t#]*?)(?:"
     r"(ok|not ok) (\d{1,9})(?![^\s#])(.*)"
@@ -215,6 +218,8 @@ class LineReader:
 
     def __init__(self) -> None:
         self._torn = ""
+        #: Whether the kernel's lines have times.
+        self._has_stamps = False
         #: What an unknown tool puts before each line, as seen before the version line.
         self._prefix: re.Pattern[str] | None = None
 
@@ -228,6 +233,7 @@ class LineReader:
         stamp = _STAMP.match(line)
         if stamp is None:
             return self._foreign(line, raw)
+        self._has_stamps = True
         text = line[stamp.end() :]
         if "[" in text and (second := _STAMP_WITHIN.search(text)):
             first = Words(text[: second.start()], float(stamp[1]), stamped=True)
@@ -236,6 +242,10 @@ class LineReader:
 
     def _foreign(self, line: str, raw: bytes) -> list[Words]:
         """A line that does not begin with the kernel's time."""
+        if self._has_stamps and (damaged := _DAMAGED_STAMP.match(line)):
+            rest = line[damaged.end() :]
+            if _LINE.match(rest):
+                return [Words(rest, None, stamped=True)]
         if "[" in line and (stamp := _STAMP_WITHIN.search(line)):
             head = line[: stamp.start()]
             if is_beginning(head):

@@ -149,6 +149,7 @@ class Track:
         """A line about suites; False if it is none here, but something that was printed."""
         if "#" in token.key and not self._comments:
             return False
+        token = self._realigned(token)
         known = any(level.key == token.key for level in self.levels)
         if "#" in token.key and not known and not isinstance(token, Version | Plan | Header):
             return False
@@ -168,6 +169,22 @@ class Track:
             if words.time_s is not None:
                 self._last_time_s = words.time_s
         return taken
+
+    def _realigned(self, token: Token) -> Token:
+        """As it was before its line lost some of its indentation: a serial line drops bytes."""
+        keys = [level.key for level in self.levels]
+        width = len(token.key)
+        if not keys or token.key in keys or "#" in f"{token.key}{keys[-1]}":
+            return token
+        if len(keys[0]) < width < len(keys[-1]):
+            # No suite is indented like this.
+            return token._replace(key=next(key for key in keys if len(key) > width))
+        level = self.levels[-1]
+        begins = level.plan is None and not level.has_cases and len(keys) > 1
+        if begins and isinstance(token, Header | Plan) and width - len(level.key) in (1, 3):
+            # What has lost them is the line before; a suite in it is indented by an even number.
+            level.key = token.key
+        return token
 
     def _version(self, token: Version, number: int) -> bool:
         level = self._at(token.key)
