@@ -274,6 +274,28 @@ def test_a_culprit_is_found_in_a_repository_and_git_replays_how(
     assert git(clone, "rev-parse", "refs/bisect/bad") == found.culprit
 
 
+@pytest.mark.parametrize("word", ["bad", "'bad'"])
+def test_git_names_the_culprit_with_and_without_quotes(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    last = commit(repository, 41)
+    with open_git(repository, tmp_path / "worktree", commit(repository, 40), "main") as history:
+        monkeypatch.setattr(history, "_said", f"{last} is the first {word} commit\ncommit {last}\n")
+        assert history.position([]) == Position(next=None, culprit=last)
+
+
+def test_a_git_that_does_not_go_on_is_told(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_git(repository, tmp_path / "worktree", commit(repository, 10), "main") as history:
+        following = history.position([]).next
+        assert following
+        # As if it had been told, and had answered in words that are not known.
+        monkeypatch.setattr(history, "_applied", [(following, "bad")])
+        with pytest.raises(InfraError, match="git bisect does not go on"):
+            history.position([(following, "bad")])
+
+
 def test_the_search_goes_around_commits_that_cannot_be_built(
     repository: Path, tmp_path: Path
 ) -> None:

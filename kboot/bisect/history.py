@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from kboot import process
-from kboot.errors import ConfigError, ProcessError
+from kboot.errors import ConfigError, InfraError, ProcessError
 
 Verdict = Literal["good", "bad", "skip"]
 #: What was found of some revisions, in the order in which it was.
@@ -133,6 +133,10 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 # ----------------------------------------------------------------------------- a git repository
 
 
+#: From 2.55 on, git puts the word in quotes.
+_CULPRIT = re.compile(r"^(\w{40,64}) is the first '?bad'? commit$", re.MULTILINE)
+
+
 class GitHistory:
     """Commits of a repository; made by `open_git`.
 
@@ -156,14 +160,18 @@ class GitHistory:
         for revision, verdict in marks[len(self._applied) :]:
             self._said = self._bisect(verdict, revision)
             self._applied.append((revision, verdict))
-        if found := re.search(r"^(\w{40,64}) is the first bad commit$", self._said, re.MULTILINE):
+        if found := _CULPRIT.search(self._said):
             return Position(next=None, culprit=found[1])
         if "only 'skip'ped commits left" in self._said:
             listed = tuple(re.findall(r"^(\w{40,64})$", self._said, re.MULTILINE))
             return Position(next=None, culprit=None, candidates=listed)
         steps = re.search(r"\(roughly (\d+) steps?\)", self._said)
+        following = self._git("rev-parse", "--verify", "BISECT_HEAD")
+        if any(following == revision for revision, _ in marks):
+            # Whatever it says, it is nothing that we know.
+            raise InfraError(f"git bisect does not go on from {following}: {self._said.strip()}")
         return Position(
-            next=self._git("rev-parse", "--verify", "BISECT_HEAD"),
+            next=following,
             culprit=None,
             steps=int(steps[1]) + 1 if steps else 1,
         )
