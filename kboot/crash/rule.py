@@ -81,6 +81,11 @@ def row(
     )
 
 
+def traced(kind: CrashKind, anchor: str, pattern: str, label: str) -> Rule:
+    """A row that only a trace behind its first line makes a report."""
+    return row(kind, anchor, pattern, label, needs_trace=True)
+
+
 def lockdep(kind: CrashKind, anchor: str, words: str, label: str) -> Rule:
     """A row for one of lockdep's first lines."""
     return row(kind, anchor, LOCKDEP + words, label)
