@@ -9,7 +9,7 @@ from dataclasses import replace
 from kboot.crash import resets
 from kboot.crash.addresses import AddressNames
 from kboot.crash.catalogue import ANY_DIE, FILTER, RULES
-from kboot.crash.lines import Encoding, KernelLine, parse
+from kboot.crash.lines import Encoding, KernelLine, is_behind_words, parse
 from kboot.crash.model import CrashKind, Event, Opened
 from kboot.crash.open_reports import Drafts
 from kboot.crash.report import Draft
@@ -292,10 +292,11 @@ class Scanner:
         if self._is_again(line, raw):
             self._drafts.again(line)
             return
+        torn = candidate and line.stamped and is_behind_words(raw)
         for message in _messages(line):
-            self._read_message(message, candidate=candidate)
+            self._read_message(message, candidate=candidate, torn=torn)
 
-    def _read_message(self, line: KernelLine, *, candidate: bool) -> None:
+    def _read_message(self, line: KernelLine, *, candidate: bool, torn: bool) -> None:
         trigger = None
         if candidate:
             if self._names is not None:
@@ -303,7 +304,7 @@ class Scanner:
             trigger = self._triggers.find(line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:
-            self._drafts.begin(*trigger, line)
+            self._drafts.begin(*trigger, line, torn=torn)
         elif self._drafts.open:
             self._drafts.extend(line)
 
