@@ -385,8 +385,14 @@ _DIES = (
         r"|protection exc|data exc|synchronous|SError|kernel stack|trap|unexpected",
         "oops",
     ),
-    row(K.OOPS, "[#", r"(?:Internal error: )?Oops(?:\b.{0,99})?\[#\d+\]", "oops", is_die=True),
-    row(K.OOPS, "[#", r"Internal error: .{0,99}\[#\d+\]", "oops", is_die=True),
+    row(
+        K.OOPS,
+        "[#",
+        r"(?:Internal error: )?Oops(?:\b.{0,99})?\[#\d{1,4}\](?!\()",
+        "oops",
+        is_die=True,
+    ),
+    row(K.OOPS, "[#", r"Internal error: .{0,99}\[#\d{1,4}\](?!\()", "oops", is_die=True),
     # MIPS and others: "Reserved instruction in kernel code[#1]:".
     row(K.OOPS, "[#", r"[A-Z][A-Za-z ]+\[#\d+\]:?$", "oops", is_die=True, is_vague=True),
 )

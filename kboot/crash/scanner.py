@@ -23,7 +23,10 @@ _QUOTING = re.compile(
     re.IGNORECASE,
 )
 #: Words before a first line that are a quotation's, or a log's name for itself.
-_TALKING = re.compile(r"\b(?:expect|wait|test|assert|run|case)\b", re.IGNORECASE)
+_TALKING = re.compile(
+    r"\b(?:expect|wait|test|assert|run|case|(?:fix|avoid|prevent|solve|resolve|cause)(?:e?[sd]|ing)?)\b",
+    re.IGNORECASE,
+)
 #: The same rule for a line whose origin is in doubt.
 _DOUBTED = {rule: replace(rule, needs_trace=True) for rule in RULES}
 
