@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kboot.crash.model import CrashKind
-from kboot.crash.rule import AT, AT_OFFSET, PANIC, RCU, WATCHDOG, die, lockdep, panic, row
+from kboot.crash.rule import AT, AT_OFFSET, PANIC, RCU, WATCHDOG, die, lockdep, panic, row, traced
 
 K = CrashKind
 
@@ -43,12 +43,11 @@ _SANITIZERS = (
         "suspected memory leaks",
     ),
     # An object is there that was never freed, or is in two caches: kmemleak gives up.
-    row(
+    traced(
         K.WARNING,
         "kmemleak: Cannot insert",
         r"kmemleak: Cannot insert 0x",
         "kmemleak: overlapping objects",
-        needs_trace=True,
     ),
 )
 
@@ -113,21 +112,14 @@ _STALLS = (
         "task hung",
     ),
     # A task's name may have any characters, also a line feed.
-    row(
-        K.HUNG_TASK,
-        "INFO: ",
-        r"INFO: task (?P<what>(?!.*blocked).{0,16})$",
-        "task hung",
-        needs_trace=True,
-    ),
+    traced(K.HUNG_TASK, "INFO: ", r"INFO: task (?P<what>(?!.*blocked).{0,16})$", "task hung"),
     row(K.WORKQUEUE_LOCKUP, "BUG", r"BUG: workqueue lockup - pool", "workqueue lockup"),
     # A CPU does not take what another one sends it: mostly its interrupts are off.
-    row(
+    traced(
         K.HARD_LOCKUP,
         "non-responsive CSD lock",
         r"(?:smp: )?csd: Detected non-responsive CSD lock",
         "CPU that does not answer",
-        needs_trace=True,
     ),
 )
 
@@ -153,27 +145,24 @@ _MEMORY = (
         "slab: {what}",
     ),
     # Up to 5.14; since then a WARN.
-    row(
+    traced(
         K.SLAB_CORRUPTION,
         "kmem_cache_destroy ",
         r"kmem_cache_destroy \S+: Slab cache still has objects",
         "slab: objects left",
-        needs_trace=True,
     ),
-    row(
+    traced(
         K.DATA_CORRUPTION,
         "pagealloc: ",
         r"pagealloc: (?P<what>memory corruption|single bit error)",
         "page poison: {what}",
-        needs_trace=True,
     ),
     # All that is left of a report whose first lines were dropped.
-    row(
+    traced(
         K.SLAB_CORRUPTION,
         "INFO: ",
         rf"INFO: (?:Allocated|Freed) in {AT}.* age=\d",
         "slab: damaged object",
-        needs_trace=True,
     ),
     row(K.SLAB_CORRUPTION, "Slab corruption", r"Slab corruption", "slab corruption"),
     row(K.SLAB_CORRUPTION, "slab error in", rf"slab error in {AT}", "slab error"),
@@ -212,31 +201,28 @@ _BUGS = (
     ),
     row(K.STACK_OVERFLOW, "BUG", r"BUG: (?:[\w#]+ )?stack guard page was hit", "stack overflow"),
     # s390 and ppc32, before the registers and the panic.
-    row(
+    traced(
         K.STACK_OVERFLOW,
         "ernel stack overflow",
         r"Kernel stack overflow(?:\.?$| in process )",
         "stack overflow",
-        needs_trace=True,
     ),
     # arm has no trap for it: __div0() prints a trace and goes on.
     row(K.DIVIDE_ERROR, "by zero in kernel", r"Division by zero in kernel", "division by zero"),
-    row(
+    traced(
         K.WARNING,
         "duplicate filename",
         r"sysfs: cannot create duplicate filename",
         "duplicate name in sysfs",
-        needs_trace=True,
     ),
     row(K.STACK_OVERFLOW, "Insufficient stack", "Insufficient stack space to", "stack overflow"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: sleeping function called from", "sleeping in atomic context"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: (?:\w+ )?scheduling while atomic", "scheduling while atomic"),
-    row(
+    traced(
         K.ATOMIC_SLEEP,
         "bad: scheduling",
         r"bad: scheduling from the idle thread",
         "scheduling from the idle thread",
-        needs_trace=True,
     ),
     # cant_sleep() and cant_migrate().
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: assuming (?P<what>[\w ]+) at", "assuming {what}"),
@@ -255,35 +241,18 @@ _BUGS = (
     row(K.BUG, "BUG", r"BUG: Dentry \S+ .*still in use", "dentry still in use"),
     # Before the BUG() or WARN() of its panic handler.
     row(K.BUG, "panicked at", r"rust_kernel: panicked at \S+:\d+:\d+:", "Rust panic"),
-    row(
-        K.BUG,
-        "UBIFS assert",
-        r"(?:UBIFS error .*: )?UBIFS assert failed",
-        "UBIFS assertion",
-        needs_trace=True,
-    ),
-    row(
+    traced(K.BUG, "UBIFS assert", r"(?:UBIFS error .*: )?UBIFS assert failed", "UBIFS assertion"),
+    traced(
         K.BUG,
         "tried to init an initialized",
         r"kobject.*: tried to init an initialized object",
         "kobject initialized twice",
-        needs_trace=True,
     ),
-    row(
-        K.BUG,
-        "fatal: assertion",
-        r"(?:gfs2|GFS2): fsid=\S* fatal: assertion ",
-        "GFS2 assertion",
-        needs_trace=True,
+    traced(
+        K.BUG, "fatal: assertion", r"(?:gfs2|GFS2): fsid=\S* fatal: assertion ", "GFS2 assertion"
     ),
     # ZFS, which leaves the thread asleep for ever.
-    row(
-        K.BUG,
-        "PANIC at ",
-        r"PANIC at \S+\.[ch]:\d+:(?P<at>\w+)\(\)$",
-        "ZFS assertion",
-        needs_trace=True,
-    ),
+    traced(K.BUG, "PANIC at ", r"PANIC at \S+\.[ch]:\d+:(?P<at>\w+)\(\)$", "ZFS assertion"),
     # KVM on arm64, before the panic.
     row(K.BUG, "BUG", rf"(?:kvm \[\d+\]: )?nVHE hyp BUG at: {AT_OFFSET}", "nVHE hyp BUG"),
     row(K.BUG, "Busy inodes after", r"VFS: Busy inodes after unmount of", "busy inodes"),
@@ -325,40 +294,27 @@ _BUGS = (
 
 #: See `model.COMPLAINTS`.
 _COMPLAINTS = (
-    row(
+    traced(
         K.COMPLAINT,
         "page allocation failure",
         r"(?P<task>\S.{0,15}): page allocation failure[:.]",
         "page allocation failure",
-        needs_trace=True,
     ),
-    row(
-        K.COMPLAINT,
-        "vmalloc error",
-        r"(?P<task>\S.{0,15}): vmalloc error: size",
-        "vmalloc failure",
-        needs_trace=True,
+    traced(
+        K.COMPLAINT, "vmalloc error", r"(?P<task>\S.{0,15}): vmalloc error: size", "vmalloc failure"
     ),
-    row(
+    traced(
         K.COMPLAINT,
         " failure",
         r"(?P<task>\S.{0,15}): vmalloc: allocation failure",
         "vmalloc failure",
-        needs_trace=True,
     ),
-    row(
-        K.COMPLAINT,
-        "nobody cared",
-        r"irq \d+: nobody cared",
-        "interrupt that nobody handles",
-        needs_trace=True,
-    ),
-    row(
+    traced(K.COMPLAINT, "nobody cared", r"irq \d+: nobody cared", "interrupt that nobody handles"),
+    traced(
         K.COMPLAINT,
         "bogus return value",
         r"irq event \d+: bogus return value",
         "interrupt handler that returns nonsense",
-        needs_trace=True,
     ),
     row(
         K.COMPLAINT,
@@ -429,8 +385,14 @@ _DIES = (
         r"|protection exc|data exc|synchronous|SError|kernel stack|trap|unexpected",
         "oops",
     ),
-    row(K.OOPS, "[#", r"(?:Internal error: )?Oops(?:\b.{0,99})?\[#\d+\]", "oops", is_die=True),
-    row(K.OOPS, "[#", r"Internal error: .{0,99}\[#\d+\]", "oops", is_die=True),
+    row(
+        K.OOPS,
+        "[#",
+        r"(?:Internal error: )?Oops(?:\b.{0,99})?\[#\d{1,4}\](?!\()",
+        "oops",
+        is_die=True,
+    ),
+    row(K.OOPS, "[#", r"Internal error: .{0,99}\[#\d{1,4}\](?!\()", "oops", is_die=True),
     # MIPS and others: "Reserved instruction in kernel code[#1]:".
     row(K.OOPS, "[#", r"[A-Z][A-Za-z ]+\[#\d+\]:?$", "oops", is_die=True, is_vague=True),
 )
@@ -446,13 +408,7 @@ _WARNINGS = (
     # Up to 3.11 without CPU and task.
     row(K.WARNING, "WARNING: ", rf"WARNING: at ?(?P<file>\S+?):\d+ {AT_OFFSET}", "WARNING"),
     # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
-    row(
-        K.WARNING,
-        "WARNING: ",
-        r"WARNING: at (?P<file>[^\s:]+):\d+$",
-        "WARNING",
-        needs_trace=True,
-    ),
+    traced(K.WARNING, "WARNING: ", r"WARNING: at (?P<file>[^\s:]+):\d+$", "WARNING"),
     # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123".
     row(
         K.WARNING,

@@ -155,6 +155,22 @@ def parse(raw: bytes, number: int, start: int, end: int) -> KernelLine:
     return KernelLine(text, stamp[1] or "", True, number, start, end)
 
 
+def is_behind_words(raw: bytes) -> bool:
+    """Whether a line's first stamp stands behind a prompt, or a program's unfinished line.
+
+    The lines after it need not have the marks that it has.
+    """
+    line = without_escapes(raw).decode("utf-8", "replace")
+    if _KERNEL_PREFIX.match(line):
+        return False
+    position = 0
+    while match := _LOG_PREFIX.match(line, position):
+        position = match.end()
+    return _TIME_AND_CALLER.search(line, position + 1) is not None and not (
+        _TIME_AND_CALLER.match(line, position) or _CALLER_ONLY.match(line, position)
+    )
+
+
 def _stamps(text: str) -> list[re.Match[str]]:
     return list(_TIME_AND_CALLER.finditer(text))
 

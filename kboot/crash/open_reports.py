@@ -38,8 +38,8 @@ _TRACE = re.compile(
 )
 #: What comes next behind a report's first line.
 _GOES_ON = re.compile(
-    _TRACE.pattern
-    + r"|\s*(?:#PF: |PGD |Mem abort info|Oops|Internal error|.*\[#\d+\]|Tainted|Not tainted)"
+    _TRACE.pattern + r"|\s*(?:#PF: |IP: \[<|PGD |Mem abort info|Oops|Internal error|.*\[#\d+\]"
+    r"|Tainted|Not tainted)"
 )
 #: Where the stack itself begins.
 _STACK = re.compile(
@@ -218,8 +218,15 @@ class Drafts:
         #: The same reports by caller; a caller that only contributes to another's has it here too.
         self._by_caller: dict[str, list[Draft]] = {}
 
-    def begin(self, rule: Rule, match: re.Match[str], line: KernelLine) -> None:
-        """Take a report's first line, unless a report that runs already has it as its next one."""
+    def begin(
+        self, rule: Rule, match: re.Match[str], line: KernelLine, *, torn: bool = False
+    ) -> None:
+        """Take a report's first line, unless a report that runs already has it as its next one.
+
+        `torn`: it stood behind a program's words.
+        """
+        if self._is_talk(rule, line):
+            return
         mine = self._of(line)
         if not mine and line.caller:
             mine = self._adopted(line)
@@ -247,7 +254,20 @@ class Drafts:
                 self._add(draft, line)
             else:
                 self._complete(draft, cut=False)
-        self.start(Draft.begin(rule, match, line))
+        self.start(Draft.begin(rule, match, line, torn=torn))
+
+    def _is_talk(self, rule: Rule, line: KernelLine) -> bool:
+        """Whether a program has said so in the midst of a report, whose trace is still to come.
+
+        What a program has said before a report goes for the same reason.
+        """
+        same = self._by_caller.get(line.caller, _NONE)
+        if not line.stamped:
+            return rule.needs_its_place and any(draft.stamped for draft in same)
+        for draft in list(same):
+            if draft.rule.needs_its_place and not (draft.stamped or draft.announced):
+                self._forget(draft)
+        return False
 
     def start(self, draft: Draft) -> None:
         """Open a report."""
@@ -275,9 +295,10 @@ class Drafts:
         """The report whose first line's caller cannot be read, if `line` goes on with it."""
         for draft in self._by_caller.get("", _NONE):
             near = line.number - draft.start_line <= _ADOPTED_WITHIN
-            if near and not draft.stamped and not draft.has_trace and _GOES_ON.match(line.text):
+            loose = draft.torn or not draft.stamped
+            if near and loose and not draft.has_trace and _GOES_ON.match(line.text):
                 self._forget(draft)
-                draft.caller, draft.stamped = line.caller, True
+                draft.caller, draft.stamped, draft.torn = line.caller, True, False
                 self.open.append(draft)
                 self._by_caller[line.caller] = [draft]
                 return [draft]
@@ -323,7 +344,7 @@ class Drafts:
         # Where the kernel's lines are stamped, one without is a program's, unless it is indented
         # like the later lines of a record in dmesg's output.
         indented = line.text.startswith("        ")
-        return [draft for draft in mine if indented or not draft.stamped]
+        return [each for each in mine if indented or each.torn or not each.stamped]
 
     def _add(self, draft: Draft, line: KernelLine) -> None:
         text = line.text

@@ -62,7 +62,8 @@ _NESTED_AT = re.compile(
 )
 #: The interrupt that takes a lock: with it the order of locks becomes a deadlock.
 _IN_INTERRUPT = re.compile(
-    r"which became (?:HARD|SOFT)IRQ-irq-safe at:\n(?P<stack>(?:[ \[].*\+0x.*\n)+)"
+    r"which became (?:HARD|SOFT)IRQ-irq-safe at:\n(?P<stack>.*?)(?=\n\s*to a (?:HARD|SOFT)IRQ|\Z)",
+    re.DOTALL,
 )
 #: The functions that an interrupt has, as __report_bad_irq() lists them.
 _HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[^>\n]{1,20}>\] .*\n?)+)", re.MULTILINE)
@@ -121,12 +122,14 @@ class Draft:
     #: As far as the first line tells it.
     kind: CrashKind
     caller: str
-    #: The first line carried a kernel time or caller, so all its lines do.
+    #: The first line carried a kernel time or caller, so all its lines do, unless it is `torn`.
     stamped: bool
     start_line: int
     start_offset: int
     end_line: int
     end_offset: int
+    #: The first line stood behind a program's words: its marks tell nothing of the other lines'.
+    torn: bool = False
     lines: list[str] = field(default_factory=list)
     #: How many of `lines` are known to belong; the rest may be somebody else's.
     kept: int = 1
@@ -149,7 +152,9 @@ class Draft:
     ended: bool = False
 
     @classmethod
-    def begin(cls, rule: Rule, match: re.Match[str], line: KernelLine) -> Draft:
+    def begin(
+        cls, rule: Rule, match: re.Match[str], line: KernelLine, *, torn: bool = False
+    ) -> Draft:
         """A report of which only the first line is known."""
         return cls(
             rule=rule,
@@ -157,6 +162,7 @@ class Draft:
             kind=_kind(rule, match),
             caller=line.caller,
             stamped=line.stamped,
+            torn=torn,
             start_line=line.number,
             start_offset=line.start,
             end_line=line.number,

@@ -81,6 +81,11 @@ def row(
     )
 
 
+def traced(kind: CrashKind, anchor: str, pattern: str, label: str) -> Rule:
+    """A row that only a trace behind its first line makes a report."""
+    return row(kind, anchor, pattern, label, needs_trace=True)
+
+
 def lockdep(kind: CrashKind, anchor: str, words: str, label: str) -> Rule:
     """A row for one of lockdep's first lines."""
     return row(kind, anchor, LOCKDEP + words, label)
@@ -92,6 +97,12 @@ def panic(kind: CrashKind, words: str, label: str) -> Rule:
 
 
 def die(kind: CrashKind, words: str, label: str) -> Rule:
-    """A row for the header of die(): on every architecture it ends with the oops' number."""
-    pattern = rf"(?:Oops: |Internal error: |Oops - )*(?:{words})[^\[]*\[#\d+\]"
+    """A row for the header of die(): on every architecture it ends with the oops' number.
+
+    In front of that is an error code, if what it says of itself is not at its start. A word and a
+    number alone are an entry in a list of changes: "check for overflow [#132]".
+    """
+    code = r": ?[0-9a-f]{1,16}(?: ilc:\d)? ?"
+    named = rf"(?:Oops: |Internal error: |Oops - )+(?:{words})[^\[]*"
+    pattern = rf"(?:{named}|(?:{words})[^\[]*{code})\[#\d{{1,4}}\](?!\()"
     return row(kind, "[#", pattern, label, is_die=True)

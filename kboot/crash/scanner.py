@@ -9,7 +9,7 @@ from dataclasses import replace
 from kboot.crash import resets
 from kboot.crash.addresses import AddressNames
 from kboot.crash.catalogue import ANY_DIE, FILTER, RULES
-from kboot.crash.lines import Encoding, KernelLine, parse
+from kboot.crash.lines import Encoding, KernelLine, is_behind_words, parse
 from kboot.crash.model import CrashKind, Event, Opened
 from kboot.crash.open_reports import Drafts
 from kboot.crash.report import Draft
@@ -23,7 +23,10 @@ _QUOTING = re.compile(
     re.IGNORECASE,
 )
 #: Words before a first line that are a quotation's, or a log's name for itself.
-_TALKING = re.compile(r"\b(?:expect|wait|test|assert|run|case)\b", re.IGNORECASE)
+_TALKING = re.compile(
+    r"\b(?:expect|wait|test|assert|run|case|(?:fix|avoid|prevent|solve|resolve|cause)(?:e?[sd]|ing)?)\b",
+    re.IGNORECASE,
+)
 #: The same rule for a line whose origin is in doubt.
 _DOUBTED = {rule: replace(rule, needs_trace=True) for rule in RULES}
 
@@ -292,10 +295,11 @@ class Scanner:
         if self._is_again(line, raw):
             self._drafts.again(line)
             return
+        torn = candidate and line.stamped and is_behind_words(raw)
         for message in _messages(line):
-            self._read_message(message, candidate=candidate)
+            self._read_message(message, candidate=candidate, torn=torn)
 
-    def _read_message(self, line: KernelLine, *, candidate: bool) -> None:
+    def _read_message(self, line: KernelLine, *, candidate: bool, torn: bool) -> None:
         trigger = None
         if candidate:
             if self._names is not None:
@@ -303,7 +307,7 @@ class Scanner:
             trigger = self._triggers.find(line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:
-            self._drafts.begin(*trigger, line)
+            self._drafts.begin(*trigger, line, torn=torn)
         elif self._drafts.open:
             self._drafts.extend(line)
 

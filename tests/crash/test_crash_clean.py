@@ -100,3 +100,19 @@ def test_the_kernels_passing_on_of_other_peoples_words_is_no_crash() -> None:
         *[f"[    8.{number:06}] eth0: link is up" for number in range(20)],
     ]
     assert reports(encode(lines)) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        " - Check for overflows [#132]",
+        "debug [#12]",
+        "fix an invalid opcode on old machines [#7]",
+        "* **util**: improve debuglog (A. Author) [#28956](https://example.org/28956)",
+        "   - Oops on reload, see [#12](https://example.org/12)",
+        "    - NFSv4.2: fix nfs4_listxattr kernel BUG at mm/usercopy.c:102",
+        "    - igc: Fixes BUG: scheduling while atomic",
+    ],
+)
+def test_a_list_of_changes_that_is_shown_is_no_crash(change: str) -> None:
+    assert reports(encode([change, *["- more of the like"] * 20])) == []

@@ -427,3 +427,54 @@ def test_a_first_line_that_another_message_has_cut_is_one(prefix: str) -> None:
     rest = stamped(["paging request at ffff8800b3d5ed58", "Oops: 0011 [#1] SMP", *X86_TRACE])
     report = only([prefix + line for line in [torn, *rest]])
     assert (report.title, report.start_line) == ("page fault in mixer_scale", 1)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 5])
+def test_what_a_program_says_in_or_before_a_report_takes_nothing_from_it(at: int) -> None:
+    lines = stamped(
+        ["kernel BUG at drivers/mixer.c:12!", "invalid opcode: 0000 [#1] SMP", *X86_TRACE]
+    )
+    lines.insert(at, "WARNING: the interface of this program is not stable.")
+    report = only(lines)
+    assert (report.title, report.start_line) == ("kernel BUG in mixer_scale", 1 + (at == 0))
+
+
+def test_a_panic_is_not_the_end_of_what_a_program_said_before_it() -> None:
+    panic = [
+        "Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b",
+        *X86_TRACE[5:],
+    ]
+    report = only(["WARNING: init is not well", *stamped([*panic, FATAL[1]])])
+    assert (report.kind, report.start_line) == ("init-killed", 2)
+
+
+@pytest.mark.parametrize("caller", ["", "[   T77]"])
+@pytest.mark.parametrize("mark", ["[   76.471107] ", ""])
+def test_a_first_line_behind_a_prompt_tells_nothing_of_the_marks_of_the_others(
+    caller: str, mark: str
+) -> None:
+    first = "root@box:~# ./mix[   76.471000] BUG: unable to handle kernel paging request at f8"
+    rest = ["IP: [<ffffffff824164eb>] mixer_scale+0x29/0x60", "Oops: 0000 [#1] SMP", *X86_TRACE]
+    if not mark and caller:
+        caller = ""
+    report = only([first, *(f"{mark}{caller}{' ' * bool(caller)}{line}" for line in rest)])
+    assert (report.title, report.start_line) == ("page fault in mixer_scale", 1)
+    assert report.end_line == 1 + len(rest)
+
+
+def test_a_programs_line_in_the_stack_of_an_interrupt_hides_nothing_of_it() -> None:
+    lines = stamped(
+        [
+            "WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected",
+            "mixerd/77 [HC0[0]:SC0[0]:HE0:SE1] is trying to acquire:",
+            " (&mixer->lock){+.+.}, at: [<ffffffff8174eed4>] mixer_open+0x24/0x250",
+            "... which became HARDIRQ-irq-safe at:",
+            "  lock_acquire+0x170/0x3f0",
+            "  _raw_spin_lock_irqsave+0x8c/0xbf",
+            "  mixer_interrupt+0x199/0xc20",
+            "to a HARDIRQ-irq-unsafe lock:",
+            " (&mixer->lock){+.+.}",
+        ]
+    )
+    lines.insert(6, "         Starting Network Time Synchronization...")
+    assert only(lines).title == "possible deadlock in mixer_interrupt"
