@@ -20,10 +20,12 @@ REPORTERS = _names(
     # Printing.
     r"_*dump_stack\w*|show_stack\w*|show_trace\w*|dump_backtrace\w*|unwind_backtrace|_*sched_show_task",
     r"dump_cpu_task|rcu_dump_\w+|debug_show_\w+|_*save_stack_trace\w*|stack_depot_\w+|_*cfi_\w+",
+    # Tracing, where a lock, a switch or an allocation has a tracepoint.
+    r"(?:_*bpf_trace|perf_trace_lock|trace_event_raw_event)_\w+|perf_tp_event|perf_trace_(?:run_bpf_submit|buf_\w+)|trace_call_bpf",
     # Fault injection.
     r"_*should_fail\w*|fail_dump",
     # Assertions, and what panics on behalf of a caller.
-    r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|rust_helper_\w+|rust_begin_unwind",
+    r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|spl_(?:panic|dumpstack)|gfs2_assert_\w+|rust_helper_\w+|rust_begin_unwind",
     r"(?:\w+::)*rust_begin_unwind|<?core::(?:panicking|option|result)::.*",
     r"stack_trace_\w+|save_stack\w*|arch_stack_walk|walk_stackframe|print_stack_trace|show_regs\w*|dump_page|dump_mm",
     r"panic|vpanic|nmi_panic|__stack_chk_fail|warn|_*warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
@@ -54,7 +56,7 @@ REPORTERS = _names(
     r"val_to_string|handle_overflow|_*sanitizer_\w+|write_comp_data|check_kcov_mode|instrument_\w+",
     r"_*fortify_\w+|__(?:read|write)_overflow\w*|_*usercopy_\w+|report_usercopy|_*check_object_size",
     r"_*check_heap_object|check_(?:page_span|stack_object|bogus_address|kernel_text_object)",
-    r"debug_print_object|_*debug_object_\w+|_*debug_check_no_\w+|lookup_object_or_alloc",
+    r"\w+_is_static_object|debug_print_object|_*debug_object_\w+|_*debug_check_no_\w+|lookup_object_or_alloc",
     r"ref_tracker_\w+|refcount_\w+|__refcount_\w+|_*list_(?:add|del)\w*_valid\w*|__list_\w+_or_report",
     r"check_data_corruption|skb_panic|skb_(?:over|under)_panic|_*skb_(?:put|push|pull)\w*",
     # Lockdep and the "might sleep" family.
@@ -65,7 +67,7 @@ REPORTERS = _names(
     r"debug_lockdep_\w+|in_lock_functions|debug_smp_processor_id|_*schedule_bug|schedule_debug|preempt_count_\w+|rcu_sleep_check",
     # Page allocator checks.
     r"bad_page\w*|bad_range|check_new_page\w*|free_pages?_(?:check|prepare|is_bad)\w*|page_bad_reason",
-    r"dequeue_task_idle|check_mm|vm_bug\w*|_*dump_page",
+    r"dequeue_task_idle|check_mm|vm_bug\w*|_*dump_page|mce_(?:panic|start|end|reign|timed_out)|do_machine_check",
 )
 
 #: Locks, and what orders memory on behalf of a caller.
@@ -110,11 +112,12 @@ HELPERS = _names(
     r"device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
     r"device_(?:del|unregister|destroy)\w*|of_device_(?:add|register)|proc_(?:register|create|mkdir|symlink)\w*",
     # Rules that only a caller can break.
-    r"debug_dma_\w+|check_(?:unmap|sync|for_(?:stack|illegal_area))|dma_(?:un)?map_(?:page|sg|single|resource)\w*|_*(?:en|dis)able_irq\w*",
+    r"debug_dma_\w+|check_(?:unmap|sync|for_(?:stack|illegal_area))|dma_(?:un)?map_(?:page|sg|single|resource)\w*|_*dma(?:m)?_(?:alloc|free)_\w+|(?:netdev|netns)_tracker_(?:alloc|free)|netdev_(?:put|hold)|_*(?:en|dis)able_irq\w*",
     r"clk_(?:core_)?(?:disable|enable|unprepare)\w*|_*regulator_put|remove_proc_\w+|sysfs_remove_\w+|module_put",
     r"static_key_slow_dec\w*|gpiod?_\w*cansleep",
     r"_*rollback_registered\w*|(?:un)?register_netdev\w*|(?:drop|inc|clear|set)_nlink",
-    r"usb_(?:submit_urb|start_wait_urb|internal_control_msg|(?:bulk|control|interrupt)_msg)\w*",
+    r"usb_(?:kill|poison|unlink)_(?:anchored_)?urbs?|usb_hcd_(?:submit|unlink)_urb|ktime_get\w*|add_uevent_var",
+    r"device_(?:create|remove)_(?:bin_)?file|usb_(?:submit_urb|start_wait_urb|internal_control_msg|(?:bulk|control|interrupt)_msg)\w*",
     r"_*(?:arch_|raw_|generic_)*atomic(?:64|_long)?_\w+|variable_test_bit|const(?:ant)?_test_bit",
     r"_*(?:arch_|generic_)?_*(?:test|set|clear|change|assign)_(?:and_\w+_)?bit\w*|_*read_once\w*",
     r"native_(?:read|write)_msr\w*|(?:__)?(?:rd|wr)msr\w*",

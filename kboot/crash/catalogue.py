@@ -16,6 +16,8 @@ _WHAT = r"(?P<what>[\w -]+?)"
 _SANITIZERS = (
     row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_KASAN} in {AT}", "KASAN: {what}"),
     row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_KASAN}(?: (?:in|on|at)\b|$)", "KASAN: {what}"),
+    # Whatever words the next kernel has.
+    row(K.KASAN, "BUG", rf"BUG: KASAN: {_WHAT} in {AT_OFFSET}", "KASAN: {what}"),
     row(K.KMSAN, "BUG", rf"BUG: KMSAN: {_WHAT} in {AT}", "KMSAN: {what}"),
     row(K.KCSAN, "BUG", rf"BUG: KCSAN: (?P<what>[\w :-]+?) in {AT}", "KCSAN: {what}"),
     row(K.KCSAN, "BUG", r"BUG: KCSAN: (?P<what>[\w -]+)", "KCSAN: {what}"),
@@ -40,6 +42,14 @@ _SANITIZERS = (
         r"kmemleak: \d+ new suspected memory leaks",
         "suspected memory leaks",
     ),
+    # An object is there that was never freed, or is in two caches: kmemleak gives up.
+    row(
+        K.WARNING,
+        "kmemleak: Cannot insert",
+        r"kmemleak: Cannot insert 0x",
+        "kmemleak: overlapping objects",
+        needs_trace=True,
+    ),
 )
 
 _LOCKDEP = (
@@ -62,6 +72,7 @@ _LOCKDEP = (
     row(K.LOCK_HELD, "BUG", r"BUG: workqueue leaked (?:lock|atomic)", "workqueue leaked lock"),
     lockdep(K.LOCK_MISUSE, "bad unlock", "bad unlock balance", "bad unlock balance"),
     lockdep(K.LOCK_MISUSE, "bad contention", "bad contention detected", "bad contention"),
+    lockdep(K.LOCK_MISUSE, "chain_key coll", "chain_key collision", "chain_key collision"),
     lockdep(K.LOCK_MISUSE, "ested lock was", "[Nn]ested lock was not", "nested lock not taken"),
     row(K.LOCK_MISUSE, "INFO: ", r"INFO: trying to register non-static", "non-static lock key"),
     row(K.LOCK_MISUSE, "BUG", r"BUG: looking up invalid subclass", "invalid lock subclass"),
@@ -253,9 +264,24 @@ _BUGS = (
     ),
     row(
         K.BUG,
-        "tried to init an init",
+        "tried to init an initialized",
         r"kobject.*: tried to init an initialized object",
         "kobject initialized twice",
+        needs_trace=True,
+    ),
+    row(
+        K.BUG,
+        "fatal: assertion",
+        r"(?:gfs2|GFS2): fsid=\S* fatal: assertion ",
+        "GFS2 assertion",
+        needs_trace=True,
+    ),
+    # ZFS, which leaves the thread asleep for ever.
+    row(
+        K.BUG,
+        "PANIC at ",
+        r"PANIC at \S+\.[ch]:\d+:(?P<at>\w+)\(\)$",
+        "ZFS assertion",
         needs_trace=True,
     ),
     # KVM on arm64, before the panic.
@@ -325,6 +351,13 @@ _COMPLAINTS = (
         "nobody cared",
         r"irq \d+: nobody cared",
         "interrupt that nobody handles",
+        needs_trace=True,
+    ),
+    row(
+        K.COMPLAINT,
+        "bogus return value",
+        r"irq event \d+: bogus return value",
+        "interrupt handler that returns nonsense",
         needs_trace=True,
     ),
     row(
@@ -476,15 +509,16 @@ RULES = (
     *_WARNINGS,
 )
 
-#: Every first line contains one of these. Each is a search through the whole log.
+#: Every first line contains one of these.
 FILTER = (
     *(b"BUG", b"WARNING: ", b"INFO: ", b"Kernel panic", b"[#", b"nable to handle", b"UBSAN: "),
-    *(b"ANIC: ", b"LOCKUP", b"unregister_netdevice: ", b"unreferenced object 0x"),
+    *(b"ANIC", b"LOCKUP", b"unregister_netdevice: ", b"unreferenced object 0x"),
     *(b"Machine Check Exception", b"Bad mode in ", b"Unhandled ", b"Alignment trap: "),
     *(b"SError Interrupt", b"suspected memory leak", b"Insufficient stack", b"Slab corruption"),
     *(b"slab error in", b"Busy inodes after", b" failure", b"ernel stack overflow"),
     *(b"by zero in kernel", b"duplicate filename", b"nobody cared", b"MSR access error"),
     *(b"NETDEV WATCHDOG", b"vmalloc error", b"kmem_cache_destroy ", b"pagealloc: "),
-    *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an init"),
-    *(b"-- System halted", b"non-responsive CSD lock"),
+    *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an initialized"),
+    *(b"-- System halted", b"non-responsive CSD lock", b"bogus return value"),
+    *(b"kmemleak: Cannot insert", b"fatal: assertion"),
 )

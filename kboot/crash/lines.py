@@ -31,8 +31,9 @@ _CALLER = r"(?: ?\[ *([TC]\d+)(?:/[TC]?\d+)?\])?"
 # Vendors put CPU and task behind the time: MediaTek "(0)[123:name]", Huawei "[pid:1,cpu0,name]",
 # Samsung "[0:  swapper/0:    1]", Android devices "c0   123 (name)".
 _VENDOR = (
+    r"(?:(?= {0,2}[A-Z]?[-(\[c])"  # Most lines go on with a word, and end here.
     r"(?: {0,2}-?\(\d+\)\[\d+:[^\]]{1,16}\]| ?\[pid:\d+,cpu\d+,[^\]]{0,16}\]"
-    r"| {1,2}[A-Z]?\[\d: *[^\]:]{1,16}: *\d+\]| c\d{1,2} {1,6}\d+(?: \([^)]{1,16}\)|(?= )))?"
+    r"| {1,2}[A-Z]?\[\d: *[^\]:]{1,16}: *\d+\]| c\d{1,2} {1,6}\d+(?: \([^)]{1,16}\)|(?= ))))?"
 )
 # A log that was cut begins in the midst of a time.
 _CUT_TIME = r"\d{1,11}\.\d{6}\]"

@@ -66,6 +66,7 @@ _IN_INTERRUPT = re.compile(
 )
 #: The functions that an interrupt has, as __report_bad_irq() lists them.
 _HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[^>\n]{1,20}>\] .*\n?)+)", re.MULTILINE)
+_IRQ_ANCHORS = frozenset({"nobody cared", "bogus return value"})
 _HANDLER = re.compile(r">\] (?:threaded \[<[^>\n]{1,20}>\] )?(?!irq_default_)([A-Za-z_][\w.$]*)")
 _ACCESS = re.compile(r"^[ \t]*(Read|Write) (?:of size|at addr) ", re.MULTILINE)
 #: But "EXT4-fs" and "IPv6" are names.
@@ -242,7 +243,7 @@ def _named(draft: Draft, text: str) -> Iterator[str]:
     if draft.rule.kind is K.WORKQUEUE_LOCKUP or "workqueue" in draft.match.string:
         for work in _WORK.finditer(text):
             yield stack.base_name(work["running"] or work["last"])
-    if draft.rule.anchor == "nobody cared" and (handlers := _HANDLERS.search(text)) is not None:
+    if draft.rule.anchor in _IRQ_ANCHORS and (handlers := _HANDLERS.search(text)) is not None:
         yield from map(stack.base_name, _HANDLER.findall(handlers["list"]))
     where = None
     if "-safe -> " in draft.match.string:

@@ -112,48 +112,27 @@ _LITERALS = (
 )
 
 
+#: Letters by which a literal is found, in order of preference: those that some literal cannot do
+#: without, then others that are rare in kernels' logs. Few letters, and rare ones, make few stops.
+_TELLTALE = b"(vyhkgub" + b"jZWVQqzXHGLKFU#NODEMB"
+
+
 def _any_of(literals: Sequence[bytes]) -> re.Pattern[bytes]:
-    """A pattern for all of them. By their first letters it is half as fast again as one by one."""
-    behind: dict[bytes, list[bytes]] = {}
+    """A pattern for all of them, each found by a rare letter in it.
+
+    A search by their first letters would stop at every second word, and take thrice as long.
+    """
+    around: dict[bytes, list[bytes]] = {}
     for literal in literals:
-        behind.setdefault(literal[:1], []).append(re.escape(literal[1:]))
-    parts = (b"%b(?:%b)" % (re.escape(at), b"|".join(rest)) for at, rest in behind.items())
+        telltale = next((letter for letter in _TELLTALE if letter in literal), literal[0])
+        at = literal.index(telltale)
+        before = b"(?<=%b)" % re.escape(literal[: at + 1]) if at else b""
+        around.setdefault(literal[at : at + 1], []).append(before + re.escape(literal[at + 1 :]))
+    parts = (b"%b(?:%b)" % (re.escape(at), b"|".join(rest)) for at, rest in around.items())
     return re.compile(b"|".join(parts))
 
 
 _CANDIDATE = _any_of(_LITERALS)
-#: Letters by which the literals differ most from what kernels print all day. A search for all the
-#: literals takes half the time where a piece of the log, and each literal, is reduced to them.
-_TELLING = b"#(-.:BDEFGIKLNSUV[egjklmnopqrsu"
-_REST = bytes(set(range(256)) - set(_TELLING))
-_REDUCED = tuple(dict.fromkeys(literal.translate(None, _REST) for literal in _LITERALS))
-#: Rare letters that several share: in a piece without them, none of those has to be looked for.
-_SHARED = (b"ernel", b"rror", b"unre")
-
-
-def _grouped(literals: Sequence[bytes]) -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
-    """The literals by what they share; one that shares nothing is alone."""
-    groups: dict[bytes, list[bytes]] = {}
-    for literal in literals:
-        groups.setdefault(next((each for each in _SHARED if each in literal), literal), []).append(
-            literal
-        )
-    return tuple((shared, tuple(group)) for shared, group in groups.items())
-
-
-_GROUPS = _grouped(_REDUCED)
-
-
-def _may_be_candidate(reduced: bytes) -> bool:
-    """Whether a reduced piece of the log has one of the reduced literals."""
-    for shared, group in _GROUPS:
-        if shared in reduced:
-            for literal in group:
-                if literal in reduced:
-                    return True
-    return False
-
-
 #: Messages that are read of one line.
 _MOST_MESSAGES = 8
 #: A longer line is read by its first and last bytes only: nothing the kernel prints comes near.
@@ -259,10 +238,6 @@ class Scanner:
 
     def _region(self, data: bytes, end: int) -> None:
         """Read whole lines: `data` up to `end`."""
-        # Searching for each literal in turn is faster than one pattern for all of them.
-        if not _may_be_candidate(data.translate(None, _REST)):
-            self._calm(data, 0, end)
-            return
         position = 0
         while position < end:
             found = _CANDIDATE.search(data, position, end)
