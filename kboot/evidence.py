@@ -249,7 +249,8 @@ def read_evidence(directory: Path) -> Evidence:
 def find_evidence(root: Path) -> list[Path]:
     """The evidence directories at and below `root`, in their order. `ConfigError`."""
     if not root.is_dir():
-        raise ConfigError(f"{root}: no such directory; give the one of --evidence")
+        what = "not a directory" if root.exists() else "no such directory"
+        raise ConfigError(f"{root}: {what}; give the one of --evidence")
     names = (_RESULT_FILE, _CONSOLE_FILE)
     found = {path.parent for name in names for path in root.rglob(name) if path.is_file()}
     return sorted(found)

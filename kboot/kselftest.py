@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import fnmatch
+import lzma
 import shlex
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -164,8 +166,10 @@ def read_patterns(path: Path) -> Mapping[str, str]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: it is no text file") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         pattern, _, reason = (part.strip() for part in line.partition("#"))
@@ -191,9 +195,13 @@ def _archive(source: Path) -> Iterator[tuple[str, bytes | Path]]:
                 for member in archive
                 if not member.isdir() and (file := archive.extractfile(member)) is not None
             }
-    except (OSError, tarfile.TarError, KeyError, EOFError) as error:
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror or error}") from error
+    except (tarfile.TarError, KeyError, EOFError, zlib.error, lzma.LZMAError) as error:
+        # That of a file which is no archive has a line for each kind of compression.
+        why = "".join(str(error).splitlines()[:1]).removesuffix(":")
         raise ConfigError(
-            f"{source}: neither a directory nor a tar archive with a kselftest tree: {error}"
+            f"{source}: neither a directory nor a tar archive with a kselftest tree: {why}"
         ) from error
     top = next((path.removesuffix(_LIST) for path in found if path.endswith(_LIST)), "")
     for path, data in found.items():

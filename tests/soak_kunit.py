@@ -35,6 +35,9 @@ timers:threadtest           # takes minutes
 timers:rtcpie               # the machine's clock has no periodic interrupt
 """
 
+#: Of the kernel with KUnit.
+_MOST_BOOTS = 5
+
 #: Programs of ours beside them: one panics, and one does not end in its collection's time.
 _OURS = {
     "kboot/panics": "#!/bin/sh\necho c >/proc/sysrq-trigger\nsleep 60\n",
@@ -77,28 +80,42 @@ def compare_logs(directory: Path, folder: Path) -> None:
 
 
 def run_kunit(directory: Path, folder: Path) -> None:
-    """What is built in has run when the kernel booted; modules run when they are loaded."""
+    """What is built in has run when the kernel booted; modules run when they are loaded.
+
+    Where this host is busy, the serial line loses a byte of some boots, which kunit.py does not
+    survive as we do. The kernel is the same, so we have to count the same in each boot, and so has
+    kunit.py in one of them.
+    """
     settings = MachineSettings(initrds=(tiny_initramfs(),))
-    with (
-        open_place(directory, folder) as place,
-        place.machine(settings) as machine,
-    ):
-        kunit = KUnit(machine)
-        results = kunit.boot()
-        log = folder / "boot.log"
-        log.write_bytes(machine.console.raw(0))
-        theirs = kernels_own_counts(directory, log)
-        ours = counts_as_kunit(list(results.cases))
-        print(f"{results.source}: {in_words(results.counts)}; kunit.py: {theirs}", flush=True)
-        bad = [
-            f"{case.full_name}: {case.status}: {case.reason}" for case in results.cases if case.bad
-        ]
-        assert ours == theirs, "\n".join([*bad, log.read_text(errors="replace")])
-        for module in ("kunit-test", "kunit-example-test"):
-            loaded = kunit.load(module)
-            print(f"{loaded.source}: {in_words(loaded.counts)}", flush=True)
-            loaded.check()
-        print(f"suites: {' '.join(kunit.suites())}", flush=True)
+    seen = set()
+    for _ in range(_MOST_BOOTS):
+        with (
+            open_place(directory, folder) as place,
+            place.machine(settings) as machine,
+        ):
+            kunit = KUnit(machine)
+            results = kunit.boot()
+            log = folder / "boot.log"
+            log.write_bytes(machine.console.raw(0))
+            theirs = kernels_own_counts(directory, log)
+            ours = counts_as_kunit(list(results.cases))
+            print(f"{results.source}: {in_words(results.counts)}; kunit.py: {theirs}", flush=True)
+            seen.add(ours)
+            bad = [f"{case.full_name}: {case.reason}" for case in results.cases if case.bad]
+            assert (len(seen), bad) == (1, []), "\n".join([*bad, log.read_text(errors="replace")])
+            if ours == theirs:
+                run_modules(kunit)
+                return
+    raise AssertionError(f"kunit.py counts otherwise in each of {_MOST_BOOTS} boots")
+
+
+def run_modules(kunit: KUnit) -> None:
+    """Suites that are modules run when they are loaded."""
+    for module in ("kunit-test", "kunit-example-test"):
+        loaded = kunit.load(module)
+        print(f"{loaded.source}: {in_words(loaded.counts)}", flush=True)
+        loaded.check()
+    print(f"suites: {' '.join(kunit.suites())}", flush=True)
 
 
 def run_kselftests(directory: Path, folder: Path, workers: int) -> None:

@@ -159,6 +159,21 @@ def test_ends_that_are_not_what_they_are_called_are_named() -> None:
         Search(ordered(5), lambda _: Trial.HIT).run()
 
 
+@pytest.mark.parametrize(
+    ("trial", "why"),
+    [(Trial.NO_KERNEL, "there is no kernel of it"), (Trial.OTHER, "5 boots went wrong in other")],
+)
+@pytest.mark.parametrize(("end", "called"), [("c04", "bad"), ("c00", "good")])
+def test_an_end_that_cannot_be_tested_is_not_said_to_be_the_other(
+    trial: Trial, why: str, end: str, called: str
+) -> None:
+    def try_it(name: str) -> Trial:
+        return trial if name == end else Trial.HIT
+
+    with pytest.raises(ConfigError, match=f"{end} is called {called}, and cannot be tested: {why}"):
+        Search(ordered(5), try_it).run()
+
+
 def test_a_host_that_fails_all_the_time_ends_it() -> None:
     with pytest.raises(InfraError, match="10 boots in a row"):
         Search(ordered(5), lambda _: Trial.INFRA).run()
@@ -534,6 +549,7 @@ def test_the_command_builds_commits_and_tests_them(
         (["a", "b"], "say how a commit is built: --build CMD"),
         (["a", "b", "--kernels", "gone"], "gone: cannot be read"),
         (["a", "b", "--kernels", "."], "a is not among the kernels"),
+        (["a", "b", "--kernels", ".", "--build", "make"], "the kernels are built already"),
         (["a", "b", "--build", "make", "--test", "t", "--run", "x"], "exclude each other"),
         (["a", "b", "--build", "make"], "not a git repository"),
     ],

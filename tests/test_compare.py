@@ -262,6 +262,7 @@ def test_what_the_host_failed_is_neither_better_nor_worse(place: Callable[..., P
     [
         (["a"], "has 1 kernels, and not two: 6.1"),
         (["a", "gone"], "no such directory"),
+        (["a", "a/run.json"], "not a directory"),
         (["a", "--kernels", "6.1", "6.9"], "no kernel is 6.9; there are: 6.1"),
     ],
 )

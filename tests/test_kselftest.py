@@ -94,8 +94,11 @@ def test_a_listed_pattern_without_a_reason_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_tree_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("hello")
-    with pytest.raises(ConfigError, match="neither a directory nor a tar archive"):
+    with pytest.raises(ConfigError, match="neither a directory nor a tar archive") as raised:
         read_tree(tmp_path / "file")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ConfigError, match=r"gone cannot be read: No such file or directory$"):
+        read_tree(tmp_path / "gone")
     with pytest.raises(ConfigError, match=r"no installed kselftest.*make -C"):
         read_tree(tmp_path)
 

@@ -508,6 +508,18 @@ def test_a_byte_that_is_lost_before_a_line_loses_and_invents_no_case(number: int
         assert {case.full_name: case.status for case in cases} == whole, lost
 
 
+@pytest.mark.parametrize(
+    ("whole", "damaged"),
+    [("# Subtest: list_sort", "# Subtest: lisort"), ("ok 16 stackinit", "ok 16 ackinit")],
+)
+def test_bytes_that_are_lost_in_a_suites_name_invent_no_case(whole: str, damaged: str) -> None:
+    """It is said twice. A real boot on a busy host had the first."""
+    assert BOOTED.count(whole.encode()) == 1
+    cases = read_log(BOOTED.replace(whole.encode(), damaged.encode()))[0]
+    undamaged = [(case.name, case.status) for case in read_log(BOOTED)[0]]
+    assert [(case.name, case.status) for case in cases] == undamaged
+
+
 # ------------------------------------------------------------------------------------ odd logs
 
 

@@ -72,6 +72,22 @@ def test_a_wrong_option_names_itself(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--kboot-retry=-1", "*-retry: '-1' is not a whole number*"),
+        ("--kboot-kselftest=tree", "*-kselftest: say with which kernel: --kernel=FILE"),
+    ],
+)
+def test_a_wrong_option_names_itself_without_a_kernel_too(
+    pytester: pytest.Pytester, given: str, words: str
+) -> None:
+    pytester.makepyfile("def test_it(machine):\n    pass\n")
+    result = run(pytester, given)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: kboot: {words}"])
+
+
+@pytest.mark.parametrize(
     ("marker", "words"),
     [
         ("kboot(memry='2G')", "*has no setting memry*"),

@@ -119,13 +119,27 @@ class Search:
             enough = bad.boots - bad.infra >= self.most_boots
             if enough and bad.hits:
                 break
-            if enough or not self._boot(history.bad, "bad"):
+            is_testable = enough or self._boot(history.bad, "bad")
+            if not is_testable:
+                raise self._untestable(history.bad, "bad")
+            if enough:
                 raise ConfigError(
                     f"{history.describe(history.bad)} is called bad, and the failure was seen in "
                     f"{bad.hits} of {bad.boots - bad.infra} boots"
                 )
-        if self._decide(history.good, purpose="good") != "good":
-            raise ConfigError(f"{history.describe(history.good)} is called good, and is not")
+        match self._decide(history.good, purpose="good"):
+            case "bad":
+                raise ConfigError(f"{history.describe(history.good)} is called good, and is not")
+            case "skip":
+                raise self._untestable(history.good, "good")
+
+    def _untestable(self, revision: str, called: str) -> ConfigError:
+        others = self._tally(revision).others
+        why = f"{others} boots went wrong in other ways" if others else "there is no kernel of it"
+        return ConfigError(
+            f"{self.history.describe(revision)} is called {called}, and cannot be tested: {why}; "
+            "once that is mended, give --anew"
+        )
 
     def _decide(self, revision: str, purpose: str = "step", error: float = _STEP_ERROR) -> Verdict:
         """Boot a revision until it is decided."""

@@ -136,6 +136,8 @@ def bisect(
 
     if test and command:
         raise ConfigError("--test and --run exclude each other: what runs is the test")
+    if kernels is not None and build:
+        raise ConfigError("--kernels and --build exclude each other: the kernels are built already")
     if kernels is None and not build:
         raise ConfigError("say how a commit is built: --build CMD; or give --kernels DIR")
     failure = Failure(title=title, test=test, command=command, settle_s=settle)
@@ -146,6 +148,7 @@ def bisect(
         "bad": bad,
         "place": str((kernels or repo).absolute()),
         "build": build,
+        "image": image,
         "failure": [title, test, command],
         "options": {name: str(value) for name, value in options.items() if value},
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kboot.cli.output import say_size
 from kboot.errors import ConfigError
 
 
@@ -48,7 +49,7 @@ def report(*, evidence: tuple[Path, ...], output: Path, title: str) -> None:
         output.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error.strerror}") from error
-    click.echo(f"{output}: {len(text.encode(errors='replace')) / 1e6:.1f} MB", err=True)
+    click.echo(f"{output}: {say_size(len(text.encode(errors='replace')))}", err=True)
 
 
 def check_output(path: Path) -> None:

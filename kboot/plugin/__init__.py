@@ -51,10 +51,12 @@ from kboot.plugin.options import (
     MARKER,
     POOL_MARKER,
     allowances,
+    any_option,
     config_for,
     dest,
     fleet_for,
     instance_settings,
+    option,
     pool_for,
     read_config,
     tests_kernel,
@@ -120,6 +122,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kboot_acceptance: a test of kboot's acceptance suite")
     results.register(config)
     if not tests_kernel(config):
+        _check_options(config)
         return
     try:
         # Before anything is collected: a wrong path is better told at once.
@@ -130,6 +133,18 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"kboot: {error}") from error
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args.append(str(Path(__file__).parent.parent / "acceptance"))
+
+
+def _check_options(config: pytest.Config) -> None:
+    """`pytest.UsageError` for mistakes in options of ours where none says what is booted."""
+    if not any_option(config):
+        return
+    try:
+        read_config(config)
+    except ConfigError as error:
+        raise pytest.UsageError(f"kboot: {error}") from error
+    if option(config, "kselftest") is not None:
+        raise pytest.UsageError("kboot: --kboot-kselftest: say with which kernel: --kernel=FILE")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -75,6 +75,11 @@ def tests_kernel(config: pytest.Config) -> bool:
     return option(config, "kernel") is not None or option(config, "boot") == "disk"
 
 
+def any_option(config: pytest.Config) -> bool:
+    """Whether pytest's command line has any option of ours."""
+    return any(option(config, setting.name) is not None for setting in SETTINGS)
+
+
 def read_config(config: pytest.Config, extra: Mapping[str, object] | None = None) -> Config:
     """The configuration of the run, or with `extra` that of a test. `ConfigError` for mistakes.
 

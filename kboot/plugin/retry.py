@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import pytest
 from _pytest.runner import call_and_report
 
+from kboot.errors import ConfigError
 from kboot.plugin.options import read_config
 from kboot.plugin.reporting import is_infra
 
@@ -48,7 +49,11 @@ def applies(item: pytest.Item) -> bool:
     """Whether a test that fails is to be run again: one that has a machine of ours."""
     if "machine" not in getattr(item, "fixturenames", ()):
         return False
-    return read_config(item.config).retry > 0
+    try:
+        return read_config(item.config).retry > 0
+    except ConfigError:
+        # Its set-up tells it.
+        return False
 
 
 def is_repeated(item: pytest.Item) -> bool:

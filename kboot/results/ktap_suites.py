@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kboot.crash import CrashReport
@@ -23,6 +23,8 @@ from kboot.results.ktap_lines import (
 
 #: So many lines are kept of what was printed in the time of one case.
 _MOST_LINES = 1000
+#: So many bytes of a name may be lost.
+_MOST_LOST = 3
 #: A larger plan is a line that was damaged.
 _LARGEST_PLAN = 1_000_000
 _NO_RESULT = "there is no result"
@@ -79,6 +81,16 @@ class Level:
         """One more result."""
         self.count += 1
         self.seen.add(number)
+
+
+def _is_damaged(name: str, whole: str) -> bool:
+    """Whether a name may be another one that has lost some bytes on the serial line."""
+    left = iter(whole)
+    return (
+        len(whole) - _MOST_LOST <= len(name) < len(whole)
+        and len(name) > _MOST_LOST
+        and all(char in left for char in name)
+    )
 
 
 class Track:
@@ -241,6 +253,8 @@ class Track:
         said = outcome(token)
         child = self._end_deeper(len(token.key), said.name)
         level = self._level_of(token.key, number)
+        if child and child.name and _is_damaged(said.name, child.name):
+            said = replace(said, name=child.name)
         if (
             child is None
             and level.name
@@ -308,7 +322,9 @@ class Track:
 
     @staticmethod
     def _fits(child: Level, name: str) -> bool:
-        return child.name is None or child.name == name or "#" in child.key
+        if child.name is None or child.name == name or "#" in child.key:
+            return True
+        return _is_damaged(child.name, name) or _is_damaged(name, child.name)
 
     def _end_cases(self, level: Level, reason: str, *, is_cut: bool = False) -> None:
         """What was planned in the innermost suite and has no result."""
