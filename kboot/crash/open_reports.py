@@ -184,7 +184,7 @@ _MAX_FOREIGN_WITHOUT_STACK = 200
 #: Lines of others in a row: the report's context has gone on to something else.
 _MAX_SILENCE = 300
 #: Kinds that are believed without a trace if the log stops in the midst of it.
-_SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.SLAB_CORRUPTION, K.PANIC})
+_SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.HARD_LOCKUP, K.SLAB_CORRUPTION, K.PANIC})
 #: A first line that needs a trace must get it within this many lines.
 _TRACE_WITHIN = 15
 #: What follows is a trace, but of no report.

@@ -298,6 +298,11 @@ def test_a_first_line_at_which_the_log_is_cut_off_is_believed() -> None:
     (report,) = reports(first.encode() + b"[    3.000001] pgd = ec3")
     assert (report.kind, report.truncated) == ("oops", True)
     assert reports(first.encode() + b"[    3.000001] pgd = ec340000\n") == []
+    lock = (
+        b"[    3.000000] smp: csd: Detected non-responsive CSD lock (#1) on CPU#0, waiting 5000\n"
+    )
+    (report,) = reports(lock + b"[    3.000001] smp: \tcsd: CSD lock (#1) han")
+    assert (report.kind, report.truncated) == ("hard-lockup", False)
 
 
 COMPLAINTS_OF_OTHERS = {
