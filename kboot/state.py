@@ -37,6 +37,8 @@ _OUTSIDE = "outside-"
 # Others may pass, but not list: started by root, nginx serves its files as an ordinary user.
 _PASSABLE = 0o711
 _KILL_TIMEOUT_S = 5.0
+#: How long a process may have a program and not yet its environment.
+_EXEC_S = 0.02
 _MAPPED_LIMIT_S = 30.0
 _KEPT_BOOTS = 50
 
@@ -370,8 +372,20 @@ def _remove_tree(directory: Path) -> None:
 
 def _processes_of(directory: Path) -> tuple[int, ...]:
     """The ids of all processes, ours excepted, that name `directory` in their environment."""
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return tuple(sorted(pid for pid in pids if pid != os.getpid() and _names(pid, directory)))
+    pids = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()}
+    pids.discard(os.getpid())
+    if any(_is_in_exec(pid) for pid in pids):
+        time.sleep(_EXEC_S)
+    return tuple(sorted(pid for pid in pids if _names(pid, directory)))
+
+
+def _is_in_exec(pid: int) -> bool:
+    """Whether a process has a program and no environment: it is just being given both, perhaps."""
+    try:
+        Path(f"/proc/{pid}/exe").readlink()
+        return not Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 def _names(pid: int, directory: Path) -> bool:

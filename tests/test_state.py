@@ -46,6 +46,10 @@ def killed_run() -> Iterator[tuple[Path, int]]:
     assert process.stdout is not None
     directory = Path(process.stdout.readline().decode().strip())
     (orphan,) = children_of(process.pid)
+    # Popen returns before the kernel has given the new program its environment.
+    for _ in Deadline(20).poll(0.01):
+        if Path(f"/proc/{orphan}/environ").read_bytes():
+            break
     process.kill()
     process.wait()
     process.stdout.close()
