@@ -81,8 +81,9 @@ class Server:
     def requests(self) -> list[dict[str, Any]]:
         """All of them but our own. nginx logs a request after its answer, and before the next."""
         last = f"/last-{time.monotonic_ns()}"
-        with contextlib.suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(self.url(last[1:]), timeout=20).close()  # noqa: S310
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(self.url(last[1:]), timeout=20)  # noqa: S310
+        caught.value.close()
         for _ in Deadline(20).poll(0.01):
             lines = (self.here / "access.jsonl").read_text().splitlines(keepends=True)
             found = [json.loads(line) for line in lines if line.endswith("\n")]

@@ -73,9 +73,14 @@ def get(url: str, trusted: str) -> bytes:
     context = ssl.create_default_context(cadata=trusted)
     # As Python does of its own accord, from 3.13 on.
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    with urllib.request.urlopen(url, context=context, timeout=20) as answer:  # noqa: S310
-        data: bytes = answer.read()
-        return data
+    try:
+        with urllib.request.urlopen(url, context=context, timeout=20) as answer:  # noqa: S310
+            data: bytes = answer.read()
+            return data
+    except urllib.error.HTTPError as error:
+        # It holds the answer.
+        error.close()
+        raise
 
 
 def test_a_file_is_served_by_https_and_logged_as_by_http(

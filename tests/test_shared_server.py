@@ -192,13 +192,15 @@ def test_a_tree_and_faults_are_set_through_it_as_on_the_server(owner: Path, tmp_
         assert get(one, "scripts/m1/menu.ipxe") == b"#!ipxe\n"
         fault = one.fault("scripts/m1/*", status=503, times=3)
         other.fault("scripts/m2/*", status=500)
-        with pytest.raises(urllib.error.HTTPError, match="503"):
+        with pytest.raises(urllib.error.HTTPError, match="503") as caught:
             get(other, "scripts/m1/menu.ipxe")
+        caught.value.close()
         assert fault.hits == 1
         # Each process takes away its own.
         other.clear_faults()
-        with pytest.raises(urllib.error.HTTPError, match="503"):
+        with pytest.raises(urllib.error.HTTPError, match="503") as caught:
             get(other, "scripts/m1/menu.ipxe")
+        caught.value.close()
         one.clear_faults()
         assert get(other, "scripts/m1/menu.ipxe") == b"#!ipxe\n"
         assert [fetch.fault for fetch in one.fetches() if fetch.fault] == ["status", "status"]

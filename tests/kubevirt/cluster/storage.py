@@ -209,6 +209,7 @@ class Storage:
             with _DIRECT.open(self._resolve(url), timeout=10) as answer, path.open("wb") as file:
                 shutil.copyfileobj(answer, file)
         except urllib.error.HTTPError as error:
+            error.close()
             raise Failed(
                 "Unable to connect to http data source: expected status code 200, got "
                 f"{error.code}. Status: {error.code} {error.reason}"
