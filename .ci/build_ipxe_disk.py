@@ -21,9 +21,9 @@ from kboot.kubevirt.ipxe_disk import container_image, entry, pe_machine, raw_dis
 from kboot.kubevirt.registry import ContainerImage, descriptor, to_json
 
 
-def architecture_of(ipxe: Path) -> Architecture:
+def architecture_of(program: bytes, ipxe: Path) -> Architecture:
     """The one that a UEFI program is for, by its PE header. `ConfigError` if kboot has no such."""
-    machine = pe_machine(ipxe.read_bytes()) or 0
+    machine = pe_machine(program) or 0
     return arch.of(arch.name_of_pe(machine) or f"machine {machine:#x}", wanted_by=str(ipxe))
 
 
@@ -69,8 +69,9 @@ def _blob(content: bytes) -> str:
 
 def main(ipxe: Path, directory: Path) -> None:
     """Write both files, each at once or not at all."""
-    row = architecture_of(ipxe)
-    raw = raw_disk(ipxe, row)
+    program = ipxe.read_bytes()
+    row = architecture_of(program, ipxe)
+    raw = raw_disk(program, row)
     directory.mkdir(parents=True, exist_ok=True)
     image = container_image(raw, row)
     for name, content in (("ipxe.img", raw), ("ipxe-disk.tar", archive(image, row))):

@@ -116,15 +116,16 @@ class KubevirtBackend:
         self, spec: MachineSpec, replicas: int, deadline: Deadline
     ) -> Iterator[ReplicaSet]:
         """A set of machines that the cluster keeps (see `kboot.backend.ReplicaBackend`)."""
+        disk = IpxeDisk.of(spec)
         with open_replica_set(
             self.client,
             self.watches,
             self.run,
             spec,
-            self._settings_for(spec),
+            self._settings_for(disk),
             replicas=replicas,
             deadline=deadline,
-            prepare=lambda: self._bring_disks(spec),
+            prepare=lambda: self._bring_disks(spec, disk),
         ) as found:
             yield found
 
@@ -147,11 +148,12 @@ class KubevirtBackend:
 
     def machine(self, spec: MachineSpec) -> ClusterVirtualMachine:
         """The machine of this name, whether it is there or not."""
-        manifest = vm_manifest.manifest(spec, self.run, self._settings_for(spec))
+        disk = IpxeDisk.of(spec)
+        manifest = vm_manifest.manifest(spec, self.run, self._settings_for(disk))
 
         def prepare(deadline: Deadline) -> Deadline:
             preflight.check(self.client, manifest, self.settings.cluster_patch, deadline)
-            if self._bring_disks(spec):
+            if self._bring_disks(spec, disk):
                 # An import takes what it takes: that is not the boot's time.
                 return Deadline(deadline.seconds)
             return deadline
@@ -179,17 +181,15 @@ class KubevirtBackend:
                 raise
             logger.info("going on without a network policy: %s", error)
 
-    def _settings_for(self, spec: MachineSpec) -> ClusterConfig:
+    def _settings_for(self, disk: IpxeDisk | None) -> ClusterConfig:
         """The settings of one machine, which boots from a disk with its own iPXE if it has one."""
-        disk = IpxeDisk.of(spec)
         if disk is None:
             return self.settings
         return replace(self.settings, cluster_ipxe_disk=disk.place(self.run, self.settings))
 
-    def _bring_disks(self, spec: MachineSpec) -> bool:
+    def _bring_disks(self, spec: MachineSpec, disk: IpxeDisk | None) -> bool:
         """Have on the cluster what the machine's disks are made of; whether there was anything."""
         there = claims.prepare(self.client, spec, self.run, self.settings)
-        disk = IpxeDisk.of(spec)
         if disk is None or disk.key in self._brought:
             return there
         disk.bring(self.client, self.run, self.settings, self._publish)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 import struct
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,6 +57,8 @@ class IpxeDisk:
     """The disk of one iPXE."""
 
     ipxe: Path
+    #: What is in that file; it may be built anew at any time.
+    program: bytes = field(repr=False)
     architecture: Architecture
     #: What tells it from the disks of other ones.
     key: str
@@ -84,7 +85,7 @@ class IpxeDisk:
         if machine != row.pe_machine:
             raise ConfigError(f"ipxe: {spec.ipxe} is not for {row.name}")
         key = hashlib.sha256(_LAYOUT + content).hexdigest()[:32]
-        return cls(ipxe=spec.ipxe, architecture=row, key=key)
+        return cls(ipxe=spec.ipxe, program=content, architecture=row, key=key)
 
     def place(self, run: Run, settings: ClusterConfig) -> str:
         """Where it is, or will be, on the cluster: as the setting `cluster_ipxe_disk` says it."""
@@ -120,7 +121,7 @@ class IpxeDisk:
         """The disk itself, raw, in the cache. `InfraError` if there are no mtools."""
 
         def fill(directory: Path) -> None:
-            (directory / _FILE).write_bytes(raw_disk(self.ipxe, self.architecture))
+            (directory / _FILE).write_bytes(raw_disk(self.program, self.architecture))
 
         return keep_directory(cache_directory("ipxe-disks") / self.key, fill) / _FILE
 
@@ -139,7 +140,7 @@ def pe_machine(program: bytes) -> int | None:
     return int.from_bytes(program[at + 4 : at + 6], "little")
 
 
-def raw_disk(ipxe: Path, row: Architecture) -> bytes:
+def raw_disk(ipxe: bytes, row: Architecture) -> bytes:
     """A disk whose EFI system partition starts `ipxe`, on any machine of its architecture.
 
     The same iPXE gives the same bytes. `InfraError` if there are no mtools, `ProcessError` if the
@@ -148,7 +149,7 @@ def raw_disk(ipxe: Path, row: Architecture) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         image, program = Path(scratch, "image"), Path(scratch, row.efi_boot_name)
         image.write_bytes(bytes((_FIRST_SECTOR + _PARTITION_SECTORS) * _SECTOR))
-        shutil.copyfile(ipxe, program)
+        program.write_bytes(ipxe)
         os.utime(program, (_EPOCH, _EPOCH))
         partition = f"{image}@@{_FIRST_SECTOR * _SECTOR}"
         size = ["-T", str(_PARTITION_SECTORS), "-h", "2", "-s", "63", "-H", str(_FIRST_SECTOR)]
