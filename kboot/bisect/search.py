@@ -119,14 +119,13 @@ class Search:
             enough = bad.boots - bad.infra >= self.most_boots
             if enough and bad.hits:
                 break
-            is_testable = enough or self._boot(history.bad, "bad")
-            if not is_testable:
-                raise self._untestable(history.bad, "bad")
             if enough:
                 raise ConfigError(
                     f"{history.describe(history.bad)} is called bad, and the failure was seen in "
                     f"{bad.hits} of {bad.boots - bad.infra} boots"
                 )
+            if not self._boot(history.bad, "bad"):
+                raise self._untestable(history.bad, "bad")
         match self._decide(history.good, purpose="good"):
             case "bad":
                 raise ConfigError(f"{history.describe(history.good)} is called good, and is not")

@@ -18,7 +18,7 @@ from kboot.errors import ConfigError
 
 if TYPE_CHECKING:
     from kboot.bisect.history import GitHistory, History
-    from kboot.bisect.search import Found, Progress, Trial
+    from kboot.bisect.search import Found, Progress
 
 #: The kernels are what is searched; the others are about tests that share machines.
 _OTHERS = {"kernel", "isolation", "snapshot_cache", "evidence", "firmware_start"} | OF_TEST_RUNS
@@ -131,7 +131,7 @@ def bisect(
     host failed does not count.
     """
     from kboot.bisect.record import open_record  # noqa: PLC0415  --help does not need them
-    from kboot.bisect.search import Search  # noqa: PLC0415
+    from kboot.bisect.search import Search, Trial  # noqa: PLC0415
     from kboot.bisect.trials import Boots, Failure  # noqa: PLC0415
 
     if test and command:
@@ -166,8 +166,6 @@ def bisect(
         ):
 
             def trial(revision: str) -> Trial:
-                from kboot.bisect.search import Trial  # noqa: PLC0415
-
                 kernel = subject.kernel(revision)
                 return Trial.NO_KERNEL if kernel is None else boots.boot(revision, kernel)
 
