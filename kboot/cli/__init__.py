@@ -21,8 +21,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
+from typing import ClassVar
 
 import click
 
@@ -53,7 +54,7 @@ class LazyGroup(click.Group):
     """Commands whose modules are imported when they are used: ``kboot --help`` stays fast."""
 
     #: Command: where it is, and one line about it.
-    commands_by_name = {  # noqa: RUF012 - click.Group has an attribute of every better name
+    commands_by_name: ClassVar[Mapping[str, tuple[str, str]]] = {
         "boot": ("kboot.cli.boot:boot", "Boot a kernel once, and follow its boot."),
         "test": ("kboot.cli.test:test", "Run the acceptance tests on a kernel."),
         "crash": ("kboot.cli.crash:crash", "Find kernel crashes in a console log."),
