@@ -71,14 +71,8 @@ class MachineSettings:
         """All of it by name, flat, without what may be secret: for people and for result.json."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         spec = {each.name: getattr(self.spec, each.name) for each in fields(self.spec)}
-        del (
-            own["spec"],
-            own["password"],
-            own["user_data"],
-            spec["boot_file"],
-            spec["authority"],
-            spec["loaded_file"],
-        )
+        del own["spec"], own["password"], own["user_data"]
+        del spec["boot_file"], spec["loaded_file"], spec["authority"]
         own["boot_script"] = self.boot_script and str(self.boot_script.path)
         return {"machine_name": spec.pop("name"), **spec, **own}
 
