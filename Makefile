@@ -106,11 +106,12 @@ $(kunit): | $(ready)
 	@.ci/install-packages kunit
 	@nice .ci/build-kunit-kernel $@
 
-# Only of Debian's kernel: the module that the tests crash it with is built for no other.
+# Modules are built with them, for a search of the soak's.
 $(headers): build/kernel/debian.deb .ci/fetch-headers
 	@.ci/fetch-headers build/kernel/debian.deb $(@D)
 	@touch -h $@
 
+# Only of this kernel: the module that the tests crash it with is built for no other.
 $(second_headers): $(second) .ci/fetch-headers
 	@.ci/fetch-headers $(second) $(@D)
 	@touch -h $@

@@ -143,7 +143,7 @@ def second_kernel() -> Path:
     """Another real kernel; ``make test`` fetches it."""
     path = _DEBIAN_KERNEL.with_name("cloud.deb")
     if not path.is_file():
-        pytest.fail(f"no kernel at {path}: run make {path}")
+        pytest.fail(f"no kernel at {path}: run make kernel")
     return path
 
 
@@ -152,7 +152,7 @@ def arm64_kernel() -> Path:
     """A real kernel for another architecture than most hosts'; ``make test`` fetches it."""
     path = Path(__file__).parent.parent / "build" / "kernel" / "arm64.deb"
     if not path.is_file():
-        pytest.fail(f"no kernel at {path}: run make {path}")
+        pytest.fail(f"no kernel at {path}: run make build/kernel/{path.name}")
     return path
 
 

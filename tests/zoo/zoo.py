@@ -42,7 +42,7 @@ def module(headers: Path = _FETCHED / "cloud-headers", *, cross: Sequence[str] =
     `cross` is what tells ``make`` of another architecture and its compiler.
     """
     headers = headers / "build"
-    assert headers.exists(), f"no kernel headers at {headers}: run make {headers}"
+    assert headers.exists(), f"no kernel headers at {headers}: run make kernel"
     sources = [_SOURCES / name for name in ("Kbuild", "kboot_zoo.c")]
     digest = hashlib.sha256(headers.resolve().name.encode())
     for source in sources:
