@@ -86,6 +86,8 @@ class Session:
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
         self._running: _Running | None = None
+        #: Who waits for a machine that stands by.
+        self._waiting: _Request | None = None
         #: Of its machines; also another thread takes one.
         self._numbers = itertools.count(1)
         #: Evidence that is complete, and of which nobody was told yet.
@@ -155,13 +157,15 @@ class Session:
         user: User | None = None,
         isolation: Isolation | None = None,
         on_machine: Callable[[Machine], None] = lambda _machine: None,
+        meanwhile: Callable[[], None] = lambda: None,
         timeout: float | None = None,
     ) -> Machine:
         """A machine with these settings that is ready: the one that is on, or another one.
 
         `fresh` demands one that was booted for this call. `name` names its evidence, and `user` who
         asks for it; `isolation` is for this user instead of the run's. `on_machine` is told the
-        machine before it is waited for. A boot may take `timeout` seconds; unless given, as long as
+        machine before it is waited for. `meanwhile` is called where one that stands by is waited
+        for: it may `prepare` the next. A boot may take `timeout` seconds; unless given, as long as
         the settings say.
         """
         request = _Request(
@@ -179,11 +183,19 @@ class Session:
             on_machine(running.machine)
             return running.machine
         restores = self._restores(request.isolation, settings)
-        if restores and not fresh and (restored := self._standby.take(settings)):
+        if restores and not fresh and (restored := self._take(request, meanwhile)):
             self._power_off_meanwhile()
             return self._hand_out(request, restored)
         self.power_off()
         return self._restore_or_boot(request, fresh=fresh) if restores else self._power_on(request)
+
+    def _take(self, request: _Request, meanwhile: Callable[[], None]) -> Restored | None:
+        """The machine that stands by for this request, if one does."""
+        self._waiting = request
+        try:
+            return self._standby.take(request.settings, meanwhile=meanwhile)
+        finally:
+            self._waiting = None
 
     def _restores(self, policy: Isolation, settings: MachineSettings) -> bool:
         return policy in {"test", "module"} and self.snapshots.can_have(settings)
@@ -233,7 +245,7 @@ class Session:
     def prepare(
         self, settings: MachineSettings, *, user: User, isolation: Isolation | None = None
     ) -> None:
-        """While the machine that is on is used, restore the one that `user` will ask for next.
+        """While a machine is used or waited for, restore the one that `user` will ask for next.
 
         It is done where `machine` would restore one then, if the setting ``standby`` wants it.
         Whether it is done or not, `machine` gives the same, sooner or later.
@@ -243,8 +255,8 @@ class Session:
         policy = self.isolation(settings, isolation)
         if not self._restores(policy, settings):
             return
-        running = self._running
-        if running and running.settings == settings and may_share(policy, running.user, user):
+        last = self._waiting or self._running
+        if last and last.settings == settings and may_share(policy, last.user, user):
             return
         if (saved := self.snapshots.find(settings)) is not None:
             self._standby.prepare(

@@ -1,8 +1,8 @@
 """The standby machine: restored while another one is in use, so that the next test need not wait.
 
-On one thread machines are restored, one after the other, and on another one those that were used
-are powered off: the next one does not wait for that. How many machines may stand by at once is
-limited for all processes of a run together.
+While a machine is waited for, the processor that it will have is not in use: the one after it is
+begun already. On another thread those that were used are powered off: the next one does not wait
+for that. How many machines may stand by at once is limited for all processes of a run together.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Standby:
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._restoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-standby")
+        # The one that stands by, and the one before it that somebody waits for.
+        self._restoring = ThreadPoolExecutor(max_workers=2, thread_name_prefix="kboot-standby")
         self._ending = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kboot-ending")
         self._waiting: _Waiting | None = None
 
@@ -89,24 +90,29 @@ class Standby:
                 settings=settings, restored=self._restoring.submit(_enter, restore), slot=slot
             )
 
-    def take(self, settings: MachineSettings) -> Restored | None:
+    def take(
+        self, settings: MachineSettings, *, meanwhile: Callable[[], None] = lambda: None
+    ) -> Restored | None:
         """The machine that stands by, if it is such a one and nothing is wrong with it.
 
-        One that is just being restored is waited for.
+        One that is just being restored is waited for; `meanwhile` may prepare the next one.
         """
         waiting = self._waiting
         if waiting is None or waiting.settings != settings:
             return None
-        try:
-            restored = waiting.restored.result()
-        except (KbootError, OSError):
-            # Told when it is discarded; whoever restores it once more is told as well, or is not.
-            restored = None
-        if restored is None or not _is_well(restored.machine):
-            self.discard()
-            return None
         self._waiting = None
         waiting.slot.close()
+        with ExitStack() as unused:
+            unused.callback(self._ending.submit, _leave, waiting)
+            meanwhile()
+            try:
+                restored = waiting.restored.result()
+            except (KbootError, OSError):
+                # Told when it is left; whoever restores it once more is told as well, or is not.
+                return None
+            if not _is_well(restored.machine):
+                return None
+            unused.pop_all()
         return restored
 
     def power_off(self, power: ExitStack) -> Future[None]:

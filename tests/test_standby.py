@@ -36,6 +36,7 @@ class Machines:
         self._backend = FakeBackend(commands=commands)
         self.on: list[Machine] = []
         self.count = 0
+        self._counting = threading.Lock()
         #: Held up until this is set.
         self.may_begin = threading.Event()
         self.may_begin.set()
@@ -43,15 +44,17 @@ class Machines:
     @contextlib.contextmanager
     def restore(self) -> Iterator[Machine]:
         self.may_begin.wait(60)
-        self.count += 1
+        with self._counting:
+            self.count += 1
+            number = self.count
         with (
             self._backend.serve(Deadline(5)) as server,
             power_on(
                 self._backend,
                 server,
                 self._kernel,
-                SETTINGS.named(f"m{self.count}"),
-                evidence_directory=self._directory / str(self.count),
+                SETTINGS.named(f"m{number}"),
+                evidence_directory=self._directory / str(number),
             ) as machine,
         ):
             machine.wait_until_ready()
@@ -151,6 +154,35 @@ def test_all_that_share_a_directory_share_a_limit(machines: Machines, tmp_path: 
         assert taken(second)
 
 
+def test_while_one_is_waited_for_the_next_is_begun(machines: Machines) -> None:
+    machines.may_begin.clear()
+
+    def next_one() -> None:
+        standby.prepare(SETTINGS, machines.restore, limit=1)
+        machines.may_begin.set()
+
+    with standby_with() as standby:
+        standby.prepare(SETTINGS, machines.restore, limit=1)
+        first = standby.take(SETTINGS, meanwhile=next_one)
+        second = standby.take(SETTINGS)
+        assert first
+        assert second
+        assert {first.machine, second.machine} == set(machines.on)
+        first.power.close()
+        second.power.close()
+
+
+def test_one_that_is_waited_for_in_vain_is_powered_off(machines: Machines) -> None:
+    def interrupts() -> None:
+        raise KeyboardInterrupt
+
+    with standby_with() as standby:
+        standby.prepare(SETTINGS, machines.restore, limit=1)
+        with pytest.raises(KeyboardInterrupt):
+            standby.take(SETTINGS, meanwhile=interrupts)
+    assert machines.on == []
+
+
 def test_without_a_processor_to_spare_none_stands_by(machines: Machines) -> None:
     with standby_with() as standby:
         standby.prepare(SETTINGS, machines.restore, limit=0)
@@ -161,11 +193,11 @@ def test_without_a_processor_to_spare_none_stands_by(machines: Machines) -> None
 def test_one_that_was_not_begun_is_not_waited_for_in_the_end(machines: Machines) -> None:
     machines.may_begin.clear()
     with standby_with() as standby:
-        standby.prepare(SETTINGS, machines.restore, limit=1)
-        standby.prepare(OTHER, machines.restore, limit=1)
+        for settings in (SETTINGS, OTHER, SETTINGS):
+            standby.prepare(settings, machines.restore, limit=1)
         standby.discard()
         machines.may_begin.set()
-    assert machines.count <= 1
+    assert machines.count <= 2
     assert machines.on == []
 
 

@@ -29,6 +29,7 @@ from kboot.plugin import (
 from kboot.plugin.fixtures import (  # noqa: F401
     HANDOVER,
     LEASES,
+    NEXT,
     SESSION,
     SEVERAL,
     boot_server,
@@ -42,7 +43,7 @@ from kboot.plugin.fixtures import (  # noqa: F401
     kunit,
     machine,
     pool,
-    user_of,
+    prepare_next,
 )
 from kboot.plugin.options import (
     ALLOW_MARKER,
@@ -55,7 +56,6 @@ from kboot.plugin.options import (
     config_for,
     dest,
     fleet_for,
-    instance_settings,
     option,
     pool_for,
     read_config,
@@ -72,9 +72,6 @@ from kboot.plugin.reporting import (
     sections,
     verdict_of,
 )
-
-#: The test after this one, None for the last one.
-_NEXT = pytest.StashKey[pytest.Item | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -246,7 +243,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
     With the setting ``retry``, run what fails again.
     """
-    item.stash[_NEXT] = nextitem
+    item.stash[NEXT] = nextitem
     if not retry.applies(item):
         return None
     retry.run(item, nextitem)
@@ -269,31 +266,10 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
         raise
 
 
-def _prepare_next(item: pytest.Item) -> None:
-    """Have the next test's machine restored while this one runs."""
-    session = item.config.stash.get(SESSION, None)
-    following = item.stash.get(_NEXT, None)
-    if session is None or following is None:
-        return
-    if "machine" not in getattr(following, "fixturenames", ()):
-        return
-    if instance_settings(following) != instance_settings(item):
-        # Its session is another one.
-        return
-    try:
-        config, fresh = config_for(following)
-        if not fresh:
-            settings = session.settings(config)
-            session.prepare(settings, user=user_of(following), isolation=config.isolation)
-    except KbootError:
-        # It is the next test's, which will raise it.
-        return
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """A test whose kernel crashed or complained has failed, even if it has not looked."""
-    _prepare_next(item)
+    prepare_next(item)
     try:
         result = yield
         for handover in handovers_of(item):

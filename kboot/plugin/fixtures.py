@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kboot.errors import GuestError
+from kboot.errors import GuestError, KbootError
 from kboot.plugin import matrix, retry, signals, workers
-from kboot.plugin.options import allowances, config_for, fleet_for, pool_for, read_config
+from kboot.plugin.options import (
+    allowances,
+    config_for,
+    fleet_for,
+    instance_settings,
+    pool_for,
+    read_config,
+)
 from kboot.plugin.reporting import Handover
 
 if TYPE_CHECKING:
@@ -34,6 +41,9 @@ SEVERAL = pytest.StashKey[list[Handover]]()
 
 #: What a test has of a pool of another process.
 LEASES = pytest.StashKey["Leases"]()
+
+#: The test that follows, if one does.
+NEXT = pytest.StashKey[pytest.Item | None]()
 
 #: The run's session, while there is one.
 SESSION = pytest.StashKey["Session"]()
@@ -113,6 +123,7 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
         isolation=config.isolation,
         user=user_of(request.node),
         on_machine=remember,
+        meanwhile=lambda: prepare_next(request.node),
     )
     request.node.ihook.pytest_kboot_machine_ready(item=request.node, machine=machine)
     return machine
@@ -122,6 +133,27 @@ def _tell_hook_of_evidence(session: Session, config: pytest.Config) -> None:
     session.on_evidence = lambda directory: config.hook.pytest_kboot_evidence_written(
         config=config, directory=directory
     )
+
+
+def prepare_next(item: pytest.Item) -> None:
+    """Have the next test's machine restored while this one runs, or waits for its own."""
+    session = item.config.stash.get(SESSION, None)
+    following = item.stash.get(NEXT, None)
+    if session is None or following is None:
+        return
+    if "machine" not in getattr(following, "fixturenames", ()):
+        return
+    if instance_settings(following) != instance_settings(item):
+        # Its session is another one.
+        return
+    try:
+        config, fresh = config_for(following)
+        if not fresh:
+            settings = session.settings(config)
+            session.prepare(settings, user=user_of(following), isolation=config.isolation)
+    except KbootError:
+        # It is the next test's, which will raise it.
+        return
 
 
 def user_of(item: pytest.Item) -> User:
