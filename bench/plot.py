@@ -40,6 +40,7 @@ LIMITS = {
     "parallel_efficiency_2": Limit(0.8, at_least=True),
     "firmware_shortcut_ratio": Limit(1.3, at_least=False),
     "cold_boot_overhead": Limit(1.05, at_least=False),
+    "server_faults_off_ratio": Limit(1.05, at_least=False),
 }
 
 
