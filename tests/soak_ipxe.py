@@ -26,8 +26,8 @@ def _line(chance: random.Random) -> str:
     """Words of any length around the firmware's 80 columns."""
     length = chance.choice((1, 20, 60, 79, 80, 81, 120, 160, 161))
     text = "".join(chance.choice(_LETTERS + " ") for _ in range(length))
-    # iPXE puts one space between words.
-    return " ".join(f"x{text}".split())
+    # iPXE puts one space between words, and one that is a semicolon ends a command.
+    return " ".join(word for word in f"x{text}".split() if word != ";")
 
 
 def _try(machine: IpxeMachine, chance: random.Random) -> str:

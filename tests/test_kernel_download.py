@@ -227,6 +227,22 @@ def test_a_server_that_is_not_there_is_named_without_the_password(server: Server
     assert "object at" not in str(caught.value)
 
 
+def test_authorities_that_are_not_there_are_the_users_mistake(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/none.pem")
+    with pytest.raises(ConfigError, match=r"REQUESTS_CA_BUNDLE=/none.pem: there is no such file"):
+        download(server.url("vmlinuz").replace("http:", "https:"))
+    with pytest.raises(ConfigError, match="404 Not Found"):
+        download(server.url("vmlinuz"))
+
+
+def test_a_server_without_tls_is_not_taken_for_one_that_is_not_trusted(server: Server) -> None:
+    url = server.url("vmlinuz").replace("http:", "https:")
+    with pytest.raises(InfraError, match=r"TLS fails: .*write http://.*/vmlinuz"):
+        download(url)
+
+
 def test_the_command_line_takes_a_url(server: Server) -> None:
     written(server.files / "vmlinuz", bzimage(load_flags=0))
     command = [sys.executable, "-m", "kboot", "boot", server.url("vmlinuz")]

@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 ROWS = (
     {"errors", "boot_messages"},
     {"deadline", "locks", "log", "statistics", "capacity", "arch"},
-    {"server_faults", "server_tls"},
+    {"server_faults", "server_tls", "https"},
     {"machine_spec"},
     {"process", "backend", "rpc", "templates"},
     {"machine_network"},

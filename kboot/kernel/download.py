@@ -21,6 +21,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 from kboot import __version__
 from kboot.cache import sha256_of
 from kboot.errors import ConfigError, InfraError
+from kboot.https import authorities, innermost, tls_fault
 from kboot.locks import lock_file
 from kboot.log import logger, step
 from kboot.state import cache_directory
@@ -125,6 +126,7 @@ class _Download:
         if self._whole.is_file() and self._wanted and known.sha256 == self._wanted:
             return self._whole
         with requests.Session() as session:
+            session.verify = authorities(self._url)
             session.headers["User-Agent"] = f"kboot/{__version__}"
             # A file that a server would compress is wanted as it is.
             session.headers["Accept-Encoding"] = "identity"
@@ -166,12 +168,10 @@ class _Download:
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
             raise ConfigError(f"{self._shown}: not a URL that can be asked for: {error}") from error
         except requests.exceptions.SSLError as error:
-            raise InfraError(
-                f"{self._shown}: its certificate is not trusted: {_reason(error)}; "
-                "set REQUESTS_CA_BUNDLE to the file of its authority"
-            ) from error
+            plain = self._shown.replace("https://", "http://", 1)
+            raise InfraError(f"{self._shown}: {tls_fault(error, plain=plain)}") from error
         except requests.RequestException as error:
-            raise _CutOff(_reason(error)) from error
+            raise _CutOff(innermost(error)) from error
         return True
 
     def _conditions(self) -> dict[str, str]:
@@ -240,14 +240,3 @@ class _Download:
         new = target.with_name(f"{target.name}.new")
         new.write_text(json.dumps(dataclasses.asdict(about)), encoding="utf-8")
         new.replace(target)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost words of an error, in which libraries wrap one another."""
-    while error.args and isinstance(inner := error.args[-1], BaseException):
-        error = inner
-    reason = getattr(error, "reason", None)
-    if isinstance(reason, BaseException):
-        return _reason(reason)
-    words = str(error).rpartition(": ")[2] if "object at 0x" in str(error) else str(error)
-    return " ".join(words.split())

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin, urlsplit
 
 from kboot.errors import ConfigError, InfraError
+from kboot.https import authorities, innermost, tls_fault
 
 if TYPE_CHECKING:
     import requests
@@ -141,7 +142,9 @@ class _Connection:
         self._session = requests.Session()
         # As programs of Go have it: no proxy leads to this host.
         self._session.trust_env = not _is_loopback(repository.host)
+        self._session.verify = authorities(repository.url)
         self._failure: type[Exception] = requests.RequestException
+        self._distrust: type[Exception] = requests.exceptions.SSLError
         self._authorization = ""
 
     def __enter__(self) -> Self:
@@ -181,9 +184,13 @@ class _Connection:
         limits_s = (_CONNECT_LIMIT_S, _READ_LIMIT_S)
         try:
             return self._session.request(method, url, timeout=limits_s, **more)
+        except self._distrust as error:
+            host = self._repository.host
+            fault = tls_fault(error, plain=f"http://{host}")
+            raise InfraError(f"the registry {host}: {fault}") from error
         except self._failure as error:
             raise InfraError(
-                f"the registry {self._repository.host} cannot be reached: {error}"
+                f"the registry {self._repository.host} cannot be reached: {innermost(error)}"
             ) from error
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:

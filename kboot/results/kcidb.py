@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from kboot.console.text import printable
 from kboot.errors import ConfigError, InfraError
 from kboot.evidence import CaseResult, Evidence, Run
+from kboot.https import authorities, tls_fault
 
 if TYPE_CHECKING:
     import requests
@@ -257,9 +258,12 @@ def submit(report: Mapping[str, Any], rest: str) -> str:
             # An object, or a .netrc file would replace the token.
             auth=_Bearer(token),
             timeout=_TIMEOUT_S,
+            verify=authorities(url),
             # The token is for this host.
             allow_redirects=False,
         )
+    except requests.exceptions.SSLError as error:
+        raise InfraError(f"KCIDB at {url}: {tls_fault(error)}") from error
     except requests.RequestException as error:
         raise InfraError(f"KCIDB at {url} cannot be reached: {type(error).__name__}") from error
     if answer.status_code in {401, 403}:

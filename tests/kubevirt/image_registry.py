@@ -30,15 +30,17 @@ _LISTENS = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
 
 @contextlib.contextmanager
-def running_registry(directory: Path, auth: dict[str, Any] | None = None) -> Iterator[str]:
-    """A registry; its address. `auth` as in its configuration."""
+def running_registry(
+    directory: Path, auth: dict[str, Any] | None = None, tls: dict[str, str] | None = None
+) -> Iterator[str]:
+    """A registry; its address. `auth` and `tls` as in its configuration."""
     if not PROGRAM.is_file():
         pytest.fail(f"no registry at {PROGRAM}: run make build/registry/docker-registry")
     conf = {
         "version": "0.1",
         "log": {"level": "info", "accesslog": {"disabled": False}},
         "storage": {"filesystem": {"rootdirectory": str(directory / "images")}},
-        "http": {"addr": "127.0.0.1:0"},
+        "http": {"addr": "127.0.0.1:0", **({"tls": tls} if tls else {})},
         **({"auth": auth} if auth else {}),
     }
     (directory / "registry.yml").write_text(yaml.safe_dump(conf))
@@ -75,6 +77,15 @@ def logged_in(path: Path, key: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"auths": {key: {"auth": auth}}}))
     return path
+
+
+def certified(directory: Path) -> dict[str, str]:
+    """A certificate of an authority that nobody knows, whose own is in authority.pem."""
+    authority = new_authority()
+    keys = directory / "registry.pem"
+    keys.write_text(authority.server("127.0.0.1", "on"))
+    (directory / "authority.pem").write_text(authority.pem)
+    return {"certificate": str(keys), "key": str(keys)}
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from tests.kubevirt.cluster.guests import Guest
 from tests.kubevirt.image_registry import (
     PASSWORD,
     USER,
+    certified,
     htpasswd,
     logged_in,
     requests_in,
@@ -192,6 +193,20 @@ def test_who_is_logged_in_pushes_and_nobody_else(own: Path, way: str) -> None:
         with pytest.raises(ConfigError, match=f"{address} does not take team/disk.*podman login"):
             push(repository, "1", lambda: IMAGE)
         logged_in(own / ".docker" / "config.json", address)
+        push(repository, "1", lambda: IMAGE)
+        push(repository, "1", lambda: pytest.fail("made again"))
+
+
+def test_a_registry_with_a_certificate_of_ones_own_authority(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_registry(own, tls=certified(own)) as address:
+        repository = Repository.parse(f"https://{address}/team", "disk")
+        assert repository.reference("1") == f"{address}/team/disk:1"
+        with pytest.raises(InfraError, match=r"not trusted: .*set REQUESTS_CA_BUNDLE") as caught:
+            push(repository, "1", lambda: IMAGE)
+        assert "\n" not in str(caught.value)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(own / "authority.pem"))
         push(repository, "1", lambda: IMAGE)
         push(repository, "1", lambda: pytest.fail("made again"))
 
