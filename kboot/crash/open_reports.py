@@ -183,6 +183,8 @@ _MAX_FOREIGN = 25
 _MAX_FOREIGN_WITHOUT_STACK = 200
 #: Lines of others in a row: the report's context has gone on to something else.
 _MAX_SILENCE = 300
+#: Open reports at once: among so many, there are such.
+_MANY = 64
 #: Kinds that are believed without a trace if the log stops in the midst of it.
 _SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.HARD_LOCKUP, K.SLAB_CORRUPTION, K.PANIC})
 #: A first line that needs a trace must get it within this many lines.
@@ -271,6 +273,8 @@ class Drafts:
 
     def start(self, draft: Draft) -> None:
         """Open a report."""
+        if len(self.open) % _MANY == _MANY - 1:
+            self._complete_forgotten(draft.start_line)
         self.open.append(draft)
         self._by_caller.setdefault(draft.caller, []).append(draft)
         if not draft.rule.needs_trace:

@@ -185,7 +185,9 @@ def _prefix(before: str) -> re.Pattern[str] | None:
 
 def _site(match: re.Match[str]) -> tuple[CrashKind, str] | None:
     """What the file of a WARN or BUG tells: a kind and its words."""
-    file = match.groupdict().get("file") or ""
+    if "file" not in match.re.groupindex:
+        return None
+    file = match["file"] or ""
     for name, kind, words in _BY_FILE:
         if file.startswith(name) or f"/{name}" in file:
             return kind, words

@@ -260,29 +260,31 @@ class Scanner:
         """Read whole lines of which none begins a report: only what is under way wants them."""
         self._remember(data, position, end)
         drafts, resets = self._drafts, self._resets
-        while position < end and (drafts.open or resets.wants_all):
+        watched = resets.wants_all
+        number, offset = self._line, self._offset
+        while position < end and (drafts.open or watched):
             line_end = data.find(b"\n", position) + 1
-            size = line_end - position
-            self._line += 1
-            self._offset += size
+            number, start, offset = number + 1, offset, offset + line_end - position
             raw = data[position:line_end]
-            if size > _LONG_LINE:
+            if len(raw) > _LONG_LINE:
                 raw = _shortened(raw)
-            line = parse(raw, self._line, self._offset - size, self._offset)
+            line = parse(raw, number, start, offset)
             if line.stamped:
                 self._triggers.stamped_log = True
-            if resets.wants_all:
+            if watched:
                 self._watch(line, raw)
-            if self._is_again(line, raw):
+                watched = resets.wants_all
+            if raw == self._last_raw and self._is_again(line):
                 drafts.again(line)
             else:
                 if line.glued:
                     for message in _messages(line)[:-1]:
                         drafts.extend(message)
                 drafts.extend(line)
+            self._last_raw, self._last_read = raw, number
             position = line_end
-        self._line += data.count(b"\n", position, end)
-        self._offset += end - position
+        self._line = number + data.count(b"\n", position, end)
+        self._offset = offset + end - position
 
     def _read(self, raw: bytes, size: int, *, candidate: bool) -> None:
         """Read one line. `candidate`: it contains one of the literals."""
@@ -292,7 +294,9 @@ class Scanner:
         if candidate or self._resets.wants_all:
             self._watch(line, raw)
         self._remember(raw, 0, len(raw))
-        if self._is_again(line, raw):
+        again = raw == self._last_raw and self._is_again(line)
+        self._last_raw, self._last_read = raw, line.number
+        if again:
             self._drafts.again(line)
             return
         torn = candidate and line.stamped and is_behind_words(raw)
@@ -303,7 +307,7 @@ class Scanner:
         trigger = None
         if candidate:
             if self._names is not None:
-                line = line._replace(text=self._names.put(line.text, line.start))
+                line = replace(line, text=self._names.put(line.text, line.start))
             trigger = self._triggers.find(line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:
@@ -311,11 +315,9 @@ class Scanner:
         elif self._drafts.open:
             self._drafts.extend(line)
 
-    def _is_again(self, line: KernelLine, raw: bytes) -> bool:
-        """Whether it is the line before, time included: two consoles write to one line."""
-        again = line.stamped and self._last_read == line.number - 1 and self._last_raw == raw
-        self._last_raw, self._last_read = raw, line.number
-        return again
+    def _is_again(self, line: KernelLine) -> bool:
+        """Whether a line like the last one is that one again: two consoles write to one line."""
+        return line.stamped and self._last_read == line.number - 1
 
     def _remember(self, data: bytes, position: int, end: int) -> None:
         """Keep the end of what was read."""

@@ -26,9 +26,11 @@ _REGISTER = r"""
         | (?:RPC|I7):\s< )
     )
 """
+# It begins with the end of the line before: what is searched has one more in front. A search for a
+# character is much quicker than one for a place.
 _FRAME = re.compile(
     rf"""
-    ^[ \t(]*
+    \n[ \t(]*
     (?:<{{1,2}}/?[A-Z\#]\w*>{{1,2}}[ \t]+)?    # <IRQ>, on the line of a frame up to 4.5
     {_REGISTER}?
     (?:\[<?\s*(?P<address>[0-9a-fA-Fx]+|inline|\(_*ptrval_*\))\s*>?\][ ]*)*
@@ -46,16 +48,16 @@ _FRAME = re.compile(
     """,
     re.VERBOSE | re.MULTILINE,
 )
-#: Headings of stacks that the report is about, and of stacks that only explain it.
+#: Headings of stacks that the report is about, and of stacks that only explain it. They begin with
+#: a line's end as well.
 _SECTION = re.compile(
-    r"^[ \t]*(?:(?P<main>Call [Tt]race|Backtrace:|stack backtrace:|backtrace|CPU: \d+ "
+    r"\n[ \t]*(?:(?P<main>Call [Tt]race|Backtrace:|stack backtrace:|backtrace|CPU: \d+ "
     r"|Kernel panic|(?:read|write|read-write) to 0x|race at unknown|RIP: )"
     r"|(?P<side>[Aa]llocated by|[Ff]reed by|Allocated:|Freed:|Uninit was|Local variable"
     r"|Last potentially|page last (?:allocated|free)|page_owner|Second to last|Last call_rcu"
     r"|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing|-> #\d|Showing all locks"
     r"|Preemption disabled|to a (?:HARD|SOFT)IRQ|... which became|but this|the dependencies"
     r"|the (?:first|second) lock|\{[\w -]+\} state was|INITIAL USE))",
-    re.MULTILINE,
 )
 #: What compilers append: ".isra.0", ".cold", ".llvm.123", "$0123abcd..."; no name of C has a dot.
 _SUFFIX = re.compile(r"(?<=\w)(?:\.|\$[0-9a-f]{8,}).*$")
@@ -118,7 +120,7 @@ def _demangled(name: str) -> str:
 
 def entries(text: str) -> list[Entry]:
     """Every frame in `text`, the innermost first."""
-    found = [_entry(match) for match in _FRAME.finditer(text)]
+    found = [_entry(match) for match in _FRAME.finditer(f"\n{text}")]
     for index, (link, pc) in enumerate(pairwise(found)):
         # loongarch shows the return address above the program counter.
         if link.is_link and pc.is_pc:
@@ -127,36 +129,36 @@ def entries(text: str) -> list[Entry]:
 
 
 def _entry(match: re.Match[str]) -> Entry:
-    register, link, address, guess, symbol, offset, size, doubt, module, *places = match.groups()
-    reliable = guess is None and doubt is None
-    frame = _frame(
-        symbol, offset, size, module, address, reliable, next(filter(None, places), None)
-    )
-    is_pc = register is not None and link is None
-    return Entry(frame=frame, position=match.start(), is_pc=is_pc, is_link=link is not None)
+    frame, is_pc, is_link = _frame(*match.groups())
+    return Entry(frame, match.start(), is_pc, is_link)
 
 
 # The reports of one kernel share most of their frames.
 @lru_cache(maxsize=4096)
 def _frame(
+    register: str | None,
+    link: str | None,
+    address: str | None,
+    guess: str | None,
     symbol: str,
     offset: str | None,
     size: str | None,
+    doubt: str | None,
     module: str | None,
-    address: str | None,
-    reliable: bool,
-    location: str | None,
-) -> Frame:
-    return Frame(
+    *places: str | None,
+) -> tuple[Frame, bool, bool]:
+    """A frame of what `_FRAME` has found, and whether it is a program counter's, a link's."""
+    frame = Frame(
         function=base_name(symbol),
         symbol=symbol,
         offset=int(offset, 16) if offset else None,
         size=int(size, 16) if size else None,
         module=module,
         address=_address(address) if address else None,
-        reliable=reliable,
-        location=location,
+        reliable=guess is None and doubt is None,
+        location=next(filter(None, places), None),
     )
+    return frame, register is not None and link is None, link is not None
 
 
 def _address(digits: str) -> int | None:
@@ -178,7 +180,7 @@ class Section(NamedTuple):
 def sections(text: str) -> list[Section]:
     """The report cut at its headings, in order and without gaps."""
     marks = [(0, True)]
-    marks += [(match.start(), match["side"] is None) for match in _SECTION.finditer(text)]
+    marks += [(match.start(), match["side"] is None) for match in _SECTION.finditer(f"\n{text}")]
     ends = [start for start, _ in marks[1:]] + [len(text)]
     return [
         Section(start=start, end=end, is_main=main)

@@ -341,3 +341,12 @@ def test_a_reset_is_one_although_the_log_begins_while_the_kernel_runs() -> None:
     goodbye = "[  500.800000] reboot: Restarting system"
     assert reports(encode([before, goodbye, *loader, *BOOT, *AFTER])) == []
     assert reports(encode([*loader, *BOOT, *AFTER])) == []
+
+
+def test_reports_of_ever_other_tasks_are_completed_while_the_log_goes_on() -> None:
+    scanner = Scanner()
+    line = "[    1.000001] [ T%d] BUG: kernel NULL pointer dereference, address: 0000\n"
+    events = scanner.feed("".join(line % task for task in range(2000)).encode())
+    still_open = [each for each in scanner.close() if isinstance(each, CrashReport)]
+    assert len([each for each in events if isinstance(each, CrashReport)]) + len(still_open) == 2000
+    assert len(still_open) < 400
