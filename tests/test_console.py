@@ -206,6 +206,19 @@ def test_the_host_says_why_the_line_closed() -> None:
             console.expect("more", timeout=10)
 
 
+def test_the_host_is_heard_though_the_wait_is_over_before_its_last_words() -> None:
+    def check() -> None:
+        raise InfraError("disk full")
+
+    host, guest = socket.socketpair()
+    with (
+        guest,
+        Console(SocketStream(host), record=None, scanner=Scanner(), check=check) as console,
+        pytest.raises(InfraError, match="disk full"),
+    ):
+        console.expect("more", timeout=0.8)
+
+
 def test_a_crash_is_told_even_if_the_host_fails_right_after_it() -> None:
     def check() -> None:
         raise InfraError("QEMU died")

@@ -11,9 +11,10 @@ import pytest
 
 from kboot.config import Config, read_disks
 from kboot.deadline import Deadline
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, InfraError
 from kboot.machine import Machine, MachineSettings, settings_for
 from kboot.machine_spec import MachineSpec
+from kboot.session import open_session
 from tests.disk_images import ESP, ROOT, ext4, gpt, tiny_tree
 from tests.saved_machines import Place, open_place
 
@@ -138,3 +139,26 @@ def test_an_image_that_another_machine_writes_to_is_one_line(place: Place, tmp_p
         place.backend.power_on(reader, Deadline(20)),
     ):
         pytest.fail("it runs")
+
+
+def test_a_full_host_is_told_by_every_wait_until_the_machine_is_reset(
+    quick_kernel: Path, tmp_path: Path
+) -> None:
+    # As a file system that is full: whatever the guest writes finds no space.
+    node = (
+        "driver=blkdebug,node-name=full,image.driver=null-co,image.size=1048576,"
+        "inject-error.0.event=none,inject-error.0.iotype=write,inject-error.0.errno=28"
+    )
+    config = Config(
+        kernel=str(quick_kernel),
+        accel="tcg",
+        module=("virtio_pci", "virtio_blk"),
+        qemu_arguments=("-blockdev", node, "-device", "virtio-blk-pci,drive=full"),
+    )
+    with open_session(config, evidence=tmp_path) as session:
+        machine = session.machine(session.settings(config), name="full")
+        for _ in range(2):
+            with pytest.raises(InfraError, match=r"^disk full: no space left .*; make room$"):
+                machine.guest.run("echo >/dev/vda; sync", timeout=20)
+        machine.reset()
+        machine.console.expect("iPXE", timeout=60)

@@ -81,7 +81,8 @@ class Wait:
         log.raise_failure()
         self._raise_end()
         if self._deadline.expired:
-            raise GuestTimeout(self._timeout_message())
+            # There is no time for last words any more.
+            raise self._infra or GuestTimeout(self._timeout_message())
         if time.monotonic() >= self._next_check:
             self._ask_host()
             return

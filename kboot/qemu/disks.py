@@ -138,10 +138,12 @@ class MachineDisks:
                 ):
                     sparse.copy(layer.fileno(), file.fileno())
 
-    def place_of(self, name: str) -> Path:
-        """The directory with what the guest writes to the disk of this name."""
-        kept = any(disk.name == name and disk.keep for disk in self._disks)
-        return kept_directory(self._machine) if kept else self._directory.parent
+    def place_of(self, name: str) -> Path | None:
+        """The directory with what the guest writes to the disk of this name; None for no disk."""
+        disk = next((each for each in self._disks if each.name == name), None)
+        if disk is None:
+            return None
+        return kept_directory(self._machine) if disk.keep else self._directory.parent
 
     def by_hand(self) -> tuple[list[str], list[str]]:
         """Commands that make the same disks, and the options for them, for a person."""

@@ -121,6 +121,8 @@ class QemuVirtualMachine:
         self._stream: Stream
         self._memory: GuestMemory
         self._powered_off = False
+        #: Why QEMU has stopped the guest, which it tells once.
+        self._stopped = ""
         #: On the monotonic clock; None while its cable is pulled.
         self._plugged_at: float | None = 0.0
 
@@ -146,9 +148,9 @@ class QemuVirtualMachine:
         """Push the reset button."""
         with self._lock, step("reset"):
             self._command("system_reset")
-            if self._powered_off:
+            if self._powered_off or self._stopped:
                 self._command("cont")
-                self._powered_off = False
+                self._powered_off, self._stopped = False, ""
 
     def restart(self) -> None:
         """Cut the power and power on again: a new QEMU process with empty memory."""
@@ -247,6 +249,8 @@ class QemuVirtualMachine:
             except QmpClosed:
                 # It is just ending; its exit status says more, and is there in a moment.
                 return
+            if self._stopped:
+                raise InfraError(self._stopped)
             if self._powered_off:
                 raise GuestError("the guest switched the machine off")
 
@@ -339,7 +343,7 @@ class QemuVirtualMachine:
                 if fault := in_use_fault(words):
                     raise ConfigError(fault) from None
                 raise InfraError(f"QEMU did not start: {words}") from None
-            self._powered_off = False
+            self._powered_off, self._stopped = False, ""
             self._set_uplink(stack)
             self._power = stack.pop_all()
         logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
@@ -437,17 +441,22 @@ class QemuVirtualMachine:
             logger.debug("QEMU event %s %s", event.name, event.data)
             if event.name == "SHUTDOWN" and event.data.get("guest"):
                 self._powered_off = True
+            if self._stopped:
+                continue
             if event.name == "BLOCK_IO_ERROR" and event.data.get("nospace"):
-                disk = str(event.data.get("node-name")).removeprefix("disk-")
-                raise InfraError(
-                    f"disk {disk}: no space left on this host for what the guest writes; make "
-                    f"room in {self._disks.place_of(disk)}"
-                )
-            if event.name == "STOP" and not self._powered_off:
+                self._stopped = self._disk_is_full(str(event.data.get("node-name")))
+            elif event.name == "STOP" and not self._powered_off:
                 status = self._qmp.execute("query-status", Deadline(_CONTROL_LIMIT_S))["status"]
                 if status in {"internal-error", "io-error"}:
                     remedy = "; try accel = tcg" if self._accelerator == "kvm" else ""
-                    raise InfraError(
+                    self._stopped = (
                         f"QEMU stopped the guest: {status}{remedy}; see {self._log.name}: "
                         f"{self._process.last_words()}"
                     )
+
+    def _disk_is_full(self, node: str) -> str:
+        where = self._disks.place_of(node.removeprefix("disk-"))
+        return (
+            f"disk {node.removeprefix('disk-')}: no space left on this host for what the guest "
+            f"writes; make room{f' in {where}' if where else ''}"
+        )
