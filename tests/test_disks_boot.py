@@ -160,5 +160,5 @@ def test_a_full_host_is_told_by_every_wait_until_the_machine_is_reset(
         for _ in range(2):
             with pytest.raises(InfraError, match=r"^disk full: no space left .*; make room$"):
                 machine.guest.run("echo >/dev/vda; sync", timeout=20)
+        # It waits until the machine is ready again.
         machine.reset()
-        machine.console.expect("iPXE", timeout=60)
