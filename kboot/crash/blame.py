@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -373,11 +374,18 @@ def _without_instruments(functions: Sequence[str], instruments: re.Pattern[str])
     """The frames without what was called in order to print, to unwind or to check."""
     start = 0
     for index, name in enumerate(functions[:_DEPTH]):
-        if _TRAPS.match(name) or ENTRIES.match(name) or _SYSTEM_CALL.match(name):
+        if _is_entry(name):
             break
         if instruments.match(name):
             start = index + 1
     return functions[start:] or functions
+
+
+# As with `_guilty`: reports share most of their functions, and these lists are long.
+@lru_cache(maxsize=8192)
+def _is_entry(function: str) -> bool:
+    """Whether a trap, a system call or a thread begins with it."""
+    return any(names.match(function) for names in (_TRAPS, ENTRIES, _SYSTEM_CALL))
 
 
 def _holder(entries: Sequence[Entry], text: str) -> str | None:
@@ -460,8 +468,10 @@ def _main(kind: CrashKind, entries: Sequence[Entry], text: str) -> list[Entry]:
     if kind in STALLED:
         return list(entries)
     parts = sections(text)
-    main = [part for part in parts if part.is_main]
+    main = [part.is_main for part in parts]
     if kind is K.BAD_PAGE:
         # Who gives the page back is chance; who uses it has allocated it.
-        main = [p for p in parts if text.startswith("page last allocated", p.start)] or main
-    return [e for e in entries if any(part.start <= e.position < part.end for part in main)]
+        by_user = [text.startswith("page last allocated", part.start) for part in parts]
+        main = by_user if any(by_user) else main
+    starts = [part.start for part in parts]
+    return [e for e in entries if main[bisect_right(starts, e.position) - 1]]
