@@ -24,9 +24,9 @@ LOCKDEP = r"(?:\[ )?(?:WARNING|INFO|BUG): "
 PANIC = "Kernel panic"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rule:
-    """One kind of first line."""
+    """One kind of first line. A rule equals itself alone: that makes it a cheap key."""
 
     kind: CrashKind
     #: A literal in every line that `pattern` matches.
