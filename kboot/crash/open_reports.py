@@ -32,7 +32,7 @@ FOREIGN_CPU = re.compile(r"\s*NMI backtrace for cpu \d+")
 _HEADING = re.compile(r"\s*(?:Call [Tt]race|Backtrace):")
 _TRACE = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|CPU: \d+ |Modules linked in|RIP: |pc : "
-    r"|PC is at|epc : |NIP |Krnl PSW|Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x"
+    r"|PC is at|epc : |NIP |Krnl PSW|Hardware name|\(*[\w.$]++\+0x[0-9a-f]+/0x"
     r"|\[<(?:[0-9a-f]{8,16}|\(_*ptrval_*\))>\]"
     r"|\S+ is (?:trying|freeing|leaving)|backtrace)"
 )
@@ -44,7 +44,7 @@ _GOES_ON = re.compile(
 #: Where the stack itself begins.
 _STACK = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|backtrace|Function entered at"
-    r"|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<(?:[0-9a-f]{8,16}|\(_*ptrval_*\))>\])"
+    r"|\(*[\w.$]++\+0x[0-9a-f]+/0x|\[<(?:[0-9a-f]{8,16}|\(_*ptrval_*\))>\])"
 )
 #: First words of lines that stand in reports, beside frames, registers and dumps.
 _WORDS = r"""
@@ -67,9 +67,9 @@ _OWN_LINES = re.compile(
     rf"""
     \s*(?:
         $
-      | [<\[(]* [\w.$]+ (?:\(\))? \+0x[0-9a-f]+/0x            # a frame
+      | [<\[(]* [\w.$]++ (?:\(\))? \+0x[0-9a-f]+/0x            # a frame
       | \?\s | \[<[0-9a-fx\s]*(?:inline|\(_*ptrval_*\))?\s*>\] | \[[0-9a-f]{{8,16}}\]
-      | [\w.$]+\ [\w./-]+\.[chS]:\d+                         # an inlined frame
+      | [\w.$]++\ [\w./-]+\.[chS]:\d+                         # an inlined frame
       | <{{1,2}}/?[A-Z\#_]\w*>                                   # <IRQ>
       | {_REGISTER} | {_REGISTER_RISC}
       | (?:{_WORD})\b

@@ -165,8 +165,9 @@ class Scanner:
         self._resets = ResetWatch()
         self._triggers = TriggerFinder()
         self._recent = b""
+        #: The line before, if it was read: the same once more, time included, tells of two consoles
+        #: that write to one line.
         self._last_raw = b""
-        self._last_read = 0
         self._encoding = Encoding()
 
     def feed(self, data: bytes) -> list[Event]:
@@ -236,8 +237,7 @@ class Scanner:
         if self._wants_all or candidate:
             self._read(raw, size, candidate=candidate)
         else:
-            self._line += 1
-            self._offset += size
+            self._skip(1, size)
 
     def _region(self, data: bytes, end: int) -> None:
         """Read whole lines: `data` up to `end`."""
@@ -260,29 +260,37 @@ class Scanner:
         """Read whole lines of which none begins a report: only what is under way wants them."""
         self._remember(data, position, end)
         drafts, resets = self._drafts, self._resets
-        while position < end and (drafts.open or resets.wants_all):
-            line_end = data.find(b"\n", position) + 1
-            size = line_end - position
-            self._line += 1
-            self._offset += size
-            raw = data[position:line_end]
-            if size > _LONG_LINE:
+        watching = resets.wants_all
+        number, moved = self._line, self._offset - position
+        while position < end and (drafts.open or watching):
+            start, position = position, data.find(b"\n", position) + 1
+            number += 1
+            raw = data[start:position]
+            if position - start > _LONG_LINE:
                 raw = _shortened(raw)
-            line = parse(raw, self._line, self._offset - size, self._offset)
+            line = parse(raw, number, start + moved, position + moved)
             if line.stamped:
                 self._triggers.stamped_log = True
-            if resets.wants_all:
+            if watching:
                 self._watch(line, raw)
-            if self._is_again(line, raw):
+                watching = resets.wants_all
+            if raw == self._last_raw and line.stamped:
                 drafts.again(line)
-            else:
-                if line.glued:
-                    for message in _messages(line)[:-1]:
-                        drafts.extend(message)
-                drafts.extend(line)
-            position = line_end
-        self._line += data.count(b"\n", position, end)
-        self._offset += end - position
+                continue
+            self._last_raw = raw
+            if line.glued:
+                for message in _messages(line)[:-1]:
+                    drafts.extend(message)
+            drafts.extend(line)
+        self._line, self._offset = number, position + moved
+        if position < end:
+            self._skip(data.count(b"\n", position, end), end - position)
+
+    def _skip(self, lines: int, size: int) -> None:
+        """Pass over lines that nobody wants."""
+        self._line += lines
+        self._offset += size
+        self._last_raw = b""
 
     def _read(self, raw: bytes, size: int, *, candidate: bool) -> None:
         """Read one line. `candidate`: it contains one of the literals."""
@@ -292,9 +300,10 @@ class Scanner:
         if candidate or self._resets.wants_all:
             self._watch(line, raw)
         self._remember(raw, 0, len(raw))
-        if self._is_again(line, raw):
+        if raw == self._last_raw and line.stamped:
             self._drafts.again(line)
             return
+        self._last_raw = raw
         torn = candidate and line.stamped and is_behind_words(raw)
         for message in _messages(line):
             self._read_message(message, candidate=candidate, torn=torn)
@@ -303,19 +312,13 @@ class Scanner:
         trigger = None
         if candidate:
             if self._names is not None:
-                line = line._replace(text=self._names.put(line.text, line.start))
+                line = replace(line, text=self._names.put(line.text, line.start))
             trigger = self._triggers.find(line)
         self._triggers.stamped_log |= line.stamped
         if trigger is not None:
             self._drafts.begin(*trigger, line, torn=torn)
         elif self._drafts.open:
             self._drafts.extend(line)
-
-    def _is_again(self, line: KernelLine, raw: bytes) -> bool:
-        """Whether it is the line before, time included: two consoles write to one line."""
-        again = line.stamped and self._last_read == line.number - 1 and self._last_raw == raw
-        self._last_raw, self._last_read = raw, line.number
-        return again
 
     def _remember(self, data: bytes, position: int, end: int) -> None:
         """Keep the end of what was read."""
@@ -329,7 +332,7 @@ class Scanner:
         resets = self._resets
         step = resets.seen(
             line,
-            raw.decode(errors="replace").rstrip("\r\n"),
+            raw,
             stamped_log=self._triggers.stamped_log,
             before=self._recent,
         )
