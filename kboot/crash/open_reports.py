@@ -187,6 +187,8 @@ _MAX_SILENCE = 300
 _SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.HARD_LOCKUP, K.SLAB_CORRUPTION, K.PANIC})
 #: A first line that needs a trace must get it within this many lines.
 _TRACE_WITHIN = 15
+#: With every so many open reports, those that are silent are looked for.
+_MANY_OPEN = 512
 #: What follows is a trace, but of no report.
 _OTHERS_TRACE = re.compile(r"FAULT_INJECTION: forcing|.{1,16} invoked oom-killer: |sysrq: ")
 _NONE: list[Draft] = []
@@ -255,6 +257,9 @@ class Drafts:
             else:
                 self._complete(draft, cut=False)
         self.start(Draft.begin(rule, match, line, torn=torn))
+        if not len(self.open) % _MANY_OPEN:
+            # No line but first ones, each by another task: `extend` is not called.
+            self._complete_forgotten(line.number)
 
     def _is_talk(self, rule: Rule, line: KernelLine) -> bool:
         """Whether a program has said so in the midst of a report, whose trace is still to come.
@@ -401,8 +406,9 @@ class Drafts:
 
     def _forget(self, draft: Draft) -> None:
         self.open.remove(draft)
-        for caller, drafts in list(self._by_caller.items()):
-            rest = [other for other in drafts if other is not draft]
+        callers = [caller for caller, its in self._by_caller.items() if draft in its or not its]
+        for caller in callers:
+            rest = [other for other in self._by_caller[caller] if other is not draft]
             if rest:
                 self._by_caller[caller] = rest
             else:

@@ -291,6 +291,16 @@ def test_a_report_nobody_writes_to_any_more_is_completed() -> None:
     assert [type(event) for event in events] == [Opened, CrashReport]
 
 
+def test_reports_of_first_lines_only_do_not_pile_up() -> None:
+    scanner = Scanner()
+    first = "BUG: kernel NULL pointer dereference, address: 0000000000000008"
+    events = scanner.feed(encode([f"[    1.{n:06}][ T{n}] {first}" for n in range(3000)]))
+    opened = [event for event in events if isinstance(event, Opened)]
+    assert len(opened) == 3000
+    # Only the last ones may still go on.
+    assert len(events) - len(opened) > 2000
+
+
 def test_other_cpus_backtraces_belong_to_the_stall() -> None:
     lines = [
         "[   60.000000][    C0] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
