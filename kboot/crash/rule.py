@@ -103,6 +103,6 @@ def die(kind: CrashKind, words: str, label: str) -> Rule:
     number alone are an entry in a list of changes: "check for overflow [#132]".
     """
     code = r": ?[0-9a-f]{1,16}(?: ilc:\d)? ?"
-    named = rf"(?:Oops: |Internal error: |Oops - )+(?:{words})[^\[]*"
+    named = rf"(?:Oops: |Internal error: |Oops - ){{1,8}}(?:{words})[^\[]*"
     pattern = rf"(?:{named}|(?:{words})[^\[]*{code})\[#\d{{1,4}}\](?!\()"
     return row(kind, "[#", pattern, label, is_die=True)
