@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from kboot.crash import resets
 from kboot.crash.addresses import AddressNames
@@ -31,18 +32,17 @@ _TALKING = re.compile(
 _DOUBTED = {rule: replace(rule, needs_trace=True) for rule in RULES}
 
 _ANCHORS = tuple(dict.fromkeys(rule.anchor for rule in RULES))
-_RULES_OF = {anchor: tuple(rule for rule in RULES if rule.anchor == anchor) for anchor in _ANCHORS}
-_ORDER = {rule: place for place, rule in enumerate(RULES)}
 
 
 def _applicable(words: str) -> Sequence[Rule]:
     """The rules whose anchor the line contains, in order of precedence."""
-    present = [anchor for anchor in _ANCHORS if anchor in words]
-    if len(present) == 1:
-        return _RULES_OF[present[0]]
-    return sorted(
-        (rule for anchor in present for rule in _RULES_OF[anchor]), key=_ORDER.__getitem__
-    )
+    return _rules_with(tuple([anchor for anchor in _ANCHORS if anchor in words]))
+
+
+# Few of the combinations are seen, and mostly the same.
+@lru_cache(maxsize=256)
+def _rules_with(anchors: tuple[str, ...]) -> Sequence[Rule]:
+    return [rule for rule in RULES if rule.anchor in anchors]
 
 
 def _find_behind_name(words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
