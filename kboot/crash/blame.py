@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -275,10 +276,11 @@ _ANCHORED = STALLED | {K.STACK_OVERFLOW}
 _CALLED = frozenset({K.ATOMIC_SLEEP, K.DEADLOCK, K.SUSPICIOUS_RCU, K.INVALID_WAIT_CONTEXT})
 #: Where the report of a lock tells where it, or its forerunners, were taken.
 _CHAIN = re.compile(r"^\s*-> #\d", re.MULTILINE)
-#: A stack in a report that has several: of a CPU, or of a task; it begins with a line's end.
+#: A stack in a report that has several: of a CPU, or of a task.
 _STACK = re.compile(
-    r"\n\s*(?:(?P<task>task:\S|Task dump|\S.{0,15} R  running)|(?P<nmi>NMI backtrace for cpu)"
+    r"^\s*(?:(?P<task>task:\S|Task dump|\S.{0,15} R  running)|(?P<nmi>NMI backtrace for cpu)"
     r"|CPU: \d+ (?:UID|PID)|Call [Tt]race|Kernel panic|Backtrace:)",
+    re.MULTILINE,
 )
 #: Suspects of a stall that somebody else noticed, in order: tasks in whose midst RCU waits, CPUs
 #: that were asked what they do, whoever noticed.
@@ -336,7 +338,7 @@ def choose(
         repeated = (a for a, b in pairwise(functions) if a == b and _guilty(deep, a))
         if (name := next(repeated, None) or _anchor(deep, functions)) is not None:
             return name
-    inner = _without(_instruments, _interrupted(kind, functions))
+    inner = _without_instruments(_interrupted(kind, functions), _INSTRUMENTS)
     for function in inner:
         if _guilty(kind, function):
             return function
@@ -356,9 +358,9 @@ def _functions(entries: Iterable[Entry]) -> list[str]:
 
 def _interrupted(kind: CrashKind, functions: Sequence[str]) -> Sequence[str]:
     """The frames of the context that a trap interrupted, where a trap raised the report."""
-    raised = next((i for i, name in enumerate(functions[:_DEPTH]) if _raises(name)), None)
-    if kind in _CALLED or raised is None:
+    if kind in _CALLED or not any(_RAISERS.match(name) for name in functions[:_DEPTH]):
         return functions
+    raised = next(i for i, name in enumerate(functions) if _RAISERS.match(name))
     start = raised
     for index, name in enumerate(functions[raised : raised + _DEPTH], raised):
         if _TRAPS.match(name):
@@ -368,37 +370,22 @@ def _interrupted(kind: CrashKind, functions: Sequence[str]) -> Sequence[str]:
     return functions[start:] or functions
 
 
-def _without(is_one: Callable[[str], bool], functions: Sequence[str]) -> Sequence[str]:
-    """The frames without the innermost ones up to the last of which `is_one` holds."""
+def _without_instruments(functions: Sequence[str], instruments: re.Pattern[str]) -> Sequence[str]:
+    """The frames without what was called in order to print, to unwind or to check."""
     start = 0
     for index, name in enumerate(functions[:_DEPTH]):
-        if _enters(name):
+        if _is_entry(name):
             break
-        if is_one(name):
+        if instruments.match(name):
             start = index + 1
     return functions[start:] or functions
 
 
-# Reports have most of their functions in common, and a name is looked up sooner than matched.
+# As with `_guilty`: reports share most of their functions, and these lists are long.
 @lru_cache(maxsize=8192)
-def _raises(name: str) -> bool:
-    return _RAISERS.match(name) is not None
-
-
-@lru_cache(maxsize=8192)
-def _enters(name: str) -> bool:
-    """Whether a context begins with this function: a trap's, or a system call's."""
-    return bool(_TRAPS.match(name) or ENTRIES.match(name) or _SYSTEM_CALL.match(name))
-
-
-@lru_cache(maxsize=8192)
-def _instruments(name: str) -> bool:
-    return _INSTRUMENTS.match(name) is not None
-
-
-@lru_cache(maxsize=8192)
-def _is_chance(name: str) -> bool:
-    return _CHANCE.match(name) is not None
+def _is_entry(function: str) -> bool:
+    """Whether a trap, a system call or a thread begins with it."""
+    return any(names.match(function) for names in (_TRAPS, ENTRIES, _SYSTEM_CALL))
 
 
 def _holder(entries: Sequence[Entry], text: str) -> str | None:
@@ -426,7 +413,7 @@ def _machinery(function: str) -> bool:
 
 def _stacks(entries: Sequence[Entry], text: str) -> list[list[str]]:
     """The stacks of the CPUs and tasks that were at work, the most suspicious first."""
-    marks = [(0, _NOTICED), *((mark.start(), _rank(mark)) for mark in _STACK.finditer(f"\n{text}"))]
+    marks = [(0, _NOTICED), *((mark.start(), _rank(mark)) for mark in _STACK.finditer(text))]
     ends = [start for start, _ in marks[1:]] + [len(text)]
     stacks: list[tuple[int, list[str]]] = []
     rank = _NOTICED
@@ -462,7 +449,7 @@ def _is_idle(functions: Sequence[str]) -> bool:
 
 def _anchor(kind: CrashKind, functions: Sequence[str]) -> str | None:
     """What the CPU was doing, by a name that is the same wherever in it the CPU stood."""
-    inner = _without(_is_chance, _without(_instruments, functions))
+    inner = _without_instruments(_without_instruments(functions, _INSTRUMENTS), _CHANCE)
     working = [name for name in inner if _guilty(kind, name) or _CROSS_CALLS.match(name)]
     if working and kind in STALLED and any(_CROSS_CALLS.match(name) for name in working[:1]):
         # It waits for another CPU; through which of the entries is chance.
@@ -481,10 +468,10 @@ def _main(kind: CrashKind, entries: Sequence[Entry], text: str) -> list[Entry]:
     if kind in STALLED:
         return list(entries)
     parts = sections(text)
-    main = [part for part in parts if part.is_main]
+    main = [part.is_main for part in parts]
     if kind is K.BAD_PAGE:
         # Who gives the page back is chance; who uses it has allocated it.
-        main = [p for p in parts if text.startswith("page last allocated", p.start)] or main
-    if len(main) == len(parts):
-        return list(entries)
-    return [e for e in entries if any(part.start <= e.position < part.end for part in main)]
+        by_user = [text.startswith("page last allocated", part.start) for part in parts]
+        main = by_user if any(by_user) else main
+    starts = [part.start for part in parts]
+    return [e for e in entries if main[bisect_right(starts, e.position) - 1]]

@@ -32,7 +32,7 @@ FOREIGN_CPU = re.compile(r"\s*NMI backtrace for cpu \d+")
 _HEADING = re.compile(r"\s*(?:Call [Tt]race|Backtrace):")
 _TRACE = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|CPU: \d+ |Modules linked in|RIP: |pc : "
-    r"|PC is at|epc : |NIP |Krnl PSW|Hardware name|\(*[\w.$]+\+0x[0-9a-f]+/0x"
+    r"|PC is at|epc : |NIP |Krnl PSW|Hardware name|\(*[\w.$]++\+0x[0-9a-f]+/0x"
     r"|\[<(?:[0-9a-f]{8,16}|\(_*ptrval_*\))>\]"
     r"|\S+ is (?:trying|freeing|leaving)|backtrace)"
 )
@@ -44,7 +44,7 @@ _GOES_ON = re.compile(
 #: Where the stack itself begins.
 _STACK = re.compile(
     r"\s*(?:Call [Tt]race|stack backtrace|Backtrace:|backtrace|Function entered at"
-    r"|\(*[\w.$]+\+0x[0-9a-f]+/0x|\[<(?:[0-9a-f]{8,16}|\(_*ptrval_*\))>\])"
+    r"|\(*[\w.$]++\+0x[0-9a-f]+/0x|\[<(?:[0-9a-f]{8,16}|\(_*ptrval_*\))>\])"
 )
 #: First words of lines that stand in reports, beside frames, registers and dumps.
 _WORDS = r"""
@@ -67,9 +67,9 @@ _OWN_LINES = re.compile(
     rf"""
     \s*(?:
         $
-      | [<\[(]* [\w.$]+ (?:\(\))? \+0x[0-9a-f]+/0x            # a frame
+      | [<\[(]* [\w.$]++ (?:\(\))? \+0x[0-9a-f]+/0x            # a frame
       | \?\s | \[<[0-9a-fx\s]*(?:inline|\(_*ptrval_*\))?\s*>\] | \[[0-9a-f]{{8,16}}\]
-      | [\w.$]+\ [\w./-]+\.[chS]:\d+                         # an inlined frame
+      | [\w.$]++\ [\w./-]+\.[chS]:\d+                         # an inlined frame
       | <{{1,2}}/?[A-Z\#_]\w*>                                   # <IRQ>
       | {_REGISTER} | {_REGISTER_RISC}
       | (?:{_WORD})\b
@@ -183,12 +183,12 @@ _MAX_FOREIGN = 25
 _MAX_FOREIGN_WITHOUT_STACK = 200
 #: Lines of others in a row: the report's context has gone on to something else.
 _MAX_SILENCE = 300
-#: Open reports at once: among so many, there are such.
-_MANY = 64
 #: Kinds that are believed without a trace if the log stops in the midst of it.
 _SURE_WITHOUT_TRACE = frozenset({K.OOPS, K.HUNG_TASK, K.HARD_LOCKUP, K.SLAB_CORRUPTION, K.PANIC})
 #: A first line that needs a trace must get it within this many lines.
 _TRACE_WITHIN = 15
+#: With every so many open reports, those that are silent are looked for.
+_MANY_OPEN = 512
 #: What follows is a trace, but of no report.
 _OTHERS_TRACE = re.compile(r"FAULT_INJECTION: forcing|.{1,16} invoked oom-killer: |sysrq: ")
 _NONE: list[Draft] = []
@@ -257,6 +257,9 @@ class Drafts:
             else:
                 self._complete(draft, cut=False)
         self.start(Draft.begin(rule, match, line, torn=torn))
+        if not len(self.open) % _MANY_OPEN:
+            # No line but first ones, each by another task: `extend` is not called.
+            self._complete_forgotten(line.number)
 
     def _is_talk(self, rule: Rule, line: KernelLine) -> bool:
         """Whether a program has said so in the midst of a report, whose trace is still to come.
@@ -273,8 +276,6 @@ class Drafts:
 
     def start(self, draft: Draft) -> None:
         """Open a report."""
-        if len(self.open) % _MANY == _MANY - 1:
-            self._complete_forgotten(draft.start_line)
         self.open.append(draft)
         self._by_caller.setdefault(draft.caller, []).append(draft)
         if not draft.rule.needs_trace:
@@ -405,8 +406,9 @@ class Drafts:
 
     def _forget(self, draft: Draft) -> None:
         self.open.remove(draft)
-        for caller, drafts in list(self._by_caller.items()):
-            rest = [other for other in drafts if other is not draft]
+        callers = [caller for caller, its in self._by_caller.items() if draft in its or not its]
+        for caller in callers:
+            rest = [other for other in self._by_caller[caller] if other is not draft]
             if rest:
                 self._by_caller[caller] = rest
             else:

@@ -85,20 +85,24 @@ class ResetWatch:
         self._may_restart = True
         self.suspect = None
 
-    def seen(self, line: KernelLine, raw: str, *, stamped_log: bool, before: bytes) -> Step:
+    def seen(self, line: KernelLine, raw: bytes, *, stamped_log: bool, before: bytes) -> Step:
         """Take a line, parsed and as it came. `before` is some of the log that came before it."""
-        words = line.text.lstrip()
-        time_s = boot_messages.last_time_s(raw) if line.stamped else None
-        if self.suspect is not None:
-            step = self._judge(line, time_s, raw)
+        if self.wants_all:
+            step = self._follow(line, _text(raw))
             if step is not Step.NOTHING:
                 return step
-        elif self._collecting:
-            self._collect(raw, time_s)
         # A plain search per word is faster than one pattern, and than any() with a generator.
-        if not [word for word in _WORDS if word in words]:
+        if not [word for word in _WORDS if word in line.text]:
             return Step.NOTHING
-        return self._first_line(line, raw, stamped_log=stamped_log, before=before)
+        return self._first_line(line, _text(raw), stamped_log=stamped_log, before=before)
+
+    def _follow(self, line: KernelLine, raw: str) -> Step:
+        """What a line tells of which every one matters."""
+        time_s = boot_messages.last_time_s(raw) if line.stamped else None
+        if self.suspect is not None:
+            return self._judge(line, time_s, raw)
+        self._collect(raw, time_s)
+        return Step.NOTHING
 
     def accept(self) -> None:
         """What was suspected is no surprise: the kernel before it had crashed."""
@@ -253,6 +257,10 @@ class ResetWatch:
         # One line may be a quotation.
         self._fresh += 1
         return True if self._fresh >= _ENOUGH else None
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace").rstrip("\r\n")
 
 
 def _last_lines(before: bytes) -> frozenset[str]:

@@ -24,9 +24,9 @@ LOCKDEP = r"(?:\[ )?(?:WARNING|INFO|BUG): "
 PANIC = "Kernel panic"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rule:
-    """One kind of first line."""
+    """One kind of first line. A rule equals itself alone: that makes it a cheap key."""
 
     kind: CrashKind
     #: A literal in every line that `pattern` matches.
@@ -103,6 +103,6 @@ def die(kind: CrashKind, words: str, label: str) -> Rule:
     number alone are an entry in a list of changes: "check for overflow [#132]".
     """
     code = r": ?[0-9a-f]{1,16}(?: ilc:\d)? ?"
-    named = rf"(?:Oops: |Internal error: |Oops - )+(?:{words})[^\[]*"
+    named = rf"(?:Oops: |Internal error: |Oops - ){{1,8}}(?:{words})[^\[]*"
     pattern = rf"(?:{named}|(?:{words})[^\[]*{code})\[#\d{{1,4}}\](?!\()"
     return row(kind, "[#", pattern, label, is_die=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from kboot.crash import resets
 from kboot.crash.addresses import AddressNames
@@ -31,18 +32,17 @@ _TALKING = re.compile(
 _DOUBTED = {rule: replace(rule, needs_trace=True) for rule in RULES}
 
 _ANCHORS = tuple(dict.fromkeys(rule.anchor for rule in RULES))
-_RULES_OF = {anchor: tuple(rule for rule in RULES if rule.anchor == anchor) for anchor in _ANCHORS}
-_ORDER = {rule: place for place, rule in enumerate(RULES)}
 
 
 def _applicable(words: str) -> Sequence[Rule]:
     """The rules whose anchor the line contains, in order of precedence."""
-    present = [anchor for anchor in _ANCHORS if anchor in words]
-    if len(present) == 1:
-        return _RULES_OF[present[0]]
-    return sorted(
-        (rule for anchor in present for rule in _RULES_OF[anchor]), key=_ORDER.__getitem__
-    )
+    return _rules_with(tuple([anchor for anchor in _ANCHORS if anchor in words]))
+
+
+# Few of the combinations are seen, and mostly the same.
+@lru_cache(maxsize=256)
+def _rules_with(anchors: tuple[str, ...]) -> Sequence[Rule]:
+    return [rule for rule in RULES if rule.anchor in anchors]
 
 
 def _find_behind_name(words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
@@ -165,8 +165,9 @@ class Scanner:
         self._resets = ResetWatch()
         self._triggers = TriggerFinder()
         self._recent = b""
+        #: The line before, if it was read: the same once more, time included, tells of two consoles
+        #: that write to one line.
         self._last_raw = b""
-        self._last_read = 0
         self._encoding = Encoding()
 
     def feed(self, data: bytes) -> list[Event]:
@@ -236,8 +237,7 @@ class Scanner:
         if self._wants_all or candidate:
             self._read(raw, size, candidate=candidate)
         else:
-            self._line += 1
-            self._offset += size
+            self._skip(1, size)
 
     def _region(self, data: bytes, end: int) -> None:
         """Read whole lines: `data` up to `end`."""
@@ -260,31 +260,37 @@ class Scanner:
         """Read whole lines of which none begins a report: only what is under way wants them."""
         self._remember(data, position, end)
         drafts, resets = self._drafts, self._resets
-        watched = resets.wants_all
-        number, offset = self._line, self._offset
-        while position < end and (drafts.open or watched):
-            line_end = data.find(b"\n", position) + 1
-            number, start, offset = number + 1, offset, offset + line_end - position
-            raw = data[position:line_end]
-            if len(raw) > _LONG_LINE:
+        watching = resets.wants_all
+        number, moved = self._line, self._offset - position
+        while position < end and (drafts.open or watching):
+            start, position = position, data.find(b"\n", position) + 1
+            number += 1
+            raw = data[start:position]
+            if position - start > _LONG_LINE:
                 raw = _shortened(raw)
-            line = parse(raw, number, start, offset)
+            line = parse(raw, number, start + moved, position + moved)
             if line.stamped:
                 self._triggers.stamped_log = True
-            if watched:
+            if watching:
                 self._watch(line, raw)
-                watched = resets.wants_all
-            if raw == self._last_raw and self._is_again(line):
+                watching = resets.wants_all
+            if raw == self._last_raw and line.stamped:
                 drafts.again(line)
-            else:
-                if line.glued:
-                    for message in _messages(line)[:-1]:
-                        drafts.extend(message)
-                drafts.extend(line)
-            self._last_raw, self._last_read = raw, number
-            position = line_end
-        self._line = number + data.count(b"\n", position, end)
-        self._offset = offset + end - position
+                continue
+            self._last_raw = raw
+            if line.glued:
+                for message in _messages(line)[:-1]:
+                    drafts.extend(message)
+            drafts.extend(line)
+        self._line, self._offset = number, position + moved
+        if position < end:
+            self._skip(data.count(b"\n", position, end), end - position)
+
+    def _skip(self, lines: int, size: int) -> None:
+        """Pass over lines that nobody wants."""
+        self._line += lines
+        self._offset += size
+        self._last_raw = b""
 
     def _read(self, raw: bytes, size: int, *, candidate: bool) -> None:
         """Read one line. `candidate`: it contains one of the literals."""
@@ -294,11 +300,10 @@ class Scanner:
         if candidate or self._resets.wants_all:
             self._watch(line, raw)
         self._remember(raw, 0, len(raw))
-        again = raw == self._last_raw and self._is_again(line)
-        self._last_raw, self._last_read = raw, line.number
-        if again:
+        if raw == self._last_raw and line.stamped:
             self._drafts.again(line)
             return
+        self._last_raw = raw
         torn = candidate and line.stamped and is_behind_words(raw)
         for message in _messages(line):
             self._read_message(message, candidate=candidate, torn=torn)
@@ -315,10 +320,6 @@ class Scanner:
         elif self._drafts.open:
             self._drafts.extend(line)
 
-    def _is_again(self, line: KernelLine) -> bool:
-        """Whether a line like the last one is that one again: two consoles write to one line."""
-        return line.stamped and self._last_read == line.number - 1
-
     def _remember(self, data: bytes, position: int, end: int) -> None:
         """Keep the end of what was read."""
         if end - position < _RECENT:
@@ -331,7 +332,7 @@ class Scanner:
         resets = self._resets
         step = resets.seen(
             line,
-            raw.decode(errors="replace").rstrip("\r\n"),
+            raw,
             stamped_log=self._triggers.stamped_log,
             before=self._recent,
         )

@@ -11,7 +11,8 @@ from kboot.crash import rust_names
 from kboot.crash.model import Frame
 
 #: A name of C, on big-endian ppc64 behind a dot, or a path of Rust's, as newer kernels print it.
-_NAME = r"\.?[A-Za-z_][\w.$]*(?:::\w+)*|<[\w:<>,&* ]{1,200}>(?:::\w+)+"
+#: What follows is no part of a name, so that less of one need not be tried ("*+").
+_NAME = r"\.?[A-Za-z_][\w.$]*+(?:::\w+)*+|<[\w:<>,&* ]{1,200}>(?:::\w+)+"
 
 #: The instruction pointer and the link register, as the architectures write them.
 _REGISTER = r"""
@@ -26,11 +27,11 @@ _REGISTER = r"""
         | (?:RPC|I7):\s< )
     )
 """
-# It begins with the end of the line before: what is searched has one more in front. A search for a
-# character is much quicker than one for a place.
+#: Behind a line's end and not at its start (``^``): the end is looked for as a plain character, and
+#: `entries` puts one in front of the text.
 _FRAME = re.compile(
     rf"""
-    \n[ \t(]*
+    \n[ \t(]*+
     (?:<{{1,2}}/?[A-Z\#]\w*>{{1,2}}[ \t]+)?    # <IRQ>, on the line of a frame up to 4.5
     {_REGISTER}?
     (?:\[<?\s*(?P<address>[0-9a-fA-Fx]+|inline|\(_*ptrval_*\))\s*>?\][ ]*)*
@@ -48,8 +49,7 @@ _FRAME = re.compile(
     """,
     re.VERBOSE | re.MULTILINE,
 )
-#: Headings of stacks that the report is about, and of stacks that only explain it. They begin with
-#: a line's end as well.
+#: Headings of stacks that the report is about, and of stacks that only explain it.
 _SECTION = re.compile(
     r"\n[ \t]*(?:(?P<main>Call [Tt]race|Backtrace:|stack backtrace:|backtrace|CPU: \d+ "
     r"|Kernel panic|(?:read|write|read-write) to 0x|race at unknown|RIP: )"
@@ -57,7 +57,7 @@ _SECTION = re.compile(
     r"|Last potentially|page last (?:allocated|free)|page_owner|Second to last|Last call_rcu"
     r"|(?:INFO: )?(?:Allocated|Freed) in|NMI backtrace|the existing|-> #\d|Showing all locks"
     r"|Preemption disabled|to a (?:HARD|SOFT)IRQ|... which became|but this|the dependencies"
-    r"|the (?:first|second) lock|\{[\w -]+\} state was|INITIAL USE))",
+    r"|the (?:first|second) lock|\{[\w -]+\} state was|INITIAL USE))"
 )
 #: What compilers append: ".isra.0", ".cold", ".llvm.123", "$0123abcd..."; no name of C has a dot.
 _SUFFIX = re.compile(r"(?<=\w)(?:\.|\$[0-9a-f]{8,}).*$")
@@ -120,7 +120,8 @@ def _demangled(name: str) -> str:
 
 def entries(text: str) -> list[Entry]:
     """Every frame in `text`, the innermost first."""
-    found = [_entry(match) for match in _FRAME.finditer(f"\n{text}")]
+    # With a line's end in front, a match begins where in `text` its line does.
+    found = [_entry(match) for match in _FRAME.finditer("\n" + text)]
     for index, (link, pc) in enumerate(pairwise(found)):
         # loongarch shows the return address above the program counter.
         if link.is_link and pc.is_pc:
@@ -129,25 +130,18 @@ def entries(text: str) -> list[Entry]:
 
 
 def _entry(match: re.Match[str]) -> Entry:
-    frame, is_pc, is_link = _frame(*match.groups())
+    frame, is_pc, is_link = _read(match[0])
     return Entry(frame, match.start(), is_pc, is_link)
 
 
 # The reports of one kernel share most of their frames.
 @lru_cache(maxsize=4096)
-def _frame(
-    register: str | None,
-    link: str | None,
-    address: str | None,
-    guess: str | None,
-    symbol: str,
-    offset: str | None,
-    size: str | None,
-    doubt: str | None,
-    module: str | None,
-    *places: str | None,
-) -> tuple[Frame, bool, bool]:
-    """A frame of what `_FRAME` has found, and whether it is a program counter's, a link's."""
+def _read(text: str) -> tuple[Frame, bool, bool]:
+    """The frame in what `_FRAME` matches, and of which register it is."""
+    match = _FRAME.match(text)
+    if match is None:
+        raise ValueError(f"no frame: {text!r}")
+    register, link, address, guess, symbol, offset, size, doubt, module, *places = match.groups()
     frame = Frame(
         function=base_name(symbol),
         symbol=symbol,
@@ -169,20 +163,15 @@ def _address(digits: str) -> int | None:
 
 
 class Section(NamedTuple):
-    """A part of a report that begins with a heading (``Call Trace:``, ``Freed by task``)."""
+    """Where a part of a report begins, with a heading (``Call Trace:``, ``Freed by task``)."""
 
     start: int
-    end: int
     #: Whether its frames are of the stack that the report is about.
     is_main: bool
 
 
 def sections(text: str) -> list[Section]:
-    """The report cut at its headings, in order and without gaps."""
-    marks = [(0, True)]
-    marks += [(match.start(), match["side"] is None) for match in _SECTION.finditer(f"\n{text}")]
-    ends = [start for start, _ in marks[1:]] + [len(text)]
-    return [
-        Section(start=start, end=end, is_main=main)
-        for (start, main), end in zip(marks, ends, strict=True)
-    ]
+    """The report's parts, in order and without gaps: each ends where the next one begins."""
+    # With a line's end in front, as in `entries`.
+    marks = _SECTION.finditer("\n" + text)
+    return [Section(0, True), *(Section(mark.start(), mark["side"] is None) for mark in marks)]
