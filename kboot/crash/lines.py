@@ -66,7 +66,7 @@ _LOG_PREFIX = re.compile(
       | \d{{5}}(?=\s)                                                # ktest: seconds
       | \{{[^{{}}"]*"[^{{}}]*\}}                                    # Loki labels
       | (?:DEBUG|INFO|NOTICE|WARN|ERR|ERROR|CRIT|EMERG)(?=\s+\[)    # a level before more prefix
-      | [\w./@:-]+\s{0, 9}\|                                        # console|, docker compose
+      | [\w./@:-]+\s{{0,9}}\|                                        # console|, docker compose
       | \[(?:console|serial|kernel|guest|vm|qemu|tty\w*)[^\]]*\]:?
       | kern\s?[.:]\s?(?:emerg|alert|crit|err|warn|notice|info|debug)\s*:?   # dmesg -x, syslog
     )[ \t]*

@@ -75,7 +75,7 @@ _OWN_LINES = re.compile(
       | (?:{_WORD})\b
       | \d+-\.*: | \(detected\ | \(t= | ->\s | \#\d+: | >?[0-9a-f]{{8,16}}: | ffff[0-9a-f]+\s
       | 0x[0-9a-f]+
-      | >?[0-9a-fA-F]{4, 16}:?\ +[0-9a-f]{8, 16}\b              # a dump of memory
+      | >?[0-9a-fA-F]{{4,16}}:?\ +[0-9a-f]{{8,16}}\b            # a dump of memory
       | [=-]{{20,}} | ---\[ | \*{{3}} | \d+\ locks?\ held | no\ locks\ held | \(.*\)\{{ | \{{
       | \S+\ (?:is\ (?:trying|freeing|leaving)|just\ changed|takes)
       | BUG:\ Bad\b

@@ -351,3 +351,10 @@ def test_a_reset_is_one_although_the_log_begins_while_the_kernel_runs() -> None:
     goodbye = "[  500.800000] reboot: Restarting system"
     assert reports(encode([before, goodbye, *loader, *BOOT, *AFTER])) == []
     assert reports(encode([*loader, *BOOT, *AFTER])) == []
+
+
+def test_a_long_dump_of_memory_is_the_reports_own() -> None:
+    head = "BUG: KASAN: slab-out-of-bounds in tdev_open+0x1/0x20\nCall Trace:\n"
+    dump = "".join(f"{at:04x}: {'0123456789abcdef ' * 2}\n" for at in range(0, 0x400, 0x10))
+    (report,) = reports((head + dump + " tdev_read+0x1/0x20\n").encode())
+    assert report.text.endswith("tdev_read+0x1/0x20")
