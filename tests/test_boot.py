@@ -103,6 +103,13 @@ def test_a_404_is_the_hosts_fault_and_names_the_file() -> None:
         boot().see_fetch(fetch("artifacts/i2", status=404), 105)
 
 
+def test_what_a_guest_asks_for_need_not_be_there() -> None:
+    machine = boot()
+    follow(machine)
+    machine.see_fetch(fetch("scripts/m0/cloud-init/network-config", query="", status=404), 111)
+    assert machine.contradiction() is None
+
+
 def test_a_script_that_stopped_names_the_file_and_explains_the_error() -> None:
     with pytest.raises(
         InfraError, match=r"the initrd tiny.cpio.gz: 404 Not Found \(ENOENT\), .*/err/2d0c61$"
