@@ -101,8 +101,8 @@ class Boot:
             return
         if Phase.LINUX not in self.reached:
             self.script.see_fetch(fetch, time)
-        # A script of the user's may have something else to try, and so may a guest: cloud-init looks
-        # for more than it needs.
+        # A script of the user's may have something else to try, and so may a guest: cloud-init
+        # looks for more than it needs.
         loads = not {Phase.HANDOFF, Phase.LINUX} & self.reached.keys()
         if fetch.status == 404 and loads and not wanted.user_script:
             raise InfraError(f"the boot server has no {wanted.name_of(fetch.path)} (404)")
