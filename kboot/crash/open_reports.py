@@ -288,7 +288,9 @@ class Drafts:
             mine = self._of(line)
         if not mine and FOREIGN_CPU.match(line.text):
             collectors = [d for d in self.open if d.kind in COLLECTORS]
-            mine = self._by_caller[line.caller] = collectors[-1:]
+            mine = collectors[-1:]
+            others = self._by_caller.get(line.caller, _NONE)
+            self._by_caller[line.caller] = [*(each for each in others if each not in mine), *mine]
         elif not mine and line.caller and "" in self._by_caller:
             mine = self._adopted(line)
         for draft in mine if len(mine) < 2 else list(mine):

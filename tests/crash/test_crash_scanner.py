@@ -358,3 +358,17 @@ def test_a_long_dump_of_memory_is_the_reports_own() -> None:
     dump = "".join(f"{at:04x}: {'0123456789abcdef ' * 2}\n" for at in range(0, 0x400, 0x10))
     (report,) = reports((head + dump + " tdev_read+0x1/0x20\n").encode())
     assert report.text.endswith("tdev_read+0x1/0x20")
+
+
+def test_another_cpus_backtrace_without_a_stamp_ends_no_other_report() -> None:
+    log = """\
+[    1.000001] BUG: kernel NULL pointer dereference, address: 0000000000000000
+[    1.000002][    C0] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [sh:7]
+NMI backtrace for cpu 1
+[    1.000003] CPU: 1 PID: 7 Comm: sh
+[    1.000004] RIP: 0010:tdev_open+0x1/0x20
+[    1.000005] Call Trace:
+[    1.000006]  tdev_read+0x1/0x20
+"""
+    titles = {report.title for report in reports(log.encode())}
+    assert "NULL pointer dereference in tdev_open" in titles
