@@ -332,6 +332,21 @@ def combined(
     return found
 
 
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """What is raised within the ``with`` begins with the name of this machine or role."""
+    try:
+        yield
+    except KbootError as error:
+        _name(error, name)
+        raise
+
+
+def _name(error: BaseException, name: str) -> None:
+    if isinstance(error, KbootError):
+        error.args = (f"{name}: {error}", *error.args[1:])
+
+
 def together(names: Sequence[str], function: Callable[[str], _T], at_once: int) -> dict[str, _T]:
     """Call `function` with each name, so many at a time; what it returned, by name.
 
@@ -343,8 +358,7 @@ def together(names: Sequence[str], function: Callable[[str], _T], at_once: int) 
         futures = {name: pool.submit(function, name) for name in names}
     errors = {name: error for name, each in futures.items() if (error := each.exception())}
     for name, error in errors.items():
-        if isinstance(error, KbootError):
-            error.args = (f"{name}: {error}", *error.args[1:])
+        _name(error, name)
     if errors:
         first, *others = errors.values()
         for other in others:
