@@ -65,12 +65,12 @@ def _settings(
     session: Session, config: Config, network: MachineNetwork, role: Role
 ) -> MachineSettings:
     """The settings of a role's machines, which have what their network needs."""
-    if config.rootfs != "tiny":
-        return session.settings(config)
-    drivers = modules_there(session.kernel, network.drivers)
-    config = replace(config, module=tuple(dict.fromkeys((*config.module, *drivers))))
+    # What boots from its disk has its own.
+    if config.boot != "disk":
+        drivers = modules_there(session.kernel, network.drivers)
+        config = replace(config, module=tuple(dict.fromkeys((*config.module, *drivers))))
     settings = session.settings(config)
-    if network.interface(role.members[0]) is None:
+    if config.rootfs == "tiny" and network.interface(role.members[0]) is None:
         dhcp = overlay_initramfs({"/etc/kboot/network": b""})
         settings = replace(settings, initrds=(*settings.initrds, dhcp))
     return settings
