@@ -354,6 +354,10 @@ def together(names: Sequence[str], function: Callable[[str], _T], at_once: int) 
     """
     if not names:
         return {}
+    if len(names) == 1:
+        # Nobody is waited for, so Ctrl-C ends it at once.
+        with naming(names[0]):
+            return {names[0]: function(names[0])}
     with ThreadPoolExecutor(max_workers=max(1, at_once)) as pool:
         futures = {name: pool.submit(function, name) for name in names}
     errors = {name: error for name, each in futures.items() if (error := each.exception())}

@@ -114,11 +114,7 @@ class _Starter:
             member: replace(each, spec=replace(each.spec, links=(link,)))
             for member, each in settings.items()
         }
-        saved: dict[MachineSettings, SavedMachine | None] = {}
-        for member, kind in kinds.items():
-            if kind not in saved:
-                with naming(member):
-                    saved[kind] = self._saved(kind) or self._boot_and_save(member, kind)
+        saved = self._save_each(kinds)
         rest = [member for member in kinds if member not in self._machines]
         at_once = self._network.starts_at_once or min(
             _at_once(kinds[member], restored=saved[kinds[member]] is not None) for member in kinds
@@ -133,6 +129,21 @@ class _Starter:
         """Power all of them off, whatever goes wrong with some."""
         power, self._power = self._power, {}
         together(list(power), lambda member: power[member].close(), max(1, len(power)))
+
+    def _save_each(
+        self, kinds: Mapping[str, MachineSettings]
+    ) -> dict[MachineSettings, SavedMachine | None]:
+        """What the machines of each kind go on from; None if they boot."""
+        firsts: dict[MachineSettings, str] = {}
+        for member, kind in kinds.items():
+            firsts.setdefault(kind, member)
+        at_once = min(_at_once(kind, restored=False) for kind in firsts)
+        found = together(
+            list(firsts.values()),
+            lambda member: self._saved(kinds[member]) or self._boot_and_save(member, kinds[member]),
+            at_once,
+        )
+        return {kinds[member]: saved for member, saved in found.items()}
 
     def _saved(self, kind: MachineSettings) -> SavedMachine | None:
         snapshots = self._session.snapshots
