@@ -198,6 +198,7 @@ soak: $(ready) $(KERNEL) $(headers) $(second) $(second_headers) $(arm64) $(arm64
 	$(bin)/python -m tests.soak_machines $(KERNEL)
 	$(bin)/python -m tests.soak_architectures $(arm64) $(arm64_older)
 	$(bin)/python -m tests.soak_fleet $(KERNEL)
+	$(bin)/python -m tests.soak_fleet_systems $(KERNEL)
 	ROUNDS=10 $(bin)/python -m pytest -s -p no:cacheprovider --kernel=$(abspath $(KERNEL)) \
 		--kboot-initrd=$(abspath $(etcd)) docs/examples/etcd
 	$(bin)/python -m tests.soak_pool $(KERNEL)

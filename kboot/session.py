@@ -140,9 +140,9 @@ class Session:
         """Closed by `close`, before the rest."""
         return Standby(Slots(self._shared_server))
 
-    def settings(self, config: Config) -> MachineSettings:
-        """The settings of a machine under `config`."""
-        return settings_for(self.kernel, config)
+    def settings(self, config: Config, *, host_name: str = "") -> MachineSettings:
+        """The settings of a machine under `config`; see `settings_for`."""
+        return settings_for(self.kernel, config, host_name=host_name)
 
     def isolation(self, settings: MachineSettings, wanted: Isolation | None = None) -> Isolation:
         """Who shares machines with these settings: what is `wanted`, and not ``auto``."""

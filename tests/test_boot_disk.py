@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,3 +269,16 @@ def test_its_data_is_on_a_disk_that_is_the_same_each_time(tmp_path: Path) -> Non
     assert "text/cloud-config" in texts["vendor-data"]
     other = settings(**{**values, "user": "debian"}).spec.disks[-1]
     assert other.source != disk.source
+
+
+def test_two_of_a_fleet_have_disks_that_tell_them_apart(tmp_path: Path) -> None:
+    user_data = tmp_path / "user-data"
+    user_data.write_text("#cloud-config\n")
+    config = Config(boot="disk", disk=("a=pvc:x",), cloud_init=user_data)
+    instances = set()
+    for name in ("worker-1", "worker-2"):
+        found = settings_for(own_kernel(config), config, host_name=name)
+        data = Path(found.spec.disks[-1].source).read_bytes()
+        assert f'"local-hostname": "{name}"'.encode() in data
+        instances |= set(re.findall(rb'"instance-id": "([^"]+)"', data))
+    assert len(instances) == 2

@@ -163,6 +163,11 @@ def eventually_leased(user: User, count: int) -> None:
     [
         (("fleet", "up", "lab", "--role=worker"), "write it as worker=5"),
         (("fleet", "up", "lab", "--role=w=1,colour=red"), "there is no setting colour"),
+        (("fleet", "up", "lab", "--role=w=1,memroy=1G"), "memroy; did you mean memory?"),
+        (
+            ("fleet", "up", "lab", "--role=w=1,disk=a=blank,memory=1G,kept"),
+            "the role w: --memory: '1G,kept' is not a size",
+        ),
         (("fleet", "up", "Lab", "--role=w=1", "--kernel=KERNEL"), "cannot be a fleet's name"),
         (("fleet", "status", "lab"), "there is no fleet called lab"),
         (("pool", "list", "ci"), "there is no pool called ci"),
@@ -185,5 +190,27 @@ def test_roles_on_the_command_line_are_those_of_the_marker() -> None:
         "control": {"count": 3},
         "worker": {"count": 5, "memory": "1G", "cpus": "2"},
     }
-    with pytest.raises(ConfigError, match="was given before"):
-        parse_roles(("a=1", "a=2"))
+    for twice in (("a=1", "a=2"), ("a=1,memory=1G,memory=2G",)):
+        with pytest.raises(ConfigError, match="was given before"):
+            parse_roles(twice)
+
+
+def test_a_comma_ends_a_value_only_where_a_setting_follows() -> None:
+    assert parse_roles(
+        (
+            "control=1,disk=data=blank,size=64M,disk=my image.raw,ro,cloud-init=control.yaml",
+            "worker=2,rootfs=debian+jq,strace,cpus=sockets=2,cores=2,cmdline=console=ttyS0,115200",
+        )
+    ) == {
+        "control": {
+            "count": 1,
+            "disk": ["data=blank,size=64M", "my image.raw,ro"],
+            "cloud_init": "control.yaml",
+        },
+        "worker": {
+            "count": 2,
+            "rootfs": "debian+jq,strace",
+            "cpus": "sockets=2,cores=2",
+            "cmdline": "console=ttyS0,115200",
+        },
+    }

@@ -16,6 +16,8 @@ from kboot.session import open_session
 ROLES = read_roles({"control": 1, "worker": 2})
 
 
+IMAGE = b"the image's own\n".ljust(1 << 20, b"\0")
+
 #: What a system draws once and keeps; the tiny one has nothing of it by itself.
 SECRETS = {
     "/etc/machine-id": b"0123456789abcdef0123456789abcdef\n",
@@ -26,12 +28,23 @@ SECRETS = {
 
 
 @pytest.fixture(scope="module")
-def fleet(debian_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A disk image that all of them begin with."""
+    path = tmp_path_factory.mktemp("disks") / "image.raw"
+    path.write_bytes(IMAGE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    debian_kernel: Path, image: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
     config = Config(
         kernel=str(debian_kernel),
         accel="tcg",
         firmware_start="saved",
         initrd=(overlay_initramfs(SECRETS),),
+        disk=("data=blank,size=64M", f"image={image}"),
     )
     with (
         open_session(config, evidence=tmp_path_factory.mktemp("evidence")) as session,
@@ -90,6 +103,17 @@ def test_restored_twins_differ_in_what_they_should(fleet: Fleet) -> None:
     parts = [text.split("----\n") for text in said.values()]
     for (command, differs), *texts in zip(TWINS.items(), *parts, strict=True):
         assert (command, len(set(texts))) == (command, len(fleet) if differs else 1)
+
+
+def test_each_machine_writes_to_disks_of_its_own(fleet: Fleet, image: Path) -> None:
+    disks = "/dev/disk/by-id/virtio-data /dev/disk/by-id/virtio-image"
+    before = fleet.all.succeed(f"for d in {disks}; do head -c 16 $d | tr -d '\\0'; done")
+    assert before == dict.fromkeys(fleet.names, "the image's own\n")
+    fleet.all.succeed(f"for d in {disks}; do hostname >$d; done; sync")
+    fleet.all.succeed("echo 3 >/proc/sys/vm/drop_caches")
+    after = fleet.all.succeed(f"for d in {disks}; do head -n 1 $d; done")
+    assert after == {name: f"{name}\n{name}\n" for name in fleet.names}
+    assert image.read_bytes() == IMAGE
 
 
 def test_a_role_is_cut_off_at_once_and_healed(fleet: Fleet) -> None:

@@ -84,14 +84,42 @@ def test_more_nodes_than_processors_are_refused(quick_kernel: Path) -> None:
         settings_for(read_kernel(quick_kernel), Config(numa=2))
 
 
-def test_the_guest_has_the_nodes_and_the_arrangement(quick_kernel: Path, tmp_path: Path) -> None:
+#: Its cards, each with the address that DHCP gives it.
+CARDS = """
+for each in /sys/class/net/e*; do
+  card=${each##*/}; ip link set $card up
+  udhcpc -n -q -i $card -s /usr/libexec/kboot/dhcp >/dev/null 2>&1
+  set -- $(ip -4 addr show dev $card | grep inet); echo $(cat $each/address) $2
+done
+"""
+
+
+def test_the_guest_has_the_nodes_the_arrangement_and_the_cards(
+    debian_kernel: Path, tmp_path: Path
+) -> None:
     config = Config(
-        kernel=str(quick_kernel), cpus="sockets=2,cores=1,threads=2", numa=2, isolation="none"
+        kernel=str(debian_kernel),
+        module=("e1000e",),
+        cpus="sockets=2,cores=1,threads=2",
+        numa=2,
+        nics=3,
+        memory_mib=512,
+        isolation="none",
     )
     with open_session(config, evidence=tmp_path / "evidence") as session:
         machine = session.machine(session.settings(config), name="numa")
         said = machine.guest.succeed(
-            "cd /sys/devices/system; cat node/online node/node1/cpulist cpu/cpu2/topology/"
-            "physical_package_id; nproc"
+            "cd /sys/devices/system; cat node/online node/node0/cpulist node/node1/cpulist; "
+            "cat cpu/cpu?/topology/physical_package_id; nproc"
         )
-    assert said.split() == ["0-1", "2-3", "1", "4"]
+        memory = machine.guest.succeed("grep -h MemTotal /sys/devices/system/node/node?/meminfo")
+        cards = machine.guest.succeed(CARDS, timeout=60)
+    assert said.split() == ["0-1", "0-1", "2-3", *"0011", "4"]
+    # In equal parts, of which the kernel and the firmware take some for themselves.
+    assert [128 < int(line.split()[3]) >> 10 <= 256 for line in memory.splitlines()] == [True, True]
+    # Each is on a network of its own, and the first one boots.
+    assert cards.splitlines() == [
+        "52:54:00:6b:62:01 10.0.2.15/24",
+        "52:54:00:6b:62:02 10.0.3.15/24",
+        "52:54:00:6b:62:03 10.0.4.15/24",
+    ]

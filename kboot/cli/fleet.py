@@ -11,6 +11,7 @@ import click
 from kboot.cli.options import NeedsCommand, config_options, json_option, words_behind_dashes
 from kboot.cli.output import print_json, print_table
 from kboot.config import OF_TEST_RUNS, SETTINGS
+from kboot.config.parse import near
 from kboot.errors import ConfigError, GuestError
 
 #: The settings of tests, and of machines that outlive kboot.
@@ -29,6 +30,7 @@ def fleet() -> None:
 \b
 Examples:
   kboot fleet up lab --kernel bzImage --role control=3 --role worker=5,memory=1G
+  kboot fleet up lab --kernel bzImage --role control=3,disk=data=blank,size=2G
   kboot fleet exec lab worker -- ping -c 1 control-1
   kboot fleet cut lab worker && sleep 10 && kboot fleet heal lab
   kboot fleet down lab
@@ -133,21 +135,49 @@ def down(*, name: str) -> None:
 
 
 def parse_roles(texts: tuple[str, ...]) -> dict[str, Any]:
-    """``worker=5,memory=1G`` as what `read_roles` takes."""
+    """``worker=5,memory=1G`` as what `read_roles` takes.
+
+    A comma ends a value only where the name of a setting follows; all others belong to the value:
+    ``control=1,disk=data=blank,size=64M,memory=1G``.
+    """
     roles: dict[str, Any] = {}
     for text in texts:
         first, *others = text.split(",")
         role, equals, count = first.partition("=")
-        if not equals or not count.isdecimal() or any("=" not in other for other in others):
+        if not equals or not count.isdecimal():
             raise ConfigError(f"--role {text}: write it as worker=5, or worker=5,memory=1G")
         if role in roles:
             raise ConfigError(f"--role {text}: the role {role} was given before")
-        settings = dict(other.split("=", 1) for other in others)
-        known = {setting.name for setting in SETTINGS}
-        if unknown := settings.keys() - known:
-            raise ConfigError(f"--role {text}: there is no setting {', '.join(sorted(unknown))}")
-        roles[role] = {"count": int(count), **settings}
+        roles[role] = {"count": int(count), **_settings(text, others)}
     return roles
+
+
+def _settings(text: str, pieces: list[str]) -> dict[str, Any]:
+    """The settings in what was between commas; those that may be repeated as lists."""
+    known = {setting.name: setting for setting in SETTINGS}
+    given: list[tuple[str, str]] = []
+    for piece in pieces:
+        word, equals, value = piece.partition("=")
+        # As the option is spelled: --cloud-init.
+        name = word.replace("-", "_")
+        if equals and name in known:
+            given.append((name, value))
+        elif given:
+            name, value = given[-1]
+            given[-1] = (name, f"{value},{piece}")
+        elif equals:
+            raise ConfigError(f"--role {text}: there is no setting {word}{near(name, known)}")
+        else:
+            raise ConfigError(f"--role {text}: write it as worker=5, or worker=5,memory=1G")
+    found: dict[str, Any] = {}
+    for name, value in given:
+        if known[name].repeated:
+            found.setdefault(name, []).append(value)
+        elif name in found:
+            raise ConfigError(f"--role {text}: {name} was given before")
+        else:
+            found[name] = value
+    return found
 
 
 def _ask(name: str, verb: str, **arguments: Any) -> Any:

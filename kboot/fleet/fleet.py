@@ -332,6 +332,21 @@ def combined(
     return found
 
 
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """What is raised within the ``with`` begins with the name of this machine or role."""
+    try:
+        yield
+    except KbootError as error:
+        _name(error, name)
+        raise
+
+
+def _name(error: BaseException, name: str) -> None:
+    if isinstance(error, KbootError):
+        error.args = (f"{name}: {error}", *error.args[1:])
+
+
 def together(names: Sequence[str], function: Callable[[str], _T], at_once: int) -> dict[str, _T]:
     """Call `function` with each name, so many at a time; what it returned, by name.
 
@@ -339,12 +354,15 @@ def together(names: Sequence[str], function: Callable[[str], _T], at_once: int) 
     """
     if not names:
         return {}
+    if len(names) == 1:
+        # Nobody is waited for, so Ctrl-C ends it at once.
+        with naming(names[0]):
+            return {names[0]: function(names[0])}
     with ThreadPoolExecutor(max_workers=max(1, at_once)) as pool:
         futures = {name: pool.submit(function, name) for name in names}
     errors = {name: error for name, each in futures.items() if (error := each.exception())}
     for name, error in errors.items():
-        if isinstance(error, KbootError):
-            error.args = (f"{name}: {error}", *error.args[1:])
+        _name(error, name)
     if errors:
         first, *others = errors.values()
         for other in others:

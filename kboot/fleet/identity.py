@@ -58,7 +58,8 @@ def set_hosts(addresses: Mapping[str, str]) -> str:
 def set_name_server(interface: Interface) -> str:
     """Shell commands that have the guest ask the network's name server first, then those it has.
 
-    systemd-networkd, where it runs, takes the card for its own: it is told the same.
+    systemd-networkd, where it runs, takes the card for its own: it is told the same, and tells
+    systemd-resolved. Where that does not run, the C library reads /etc/resolv.conf.
     """
     unit = (
         f"[Match]\\nMACAddress={interface.mac_address}\\n[Link]\\nRequiredForOnline=no\\n"
@@ -66,10 +67,11 @@ def set_name_server(interface: Interface) -> str:
         f"Domains={interface.domain}\\nDNSDefaultRoute=no\\nLinkLocalAddressing=no\\n"
     )
     return (
-        "if [ -d /run/systemd/netif ] && command -v networkctl >/dev/null; then "
+        "resolved=; if [ -d /run/systemd/netif ] && command -v networkctl >/dev/null; then "
         "mkdir -p /run/systemd/network && "
-        f"printf '{unit}' >/run/systemd/network/10-kboot-fleet.network && networkctl reload; "
-        "else touch /etc/resolv.conf && { "
+        f"printf '{unit}' >/run/systemd/network/10-kboot-fleet.network && networkctl reload && "
+        "resolved=$(systemctl is-active systemd-resolved || :); fi; "
+        'if [ "$resolved" != active ]; then touch /etc/resolv.conf && { '
         f"echo search {interface.domain} $(sed -n 's/^search //p' /etc/resolv.conf); "
         f"echo nameserver {interface.name_server}; "
         f"grep -v -e ^search -e '^nameserver {interface.name_server}$' /etc/resolv.conf; "

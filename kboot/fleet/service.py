@@ -13,7 +13,7 @@ from typing import Any
 from kboot import rpc, service
 from kboot.config import Config, load
 from kboot.errors import ConfigError, InfraError, KbootError
-from kboot.fleet.fleet import Fleet
+from kboot.fleet.fleet import Fleet, naming
 from kboot.fleet.layout import Role, read_roles
 from kboot.fleet.start import open_fleet
 from kboot.rpc import Request
@@ -30,10 +30,11 @@ def configs_of(
     roles: tuple[Role, ...], options: Mapping[str, object], directory: Path
 ) -> tuple[Config, dict[str, Config]]:
     """The configuration of a fleet, and that of each of its roles. `ConfigError` for mistakes."""
-    common = load(options, os.environ, directory)
-    return common, {
-        role.name: load({**options, **role.settings}, os.environ, directory) for role in roles
-    }
+    common, configs = load(options, os.environ, directory), {}
+    for role in roles:
+        with naming(f"the role {role.name}"):
+            configs[role.name] = load({**options, **role.settings}, os.environ, directory)
+    return common, configs
 
 
 class FleetServer:

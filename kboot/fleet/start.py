@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.fleet import identity
-from kboot.fleet.fleet import Fleet, together
+from kboot.fleet.fleet import Fleet, naming, together
 from kboot.fleet.layout import Role, members_of
 from kboot.log import logger, step
 from kboot.machine import Machine, MachineSettings
@@ -48,29 +49,43 @@ def open_fleet(
         network = stack.enter_context(
             backend.open_network(tuple(members), Deadline(_NETWORK_LIMIT_S))
         )
-        settings = {
-            role.name: _settings(session, configs[role.name], network, role) for role in roles
-        }
+        settings = _settings(session, configs, network, roles)
         starter = _Starter(session, network, on_machine)
         stack.callback(session.tell_of_evidence)
         stack.callback(starter.power_off)
         with step(f"start a fleet of {len(members)}"):
-            machines = starter.start(
-                {member: settings[role.name] for member, role in members.items()}
-            )
+            machines = starter.start(settings)
         yield Fleet(roles, machines, network)
 
 
 def _settings(
-    session: Session, config: Config, network: MachineNetwork, role: Role
+    session: Session,
+    configs: Mapping[str, Config],
+    network: MachineNetwork,
+    roles: tuple[Role, ...],
+) -> dict[str, MachineSettings]:
+    """The settings of each member. `ConfigError` has the name of the role."""
+    found: dict[str, MachineSettings] = {}
+    for role in roles:
+        config = configs[role.name]
+        with naming(f"the role {role.name}"):
+            # To cloud-init, each of them is an instance of its own, with its own name.
+            names = role.members if config.cloud_init else ("",)
+            settings = [_settings_of(session, config, network, role, name) for name in names]
+        found |= dict(zip(role.members, itertools.cycle(settings), strict=False))
+    return found
+
+
+def _settings_of(
+    session: Session, config: Config, network: MachineNetwork, role: Role, host_name: str
 ) -> MachineSettings:
     """The settings of a role's machines, which have what their network needs."""
-    if config.rootfs != "tiny":
-        return session.settings(config)
-    drivers = modules_there(session.kernel, network.drivers)
-    config = replace(config, module=tuple(dict.fromkeys((*config.module, *drivers))))
-    settings = session.settings(config)
-    if network.interface(role.members[0]) is None:
+    # What boots from its disk has its own.
+    if config.boot != "disk":
+        drivers = modules_there(session.kernel, network.drivers)
+        config = replace(config, module=tuple(dict.fromkeys((*config.module, *drivers))))
+    settings = session.settings(config, host_name=host_name)
+    if config.rootfs == "tiny" and network.interface(role.members[0]) is None:
         dhcp = overlay_initramfs({"/etc/kboot/network": b""})
         settings = replace(settings, initrds=(*settings.initrds, dhcp))
     return settings
@@ -92,16 +107,14 @@ class _Starter:
 
     def start(self, settings: Mapping[str, MachineSettings]) -> dict[str, Machine]:
         """Each member's machine, ready, with its identity."""
-        # Machines that differ only in who they are go on from the same saved one.
+        # Machines that differ only in who they are go on from the same saved one; those with
+        # cloud-init, which gave each its name, from one of their own.
         link = self._network.link(next(iter(settings)))
         kinds = {
             member: replace(each, spec=replace(each.spec, links=(link,)))
             for member, each in settings.items()
         }
-        saved: dict[MachineSettings, SavedMachine | None] = {}
-        for member, kind in kinds.items():
-            if kind not in saved:
-                saved[kind] = self._saved(kind) or self._boot_and_save(member, kind)
+        saved = self._save_each(kinds)
         rest = [member for member in kinds if member not in self._machines]
         at_once = self._network.starts_at_once or min(
             _at_once(kinds[member], restored=saved[kinds[member]] is not None) for member in kinds
@@ -116,6 +129,21 @@ class _Starter:
         """Power all of them off, whatever goes wrong with some."""
         power, self._power = self._power, {}
         together(list(power), lambda member: power[member].close(), max(1, len(power)))
+
+    def _save_each(
+        self, kinds: Mapping[str, MachineSettings]
+    ) -> dict[MachineSettings, SavedMachine | None]:
+        """What the machines of each kind go on from; None if they boot."""
+        firsts: dict[MachineSettings, str] = {}
+        for member, kind in kinds.items():
+            firsts.setdefault(kind, member)
+        at_once = min(_at_once(kind, restored=False) for kind in firsts)
+        found = together(
+            list(firsts.values()),
+            lambda member: self._saved(kinds[member]) or self._boot_and_save(member, kinds[member]),
+            at_once,
+        )
+        return {kinds[member]: saved for member, saved in found.items()}
 
     def _saved(self, kind: MachineSettings) -> SavedMachine | None:
         snapshots = self._session.snapshots

@@ -55,11 +55,15 @@ def parameter(server: BootServer, machine_name: str) -> str:
     return f"ds=nocloud;dsmode=net;s={server.url(f'scripts/{_directory(machine_name)}')}/"
 
 
-def publish(server: BootServer, machine_name: str, user_data: str) -> None:
-    """Publish what a machine's cloud-init asks for."""
+def publish(server: BootServer, machine_name: str, user_data: str, *, host_name: str = "") -> None:
+    """Publish what a machine's cloud-init asks for.
+
+    With a `host_name`, it is that of the guest, which is an instance of its own then.
+    """
+    meta = meta_data(host_name or machine_name, user_data, own_instance=bool(host_name))
     files = {
         "user-data": user_data,
-        "meta-data": json.dumps(meta_data(machine_name, user_data)),
+        "meta-data": json.dumps(meta),
         "vendor-data": VENDOR_DATA,
     }
     for name, text in files.items():
@@ -70,10 +74,14 @@ def _directory(machine_name: str) -> str:
     return f"{machine_name}/cloud-init"
 
 
-def meta_data(machine_name: str, user_data: str) -> dict[str, str]:
-    """JSON is YAML. Another instance-id has cloud-init do all once more."""
+def meta_data(host_name: str, user_data: str, *, own_instance: bool = False) -> dict[str, str]:
+    """JSON is YAML. Another instance-id has cloud-init do all once more.
+
+    It has the host name in it if each of these machines is an instance of its own.
+    """
     digest = hashlib.sha256(user_data.encode()).hexdigest()[:16]
-    return {"instance-id": f"kboot-{digest}", "local-hostname": machine_name}
+    instance = f"kboot-{host_name}-{digest}" if own_instance else f"kboot-{digest}"
+    return {"instance-id": instance, "local-hostname": host_name}
 
 
 def wait_until_done(guest: Guest, deadline: Deadline, evidence_directory: Path) -> None:

@@ -43,7 +43,7 @@ def cloud_init_disk(user_data: str, *, host_name: str, user: str, password: str)
     vendor_data = VENDOR_DATA if user != "root" else _with_login(password)
     files = {
         "user-data": user_data,
-        "meta-data": json.dumps(meta_data(host_name, user_data)),
+        "meta-data": json.dumps(meta_data(host_name, user_data, own_instance=True)),
         "vendor-data": vendor_data,
     }
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]

@@ -119,7 +119,12 @@ def publish_script(
         return _from_disk(load, nonce or ipxe.new_nonce())
     tree = publish_tree(server, load.settings, evidence_directory)
     if load.settings.user_data:
-        cloud_init.publish(server, load.settings.spec.name, load.settings.user_data)
+        cloud_init.publish(
+            server,
+            load.settings.spec.name,
+            load.settings.user_data,
+            host_name=load.settings.host_name,
+        )
     expected, text = script_for(server, load, nonce or ipxe.new_nonce(), tree)
     server.write(_script_name(load.settings), text)
     (evidence_directory / "boot.ipxe").write_text(text, encoding="utf-8")

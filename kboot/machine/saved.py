@@ -116,7 +116,9 @@ def parts(
 def _cloud_init(settings: MachineSettings) -> Mapping[str, str]:
     if not settings.user_data:
         return {}
-    return {"cloud-init": hashlib.sha256(settings.user_data.encode()).hexdigest()}
+    digest = hashlib.sha256(settings.user_data.encode()).hexdigest()
+    # It gave the guest that name, and may have written it anywhere.
+    return {"cloud-init": f"{digest} {settings.host_name}".rstrip()}
 
 
 def _script_digest(settings: MachineSettings) -> str:

@@ -56,6 +56,9 @@ class MachineSettings:
     serve: Path | None = None
     #: For the guest's cloud-init; empty for none.
     user_data: str = ""
+    #: What cloud-init makes the guest's host name, if that is not the machine's name. Machines of
+    #: different ones are different instances to it.
+    host_name: str = ""
     #: Whether the root file system is a whole system, whose services take time to start.
     whole_system: bool = False
 
@@ -82,12 +85,13 @@ def settings_for(
     config: Config,
     *,
     machine_name: str | None = None,
+    host_name: str = "",
     images_of: MachineSettings | None = None,
 ) -> MachineSettings:
     """The settings for `kernel` under this configuration.
 
     With `images_of`, the images are those, and no file is looked at. A `machine_name` is that of a
-    persistent machine.
+    persistent machine, a `host_name` that which its cloud-init is to give it, if it is another one.
 
     `ConfigError` if the two do not fit, if a disk cannot be kept, if the root file system is not
     one, or if the command line is longer than what the kernel takes.
@@ -108,7 +112,7 @@ def settings_for(
     if machine_name is None:
         _require_nothing_to_keep(disks)
     if kernel.on_disk:
-        return _from_disk(kernel, config, machine_name)
+        return _from_disk(kernel, config, machine_name, host_name)
     spec = _spec(kernel, config, machine_name or "m0")
     system = system_for(
         config.rootfs,
@@ -137,6 +141,7 @@ def settings_for(
         boot_script=script,
         serve=config.serve,
         user_data=read_user_data(config.cloud_init) if config.cloud_init else "",
+        host_name=host_name if config.cloud_init else "",
         whole_system=config.rootfs != "tiny",
     )
     return _fitting(settings.reached_by(channel))
@@ -177,10 +182,12 @@ def own_kernel(config: Config) -> Kernel:
 _NEEDS_BOOT_SCRIPT = ("cmdline", "module", "modules", "initrd", "ipxe_script")
 
 
-def _from_disk(kernel: Kernel, config: Config, machine_name: str | None) -> MachineSettings:
+def _from_disk(
+    kernel: Kernel, config: Config, machine_name: str | None, host_name: str
+) -> MachineSettings:
     """The settings of a machine that boots from its disk."""
     # Machines that differ in their names only have the same disks, and go on from a saved one.
-    name, host_name = machine_name or "m0", machine_name or "kboot"
+    name, host_name = machine_name or "m0", host_name or machine_name or "kboot"
     for setting in _NEEDS_BOOT_SCRIPT:
         if getattr(config, setting) != getattr(Config(), setting):
             raise ConfigError(
@@ -241,8 +248,8 @@ def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
         # A claim is kept by its cluster, whoever writes to it.
         if disk.keep and disk.kind != "pvc":
             raise ConfigError(
-                f"disk {disk.name}: a machine that ends with its test keeps no disk; leave out "
-                "keep, or start a persistent machine: kboot up"
+                f"disk {disk.name}: a machine of a test, a fleet or a pool keeps no disk; leave "
+                "out keep, or start a persistent machine: kboot up"
             )
 
 

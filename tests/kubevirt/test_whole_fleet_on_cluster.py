@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import KernelCrash
 from kboot.fleet import open_fleet, read_roles
+from kboot.machine import Machine
 from kboot.session import open_session
 from kboot.testing import GuestAction, write_kernel
 from kboot.testing.guest import Answer
@@ -21,6 +26,10 @@ from tests.kubevirt.replayed import RELEASE, everything_succeeds, replayed
 
 
 def commands(command: str) -> Answer:
+    if command == "cloud-init status --long":
+        return "status: done\n"
+    if command.startswith("cloud-init"):
+        return ""
     return GuestAction.PANIC if command == "crash" else everything_succeeds(command)
 
 
@@ -62,3 +71,54 @@ def test_one_bad_machine_of_a_fleet_is_blamed_by_its_name(cluster: Cluster, tmp_
         with pytest.raises(KernelCrash, match=r"^worker-2: .*sysrq"):
             fleet.all.check()
         fleet["worker-1"].check()
+
+
+def told_to_cloud_init(cluster: Cluster, machine: Machine, name: str) -> str:
+    """What the guest's cloud-init reads by the URL on its command line."""
+    (url,) = re.findall(r"ds=nocloud;dsmode=net;s=(\S+)", machine.command_line)
+    (pod,) = cluster.kubelet.running.values()
+    with requests.Session() as web:
+        # The tests' proxies are for nobody.
+        web.trust_env = False
+        place = f"http://127.0.0.1:{pod.ports[8080]}{urlsplit(url).path}{name}"
+        answer = web.get(place, timeout=10)
+    answer.raise_for_status()
+    return answer.text
+
+
+def test_each_role_has_its_own_user_data_and_disks(cluster: Cluster, tmp_path: Path) -> None:
+    kernel = write_kernel(tmp_path / "vmlinuz", RELEASE)
+    configs = {}
+    for role, disk in (("control", "data=blank,size=64M"), ("worker", "data=blank,size=96M")):
+        user_data = tmp_path / role
+        user_data.write_text(f"#cloud-config\nfqdn: {role}\n")
+        configs[role] = Config(
+            kernel=str(kernel),
+            backend="kubevirt",
+            isolation="none",
+            cloud_init=user_data,
+            disk=(disk,),
+        )
+    roles = read_roles({"control": 1, "worker": 2})
+    with (
+        open_session(configs["control"], evidence=tmp_path / "evidence") as session,
+        open_fleet(session, roles, configs) as fleet,
+    ):
+        for name in fleet.names:
+            told = told_to_cloud_init(cluster, fleet[name], "user-data")
+            assert told == f"#cloud-config\nfqdn: {name.partition('-')[0]}\n"
+        data = [json.loads(told_to_cloud_init(cluster, machine, "meta-data")) for machine in fleet]
+        assert [each["local-hostname"] for each in data] == list(fleet.names)
+        assert len({each["instance-id"] for each in data}) == 3
+        # Each pod makes its own.
+        volumes = {
+            each["metadata"]["name"]: each["spec"]["template"]["spec"]["volumes"]
+            for each in cluster.objects("virtualmachines")
+        }
+    sizes = {
+        name.rpartition("-")[0].rpartition("-")[2]: volume["emptyDisk"]["capacity"]
+        for name, each in volumes.items()
+        for volume in each
+        if "emptyDisk" in volume
+    }
+    assert (len(volumes), sizes) == (3, {"control": "64Mi", "worker": "96Mi"})
