@@ -93,7 +93,7 @@ $(arm64_headers): $(arm64_older) .ci/fetch_foreign.py
 
 # Debian 13's kernel, for the root file system of another release.
 $(trixie): .ci/fetch_foreign.py | $(ready)
-	@$(bin)/python .ci/fetch_foreign.py x86_64 trixie:linux-image-cloud-amd64 $@
+	@$(bin)/python .ci/fetch_foreign.py x86_64 trixie:linux-image-amd64 $@
 
 # A Debian that boots from its disk. Not for `make test`: it takes minutes, and root.
 $(debian_disk): | $(ready)

@@ -11,7 +11,8 @@ import pytest
 
 from kboot.config import Config
 from kboot.errors import ConfigError, GuestError
-from kboot.machine import Machine
+from kboot.kernel import read_kernel
+from kboot.machine import Machine, settings_for
 from kboot.machine.cloud_init import read_user_data
 from kboot.session import open_session
 from kboot.testing import FakeBackend, Script, write_kernel
@@ -54,6 +55,8 @@ def test_its_data_is_on_the_boot_server_and_its_url_on_the_command_line(tmp_path
         ((1, ""), "status: error\ndetail:\n  ('write', OSError('full'))\n", "error: ('write'"),
         ((0, ""), "status: disabled\ndetail:\n  Cloud-init disabled\n", "disabled: Cloud-init dis"),
         ((127, ""), "", "there is no cloud-init in the guest"),
+        # It has done all that it does without data.
+        ((0, ""), "status: done\ndetail:\nDataSourceNone\n", "cloud-init has found no data"),
         ((2, ""), "status: error\ndetail: x\n", "cloud-init: error: x"),
     ],
 )
@@ -82,3 +85,13 @@ def test_user_data_that_cloud_init_passes_over_is_refused(tmp_path: Path) -> Non
         read_user_data(path)
     with pytest.raises(ConfigError, match="none: cannot be read: No such file"):
         read_user_data(tmp_path / "none")
+
+
+def test_a_kernel_that_cannot_reach_the_data_is_refused(
+    second_kernel: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "user-data"
+    path.write_text(USER_DATA)
+    kernel = read_kernel(second_kernel)
+    with pytest.raises(ConfigError, match=r"^cloud-init needs the network card \(.*no driver"):
+        settings_for(kernel, Config(cloud_init=path))

@@ -30,6 +30,8 @@ VENDOR_DATA = "#cloud-config\nlocale: false\n"
 #: Of `cloud-init status`: done, though something was not as it should be (since 23.4).
 _DEGRADED = 2
 _NOT_FOUND = 127
+#: The data source that it falls back to: it has done what it does without user data.
+_NO_DATA = "DataSourceNone"
 
 
 def read_user_data(path: Path) -> str:
@@ -95,6 +97,13 @@ def wait_until_done(guest: Guest, deadline: Deadline, evidence_directory: Path) 
         raise GuestError("there is no cloud-init in the guest; give a root file system that has it")
     told = guest.run("cloud-init status --long", deadline=deadline).stdout
     status = (re.findall(r"^status: (.+)$", told, re.MULTILINE) or ["unknown"])[0]
+    if _NO_DATA in told:
+        with contextlib.suppress(GuestError, InfraError, OSError):
+            _keep_logs(guest, evidence_directory)
+        raise GuestError(
+            "cloud-init has found no data: has the kernel a driver for the card or the disk that "
+            f"they come by? see {evidence_directory / 'cloud-init.log'}"
+        )
     if done.exit_status == 0 and status == "done":
         return
     with contextlib.suppress(GuestError, InfraError, OSError):

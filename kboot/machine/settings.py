@@ -29,7 +29,7 @@ from kboot.machine_spec import Disk, Firmware, MachineSpec
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
 from kboot.rootfs.modules_image import modules_image, require_memory
 from kboot.rootfs.own_disk import own_disk
-from kboot.rootfs.system import system_for
+from kboot.rootfs.system import require_network_driver, system_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +113,8 @@ def settings_for(
         _require_nothing_to_keep(disks)
     if kernel.on_disk:
         return _from_disk(kernel, config, machine_name, host_name)
+    if config.cloud_init:
+        require_network_driver(kernel, "cloud-init")
     spec = _spec(kernel, config, machine_name or "m0")
     system = system_for(
         config.rootfs,

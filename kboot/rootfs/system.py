@@ -189,7 +189,7 @@ def _on_directory(path: Path, disks: tuple[Disk, ...], kernel: Kernel, mirror: s
     """A directory of this host as root file system, read-only with an overlay in memory."""
     if not any((path / shell).exists() or (path / shell).is_symlink() for shell in _SHELLS):
         raise ConfigError(f"rootfs {path}: a directory without bin/sh, so no system is in it")
-    _require_drivers(kernel, _SHARE_MODULES | _OVERLAY_MODULES, f"rootfs {path}")
+    _require_drivers(kernel, _SHARE_MODULES | _OVERLAY_MODULES, f"rootfs {path}: {_BY_9P}")
     files = {
         **disk_links(disks),
         "/etc/kboot/root": _variables({"kind": "directory", "tag": ROOT}),
@@ -216,7 +216,16 @@ def require_share_drivers(kernel: Kernel, shares: Iterable[Share]) -> None:
     for share in shares:
         if not os.access(share.path, os.R_OK | os.X_OK) or not Path(share.path).is_dir():
             raise ConfigError(f"share {share.path}: not a directory that can be read")
-        _require_drivers(kernel, _SHARE_MODULES, f"share {share.path}")
+        _require_drivers(kernel, _SHARE_MODULES, f"share {share.path}: {_BY_9P}")
+
+
+def require_network_driver(kernel: Kernel, what: str) -> None:
+    """`ConfigError` if it is known that this kernel cannot drive its machine's network card."""
+    needed = {name: f"CONFIG_{name.upper()}" for name in network_modules(kernel)}
+    _require_drivers(kernel, needed, f"{what} needs the network card ({', '.join(needed)})")
+
+
+_BY_9P = "a directory needs 9p over virtio (an image does not)"
 
 
 def _require_drivers(kernel: Kernel, needed: Mapping[str, str], what: str) -> None:
@@ -234,7 +243,4 @@ def _require_drivers(kernel: Kernel, needed: Mapping[str, str], what: str) -> No
             if (config is not None and f"{option}=m" in config.splitlines())
             else "has no driver for it"
         )
-        raise ConfigError(
-            f"{what}: a directory needs 9p over virtio, and {kernel.source} {have} ({option}); "
-            "give another kernel, or an image as rootfs"
-        )
+        raise ConfigError(f"{what}, and {kernel.source} {have} ({option}); give another kernel")
