@@ -320,7 +320,7 @@ def test_a_boot_that_failed_shows_its_console_and_its_evidence(suite: Suite) -> 
     assert "no console=ttyS0" in section
     assert "kboot: handoff" in section
     (evidence,) = re.findall(r"^(/.*/evidence/\d+-test_never_begins)$", section, re.MULTILINE)
-    assert (Path(evidence) / "serial.log").stat().st_size > 1000
+    assert b"kboot: handoff" in (Path(evidence) / "serial.log").read_bytes()
     assert '"verdict": "failed"' in (Path(evidence) / "result.json").read_text()
 
 
