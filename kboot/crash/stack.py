@@ -130,18 +130,25 @@ def entries(text: str) -> list[Entry]:
 
 
 def _entry(match: re.Match[str]) -> Entry:
-    frame, is_pc, is_link = _read(match[0])
+    frame, is_pc, is_link = _read(*match.groups())
     return Entry(frame, match.start(), is_pc, is_link)
 
 
 # The reports of one kernel share most of their frames.
 @lru_cache(maxsize=4096)
-def _read(text: str) -> tuple[Frame, bool, bool]:
-    """The frame in what `_FRAME` matches, and of which register it is."""
-    match = _FRAME.match(text)
-    if match is None:
-        raise ValueError(f"no frame: {text!r}")
-    register, link, address, guess, symbol, offset, size, doubt, module, *places = match.groups()
+def _read(
+    register: str | None,
+    link: str | None,
+    address: str | None,
+    guess: str | None,
+    symbol: str,
+    offset: str | None,
+    size: str | None,
+    doubt: str | None,
+    module: str | None,
+    *places: str | None,
+) -> tuple[Frame, bool, bool]:
+    """The frame in what `_FRAME` has found, and of which register it is."""
     frame = Frame(
         function=base_name(symbol),
         symbol=symbol,
