@@ -103,8 +103,7 @@ class Boot:
             self.script.see_fetch(fetch, time)
         # A script of the user's may have something else to try, and so may a guest: cloud-init
         # looks for more than it needs.
-        loads = not {Phase.HANDOFF, Phase.LINUX} & self.reached.keys()
-        if fetch.status == 404 and loads and not wanted.user_script:
+        if fetch.status == 404 and not (self._handed_over or wanted.user_script):
             raise InfraError(f"the boot server has no {wanted.name_of(fetch.path)} (404)")
         if fetch.status != 200 or not fetch.complete:
             return
@@ -122,12 +121,16 @@ class Boot:
         if wanted.initrd_paths and self._fetched >= set(wanted.initrd_paths):
             self.reach(Phase.INITRD, time, "server")
 
+    @property
+    def _handed_over(self) -> bool:
+        """Whether iPXE is done: the kernel runs, or is just being started."""
+        return bool({Phase.HANDOFF, Phase.LINUX} & self.reached.keys())
+
     # ------------------------------------------------------------------------- what comes out
 
     def see_ipxe_prompt(self) -> None:
         """The last line on the console is iPXE's prompt: `InfraError` if its script is done for."""
-        handed_over = {Phase.HANDOFF, Phase.LINUX} & self.reached.keys()
-        if self.expected.user_script and Phase.SCRIPT in self.reached and not handed_over:
+        if self.expected.user_script and Phase.SCRIPT in self.reached and not self._handed_over:
             raise self.script.stopped_at_prompt(self._ipxe_error)
 
     def see_silence(
