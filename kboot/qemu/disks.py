@@ -61,6 +61,10 @@ def source_of(disk: Disk) -> Image | None:
     return image
 
 
+#: What the names of the disks' block nodes begin with.
+_NODE = "disk-"
+
+
 @cache
 def _file(source: str) -> Path:
     """Where an image is; its server is asked once for each process."""
@@ -138,12 +142,19 @@ class MachineDisks:
                 ):
                     sparse.copy(layer.fileno(), file.fileno())
 
-    def place_of(self, name: str) -> Path | None:
-        """The directory with what the guest writes to the disk of this name; None for no disk."""
-        disk = next((each for each in self._disks if each.name == name), None)
-        if disk is None:
-            return None
-        return kept_directory(self._machine) if disk.keep else self._directory.parent
+    def full_fault(self, node: str) -> str:
+        """In one line, that there is no room for what the guest writes to a block node of QEMU's.
+
+        It is one of these disks, or one that the user's own arguments have made.
+        """
+        name, where = node.removeprefix(_NODE), ""
+        for disk in self._disks:
+            if disk.name == name:
+                place = kept_directory(self._machine) if disk.keep else self._directory.parent
+                where = f" in {place}"
+        return (
+            f"disk {name}: no space left on this host for what the guest writes; make room{where}"
+        )
 
     def by_hand(self) -> tuple[list[str], list[str]]:
         """Commands that make the same disks, and the options for them, for a person."""
@@ -200,7 +211,7 @@ def _saved_name(disk: Disk) -> str:
 
 def _node_words(disk: Disk, node: _Node) -> list[str]:
     access = "read-only=on" if disk.read_only else "discard=unmap"
-    return ["-blockdev", ",".join((*node.options(), f"node-name=disk-{disk.name}", access))]
+    return ["-blockdev", ",".join((*node.options(), f"node-name={_NODE}{disk.name}", access))]
 
 
 def device_words(disks: Sequence[Disk], boot_disk: str = "") -> list[str]:
@@ -212,7 +223,7 @@ def device_words(disks: Sequence[Disk], boot_disk: str = "") -> list[str]:
     if any(disk.bus == "scsi" for disk in disks):
         words += ["-device", "virtio-scsi-pci,id=scsi"]
     for disk in disks:
-        device = f"{_DEVICES[disk.bus]},drive=disk-{disk.name},serial={disk.name}"
+        device = f"{_DEVICES[disk.bus]},drive={_NODE}{disk.name},serial={disk.name}"
         # Else what a guest wrote and did not flush is lost when QEMU is killed, with the layer's
         # tables, which QEMU keeps in memory meanwhile.
         cache = ",write-cache=off" if disk.keep else ""

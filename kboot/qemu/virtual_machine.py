@@ -444,7 +444,7 @@ class QemuVirtualMachine:
             if self._stopped:
                 continue
             if event.name == "BLOCK_IO_ERROR" and event.data.get("nospace"):
-                self._stopped = self._disk_is_full(str(event.data.get("node-name")))
+                self._stopped = self._disks.full_fault(str(event.data.get("node-name")))
             elif event.name == "STOP" and not self._powered_off:
                 status = self._qmp.execute("query-status", Deadline(_CONTROL_LIMIT_S))["status"]
                 if status in {"internal-error", "io-error"}:
@@ -453,10 +453,3 @@ class QemuVirtualMachine:
                         f"QEMU stopped the guest: {status}{remedy}; see {self._log.name}: "
                         f"{self._process.last_words()}"
                     )
-
-    def _disk_is_full(self, node: str) -> str:
-        where = self._disks.place_of(node.removeprefix("disk-"))
-        return (
-            f"disk {node.removeprefix('disk-')}: no space left on this host for what the guest "
-            f"writes; make room{f' in {where}' if where else ''}"
-        )
