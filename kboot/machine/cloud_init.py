@@ -97,24 +97,21 @@ def wait_until_done(guest: Guest, deadline: Deadline, evidence_directory: Path) 
         raise GuestError("there is no cloud-init in the guest; give a root file system that has it")
     told = guest.run("cloud-init status --long", deadline=deadline).stdout
     status = (re.findall(r"^status: (.+)$", told, re.MULTILINE) or ["unknown"])[0]
-    if _NO_DATA in told:
-        with contextlib.suppress(GuestError, InfraError, OSError):
-            _keep_logs(guest, evidence_directory)
-        raise GuestError(
-            "cloud-init has found no data: has the kernel a driver for the card or the disk that "
-            f"they come by? see {evidence_directory / 'cloud-init.log'}"
-        )
-    if done.exit_status == 0 and status == "done":
+    has_data = _NO_DATA not in told
+    if has_data and done.exit_status == 0 and status == "done":
         return
     with contextlib.suppress(GuestError, InfraError, OSError):
         _keep_logs(guest, evidence_directory)
-    words = _reason(told)
+    log, words = evidence_directory / "cloud-init.log", _reason(told)
+    if not has_data:
+        raise GuestError(
+            "cloud-init has found no data: has the kernel a driver for the card or the disk that "
+            f"they come by? see {log}"
+        )
     if done.exit_status == _DEGRADED and status in {"done", "degraded done"}:
         logger.warning("cloud-init has finished, and complains: %s", words)
         return
-    raise GuestError(
-        f"cloud-init: {status}{words and ': ' + words}; see {evidence_directory / 'cloud-init.log'}"
-    )
+    raise GuestError(f"cloud-init: {status}{words and ': ' + words}; see {log}")
 
 
 def _keep_logs(guest: Guest, directory: Path) -> None:
