@@ -113,7 +113,8 @@ def settings_for(
         _require_nothing_to_keep(disks)
     if kernel.on_disk:
         return _from_disk(kernel, config, machine_name, host_name)
-    if config.cloud_init:
+    # Either may give the machine another card.
+    if config.cloud_init and not (config.qemu_arguments or config.cluster_patch):
         require_network_driver(kernel, "cloud-init")
     spec = _spec(kernel, config, machine_name or "m0")
     system = system_for(
