@@ -185,6 +185,21 @@ def test_mistakes_are_told_in_a_line(
     assert complaint in capfd.readouterr().err
 
 
+def test_what_a_role_cannot_have_is_told_before_anything_is_started(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    debian_kernel: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kboot.cli import main
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    role = "--role=w=1,disk=a=blank,size=8M,keep"
+    assert main(["fleet", "up", "lab", role, f"--kernel={debian_kernel}"]) == 2
+    assert "the role w: disk a: a machine of a test, a fleet" in capfd.readouterr().err
+    assert list(tmp_path.rglob("*lab*")) == []
+
+
 def test_roles_on_the_command_line_are_those_of_the_marker() -> None:
     assert parse_roles(("control=3", "worker=5,memory=1G,cpus=2")) == {
         "control": {"count": 3},
