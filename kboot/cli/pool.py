@@ -125,8 +125,10 @@ def down(*, name: str) -> None:
     """Stop and remove the pool NAME, also while its machines are leased."""
     from kboot import service  # noqa: PLC0415  --help does not need it
 
-    kept = service.stop(_find(name))
-    click.echo(f"{name}: stopped; what is left of machines that broke: {kept}")
+    kept = Path(service.stop(_find(name)))
+    is_any = kept.is_dir() and any(kept.iterdir())
+    told = f"; consoles and logs that are kept: {kept}" if is_any else ""
+    click.echo(f"{name}: stopped{told}")
 
 
 @pool.command(cls=NeedsCommand)

@@ -56,6 +56,10 @@ class PoolServer:
             self._up.set()
             while not self._server.stopping.wait(_LOOK_S):
                 session.tell_of_evidence()
+        if config.evidence is None:
+            # Of machines that were restored, and did not break, nothing is kept.
+            with contextlib.suppress(OSError):
+                self._evidence.rmdir()
 
     def _see_end(self, machine: Machine, fault: str) -> None:
         """Keep the evidence of a machine that broke, and of no other."""
