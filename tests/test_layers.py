@@ -40,7 +40,7 @@ ROWS = (
     {"qemu", "kubevirt", "evidence"},
     {"results"},
     {"machine", "kselftest"},
-    {"isolation", "shared_server", "standby", "testing"},
+    {"isolation", "run_evidence", "shared_server", "standby", "testing"},
     {"session"},
     {"fleet", "pool"},
     {"supervisor", "bisect"},
