@@ -192,6 +192,11 @@ def _exit_code(error: BaseException) -> int:
     """Tell the user about `error`, in one line if possible, and say what to exit with."""
     message = ""
     match error:
+        case click.NoSuchOption(option_name="--kernel"):
+            # What click takes for similar is not.
+            words = "the kernel is an argument here: leave out --kernel"
+            click.UsageError(words, ctx=error.ctx).show()
+            code = error.exit_code
         case click.ClickException():
             error.show()
             code = error.exit_code
