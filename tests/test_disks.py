@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kboot.config import Config, read_disks
+from kboot.config import Config, load, read_disks
 from kboot.disks import kept, read_image
 from kboot.errors import ConfigError
 from kboot.machine_spec import Disk, MachineSpec
@@ -81,6 +81,10 @@ def test_a_path_is_relative_to_where_it_was_written(
         ("d=", "has no source"),
         ("", "has no source"),
         ("pvc:", "write pvc:NAME"),
+        ("Data=blank", "'Data' in 'Data=blank' is no name; write 1 to 20 of a-z, 0-9 and -"),
+        ("a-name-longer-than-that=x.img", "is no name"),
+        ("=x.img", "for a file with = in its name, ./=x.img"),
+        ("blank,size=1G,size=2G", "has size twice"),
     ],
 )
 def test_a_mistake_is_named(declared: str, words: str) -> None:
@@ -88,6 +92,26 @@ def test_a_mistake_is_named(declared: str, words: str) -> None:
         Config(disk=(declared,))
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_path_may_have_spaces_and_equals_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_disks(Config(disk=("./a=b c.img, size=1G , ro",)).disk) == (
+        Disk(
+            name="disk0",
+            kind="image",
+            source=f"{tmp_path}/a=b c.img",
+            size_mib=1024,
+            read_only=True,
+        ),
+    )
+
+
+def test_what_was_given_on_the_command_line_is_told_without_brackets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--disk: 'blank,rw' is not a disk: 'rw' in"):
+        load({"disk": ("blank,rw",)}, {}, tmp_path)
 
 
 def test_two_disks_have_two_names() -> None:
