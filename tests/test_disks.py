@@ -321,6 +321,29 @@ def test_a_kept_disk_stays_with_its_machine_and_its_source(tmp_path: Path) -> No
     assert kept.kept_disks() == []
 
 
+def test_a_kept_disk_keeps_its_size(tmp_path: Path) -> None:
+    machine_disks(tmp_path, "a=blank,size=8M,keep").begin(None, savable=False)
+    (disk,) = kept.kept_disks()
+    with pytest.raises(ConfigError, match=r"kept with 8 MiB, not 4: give it size=8M$"):
+        machine_disks(tmp_path, "a=blank,size=4M,keep").begin(None, savable=False)
+    with pytest.raises(ConfigError, match="or make it larger: qemu-img resize") as raised:
+        machine_disks(tmp_path, "a=blank,size=16M,keep").begin(None, savable=False)
+    remedy = str(raised.value).partition("make it larger: ")[2].split()
+    qemu_img(*remedy[1:])
+    machine_disks(tmp_path, "a=blank,size=16M,keep").begin(None, savable=False)
+    assert disk.size_bytes == 16 << 20
+
+
+def test_what_is_kept_above_an_image_that_changed_is_not_cloned(tmp_path: Path) -> None:
+    image = tmp_path / "i.raw"
+    image.write_bytes(b"\0" * 4096)
+    machine_disks(tmp_path, f"a={image},keep").begin(None, savable=False)
+    image.write_bytes(b"\1" * 4096)
+    with pytest.raises(ConfigError, match=r"i.raw has changed since it was made from it"):
+        kept.clone_kept(kept.find_kept("m/a"), "gold")
+    assert [disk.label for disk in kept.kept_disks()] == ["m/a"]
+
+
 def test_a_kept_disk_has_no_cache_that_dies_with_qemu(tmp_path: Path) -> None:
     words = machine_disks(tmp_path, "a=blank,keep", "b=blank").begin(None, savable=False)
     assert "virtio-blk-pci,drive=disk-a,serial=a,id=a,write-cache=off" in words
@@ -343,6 +366,8 @@ def test_a_golden_disk_is_whole_and_others_begin_with_it(tmp_path: Path) -> None
         kept.remove_kept(kept.find_kept("gold"))
     with pytest.raises(ConfigError, match=r"there is no disk lead to clone \(there are: gold\)"):
         machine_disks(tmp_path, "b=clone:lead")
+    with pytest.raises(ConfigError, match="a volume claim of another namespace, which a cluster"):
+        machine_disks(tmp_path, "b=clone:other/gold")
 
 
 def test_the_spec_has_them(tmp_path: Path) -> None:
