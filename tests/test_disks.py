@@ -284,9 +284,14 @@ def test_another_image_makes_another_saved_machine(tmp_path: Path) -> None:
     assert qemu_disks.identity(()) == {}
 
 
-def test_what_cannot_be_saved_says_so() -> None:
+def test_what_cannot_be_saved_says_so(raw: Path, tmp_path: Path) -> None:
+    qemu_img("convert", "-O", "vmdk", raw, tmp_path / "v.vmdk")
+    above = tmp_path / "q.qcow2"
+    qemu_img("create", "-f", "qcow2", "-b", tmp_path / "v.vmdk", "-F", "vmdk", above)
     for declared, words in (
         ("blank", None),
+        (f"d={tmp_path}/v.vmdk", f"convert it: qemu-img convert -O qcow2 {tmp_path}/v.vmdk"),
+        (f"d={above}", "QEMU cannot save a machine with a vmdk image (disk d)"),
         ("d=blank,keep", "the disk d is kept"),
         ("d=blank,bus=nvme", "QEMU cannot save the NVMe disk d"),
     ):

@@ -43,6 +43,8 @@ class Image:
     #: As QEMU calls it.
     format: str
     size_bytes: int
+    #: Those of the images below it.
+    formats_below: tuple[str, ...]
     #: Of all its files: other ones once any of them has changed.
     stamps: tuple[FileStamp, ...]
 
@@ -110,6 +112,7 @@ def _read(path: Path, head: bytes, what: str) -> Image:
         path=path,
         format=form,
         size_bytes=int(chain[0]["virtual-size"]),
+        formats_below=tuple(str(each["format"]) for each in chain[1:]),
         stamps=tuple(map(FileStamp.of, files)),
     )
 
