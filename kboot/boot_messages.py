@@ -121,6 +121,15 @@ def starts_init(line: str) -> bool:
     return bool(_RUN_INIT.match(text) or _SYSTEMD.match(text) or line == "kboot: init")
 
 
+def given_up(line: str) -> str | None:
+    """Why the first program of our own initramfs ended, in its words; None for another line."""
+    if "kboot: " not in line:
+        return None
+    message = kernel_message(line)
+    found = message is not None and message.text.startswith("kboot: ")
+    return message.text.removeprefix("kboot: ") if message and found else None
+
+
 def reboot_delay_s(line: str) -> int | None:
     """The seconds after which a kernel that panicked will reboot, where the line says that."""
     match = _REBOOTING.search(line)
