@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def settings_for(
         require_network_driver(kernel, "cloud-init")
     spec = _spec(kernel, config, machine_name or "m0")
     system = system_for(
-        config.rootfs,
+        _rootfs(config.rootfs),
         kernel,
         disks=disks,
         shares=read_shares(config.share),
@@ -150,6 +151,12 @@ def settings_for(
     return _fitting(settings.reached_by(channel))
 
 
+@cache
+def _rootfs(value: str) -> str:
+    """What a root file system is on this host; the server of a URL is asked once."""
+    return str(local_path(value)) if "://" in value else value
+
+
 def _found_modules(kernel: Kernel, config: Config) -> tuple[Path, ...]:
     """The image for the setting `modules`."""
     image = modules_image(kernel, config.modules)
@@ -177,7 +184,7 @@ def own_kernel(config: Config) -> Kernel:
             "boot = disk boots the kernel on the machine's disk, and another one is named "
             f"({config.kernel}); leave out one of the two"
         )
-    own = own_disk(config.rootfs, read_disks(config.disk))
+    own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
     return kernel_on_disk(Path(own.disk.source), arch.DEFAULT.name)
 
 
@@ -197,7 +204,7 @@ def _from_disk(
                 f"{setting} is for a kernel that kboot loads; with boot = disk, the boot loader on "
                 "the disk decides: change it there, or leave out boot = disk"
             )
-    own = own_disk(config.rootfs, read_disks(config.disk))
+    own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
     firmware = firmware_for(kernel, config)
     spec = _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
     user_data = read_user_data(config.cloud_init) if config.cloud_init else ""
@@ -230,7 +237,7 @@ def firmware_for(kernel: Kernel, config: Config) -> Firmware:
     """The firmware of a machine for `kernel`. `ConfigError` if there is no such machine."""
     row = arch.of(kernel.architecture, wanted_by=str(kernel.source))
     if kernel.on_disk:
-        own = own_disk(config.rootfs, read_disks(config.disk))
+        own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
         return own.firmware(row.firmware(config.firmware), chosen=config.firmware != "auto")
     if config.firmware == "bios" and not row.has_bios:
         raise ConfigError(
