@@ -182,6 +182,25 @@ def test_a_disk_image_as_rootfs_is_a_disk_with_what_it_takes_to_mount_it(
     assert b"device=/dev/disk/by-id/virtio-root\npartition=2\ntype=ext4\n" in overlay
 
 
+def test_nothing_else_is_called_as_the_root_file_system_is(kernel: Kernel, tmp_path: Path) -> None:
+    image = gpt(tmp_path / "x.raw", (ROOT, "", EXT4))
+    with pytest.raises(ConfigError, match="its disk is called root, and so is another one: give"):
+        of(kernel, str(image), "root=blank")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sh").touch()
+    with pytest.raises(ConfigError, match="its tag is root, and so is that of another directory"):
+        system_for(
+            str(tmp_path), kernel, shares=(Share(tag="root", path=str(tmp_path)),), password="x"
+        )
+
+
+def test_a_debian_that_is_not_declared_right_is_no_file(tmp_path: Path) -> None:
+    for value in ("debian+", "debian:Trixie", "debian:trixie+", "disk:"):
+        with pytest.raises(ConfigError, match=r"write debian\[:SUITE\]\[\+PACKAGE,...\] in small"):
+            Config(rootfs=value)
+    assert Config(rootfs=f"{tmp_path}/debian+").rootfs == f"{tmp_path}/debian+"
+
+
 def test_a_declared_disk_can_be_the_root(kernel: Kernel, tmp_path: Path) -> None:
     image = gpt(tmp_path / "x.raw", (ROOT, "", EXT4))
     found = of(kernel, "disk:r", f"r={image},bus=nvme")
@@ -248,6 +267,9 @@ def test_shares_are_declared_by_directory_tag_and_access(tmp_path: Path) -> None
     for wrong in ("/a:b:c", "/a:b/c", f"/a:{'x' * 32}"):
         with pytest.raises(ConfigError, match="is not a directory to share"):
             Config(share=(wrong,))
+    assert not read_shares(Config(share=(f"{tmp_path}:t:rw",)).share)[0].read_only
+    with pytest.raises(ConfigError, match="':t' names none; write DIR"):
+        Config(share=(":t",))
     with pytest.raises(ConfigError, match="share0 is there twice"):
         Config(share=("/a", "/b:share0"))
 

@@ -105,6 +105,11 @@ def rootfs(value: object, directory: Path) -> str:
     """``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, a URL, or an absolute path."""
     if isinstance(value, str) and _MADE.fullmatch(value):
         return value
+    if isinstance(value, str) and re.match(r"debian[:+]|disk:", value):
+        raise ValueError(
+            "a root file system; write debian[:SUITE][+PACKAGE,...] in small letters, or disk:NAME "
+            f"(a file that is called so is ./{value})"
+        )
     return source(value, directory)
 
 

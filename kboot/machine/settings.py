@@ -208,10 +208,15 @@ def _from_disk(
     firmware = firmware_for(kernel, config)
     spec = _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
     user_data = read_user_data(config.cloud_init) if config.cloud_init else ""
+    seed = _cloud_init_disks(user_data, config, host_name)
+    if twice := next((each for each in seed if each.name in {d.name for d in own.disks}), None):
+        raise ConfigError(
+            f"disk {twice.name}: cloud-init's data come on a disk of that name; give another name"
+        )
     settings = MachineSettings(
         spec=replace(
             spec,
-            disks=(*own.disks, *_cloud_init_disks(user_data, config, host_name)),
+            disks=(*own.disks, *seed),
             shares=read_shares(config.share),
             boot_disk=own.disk.name,
         ),

@@ -75,6 +75,11 @@ def system_for(
         mirror=mirror,
         command_line=command_line,
     )
+    if found.shares and any(share.tag == ROOT for share in shares):
+        raise ConfigError(
+            f"rootfs {value}: its tag is {ROOT}, and so is that of another directory: give that "
+            "one another tag"
+        )
     all_shares = (*found.shares, *shares)
     needed = [*found.modules, *(_SHARE_MODULES if all_shares else ())]
     return System(
@@ -106,8 +111,7 @@ def _system_for(
         if Path(value).is_dir():
             return _on_directory(Path(value), disks, kernel, mirror)
         if is_disk_image(Path(value)):
-            root = Disk(name=ROOT, kind="image", source=value)
-            return _on_disk(ROOT, (root, *disks), kernel, command_line, mirror)
+            return _on_disk(ROOT, root_first(value, disks), kernel, command_line, mirror)
     images = resolve_rootfs(
         value, architecture=kernel.architecture, password=password, mirror=mirror
     )
@@ -117,6 +121,16 @@ def _system_for(
         return System(images=(*images, *links), modules=modules, disks=disks, may_have_ssh=False)
     modules = (*network_modules(kernel), *disk_modules(disks)) if is_debian(value) else ()
     return System(images=tuple(images), modules=modules, disks=disks)
+
+
+def root_first(path: str, disks: Sequence[Disk]) -> tuple[Disk, ...]:
+    """An image as the disk with the root file system, and the machine's other ones behind it."""
+    if any(disk.name == ROOT for disk in disks):
+        raise ConfigError(
+            f"rootfs {path}: its disk is called {ROOT}, and so is another one: give that one "
+            f"another name, or if it is the root file system, say --rootfs disk:{ROOT}"
+        )
+    return (Disk(name=ROOT, kind="image", source=path), *disks)
 
 
 def _overlay(files: Mapping[str, bytes]) -> tuple[Path, ...]:
