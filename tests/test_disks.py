@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from kboot.errors import ConfigError
 from kboot.machine_spec import Disk, MachineSpec
 from kboot.qemu import disks as qemu_disks
 from kboot.qemu.disks import MachineDisks
+from tests.disk_images import ROOT, gpt
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +152,34 @@ def test_what_is_no_disk_image_is_named(content: bytes, words: str, tmp_path: Pa
         read_image(path, what="disk d")
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_an_image_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(random.Random(1).randbytes(4 << 20))
+    for number, words in enumerate(([], ["-c"], ["-o", "compat=0.10"], ["-o", "refcount_bits=1"])):
+        image = tmp_path / f"{number}.qcow2"
+        qemu_img("convert", *words, "-f", "raw", "-O", "qcow2", plain, image)
+        assert read_image(image, what="disk d").size_bytes == 4 << 20
+        for part in (0.001, 0.3, 0.6):
+            os.truncate(image, int(image.stat().st_size * part))
+            with pytest.raises(
+                ConfigError, match=r"qcow2: (cut off: it has \d+ bytes|.* cannot be)"
+            ):
+                read_image(image, what="disk d")
+    disk = gpt(tmp_path / "gpt.raw", (ROOT, "", bytes(1 << 20)))
+    read_image(disk, what="disk d")
+    os.truncate(disk, 2 << 20)
+    with pytest.raises(ConfigError, match="cut off: it has 2097152 bytes of at least"):
+        read_image(disk, what="disk d")
+    system = tmp_path / "ext4.raw"
+    subprocess.run(["mkfs.ext4", "-q", system, "8M"], check=True)
+    read_image(system, what="disk d")
+    os.truncate(system, 4 << 20)
+    with pytest.raises(
+        ConfigError, match="cut off: it has 4194304 bytes of at least 8388608; copy"
+    ):
+        read_image(system, what="disk d")
 
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
