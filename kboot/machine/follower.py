@@ -39,6 +39,9 @@ _LOG_PAUSE_S = 0.5
 #: Lines kept for a boot that nobody follows at the moment: more than a reset prints.
 _KEPT_LINES = 50_000
 
+#: How a kernel dies that has no first program any more.
+_FOR_WANT_OF_INIT = {CrashKind.INIT_KILLED, CrashKind.NO_INIT, CrashKind.NO_ROOT}
+
 OnPhase = Callable[[Milestone, float], None]
 
 
@@ -91,7 +94,7 @@ class Follower:
         self._restarted = True
         #: Of the boot scripts that the machine may run.
         self._nonces = [expected.nonce]
-        #: Why our initramfs could not go on, in its words.
+        #: Why the initramfs could not be gone on with.
         self._given_up = ""
         self._expecting = 0
         self._cancelled = threading.Event()
@@ -110,7 +113,7 @@ class Follower:
         try:
             self._follow(deadline, done)
         except KernelCrash as crash:
-            if self._given_up and crash.report.kind is CrashKind.INIT_KILLED:
+            if self._given_up and crash.report.kind in _FOR_WANT_OF_INIT:
                 raise KernelCrash(f"{self._given_up}; {crash}", crash.report) from crash
             raise
 
