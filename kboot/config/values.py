@@ -11,6 +11,7 @@ from kboot.config import cpus, disks, parse, shares
 from kboot.config.cluster import ClusterConfig
 from kboot.config.parse import about
 from kboot.machine_spec import Dhcp, FirmwareStart
+from kboot.network_cards import NicModel
 from kboot.server_tls import Tls
 
 Accelerator = Literal["auto", "kvm", "tcg"]
@@ -23,6 +24,7 @@ Channel = Literal["auto", "console", "ssh"]
 Annotations = Literal["auto", "github", "none"]
 Submit = Literal["no", "yes"]
 BootFrom = Literal["network", "disk"]
+NicModelChoice = Literal["auto"] | NicModel
 
 #: Settings of a test run: which tests, when they run again, what becomes of their results.
 OF_TEST_RUNS = frozenset(
@@ -463,6 +465,15 @@ class Config(ClusterConfig):
             "N",
             parse.number(1, 16),
             name="nic",
+        ),
+    )
+    nic_model: NicModelChoice = field(
+        default="auto",
+        metadata=about(
+            "the model of network card; auto: that of the ROM that ipxe names; virtio for one that "
+            "boots from its disk, or whose kernel has no driver for e1000e; else e1000e",
+            "MODEL",
+            choices=("auto", *get_args(NicModel)),
         ),
     )
 

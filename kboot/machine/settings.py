@@ -26,11 +26,12 @@ from kboot.ipxe.user_script import UserScript
 from kboot.kernel import Kernel, kernel_on_disk, local_path, read_kernel, require_architecture
 from kboot.machine.cloud_init import read_user_data
 from kboot.machine.cloud_init_disk import cloud_init_disk
+from kboot.machine.network_card import nic_model_for, require_network_driver
 from kboot.machine_spec import Disk, Firmware, MachineSpec
 from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
 from kboot.rootfs.modules_image import modules_image, require_memory
 from kboot.rootfs.own_disk import own_disk
-from kboot.rootfs.system import require_network_driver, system_for
+from kboot.rootfs.system import system_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +115,10 @@ def settings_for(
         _require_nothing_to_keep(disks)
     if kernel.on_disk:
         return _from_disk(kernel, config, machine_name, host_name)
+    spec = _spec(kernel, config, machine_name or "m0")
     # Either may give the machine another card.
     if config.cloud_init and not (config.qemu_arguments or config.cluster_patch):
-        require_network_driver(kernel, "cloud-init")
-    spec = _spec(kernel, config, machine_name or "m0")
+        require_network_driver(kernel, spec.nic_model, "cloud-init")
     system = system_for(
         _rootfs(config.rootfs),
         kernel,
@@ -126,6 +127,7 @@ def settings_for(
         password=config.password,
         mirror=config.debian_mirror,
         command_line=config.cmdline,
+        nic_model=spec.nic_model,
     )
     for image in config.initrd:
         check_initrd(image)
@@ -206,7 +208,7 @@ def _from_disk(
             )
     own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
     firmware = firmware_for(kernel, config)
-    spec = _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
+    spec = _spec_of(config, name, kernel, architecture=kernel.architecture, firmware=firmware)
     user_data = read_user_data(config.cloud_init) if config.cloud_init else ""
     seed = _cloud_init_disks(user_data, config, host_name)
     if twice := next((each for each in seed if each.name in {d.name for d in own.disks}), None):
@@ -270,18 +272,24 @@ def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
 
 def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
     firmware = firmware_for(kernel, config)
-    return _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
+    return _spec_of(config, name, kernel, architecture=kernel.architecture, firmware=firmware)
 
 
 def spec_for(config: Config, name: str) -> MachineSpec:
     """A machine that boots no kernel, of the architecture that machines have if none is named."""
     row = arch.DEFAULT
     firmware = row.firmware(config.firmware)
-    spec = _spec_of(config, name, architecture=row.name, firmware=firmware)
+    spec = _spec_of(config, name, None, architecture=row.name, firmware=firmware)
     return replace(spec, disks=read_disks(config.disk))
 
 
-def _spec_of(config: Config, name: str, *, architecture: str, firmware: Firmware) -> MachineSpec:
+#: These fields of a machine are what the settings of the same names come to.
+_NOT_AS_SAID = {"firmware", "cpus", "impairment", "nic_model"}
+
+
+def _spec_of(
+    config: Config, name: str, kernel: Kernel | None, *, architecture: str, firmware: Firmware
+) -> MachineSpec:
     """The machine: each of its fields that is a setting of the same name has its value."""
     names = {each.name for each in fields(MachineSpec)} & {each.name for each in fields(config)}
     count, topology = read_cpus(config.cpus)
@@ -297,7 +305,8 @@ def _spec_of(config: Config, name: str, *, architecture: str, firmware: Firmware
         cpus=count,
         topology=topology,
         impairment=read_impairment(config.impairment),
-        **{each: getattr(config, each) for each in names - {"firmware", "cpus", "impairment"}},
+        nic_model=nic_model_for(config, kernel),
+        **{each: getattr(config, each) for each in names - _NOT_AS_SAID},
     )
 
 

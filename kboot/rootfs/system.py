@@ -9,15 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kboot import arch
+from kboot import arch, network_cards
 from kboot.disks import Partition, find_root, named_root, partitions, read_image, reader
 from kboot.errors import ConfigError
 from kboot.kernel import Kernel
 from kboot.kernel.image import HEAD_SIZE, looks_like
 from kboot.machine_spec import Disk, Share
+from kboot.network_cards import CARDS, NicModel
 from kboot.rootfs.debian import is_debian
 from kboot.rootfs.disks import disk_links, disk_modules
-from kboot.rootfs.modules import ModuleTree, modules_there
+from kboot.rootfs.drivers import require_drivers
+from kboot.rootfs.modules import modules_there
 from kboot.rootfs.overlay import overlay_initramfs, resolve_rootfs
 from kboot.rootfs.tiny import tiny_initramfs
 
@@ -60,8 +62,9 @@ def system_for(
     password: str,
     mirror: str = arch.DEBIAN_MIRROR,
     command_line: str = "",
+    nic_model: NicModel = network_cards.DEFAULT,
 ) -> System:
-    """What the setting `rootfs` means, for a machine with these disks and shares besides.
+    """What the setting `rootfs` means, for a machine with these disks, shares and network card.
 
     `ConfigError` if it cannot be booted into: no such file, nothing that is a root file system, or
     a kernel without drivers for it.
@@ -74,6 +77,7 @@ def system_for(
         password=password,
         mirror=mirror,
         command_line=command_line,
+        card_modules=tuple(CARDS[nic_model].drivers),
     )
     if found.shares and any(share.tag == ROOT for share in shares):
         raise ConfigError(
@@ -91,11 +95,6 @@ def system_for(
     )
 
 
-def network_modules(kernel: Kernel) -> tuple[str, ...]:
-    """The drivers of the network card that machines for this kernel have."""
-    return (arch.of(kernel.architecture, wanted_by=str(kernel.source)).network_card,)
-
-
 def _system_for(
     value: str,
     kernel: Kernel,
@@ -104,14 +103,16 @@ def _system_for(
     password: str,
     mirror: str,
     command_line: str,
+    card_modules: tuple[str, ...],
 ) -> System:
     if named := _OF_DISK.fullmatch(value):
-        return _on_disk(named[1], disks, kernel, command_line, mirror)
+        return _on_disk(named[1], disks, kernel, command_line, mirror, card_modules)
     if value != "tiny" and not is_debian(value):
         if Path(value).is_dir():
             return _on_directory(Path(value), disks, kernel, mirror)
         if is_disk_image(Path(value)):
-            return _on_disk(ROOT, root_first(value, disks), kernel, command_line, mirror)
+            everything = root_first(value, disks)
+            return _on_disk(ROOT, everything, kernel, command_line, mirror, card_modules)
     images = resolve_rootfs(
         value, architecture=kernel.architecture, password=password, mirror=mirror
     )
@@ -119,7 +120,7 @@ def _system_for(
         links = _overlay(disk_links(disks))
         modules = tuple(disk_modules(disks))
         return System(images=(*images, *links), modules=modules, disks=disks, may_have_ssh=False)
-    modules = (*network_modules(kernel), *disk_modules(disks)) if is_debian(value) else ()
+    modules = (*card_modules, *disk_modules(disks)) if is_debian(value) else ()
     return System(images=tuple(images), modules=modules, disks=disks)
 
 
@@ -150,7 +151,12 @@ def is_disk_image(path: Path) -> bool:
 
 
 def _on_disk(
-    name: str, disks: tuple[Disk, ...], kernel: Kernel, command_line: str, mirror: str
+    name: str,
+    disks: tuple[Disk, ...],
+    kernel: Kernel,
+    command_line: str,
+    mirror: str,
+    card_modules: tuple[str, ...],
 ) -> System:
     """A root file system on the disk of this name."""
     disk = next((each for each in disks if each.name == name), None)
@@ -171,7 +177,7 @@ def _on_disk(
             tiny_initramfs(architecture=kernel.architecture, mirror=mirror),
             *_overlay({**links, "/etc/kboot/root": _variables(about)}),
         ),
-        modules=(*disk_modules(disks), *types, *network_modules(kernel)),
+        modules=(*disk_modules(disks), *types, *card_modules),
         disks=disks,
     )
 
@@ -209,7 +215,7 @@ def _on_directory(path: Path, disks: tuple[Disk, ...], kernel: Kernel, mirror: s
     """A directory of this host as root file system, read-only with an overlay in memory."""
     if not any((path / shell).exists() or (path / shell).is_symlink() for shell in _SHELLS):
         raise ConfigError(f"rootfs {path}: a directory without bin/sh, so no system is in it")
-    _require_drivers(kernel, _SHARE_MODULES | _OVERLAY_MODULES, f"rootfs {path}: {_BY_9P}")
+    require_drivers(kernel, _SHARE_MODULES | _OVERLAY_MODULES, f"rootfs {path}: {_BY_9P}")
     files = {
         **disk_links(disks),
         "/etc/kboot/root": _variables({"kind": "directory", "tag": ROOT}),
@@ -236,31 +242,7 @@ def require_share_drivers(kernel: Kernel, shares: Iterable[Share]) -> None:
     for share in shares:
         if not os.access(share.path, os.R_OK | os.X_OK) or not Path(share.path).is_dir():
             raise ConfigError(f"share {share.path}: not a directory that can be read")
-        _require_drivers(kernel, _SHARE_MODULES, f"share {share.path}: {_BY_9P}")
-
-
-def require_network_driver(kernel: Kernel, what: str) -> None:
-    """`ConfigError` if it is known that this kernel cannot drive its machine's network card."""
-    needed = {name: f"CONFIG_{name.upper()}" for name in network_modules(kernel)}
-    _require_drivers(kernel, needed, f"{what} needs the network card ({', '.join(needed)})")
+        require_drivers(kernel, _SHARE_MODULES, f"share {share.path}: {_BY_9P}")
 
 
 _BY_9P = "a directory needs 9p over virtio (an image does not)"
-
-
-def _require_drivers(kernel: Kernel, needed: Mapping[str, str], what: str) -> None:
-    """`ConfigError` if it is known that a driver is neither built in nor came with the kernel."""
-    directory, config = kernel.modules, kernel.config()
-    tree = None if directory is None else ModuleTree(directory)
-    for module, option in needed.items():
-        built_in = config is not None and f"{option}=y" in config.splitlines()
-        if built_in or (tree is not None and tree.find(module) is not None):
-            continue
-        if config is None and tree is None:
-            continue
-        have = (
-            "has it as a module, which did not come with it"
-            if (config is not None and f"{option}=m" in config.splitlines())
-            else "has no driver for it"
-        )
-        raise ConfigError(f"{what}, and {kernel.source} {have} ({option}); give another kernel")
