@@ -60,13 +60,14 @@ class Config(ClusterConfig):
     backend: str = field(
         default="qemu", metadata=about("where machines run", "NAME", choices=BACKENDS)
     )
-    #: ``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, or a path.
+    #: ``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, a path, or a URL.
     rootfs: str = field(
         default="tiny",
         metadata=about(
-            "the root file system: tiny (busybox), debian (made by mmdebstrap), an initramfs, a "
-            "disk image, a directory of this host, or one of the machine's disks",
-            "tiny|debian[:SUITE][+PACKAGE,...]|FILE|DIR|disk:NAME",
+            "the root file system: tiny (busybox), debian (made by mmdebstrap), an initramfs or a "
+            "disk image (a file or its URL), a directory of this host, or one of the machine's "
+            "disks",
+            "tiny|debian[:SUITE][+PACKAGE,...]|FILE|URL|DIR|disk:NAME",
             parse.rootfs,
         ),
     )

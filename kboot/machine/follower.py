@@ -13,8 +13,16 @@ from kboot import boot_messages
 from kboot.backend import BootServer, Fetch
 from kboot.boot_messages import Reading, read_word
 from kboot.console import Console, Line
+from kboot.crash import CrashKind
 from kboot.deadline import Deadline
-from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, RebootLoop
+from kboot.errors import (
+    GuestError,
+    GuestTimeout,
+    InfraError,
+    KbootError,
+    KernelCrash,
+    RebootLoop,
+)
 from kboot.log import logger
 from kboot.machine.boot import Boot
 from kboot.machine.expectations import ReportFilter
@@ -32,6 +40,9 @@ _LOG_PAUSE_S = 0.5
 
 #: Lines kept for a boot that nobody follows at the moment: more than a reset prints.
 _KEPT_LINES = 50_000
+
+#: How a kernel dies that has no first program any more.
+_FOR_WANT_OF_INIT = {CrashKind.INIT_KILLED, CrashKind.NO_INIT, CrashKind.NO_ROOT}
 
 OnPhase = Callable[[Milestone, float], None]
 
@@ -85,6 +96,8 @@ class Follower:
         self._restarted = True
         #: Of the boot scripts that the machine may run.
         self._nonces = [expected.nonce]
+        #: Why the initramfs could not be gone on with.
+        self._given_up = ""
         self._expecting = 0
         self._cancelled = threading.Event()
         self.boot.reach(Phase.SCHEDULED, time.monotonic(), "backend")
@@ -99,6 +112,14 @@ class Follower:
 
     def follow(self, deadline: Deadline, done: Callable[[], bool]) -> None:
         """Watch both witnesses until `done`, or until the deadline; raise what goes wrong."""
+        try:
+            self._follow(deadline, done)
+        except KernelCrash as crash:
+            if self._given_up and crash.report.kind in _FOR_WANT_OF_INIT:
+                raise KernelCrash(f"{self._given_up}; {crash}", crash.report) from crash
+            raise
+
+    def _follow(self, deadline: Deadline, done: Callable[[], bool]) -> None:
         pause = self._console.watch("next milestone of the boot")
         self._cancelled.clear()
         while not deadline.expired:
@@ -176,6 +197,7 @@ class Follower:
     def _see_line(self, line: Line) -> None:
         """Take a whole line, on the console's reader thread."""
         self._lines.append(line)
+        self._given_up = boot_messages.given_up(line.text) or self._given_up
         counts_firmware = self.boot.expected.user_script or self.boot.expected.boot_disk
         if counts_firmware and boot_messages.begins_boot(line.text):
             self._restarted = True
@@ -240,6 +262,7 @@ class Follower:
         while self._lines and self._lines[0].start < offset:
             self._lines.popleft()
         self._announced = self._chained = 0
+        self._given_up = ""
         now = time.monotonic()
         self.boots.append(Boot(expected, start=now, again=True))
         self.boot.reach(Phase.SCHEDULED, now, "backend")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def settings_for(
     if config.cloud_init and not (config.qemu_arguments or config.cluster_patch):
         require_network_driver(kernel, spec.nic_model, "cloud-init")
     system = system_for(
-        config.rootfs,
+        _rootfs(config.rootfs),
         kernel,
         disks=disks,
         shares=read_shares(config.share),
@@ -152,6 +153,12 @@ def settings_for(
     return _fitting(settings.reached_by(channel))
 
 
+@cache
+def _rootfs(value: str) -> str:
+    """What a root file system is on this host; the server of a URL is asked once."""
+    return str(local_path(value)) if "://" in value else value
+
+
 def _found_modules(kernel: Kernel, config: Config) -> tuple[Path, ...]:
     """The image for the setting `modules`."""
     image = modules_image(kernel, config.modules)
@@ -179,7 +186,7 @@ def own_kernel(config: Config) -> Kernel:
             "boot = disk boots the kernel on the machine's disk, and another one is named "
             f"({config.kernel}); leave out one of the two"
         )
-    own = own_disk(config.rootfs, read_disks(config.disk))
+    own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
     return kernel_on_disk(Path(own.disk.source), arch.DEFAULT.name)
 
 
@@ -199,14 +206,19 @@ def _from_disk(
                 f"{setting} is for a kernel that kboot loads; with boot = disk, the boot loader on "
                 "the disk decides: change it there, or leave out boot = disk"
             )
-    own = own_disk(config.rootfs, read_disks(config.disk))
+    own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
     firmware = firmware_for(kernel, config)
     spec = _spec_of(config, name, kernel, architecture=kernel.architecture, firmware=firmware)
     user_data = read_user_data(config.cloud_init) if config.cloud_init else ""
+    seed = _cloud_init_disks(user_data, config, host_name)
+    if twice := next((each for each in seed if each.name in {d.name for d in own.disks}), None):
+        raise ConfigError(
+            f"disk {twice.name}: cloud-init's data come on a disk of that name; give another name"
+        )
     settings = MachineSettings(
         spec=replace(
             spec,
-            disks=(*own.disks, *_cloud_init_disks(user_data, config, host_name)),
+            disks=(*own.disks, *seed),
             shares=read_shares(config.share),
             boot_disk=own.disk.name,
         ),
@@ -232,7 +244,7 @@ def firmware_for(kernel: Kernel, config: Config) -> Firmware:
     """The firmware of a machine for `kernel`. `ConfigError` if there is no such machine."""
     row = arch.of(kernel.architecture, wanted_by=str(kernel.source))
     if kernel.on_disk:
-        own = own_disk(config.rootfs, read_disks(config.disk))
+        own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
         return own.firmware(row.firmware(config.firmware), chosen=config.firmware != "auto")
     if config.firmware == "bios" and not row.has_bios:
         raise ConfigError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kboot import arch, network_cards
-from kboot.disks import Partition, find_root, read_image
+from kboot.disks import Partition, find_root, named_root, partitions, read_image, reader
 from kboot.errors import ConfigError
 from kboot.kernel import Kernel
 from kboot.kernel.image import HEAD_SIZE, looks_like
@@ -79,6 +79,11 @@ def system_for(
         command_line=command_line,
         card_modules=tuple(CARDS[nic_model].drivers),
     )
+    if found.shares and any(share.tag == ROOT for share in shares):
+        raise ConfigError(
+            f"rootfs {value}: its tag is {ROOT}, and so is that of another directory: give that "
+            "one another tag"
+        )
     all_shares = (*found.shares, *shares)
     needed = [*found.modules, *(_SHARE_MODULES if all_shares else ())]
     return System(
@@ -106,8 +111,8 @@ def _system_for(
         if Path(value).is_dir():
             return _on_directory(Path(value), disks, kernel, mirror)
         if is_disk_image(Path(value)):
-            root = Disk(name=ROOT, kind="image", source=value)
-            return _on_disk(ROOT, (root, *disks), kernel, command_line, mirror, card_modules)
+            everything = root_first(value, disks)
+            return _on_disk(ROOT, everything, kernel, command_line, mirror, card_modules)
     images = resolve_rootfs(
         value, architecture=kernel.architecture, password=password, mirror=mirror
     )
@@ -117,6 +122,16 @@ def _system_for(
         return System(images=(*images, *links), modules=modules, disks=disks, may_have_ssh=False)
     modules = (*card_modules, *disk_modules(disks)) if is_debian(value) else ()
     return System(images=tuple(images), modules=modules, disks=disks)
+
+
+def root_first(path: str, disks: Sequence[Disk]) -> tuple[Disk, ...]:
+    """An image as the disk with the root file system, and the machine's other ones behind it."""
+    if any(disk.name == ROOT for disk in disks):
+        raise ConfigError(
+            f"rootfs {path}: its disk is called {ROOT}, and so is another one: give that one "
+            f"another name, or if it is the root file system, say --rootfs disk:{ROOT}"
+        )
+    return (Disk(name=ROOT, kind="image", source=path), *disks)
 
 
 def _overlay(files: Mapping[str, bytes]) -> tuple[Path, ...]:
@@ -131,9 +146,8 @@ def is_disk_image(path: Path) -> bool:
         head = file.read(HEAD_SIZE)
         file.seek(0x438)
         ext = file.read(2) == b"\x53\xef"
-    is_disk = ("a qcow2 disk", "a disk image", "nothing but zeros", "a squashfs")
-    is_vmdk = head.startswith((b"KDMV", b"# Disk DescriptorFile"))
-    return ext or is_vmdk or head.startswith(b"XFSB") or looks_like(head).startswith(is_disk)
+    looks = looks_like(head)
+    return ext or "disk image" in looks or looks.startswith(("nothing but zeros", "a squashfs"))
 
 
 def _on_disk(
@@ -151,12 +165,12 @@ def _on_disk(
         raise ConfigError(f"rootfs disk:{name}: no disk is called so (there are: {there}); --disk")
     links = disk_links(disks)
     where = _partition_of(disk, command_line)
-    types = (where.file_system,) if where else _COMMON_FILE_SYSTEMS
+    types = (where.file_system,) if where and where.file_system else _COMMON_FILE_SYSTEMS
     about = {
         "kind": "disk",
         "device": f"/dev/disk/by-id/{_link(disk)}",
         "partition": str(where.number if where else 0),
-        "type": where.file_system if where else "auto",
+        "type": (where.file_system if where else "") or "auto",
     }
     return System(
         images=(
@@ -177,13 +191,20 @@ def _link(disk: Disk) -> str:
 
 
 def _partition_of(disk: Disk, command_line: str) -> Partition | None:
-    """Where the root is on a disk; None where only the machine can look, or the user says it."""
-    named = any(word.startswith("root=") for word in command_line.split())
-    if named:
+    """Where the root is on a disk; None where only the machine can look for what the user says."""
+    named = [word[5:] for word in command_line.split() if word.startswith("root=")]
+    what = f"rootfs on disk {disk.name}"
+    is_here = disk.kind == "image" and "://" not in disk.source
+    by_partition = bool(named) and named[-1].startswith(("PARTUUID=", "PARTLABEL="))
+    if named and not by_partition:
         return None
-    if disk.kind == "image" and "://" not in disk.source:
-        what = f"rootfs on disk {disk.name}"
-        return find_root(read_image(Path(disk.source), what=what), what=what)
+    if is_here:
+        image = read_image(Path(disk.source), what=what)
+        if not named:
+            return find_root(image, what=what)
+        return named_root(partitions(reader(image)), named[-1], what=f"{what}: {image.path}")
+    if disk.kind == "blank" and not disk.keep:
+        raise ConfigError(f"rootfs disk:{disk.name}: a blank disk: no system is on it")
     raise ConfigError(
         f"rootfs disk:{disk.name}: kboot does not look into this disk; say where the root file "
         f"system is: --cmdline root=/dev/disk/by-id/{_link(disk)}-part1 (or LABEL=..., UUID=...)"
