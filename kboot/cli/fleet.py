@@ -50,10 +50,10 @@ Examples:
 def up(*, name: str, roles: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Start the fleet NAME; it runs until kboot fleet down."""
     from kboot import service  # noqa: PLC0415  --help does not need them
-    from kboot.fleet.fleet import naming  # noqa: PLC0415
     from kboot.fleet.layout import read_roles  # noqa: PLC0415
     from kboot.fleet.service import KIND, configs_of  # noqa: PLC0415
     from kboot.machine import kernel_of, settings_for  # noqa: PLC0415
+    from kboot.machine_network import naming  # noqa: PLC0415
 
     chosen = parse_roles(roles)
     given = {key: value for key, value in options.items() if value not in (None, ())}

@@ -13,9 +13,10 @@ from typing import Any
 from kboot import rpc, service
 from kboot.config import Config, load
 from kboot.errors import ConfigError, InfraError, KbootError
-from kboot.fleet.fleet import Fleet, naming
+from kboot.fleet.fleet import Fleet
 from kboot.fleet.layout import Role, read_roles
 from kboot.fleet.start import open_fleet
+from kboot.machine_network import naming
 from kboot.rpc import Request
 from kboot.session import open_session
 from kboot.state import evidence_directory

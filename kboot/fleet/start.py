@@ -13,12 +13,12 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.fleet import identity
-from kboot.fleet.fleet import Fleet, naming, together
+from kboot.fleet.fleet import Fleet
 from kboot.fleet.layout import Role, members_of
 from kboot.log import logger, step
 from kboot.machine import Machine, MachineSettings
 from kboot.machine.saved import SavedMachine
-from kboot.machine_network import MachineNetwork, NetworkBackend
+from kboot.machine_network import MachineNetwork, NetworkBackend, naming, together
 from kboot.rootfs import modules_there, overlay_initramfs
 from kboot.session import Session
 
@@ -128,7 +128,7 @@ class _Starter:
     def power_off(self) -> None:
         """Power all of them off, whatever goes wrong with some."""
         power, self._power = self._power, {}
-        together(list(power), lambda member: power[member].close(), max(1, len(power)))
+        together(list(power), lambda member: power[member].close())
 
     def _save_each(
         self, kinds: Mapping[str, MachineSettings]
