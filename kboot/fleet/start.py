@@ -17,6 +17,7 @@ from kboot.fleet.fleet import Fleet
 from kboot.fleet.layout import Role, members_of
 from kboot.log import logger, step
 from kboot.machine import Machine, MachineSettings
+from kboot.machine.follower import BootCancelled
 from kboot.machine.saved import SavedMachine
 from kboot.machine_network import MachineNetwork, NetworkBackend, naming, together
 from kboot.rootfs import modules_there, overlay_initramfs
@@ -169,6 +170,8 @@ class _Starter:
         if saved is not None:
             try:
                 self._power_on(member, kind, saved=saved)
+            except BootCancelled:
+                raise
             except (GuestError, InfraError) as error:
                 self._session.server.check()
                 logger.warning("%s: the saved machine does not run: %s", member, error)
