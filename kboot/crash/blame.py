@@ -29,7 +29,7 @@ REPORTERS = _names(
     r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|spl_(?:panic|dumpstack)|gfs2_assert_\w+|rust_helper_\w+|rust_begin_unwind",
     r"(?:\w+::)*rust_begin_unwind|<?core::(?:panicking|option|result)::.*",
     r"stack_trace_\w+|save_stack\w*|arch_stack_walk|walk_stackframe|print_stack_trace|show_regs\w*|dump_page|dump_mm",
-    r"panic|vpanic|nmi_panic|__stack_chk_fail|warn|_*warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
+    r"panic|vpanic|_*\w+_panic|__stack_chk_fail|__bug|warn|_*warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
     r"print_\w*(?:bug|usage|deadlock|inversion|circular|dependency|header|warning|report|context)\w*",
     r"print_(?:address_\w+|error_\w+|trailer|bad_pte|unlock\w*|lock\w*)|describe_(?:object|address)\w*",
     # Exceptions, from the entry to die().
@@ -44,7 +44,7 @@ REPORTERS = _names(
     r"do_(?:tag_check|sect|alignment|tlb_conf|gpc|translation|kernel)_fault|__bad_stack",
     # Of powerpc, s390, mips and loongarch.
     r"_*(?:hash__)?_*do_(?:page|hash)_fault|_*bad_(?:kernel|page)_fault|(?:data|instruction)_access_\w+|program_check_\w+",
-    r"alignment_(?:common|exception)\w*|interrupt_return\w*|_*do_pgm_check|pgm_check_\w+|monitor_event_\w+|illegal_op",
+    r"early_(?:idt_handler|fixup_exception)\w*|alignment_(?:common|exception)\w*|interrupt_return\w*|_*do_pgm_check|pgm_check_\w+|monitor_event_\w+|illegal_op",
     r"do_(?:dat|protection|report_trap|fault_error|secure_storage)\w*|(?:specification|addressing|translation|data)_exception",
     r"do_(?:ri|bp|tr|ade|ale|trap_or_bp|cpu|fpe)|handle_(?:ri|bp|tr|adel?|ades?|tlb\w+)(?:_int)?|tlb_do_page_fault_\d",
     r"do_undef\w*|do_el\w+|arm64_serror_panic|do_serror|handle_exception|do_trap_\w+|ret_from_exception",
@@ -86,7 +86,7 @@ LOCKS = _names(
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
     r"_*(?:un)?lock_sock\w*|_*release_sock\w*|task_blocks_on_rt_mutex|_*rt_mutex\w*|remove_waiter",
     r"inode_(?:un)?lock(?:_\w+)?|inode_trylock\w*|raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
-    r"owner_on_cpu|clk_(?:prepare|enable)_(?:un)?lock|regmap_(?:un)?lock_\w+|(?:folio_)?unlock_(?:page|buffer)|folio_unlock",
+    r"text|owner_on_cpu|clk_(?:prepare|enable)_(?:un)?lock|regmap_(?:un)?lock_\w+|(?:folio_)?unlock_(?:page|buffer)|folio_unlock",
 )
 
 #: Helpers that touch what they are given.
@@ -143,7 +143,7 @@ HELPERS = _names(
 ALLOCATORS = _names(
     r"_*k[vmz]*alloc\w*|_*kcalloc\w*|_*kvcalloc\w*|_*krealloc\w*|_*kmem_\w+|_*k[vz]*free\w*|_*v[mz]?alloc\w*",
     r"_*vfree\w*|_*vunmap\w*|vzalloc\w*|_*do_kmalloc\w*|_*slab_\w+|_*slub_\w+|new_slab\w*|allocate_slab",
-    r"discard_slab|free_slab|get_partial\w*|_*cache_(?:alloc|grow|free|flusharray|init)\w*",
+    r"kernel_map_pages|_*get_vm_area\w*|alloc_vmap_area|discard_slab|free_slab|get_partial\w*|_*cache_(?:alloc|grow|free|flusharray|init)\w*",
     r"fallback_alloc|do_slab_free|cache_from_obj|memcg_slab_\w+|[gs]et_freepointer\w*|qlist_\w+|quarantine_\w+",
     r"_*(?:alloc|get|get_free|get_zeroed|free)_(?:frozen_)?pages?(?:_\w+)?|get_page_from_freelist|prep_new_page",
     r"post_alloc_hook|rmqueue\w*|_*free_(?:unref|one|pcp|hot_cold|the|compound|frozen|tail|large|huge)\w*|_*put_(?:single_|compound_)?page\w*",

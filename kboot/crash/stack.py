@@ -22,8 +22,10 @@ _REGISTER = r"""
       | EIP:\s(?:00[0-7][0-9a-f]:)? | EIP\sis\sat\s | IP:\s
       | p?pc\s*:\s (?:[0-9a-f]+\s)? | (?:PC|pc)\sis\sat\s | epc\s*:\s(?:[0-9a-f]+\s)?
       | NIP\s | ERA:\s[0-9a-f]+\s | Krnl\sPSW\s:\s[0-9a-f\s]+\(
-      | TPC:\s< | PC:\s(?=\[<)                                 # sparc, m68k
-      | (?P<link> lr\s:\s | (?:LR|ra)\sis\sat\s | LR\s | ra\s*:\s(?:[0-9a-f]+\s)?
+      | TPC:\s< | PC:\s(?=\[<) | PC:\s0x[0-9a-f]+\s             # sparc, m68k, csky
+      | IAOQ\[0\]:\s                                           # parisc
+      | (?P<link> lr\s:\s | (?:LR|PR|ra)\sis\sat\s | LR\s
+        | LR:\s0x[0-9a-f]+\s | RP\(r2\):\s | ra\s*:\s(?:[0-9a-f]+\s)?
         | (?:RPC|I7):\s< )
     )
 """
@@ -36,6 +38,7 @@ _FRAME = re.compile(
     {_REGISTER}?
     (?:\[<?\s*(?P<address>[0-9a-fA-Fx]+|inline|\(_*ptrval_*\))\s*>?\][ ]*)*
     (?P<guess>\?[ ]*)?
+    (?::(?P<module_before>[\w-]+):)?                         # up to 2.6.25: ":dm_mod:dm_open"
     \(?(?P<function>{_NAME})
     (?:
         \+0x(?P<offset>[0-9a-f]+)/0x(?P<size>[0-9a-f]+)
@@ -141,6 +144,7 @@ def _read(
     link: str | None,
     address: str | None,
     guess: str | None,
+    module_before: str | None,
     symbol: str,
     offset: str | None,
     size: str | None,
@@ -154,7 +158,7 @@ def _read(
         symbol=symbol,
         offset=int(offset, 16) if offset else None,
         size=int(size, 16) if size else None,
-        module=module,
+        module=module or module_before,
         address=_address(address) if address else None,
         reliable=guess is None and doubt is None,
         location=next(filter(None, places), None),
