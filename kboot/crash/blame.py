@@ -82,7 +82,7 @@ LOCKS = _names(
     r"_*down(?:_read|_write|_interruptible|_killable|_trylock|_timeout|_common)?(?:_\w+)?",
     r"_*up(?:_read|_write)?|_*rwsem_\w+|call_rwsem_\w+|_*percpu_(?:down|up)_\w+|_*percpu_rwsem_\w+",
     r"_*rcu_read_(?:un)?lock\w*|rcu_lock_\w+|_*srcu_read_\w+|srcu_lock_\w+|rcu_dereference\w*",
-    r"class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
+    r"rcu_(?:is_watching|note_context_switch|preempt_deferred_qs\w*|lockdep_\w+)|downgrade_write|class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
     r"_*(?:un)?lock_sock\w*|_*release_sock\w*|task_blocks_on_rt_mutex|_*rt_mutex\w*|remove_waiter",
     r"inode_(?:un)?lock(?:_\w+)?|inode_trylock\w*|raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
@@ -101,7 +101,7 @@ HELPERS = _names(
     r"_*(?:prepare_to|finish|init|add|autoremove)_(?:s?wait|wake)\w*|complete(?:_all|_\w+_locked)?",
     r"_*wait_for_(?:common|completion)\w*|ep_poll_callback|_*synchronize_(?:s?rcu|net|irq|hardirq|sched)\w*",
     r"rcu_barrier\w*|srcu_barrier|percpu_ref_(?:switch_to_\w+_sync|kill_and_\w+)|blk_(?:mq_)?(?:un)?freeze_queue\w*",
-    r"_*s?wake_up(?:_(?:common|locked|sync|all|nr|interruptible|bit|var|page|poll|one|process|q)\w*)?",
+    r"_*s?wake_up(?:_(?!new_task|klogd)\w+)?",
     # Deferred work and timers.
     r"_*(?:flush|cancel|drain|destroy|start_flush|check_flush)_\w*work\w*|_*(?:queue|mod|schedule|insert)_\w*work\w*",
     r"_*queue_work\w*|insert_work|touch_w(?:q|ork)_lockdep_map|check_flush_dependency|lock_timer_base|_*mod_timer\w*|add_timer\w*|_*(?:try_to_)?del_timer\w*|_*timer_delete\w*",
@@ -110,7 +110,7 @@ HELPERS = _names(
     r"call_rcu\w*|_*k[vz]*free_(?:call_)?rcu\w*|call_srcu",
     # Registration of devices, files and links on behalf of a driver.
     r"_*kobject_\w+|klist_\w+|kset_register|sysfs_(?:warn_dup|create_|add_|do_create_)\w*|_*device_(?:add|create|register|initialize|link_add)\w*|get_device_parent",
-    r"device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
+    r"d?pm_sysfs_\w+|(?:devm_)?device_(?:release|for_each_child)\w*|(?:i2c|spi|tty|hwrng)_(?:un)?register(?:_\w+)?|i2c_del_adapter|device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
     r"device_(?:del|unregister|destroy)\w*|of_device_(?:add|register)|proc_(?:register|create|mkdir|symlink)\w*",
     # Rules that only a caller can break.
     r"debug_dma_\w+|check_(?:unmap|sync|for_(?:stack|illegal_area))|dma_(?:un)?map_(?:page|sg|single|resource)\w*|_*dma(?:m)?_(?:alloc|free)_\w+|(?:netdev|netns)_tracker_(?:alloc|free)|netdev_(?:put|hold)|_*(?:en|dis)able_irq\w*",
@@ -233,7 +233,7 @@ DISPATCHERS = _names(
 #: The outermost frames of every stack.
 ENTRIES = _names(
     r"process_(?:one_work|scheduled_works)|worker_thread|kthread|ret_from_\w*fork\w*|start_kernel",
-    r"do_syscall_\w+|entry_\w+|el0_svc\w*|invoke_syscall|do_fast_syscall\w*|do_int80\w*|system_call\w*",
+    r"do_syscall_\w+|(?:x64|ia32|x32)_sys_call|entry_\w+|el0_svc\w*|invoke_syscall|do_fast_syscall\w*|do_int80\w*|system_call\w*",
     r"ret_(?:fast|from)_syscall|syscall_(?:handler|exit|return)\w*|x86_64_start\w*|secondary_startup\w*|start_secondary",
 )
 _SYSTEM_CALL = re.compile(r"(?:compat_)?sys_[a-z]\w*$")
@@ -353,7 +353,10 @@ def _is_stack_used_up(kind: CrashKind, text: str) -> bool:
 
 
 def _functions(entries: Iterable[Entry]) -> list[str]:
-    return [entry.frame.function for entry in entries if entry.frame.reliable]
+    """What surely was called. A log that was symbolised has the same title as one that was not."""
+    reliable = [entry for entry in entries if entry.frame.reliable]
+    whole = [entry for entry in reliable if not entry.is_inlined]
+    return [entry.frame.function for entry in whole or reliable]
 
 
 def _interrupted(kind: CrashKind, functions: Sequence[str]) -> Sequence[str]:

@@ -45,7 +45,7 @@ _FRAME = re.compile(
         (?P<doubt>[ ]\(unreliable\))?                            # ppc's mark
         (?:[ ]\[(?P<module>[\w-]+)(?:[ ][^\]]*)?\])?
         (?:[ ](?P<location>[\w./+-]+:\d+))?
-      | [ ](?P<inline_location>[\w./+-]+\.[chSs]:\d+)(?:[ ]\[inline\])?
+      | [ ](?P<inline_location>[\w./+-]+\.[chSs]:\d+)(?P<inlined>[ ]\[inline\])?
       | [ ]\((?P<decoded_location>[\w./+-]+:\d+)(?:[^)\n]*\)|$) # scripts/decode_stacktrace.sh
       | (?:[ ]\[[\w-]+\])?\)?[ ]from[ ]                      # arm
     )
@@ -85,6 +85,8 @@ class Entry(NamedTuple):
     is_pc: bool
     #: The link register.
     is_link: bool
+    #: A function that has become a part of the next frame's: only a symbolised log shows it.
+    is_inlined: bool
 
 
 def base_name(symbol: str) -> str:
@@ -133,8 +135,8 @@ def entries(text: str) -> list[Entry]:
 
 
 def _entry(match: re.Match[str]) -> Entry:
-    frame, is_pc, is_link = _read(*match.groups())
-    return Entry(frame, match.start(), is_pc, is_link)
+    frame, is_pc, is_link, is_inlined = _read(*match.groups())
+    return Entry(frame, match.start(), is_pc, is_link, is_inlined)
 
 
 # The reports of one kernel share most of their frames.
@@ -150,9 +152,12 @@ def _read(
     size: str | None,
     doubt: str | None,
     module: str | None,
-    *places: str | None,
-) -> tuple[Frame, bool, bool]:
-    """The frame in what `_FRAME` has found, and of which register it is."""
+    place: str | None,
+    inline_place: str | None,
+    inlined: str | None,
+    decoded_place: str | None,
+) -> tuple[Frame, bool, bool, bool]:
+    """The frame in what `_FRAME` has found, and what else `Entry` tells of it."""
     frame = Frame(
         function=base_name(symbol),
         symbol=symbol,
@@ -161,9 +166,10 @@ def _read(
         module=module or module_before,
         address=_address(address) if address else None,
         reliable=guess is None and doubt is None,
-        location=next(filter(None, places), None),
+        location=place or inline_place or decoded_place,
     )
-    return frame, register is not None and link is None, link is not None
+    is_pc = register is not None and link is None
+    return frame, is_pc, link is not None, inlined is not None or address == "inline"
 
 
 def _address(digits: str) -> int | None:
