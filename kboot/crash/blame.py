@@ -33,7 +33,7 @@ REPORTERS = _names(
     r"print_\w*(?:bug|usage|deadlock|inversion|circular|dependency|header|warning|report|context)\w*",
     r"print_(?:address_\w+|error_\w+|trailer|bad_pte|unlock\w*|lock\w*)|describe_(?:object|address)\w*",
     # Exceptions, from the entry to die().
-    r"report_bug|fixup_bug|handle_bug|die|die_\w+|__die\w*|oops_\w+|no_context|_*bad_area\w*",
+    r"_*report_bug|fixup_bug|handle_bug|dump_trace\w*|save_trace|handle_break|do_program_check|kernel_(?:bad_stack|stack_overflow)|die|die_\w+|__die\w*|oops_\w+|no_context|_*bad_area\w*",
     r"do_(?:kern|user)_addr_fault|_*do_page_fault|page_fault|page_fault_oops|async_page_fault",
     r"handle_page_fault|kernelmode_fixup_or_oops|do_error_trap|do_trap|do_trap_no_signal|do_invalid_op|invalid_op|error_entry",
     r"(?:do_)?(?:general_protection|divide_error|int3|double_fault|stack_segment)|error_code|exc_\w+",
@@ -93,9 +93,12 @@ LOCKS = _names(
 HELPERS = _names(
     r"_*(?:mem|str|strn|strl|strs)(?:cpy|move|set|cmp|chr|len|cat|ncmp|ncpy|nlen|str|casecmp|scan)\w*",
     r"_*mem(?:cpy|set|move)_\w+|_*str(?:pbrk|spn|rchr|nchr|scpy|ncasecmp|dup)\w*|sized_strscpy|bcmp",
-    r"_*(?:raw_)?copy_(?:from|to|in)_(?:user|iter|kernel)\w*|_*copy_user_\w+|_*copy_(?:from|to)_iter\w*",
-    r"rep_movs\w*|rep_stos\w*|clear_(?:page|user)\w*|copy_page\w*|copyin|copyout|iterate_and_\w+",
-    r"_*get_user(?!_pages)\w*|_*put_user\w*|probe_kernel_\w+|_*crc(?:\d+|_)\w*",
+    r"_*(?:raw_|arm_|asm_)?copy_(?:from|to|in|tofrom)_(?:user|iter|kernel)\w*|_*copy_user(?:_\w+)?|_*copy_(?:from|to)_iter\w*",
+    r"[A-Z]+\d*mem(?:cpy|set|move)|asm_mem\w+|mmio(?:cpy|set)|_*bzero|copy_mc_\w+|csum_and_copy_\w+|aligned_copy|fallback_scalar_\w+",
+    r"strim|strsep|strstarts|strreplace|skip_spaces|match_(?:token|string|strdup)|_*kstrto\w+|simple_strto\w+|memparse|_*parse_integer\w*",
+    r"_*bitmap_(?:and|or|xor|andnot|weight|fill|zero|copy|set|clear|empty|full|subset|equal|intersects|find_next_zero_area\w*)",
+    r"rep_movs\w*|rep_stos\w*|_*clear_(?:page|highpage|user)\w*|copy_page\w*|copyin|copyout|iterate_and_\w+",
+    r"_*get_user(?!_pages)\w*|_*put_user\w*|_*probe_kernel_\w+|(?:do_)?str\w+_user\w*|_*crc(?:\d+|_)\w*",
     r"read_word_at_a_time|copy_mount_\w+|simple_copy_to_iter|_*skb_datagram_iter|skb_copy_datagram_\w+",
     # Those who wait and wake, on what their caller gives them.
     r"_*(?:prepare_to|finish|init|add|autoremove)_(?:s?wait|wake)\w*|complete(?:_all|_\w+_locked)?",
@@ -132,7 +135,7 @@ HELPERS = _names(
     r"hex_string|va_format|widen_string|\w+_addr_string|uuid_string|dentry_name|print_hex_dump\w*|hex_dump_\w+",
     r"_*dev_\w*printk\w*|_dev_(?:emerg|alert|crit|err|warn|notice|info)",
     r"vprintk_\w+|console_(?:(?:un|try)?lock|flush|emit|call|cont)\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
-    r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|csum_partial\w*|do_csum|ip_fast_csum|seq_(?:v?printf|puts|write)",
+    r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|_*csum_partial\w*|do_csum|ip_fast_csum|seq_(?:v?printf|puts|write)",
     # arm64's out-of-line atomics, position-independent string functions and user copies.
     r"__ll_sc_\w+|__lse_\w+|__aarch64_\w+|__pi_\w+|_*arch_(?:copy|clear)_\w+|__cmpwait_\w+",
     r"seqprop_\w+|get_current|current_thread_info|cpu_relax|rep_nop|native_pause|_*raw_(?:read|write)\w*",
@@ -228,7 +231,7 @@ DISPATCHERS = _names(
     r"do_one_initcall|really_probe|call_driver_probe|driver_probe_device|platform_(?:drv_)?probe",
     r"usb_probe_(?:interface|device)|(?:local_)?pci_probe|\w+_(?:bus|device|dev|drv)_probe|spi_probe",
     # The end of a task.
-    r"do_exit|_*mmput|exit_mm",
+    r"do_exit|_*mmput|exit_mm|get_signal",
 )
 #: The outermost frames of every stack.
 ENTRIES = _names(
@@ -261,6 +264,8 @@ _INSTRUMENTS = _names(
 )
 #: The same where a CPU is not the cause of what it happened to do.
 _CHANCE = _names(r"_*v?printk\w*|vprintk_\w+|console_\w+|_*lockdep_\w+|_dev_\w+")
+#: What every fault of a program's page goes through.
+_PROGRAMS_FAULT = "handle_mm_fault"
 _CROSS_CALLS = _names(r"smp_call_function\w*|csd_lock_wait|_*csd_\w+")
 #: How far in the innermost frames a call by an instrument, or a raiser, is looked for.
 _DEPTH = 16
@@ -463,6 +468,8 @@ def _anchor(kind: CrashKind, functions: Sequence[str]) -> str | None:
     for name in inner:
         if _SYSTEM_CALL.match(name):
             return name
+    if _PROGRAMS_FAULT in inner:
+        return _PROGRAMS_FAULT
     return next((name for name in inner if _guilty(kind, name)), None)
 
 

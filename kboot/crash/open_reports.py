@@ -250,6 +250,8 @@ class Drafts:
             if draft.doubled and draft.lines[-1].strip() == words:
                 self._note_end(draft, line)
                 return
+        if rule.needs_die and self._forget_programs_fault(mine, rule):
+            mine = self._of(line)
         if any(draft.lines == first or continues(draft, rule, words) for draft in mine):
             self.extend(line)
             return
@@ -279,6 +281,13 @@ class Drafts:
             if draft.rule.needs_its_place and not (draft.stamped or draft.announced):
                 self._forget(draft)
         return False
+
+    def _forget_programs_fault(self, mine: list[Draft], rule: Rule) -> bool:
+        """Whether a program's own fault came before that of the kernel, and was taken for it."""
+        programs = [each for each in mine if each.rule is rule and not each.announced]
+        for draft in programs:
+            self._forget(draft)
+        return bool(programs)
 
     def start(self, draft: Draft) -> None:
         """Open a report."""

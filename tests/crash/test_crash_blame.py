@@ -106,6 +106,8 @@ def test_two_stalls_of_one_work_or_timer_have_one_title(
         (("cpuhp_invoke_callback", "cpuhp_thread_fun", "smpboot_thread_fn"), "tdev_entry"),
         (("__do_fault", "do_read_fault", "handle_mm_fault"), "tdev_entry"),
         (("__flush_smp_call_function_queue", "__sysvec_call_function_single"), "tdev_entry"),
+        (("get_signal", "arch_do_signal_or_restart", "exit_to_user_mode_loop"), "tdev_entry"),
+        (("handle_mm_fault", "do_user_addr_fault", "exc_page_fault"), "handle_mm_fault"),
     ],
 )
 def test_a_stall_is_named_by_the_first_function_below_the_generic_layers(
@@ -540,3 +542,11 @@ def test_the_driver_core_works_for_drivers() -> None:
     )
     entry = warning("sysfs_remove_group", "x64_sys_call", *SYSTEM_CALL)
     assert entry.function == "sysfs_remove_group"
+
+
+@pytest.mark.parametrize(
+    "helper", ["arm_copy_from_user", "__copy_tofrom_user", "__bzero", "NG4memcpy", "bitmap_weight"]
+)
+def test_every_architectures_copies_work_for_their_caller(helper: str) -> None:
+    assert warning(helper, "tdev_read").function == "tdev_read"
+    assert warning("bitmap_ip_add", "tdev_read").function == "bitmap_ip_add"

@@ -514,3 +514,17 @@ def test_registers_with_their_function_in_brackets_are_read() -> None:
         "LR: 0x80201244 (mixer_read+0x1c/0x240)",
     ]
     assert only(stamped(lines)).title == "page fault in mixer_read"
+
+
+def test_the_fault_that_the_kernel_dies_of_is_the_last_one_and_not_a_programs() -> None:
+    programs = ["Unhandled fault: imprecise external abort (0xc06) at 0x00071bcc", "pgd = 92e2c000"]
+    kernels = [
+        "Unhandled fault: imprecise external abort (0xc06) at 0x76ef7e54",
+        "pgd = 80004000",
+        "Internal error: : c06 [#1] SMP ARM",
+        "CPU: 0 PID: 769 Comm: kworker/u2:2 Tainted: G           O    4.9.144 #2",
+        "PC is at mixer_read+0x160/0x3d8",
+    ]
+    for lines in ([*programs, *programs, *kernels], stamped([*programs, *programs, *kernels])):
+        report = only(lines)
+        assert (report.title, report.start_line) == ("unhandled fault in mixer_read", 5)
