@@ -186,11 +186,13 @@ def test_a_bad_setting_exits_with_2_and_names_its_option(
     assert capsys.readouterr().err.startswith("kboot: error: --memory: 'lots' is not a size")
 
 
-def test_a_kernel_that_is_given_by_an_option_is_told_to_be_an_argument(
+def test_a_kernel_that_is_named_in_the_other_way_is_told_how(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["boot", "--kernel", "vmlinuz"]) == 2
-    assert capsys.readouterr().err.endswith("the kernel is an argument here: leave out --kernel\n")
+    assert capsys.readouterr().err.endswith("'--kernel'; the kernel is an argument here\n")
+    assert main(["up", "m1", "vmlinuz"]) == 2
+    assert capsys.readouterr().err.endswith("; a kernel is named by --kernel FILE here\n")
 
 
 def test_pytests_spelling_of_an_option_is_understood_and_not_shown(
