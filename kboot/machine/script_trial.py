@@ -9,13 +9,16 @@ from typing import Any, Literal
 from kboot.errors import GuestError, KbootError, ScriptEnded, WrongKernel
 from kboot.server_faults import FaultKind
 
-End = Literal["booted", "fell back", "prompt", "firmware", "stopped", "loop", "hang", "kernel"]
+End = Literal[
+    "booted", "fell back", "prompt", "waits", "firmware", "stopped", "loop", "hang", "kernel"
+]
 
 #: How it ends, as a table says it; and whether somebody who looks sees what is wrong.
 ENDS: dict[End, tuple[str, bool]] = {
     "booted": ("the kernel runs", True),
     "fell back": ("another kernel runs", True),
     "prompt": ("at iPXE's prompt", True),
+    "waits": ("waits for somebody", True),
     "firmware": ("back in the firmware", True),
     "stopped": ("stopped with a message", True),
     "kernel": ("the kernel does not come up", True),
