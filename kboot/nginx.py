@@ -125,6 +125,7 @@ class Nginx(Faulty, WithTls):
         self._proxied = False
         #: For who reads on in the access log.
         self._reading = threading.Lock()
+        self._access_log = prefix / "access.jsonl"
         self._log_offset = 0
         self._user = _NOBODY if os.geteuid() == 0 else None
         self._files = prefix / "files"
@@ -287,7 +288,10 @@ class Nginx(Faulty, WithTls):
         """Take what nginx has logged since the last time."""
         with self._reading:
             try:
-                with (self.prefix / "access.jsonl").open("rb") as log:
+                # Who follows a boot asks many times a second, and mostly there is nothing new.
+                if self._access_log.stat().st_size == self._log_offset:
+                    return
+                with self._access_log.open("rb") as log:
                     log.seek(self._log_offset)
                     lines = log.read()
             except FileNotFoundError:
