@@ -242,9 +242,9 @@ def script_lines(reports: Iterable[object]) -> list[str]:
     ]
     if not rows:
         return []
-    from kboot.machine.script_trial import HEADER  # noqa: PLC0415  only where there are some
+    from kboot.machine.script_trial import table  # noqa: PLC0415  only where there are some
 
-    return [HEADER, *rows]
+    return table(rows)
 
 
 def allowed_lines(reports: Iterable[object]) -> list[str]:
