@@ -103,6 +103,8 @@ class Handover:
         #: How many reports the hooks were given.
         self.told = self.known
         self._suites_before = len(machine.suites)
+        #: It has not come up: who has seen that error, as a test may, is told nothing more.
+        self.failed = False
 
     @property
     def suites(self) -> Sequence[SuiteResults]:
