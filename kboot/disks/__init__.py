@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kboot.disks.images import Image, empty_layer, in_use_fault, read_image
+from kboot.disks.images import Image, conversion, empty_layer, in_use_fault, read_image
 from kboot.disks.kept import (
     KeptDisk,
     LocalDisks,
@@ -31,6 +31,7 @@ __all__ = [
     "boot_loaders",
     "clone_kept",
     "clone_of",
+    "conversion",
     "empty_layer",
     "find_kept",
     "find_root",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +106,7 @@ def _read(path: Path, head: bytes, what: str) -> Image:
     form = str(chain[0]["format"])
     if form not in _FORMATS:
         raise ConfigError(
-            f"{what}: {path}: a disk image in the format {form}; convert it: qemu-img convert -O "
-            f"qcow2 {path} {path.with_suffix('.qcow2')}"
+            f"{what}: {path}: a disk image in the format {form}; convert it: {conversion(path)}"
         )
     # Whatever QEMU does not know is a raw disk to it.
     if form == "raw" and (fault := _raw_fault(path, head)):
@@ -126,6 +126,12 @@ def _read(path: Path, head: bytes, what: str) -> Image:
         formats_below=tuple(str(each["format"]) for each in chain[1:]),
         stamps=tuple(map(FileStamp.of, files)),
     )
+
+
+def conversion(path: Path) -> str:
+    """The command that makes a qcow2 image of another one, for people."""
+    words = ("qemu-img", "convert", "-O", "qcow2", str(path), str(path.with_suffix(".qcow2")))
+    return shlex.join(words)
 
 
 def _file(info: dict[str, Any]) -> Path:

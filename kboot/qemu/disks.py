@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from kboot.disks import Image, clone_of, empty_layer, keep, kept_directory, read_image
+from kboot.disks import Image, clone_of, conversion, empty_layer, keep, kept_directory, read_image
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import local_path
 from kboot.machine_spec import Disk
@@ -42,7 +42,7 @@ def snapshot_fault(disks: Sequence[Disk]) -> str | None:
         if image and "vmdk" in {image.format, *image.formats_below}:
             return (
                 f"QEMU cannot save a machine with a vmdk image (disk {disk.name}); convert it: "
-                f"qemu-img convert -O qcow2 {image.path} {image.path.with_suffix('.qcow2')}"
+                f"{conversion(image.path)}"
             )
     return None
 
