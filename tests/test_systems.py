@@ -223,6 +223,7 @@ def test_a_root_that_is_named_by_its_partition_is_found_in_the_table(
     for name in ("PARTLABEL=two", f"PARTUUID={two.uuid.upper()}"):
         found = of(kernel, str(image), cmdline=f"root={name}")
         assert b"partition=2\ntype=xfs\n" in found.images[-1].read_bytes()
+        assert f"named={name}\n".encode() in found.images[-1].read_bytes()
     with pytest.raises(ConfigError, match=r"is root=PARTLABEL=three; there are 1 \(PARTUUID="):
         of(kernel, str(image), cmdline="root=PARTLABEL=three")
     with pytest.raises(ConfigError, match="kboot does not look into this disk"):

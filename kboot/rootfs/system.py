@@ -164,13 +164,15 @@ def _on_disk(
         there = ", ".join(each.name for each in disks) or "none"
         raise ConfigError(f"rootfs disk:{name}: no disk is called so (there are: {there}); --disk")
     links = disk_links(disks)
-    where = _partition_of(disk, command_line)
+    named = next(iter(_parameters("root", command_line)), "")
+    where = _partition_of(disk, named)
     types = (where.file_system,) if where and where.file_system else _COMMON_FILE_SYSTEMS
     about = {
         "kind": "disk",
         "device": f"/dev/disk/by-id/{_link(disk)}",
         "partition": str(where.number if where else 0),
         "type": (where.file_system if where else "") or "auto",
+        "named": named if where else "",
     }
     return System(
         images=(
@@ -190,19 +192,24 @@ def _link(disk: Disk) -> str:
     }[disk.bus]
 
 
-def _partition_of(disk: Disk, command_line: str) -> Partition | None:
-    """Where the root is on a disk; None where only the machine can look for what the user says."""
-    named = [word[5:] for word in command_line.split() if word.startswith("root=")]
+def _parameters(name: str, command_line: str) -> list[str]:
+    """What the kernel is given for this parameter, the last one, which counts, first."""
+    words = [word.partition("=") for word in reversed(command_line.split())]
+    return [value for key, _, value in words if key == name]
+
+
+def _partition_of(disk: Disk, named: str) -> Partition | None:
+    """Where the root is on a disk; None where only the machine can look for what is `named`."""
     what = f"rootfs on disk {disk.name}"
     is_here = disk.kind == "image" and "://" not in disk.source
-    by_partition = bool(named) and named[-1].startswith(("PARTUUID=", "PARTLABEL="))
+    by_partition = named.startswith(("PARTUUID=", "PARTLABEL="))
     if named and not by_partition:
         return None
     if is_here:
         image = read_image(Path(disk.source), what=what)
         if not named:
             return find_root(image, what=what)
-        return named_root(partitions(reader(image)), named[-1], what=f"{what}: {image.path}")
+        return named_root(partitions(reader(image)), named, what=f"{what}: {image.path}")
     if disk.kind == "blank" and not disk.keep:
         raise ConfigError(f"rootfs disk:{disk.name}: a blank disk: no system is on it")
     raise ConfigError(
