@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kboot.isolation import Snapshots, User, condition, may_share, resolve
 from kboot.kernel import Kernel
 from kboot.log import logger
 from kboot.machine import Machine, MachineSettings, kernel_of, open_backend, power_on, settings_for
+from kboot.machine.follower import BootCancelled
 from kboot.machine.ipxe_machine import IpxeMachine, power_on_ipxe
 from kboot.machine.saved import SavedMachine
 from kboot.machine.settings import spec_for
@@ -29,6 +31,8 @@ from kboot.standby import Restored, Slots, Standby
 from kboot.state import cache_directory
 
 _SERVER_START_LIMIT_S = 120.0
+#: Between two calls of `Follower.cancel`, which ends a wait that has begun.
+_LEAVE_POLL_S = 0.1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +91,10 @@ class Session:
         self._waiting: _Request | None = None
         #: Machines that are being powered off meanwhile.
         self._ending: list[Future[None]] = []
+        #: All that are on, or being started.
+        self._on_now: list[Machine] = []
+        #: Whether nobody waits for a boot any more.
+        self._left = False
         #: Saved machines whose first reports were sorted already.
         self._sorted: set[str] = set()
 
@@ -382,6 +390,18 @@ class Session:
         if "server" in vars(self):
             self.server.clear_faults()
 
+    def leave_boots(self) -> None:
+        """Have all boots end in `BootCancelled`, now and later; return when no machine is on.
+
+        Another thread calls this, so that `close` need not wait for them.
+        """
+        self._left = True
+        while self._on_now:
+            for machine in tuple(self._on_now):
+                machine.follower.cancel()
+            time.sleep(_LEAVE_POLL_S)
+
+    @contextlib.contextmanager
     def _on(
         self,
         settings: MachineSettings,
@@ -390,9 +410,11 @@ class Session:
         *,
         saved: SavedMachine | None,
         savable: bool = False,
-    ) -> contextlib.AbstractContextManager[Machine]:
+    ) -> Iterator[Machine]:
         """A machine that is on for the length of the ``with``."""
-        return power_on(
+        if self._left:
+            raise BootCancelled("no more machines are started")
+        with power_on(
             self.backend,
             self.server,
             self.kernel,
@@ -400,7 +422,12 @@ class Session:
             evidence_directory=directory,
             saved=saved,
             savable=savable,
-        )
+        ) as machine:
+            self._on_now.append(machine)
+            try:
+                yield machine
+            finally:
+                self._on_now.remove(machine)
 
     def _begin_use(self, request: _Request, machine: Machine, power: contextlib.ExitStack) -> None:
         """Hand a machine out: once it is ready, it is the one that is on, and has `power`."""

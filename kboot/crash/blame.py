@@ -29,11 +29,11 @@ REPORTERS = _names(
     r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|spl_(?:panic|dumpstack)|gfs2_assert_\w+|rust_helper_\w+|rust_begin_unwind",
     r"(?:\w+::)*rust_begin_unwind|<?core::(?:panicking|option|result)::.*",
     r"stack_trace_\w+|save_stack\w*|arch_stack_walk|walk_stackframe|print_stack_trace|show_regs\w*|dump_page|dump_mm",
-    r"panic|vpanic|nmi_panic|__stack_chk_fail|warn|_*warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
+    r"panic|vpanic|_*\w+_panic|__stack_chk_fail|__bug|warn|_*warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
     r"print_\w*(?:bug|usage|deadlock|inversion|circular|dependency|header|warning|report|context)\w*",
     r"print_(?:address_\w+|error_\w+|trailer|bad_pte|unlock\w*|lock\w*)|describe_(?:object|address)\w*",
     # Exceptions, from the entry to die().
-    r"report_bug|fixup_bug|handle_bug|die|die_\w+|__die\w*|oops_\w+|no_context|_*bad_area\w*",
+    r"_*report_bug|fixup_bug|handle_bug|dump_trace\w*|save_trace|handle_break|do_program_check|kernel_(?:bad_stack|stack_overflow)|die|die_\w+|__die\w*|oops_\w+|no_context|_*bad_area\w*",
     r"do_(?:kern|user)_addr_fault|_*do_page_fault|page_fault|page_fault_oops|async_page_fault",
     r"handle_page_fault|kernelmode_fixup_or_oops|do_error_trap|do_trap|do_trap_no_signal|do_invalid_op|invalid_op|error_entry",
     r"(?:do_)?(?:general_protection|divide_error|int3|double_fault|stack_segment)|error_code|exc_\w+",
@@ -44,7 +44,7 @@ REPORTERS = _names(
     r"do_(?:tag_check|sect|alignment|tlb_conf|gpc|translation|kernel)_fault|__bad_stack",
     # Of powerpc, s390, mips and loongarch.
     r"_*(?:hash__)?_*do_(?:page|hash)_fault|_*bad_(?:kernel|page)_fault|(?:data|instruction)_access_\w+|program_check_\w+",
-    r"alignment_(?:common|exception)\w*|interrupt_return\w*|_*do_pgm_check|pgm_check_\w+|monitor_event_\w+|illegal_op",
+    r"early_(?:idt_handler|fixup_exception)\w*|alignment_(?:common|exception)\w*|interrupt_return\w*|_*do_pgm_check|pgm_check_\w+|monitor_event_\w+|illegal_op",
     r"do_(?:dat|protection|report_trap|fault_error|secure_storage)\w*|(?:specification|addressing|translation|data)_exception",
     r"do_(?:ri|bp|tr|ade|ale|trap_or_bp|cpu|fpe)|handle_(?:ri|bp|tr|adel?|ades?|tlb\w+)(?:_int)?|tlb_do_page_fault_\d",
     r"do_undef\w*|do_el\w+|arm64_serror_panic|do_serror|handle_exception|do_trap_\w+|ret_from_exception",
@@ -82,26 +82,29 @@ LOCKS = _names(
     r"_*down(?:_read|_write|_interruptible|_killable|_trylock|_timeout|_common)?(?:_\w+)?",
     r"_*up(?:_read|_write)?|_*rwsem_\w+|call_rwsem_\w+|_*percpu_(?:down|up)_\w+|_*percpu_rwsem_\w+",
     r"_*rcu_read_(?:un)?lock\w*|rcu_lock_\w+|_*srcu_read_\w+|srcu_lock_\w+|rcu_dereference\w*",
-    r"class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
+    r"rcu_(?:is_watching|note_context_switch|preempt_deferred_qs\w*|lockdep_\w+)|downgrade_write|class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
     r"_*(?:un)?lock_sock\w*|_*release_sock\w*|task_blocks_on_rt_mutex|_*rt_mutex\w*|remove_waiter",
     r"inode_(?:un)?lock(?:_\w+)?|inode_trylock\w*|raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
-    r"owner_on_cpu|clk_(?:prepare|enable)_(?:un)?lock|regmap_(?:un)?lock_\w+|(?:folio_)?unlock_(?:page|buffer)|folio_unlock",
+    r"text|owner_on_cpu|clk_(?:prepare|enable)_(?:un)?lock|regmap_(?:un)?lock_\w+|(?:folio_)?unlock_(?:page|buffer)|folio_unlock",
 )
 
 #: Helpers that touch what they are given.
 HELPERS = _names(
     r"_*(?:mem|str|strn|strl|strs)(?:cpy|move|set|cmp|chr|len|cat|ncmp|ncpy|nlen|str|casecmp|scan)\w*",
     r"_*mem(?:cpy|set|move)_\w+|_*str(?:pbrk|spn|rchr|nchr|scpy|ncasecmp|dup)\w*|sized_strscpy|bcmp",
-    r"_*(?:raw_)?copy_(?:from|to|in)_(?:user|iter|kernel)\w*|_*copy_user_\w+|_*copy_(?:from|to)_iter\w*",
-    r"rep_movs\w*|rep_stos\w*|clear_(?:page|user)\w*|copy_page\w*|copyin|copyout|iterate_and_\w+",
-    r"_*get_user(?!_pages)\w*|_*put_user\w*|probe_kernel_\w+|_*crc(?:\d+|_)\w*",
+    r"_*(?:raw_|arm_|asm_)?copy_(?:from|to|in|tofrom)_(?:user|iter|kernel)\w*|_*copy_user(?:_\w+)?|_*copy_(?:from|to)_iter\w*",
+    r"[A-Z]+\d*mem(?:cpy|set|move)|asm_mem\w+|mmio(?:cpy|set)|_*bzero|copy_mc_\w+|csum_and_copy_\w+|aligned_copy|fallback_scalar_\w+",
+    r"strim|strsep|strstarts|strreplace|skip_spaces|match_(?:token|string|strdup)|_*kstrto\w+|simple_strto\w+|memparse|_*parse_integer\w*",
+    r"_*bitmap_(?:and|or|xor|andnot|weight|fill|zero|copy|set|clear|empty|full|subset|equal|intersects|find_next_zero_area\w*)",
+    r"rep_movs\w*|rep_stos\w*|_*clear_(?:page|highpage|user)\w*|copy_page\w*|copyin|copyout|iterate_and_\w+",
+    r"_*get_user(?!_pages)\w*|_*put_user\w*|_*probe_kernel_\w+|(?:do_)?str\w+_user\w*|_*crc(?:\d+|_)\w*",
     r"read_word_at_a_time|copy_mount_\w+|simple_copy_to_iter|_*skb_datagram_iter|skb_copy_datagram_\w+",
     # Those who wait and wake, on what their caller gives them.
     r"_*(?:prepare_to|finish|init|add|autoremove)_(?:s?wait|wake)\w*|complete(?:_all|_\w+_locked)?",
     r"_*wait_for_(?:common|completion)\w*|ep_poll_callback|_*synchronize_(?:s?rcu|net|irq|hardirq|sched)\w*",
     r"rcu_barrier\w*|srcu_barrier|percpu_ref_(?:switch_to_\w+_sync|kill_and_\w+)|blk_(?:mq_)?(?:un)?freeze_queue\w*",
-    r"_*s?wake_up(?:_(?:common|locked|sync|all|nr|interruptible|bit|var|page|poll|one|process|q)\w*)?",
+    r"_*s?wake_up(?:_(?!new_task|klogd)\w+)?",
     # Deferred work and timers.
     r"_*(?:flush|cancel|drain|destroy|start_flush|check_flush)_\w*work\w*|_*(?:queue|mod|schedule|insert)_\w*work\w*",
     r"_*queue_work\w*|insert_work|touch_w(?:q|ork)_lockdep_map|check_flush_dependency|lock_timer_base|_*mod_timer\w*|add_timer\w*|_*(?:try_to_)?del_timer\w*|_*timer_delete\w*",
@@ -110,7 +113,7 @@ HELPERS = _names(
     r"call_rcu\w*|_*k[vz]*free_(?:call_)?rcu\w*|call_srcu",
     # Registration of devices, files and links on behalf of a driver.
     r"_*kobject_\w+|klist_\w+|kset_register|sysfs_(?:warn_dup|create_|add_|do_create_)\w*|_*device_(?:add|create|register|initialize|link_add)\w*|get_device_parent",
-    r"device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
+    r"d?pm_sysfs_\w+|(?:devm_)?device_(?:release|for_each_child)\w*|(?:i2c|spi|tty|hwrng)_(?:un)?register(?:_\w+)?|i2c_del_adapter|device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
     r"device_(?:del|unregister|destroy)\w*|of_device_(?:add|register)|proc_(?:register|create|mkdir|symlink)\w*",
     # Rules that only a caller can break.
     r"debug_dma_\w+|check_(?:unmap|sync|for_(?:stack|illegal_area))|dma_(?:un)?map_(?:page|sg|single|resource)\w*|_*dma(?:m)?_(?:alloc|free)_\w+|(?:netdev|netns)_tracker_(?:alloc|free)|netdev_(?:put|hold)|_*(?:en|dis)able_irq\w*",
@@ -132,7 +135,7 @@ HELPERS = _names(
     r"hex_string|va_format|widen_string|\w+_addr_string|uuid_string|dentry_name|print_hex_dump\w*|hex_dump_\w+",
     r"_*dev_\w*printk\w*|_dev_(?:emerg|alert|crit|err|warn|notice|info)",
     r"vprintk_\w+|console_(?:(?:un|try)?lock|flush|emit|call|cont)\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
-    r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|csum_partial\w*|do_csum|ip_fast_csum|seq_(?:v?printf|puts|write)",
+    r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|_*csum_partial\w*|do_csum|ip_fast_csum|seq_(?:v?printf|puts|write)",
     # arm64's out-of-line atomics, position-independent string functions and user copies.
     r"__ll_sc_\w+|__lse_\w+|__aarch64_\w+|__pi_\w+|_*arch_(?:copy|clear)_\w+|__cmpwait_\w+",
     r"seqprop_\w+|get_current|current_thread_info|cpu_relax|rep_nop|native_pause|_*raw_(?:read|write)\w*",
@@ -143,7 +146,7 @@ HELPERS = _names(
 ALLOCATORS = _names(
     r"_*k[vmz]*alloc\w*|_*kcalloc\w*|_*kvcalloc\w*|_*krealloc\w*|_*kmem_\w+|_*k[vz]*free\w*|_*v[mz]?alloc\w*",
     r"_*vfree\w*|_*vunmap\w*|vzalloc\w*|_*do_kmalloc\w*|_*slab_\w+|_*slub_\w+|new_slab\w*|allocate_slab",
-    r"discard_slab|free_slab|get_partial\w*|_*cache_(?:alloc|grow|free|flusharray|init)\w*",
+    r"kernel_map_pages|_*get_vm_area\w*|alloc_vmap_area|discard_slab|free_slab|get_partial\w*|_*cache_(?:alloc|grow|free|flusharray|init)\w*",
     r"fallback_alloc|do_slab_free|cache_from_obj|memcg_slab_\w+|[gs]et_freepointer\w*|qlist_\w+|quarantine_\w+",
     r"_*(?:alloc|get|get_free|get_zeroed|free)_(?:frozen_)?pages?(?:_\w+)?|get_page_from_freelist|prep_new_page",
     r"post_alloc_hook|rmqueue\w*|_*free_(?:unref|one|pcp|hot_cold|the|compound|frozen|tail|large|huge)\w*|_*put_(?:single_|compound_)?page\w*",
@@ -228,12 +231,12 @@ DISPATCHERS = _names(
     r"do_one_initcall|really_probe|call_driver_probe|driver_probe_device|platform_(?:drv_)?probe",
     r"usb_probe_(?:interface|device)|(?:local_)?pci_probe|\w+_(?:bus|device|dev|drv)_probe|spi_probe",
     # The end of a task.
-    r"do_exit|_*mmput|exit_mm",
+    r"do_exit|_*mmput|exit_mm|get_signal",
 )
 #: The outermost frames of every stack.
 ENTRIES = _names(
     r"process_(?:one_work|scheduled_works)|worker_thread|kthread|ret_from_\w*fork\w*|start_kernel",
-    r"do_syscall_\w+|entry_\w+|el0_svc\w*|invoke_syscall|do_fast_syscall\w*|do_int80\w*|system_call\w*",
+    r"do_syscall_\w+|(?:x64|ia32|x32)_sys_call|entry_\w+|el0_svc\w*|invoke_syscall|do_fast_syscall\w*|do_int80\w*|system_call\w*",
     r"ret_(?:fast|from)_syscall|syscall_(?:handler|exit|return)\w*|x86_64_start\w*|secondary_startup\w*|start_secondary",
 )
 _SYSTEM_CALL = re.compile(r"(?:compat_)?sys_[a-z]\w*$")
@@ -261,6 +264,8 @@ _INSTRUMENTS = _names(
 )
 #: The same where a CPU is not the cause of what it happened to do.
 _CHANCE = _names(r"_*v?printk\w*|vprintk_\w+|console_\w+|_*lockdep_\w+|_dev_\w+")
+#: What every fault of a program's page goes through.
+_PROGRAMS_FAULT = "handle_mm_fault"
 _CROSS_CALLS = _names(r"smp_call_function\w*|csd_lock_wait|_*csd_\w+")
 #: How far in the innermost frames a call by an instrument, or a raiser, is looked for.
 _DEPTH = 16
@@ -353,7 +358,10 @@ def _is_stack_used_up(kind: CrashKind, text: str) -> bool:
 
 
 def _functions(entries: Iterable[Entry]) -> list[str]:
-    return [entry.frame.function for entry in entries if entry.frame.reliable]
+    """What surely was called. A log that was symbolised has the same title as one that was not."""
+    reliable = [entry for entry in entries if entry.frame.reliable]
+    whole = [entry for entry in reliable if not entry.is_inlined]
+    return [entry.frame.function for entry in whole or reliable]
 
 
 def _interrupted(kind: CrashKind, functions: Sequence[str]) -> Sequence[str]:
@@ -460,6 +468,8 @@ def _anchor(kind: CrashKind, functions: Sequence[str]) -> str | None:
     for name in inner:
         if _SYSTEM_CALL.match(name):
             return name
+    if _PROGRAMS_FAULT in inner:
+        return _PROGRAMS_FAULT
     return next((name for name in inner if _guilty(kind, name)), None)
 
 

@@ -80,8 +80,9 @@ _LOCKDEP = (
     row(
         K.LOCK_MISUSE,
         "BUG",
-        r"BUG: (?P<what>(?:spinlock|rwlock(?:-\w+)?|mutex|rt_mutex) [a-z /-]*?[a-z])"
-        r"(?= on\b|[^a-z /-]|$)",
+        r"BUG: (?P<what>(?:spinlock|rwlock|mutex|rt_mutex)(?:-\w+)?"
+        r"(?: wrong CPU| [a-z /-]*?[a-z])?)"
+        r"(?= on\b|[^\w /-]|$)",
         "{what}",
     ),
 )
@@ -98,7 +99,7 @@ _STALLS = (
         K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"CPU \d+ (?:self-)?detected hard LOCKUP", "hard lockup"
     ),
     row(K.HARD_LOCKUP, "LOCKUP", r"Watchdog CPU:\d+ (?:detected )?Hard LOCKUP", "hard lockup"),
-    row(K.HARD_LOCKUP, "LOCKUP", r"BUG: NMI Watchdog detected LOCKUP", "hard lockup"),
+    row(K.HARD_LOCKUP, "LOCKUP", r"(?:BUG: )?NMI Watchdog detected LOCKUP", "hard lockup"),
     row(
         K.RCU_STALL,
         "INFO: ",
@@ -125,6 +126,8 @@ _STALLS = (
 
 _MEMORY = (
     row(K.BAD_PAGE, "BUG", r"BUG: Bad page state in process", "bad page state"),
+    # Up to 2.6.28.
+    traced(K.BAD_PAGE, "Bad page state", r"Bad page state in process '", "bad page state"),
     row(K.BAD_PAGE, "BUG", r"BUG: Bad rss-counter state", "bad rss-counter state"),
     row(K.BAD_PAGE, "BUG", r"BUG: non-zero (?P<what>\w+) on freeing mm", "non-zero {what}"),
     row(K.BAD_PAGE, "BUG", rf"BUG: Bad {_WHAT} in process", "bad {what}"),
@@ -261,7 +264,7 @@ _BUGS = (
     row(
         K.MACHINE_CHECK,
         "Machine Check Exception",
-        r"(?:mce: )?\[Hardware Error\]: CPU \d+: Machine Check Exception",
+        r"(?:mce: )?(?:\[Hardware Error\]: )?CPU \d+: Machine Check Exception",
         "machine check",
     ),
     # arm, before its "Unhandled fault".
@@ -278,6 +281,13 @@ _BUGS = (
         r"Unhandled (?P<what>fault|prefetch abort)(?:: .*\(0x[0-9a-f]+\))? at 0x",
         "unhandled {what}",
         needs_die=True,
+    ),
+    # parisc shows the stack first, and panics afterwards.
+    traced(
+        K.PAGE_FAULT,
+        "Kernel Fault: ",
+        r"Kernel Fault: Code=\d+ \(.+\) at addr [0-9a-f]+$",
+        "page fault",
     ),
     # arm64 since 5.12, the successor of "Bad mode in".
     row(
@@ -393,6 +403,28 @@ _DIES = (
         is_die=True,
     ),
     row(K.OOPS, "[#", r"Internal error: .{0,99}\[#\d{1,4}\](?!\()", "oops", is_die=True),
+    # Up to 2.6.2x without the "#".
+    row(
+        K.GENERAL_PROTECTION,
+        "fault: 0000 [",
+        r"general protection fault: 0000 \[\d+\]",
+        "general protection fault",
+        is_die=True,
+    ),
+    row(
+        K.DIVIDE_ERROR,
+        "divide error: 0000 [",
+        r"divide error: 0000 \[\d+\]",
+        "divide error",
+        is_die=True,
+    ),
+    row(
+        K.INVALID_OPCODE,
+        "invalid opcode: 0000 [",
+        r"invalid opcode: 0000 \[\d+\]",
+        "invalid opcode",
+        is_die=True,
+    ),
     # MIPS and others: "Reserved instruction in kernel code[#1]:".
     row(K.OOPS, "[#", r"[A-Z][A-Za-z ]+\[#\d+\]:?$", "oops", is_die=True, is_vague=True),
 )
@@ -476,5 +508,7 @@ FILTER = (
     *(b"NETDEV WATCHDOG", b"vmalloc error", b"kmem_cache_destroy ", b"pagealloc: "),
     *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an initialized"),
     *(b"-- System halted", b"non-responsive CSD lock", b"bogus return value"),
+    *(b"fault: 0000 [", b"divide error: 0000 [", b"invalid opcode: 0000 ["),
+    *(b"Bad page state", b"Kernel Fault: "),
     *(b"kmemleak: Cannot insert", b"fatal: assertion"),
 )

@@ -128,8 +128,8 @@ def _closing(draft: Draft, text: str) -> Verdict:
     return Verdict.END if draft.has_trace else Verdict.OWN
 
 
-def continues(draft: Draft, rule: Rule) -> bool:
-    """Whether a line that could begin a report by `rule` is a part of `draft`."""
+def continues(draft: Draft, rule: Rule, words: str) -> bool:
+    """Whether a line that could begin a report by `rule`, `words`, is a part of `draft`."""
     if rule.is_die and draft.kind in _BEFORE_DIE and not draft.has_die:
         # "Bad mode in" and others show the registers first.
         shown = draft.has_trace and draft.kind not in (K.OOPS, K.PAGE_FAULT, K.NULL_DEREFERENCE)
@@ -140,19 +140,25 @@ def continues(draft: Draft, rule: Rule) -> bool:
         return rule.is_panic
     if rule.is_die and draft.has_die and draft.has_stack:
         return False
-    return bool(rule.needs_trace) or _repeats(draft, rule) or _explains(draft, rule)
+    return bool(rule.needs_trace) or _repeats(draft, rule) or _explains(draft, rule, words)
 
 
 #: "BUG: key ... has not been registered!" comes before a WARN of lockdep's own.
 _MESSAGES = frozenset({K.BUG, K.LOCK_MISUSE})
 
 
-def _explains(draft: Draft, rule: Rule) -> bool:
+def _explains(draft: Draft, rule: Rule, words: str) -> bool:
     """Whether `draft` is, so far, only the message of a WARN or BUG that `rule` has found."""
+    if draft.kind is K.BUG and rule.kind is K.NULL_DEREFERENCE:
+        # Up to 2.6.3x arm's BUG() wrote to address 0.
+        return len(draft.lines) == 1 and "file" in draft.rule.pattern.groupindex
     names_file = "file" in rule.pattern.groupindex
     # Permissive CFI since 6.1 has a WARNING without a file.
     is_warn = rule.kind is K.WARNING and not rule.needs_trace
     is_site = is_warn or (rule.kind is K.BUG and names_file)
+    if draft.kind is K.SLAB_CORRUPTION:
+        # Since 6.16 a WARN is SLUB's trace.
+        return is_site and "mm/slub.c:" in words and not draft.has_die
     is_message = draft.kind in _MESSAGES and "file" not in draft.rule.pattern.groupindex
     return is_site and is_message and not draft.has_trace and len(draft.lines) <= _MESSAGE_LINES
 
@@ -244,7 +250,9 @@ class Drafts:
             if draft.doubled and draft.lines[-1].strip() == words:
                 self._note_end(draft, line)
                 return
-        if any(draft.lines == first or continues(draft, rule) for draft in mine):
+        if rule.needs_die and self._forget_programs_fault(mine, rule):
+            mine = self._of(line)
+        if any(draft.lines == first or continues(draft, rule, words) for draft in mine):
             self.extend(line)
             return
         for draft in list(mine):
@@ -273,6 +281,13 @@ class Drafts:
             if draft.rule.needs_its_place and not (draft.stamped or draft.announced):
                 self._forget(draft)
         return False
+
+    def _forget_programs_fault(self, mine: list[Draft], rule: Rule) -> bool:
+        """Whether a program's own fault came before that of the kernel, and was taken for it."""
+        programs = [each for each in mine if each.rule is rule and not each.announced]
+        for draft in programs:
+            self._forget(draft)
+        return bool(programs)
 
     def start(self, draft: Draft) -> None:
         """Open a report."""

@@ -255,14 +255,21 @@ def _frames(entries: list[stack.Entry], function: str | None) -> tuple[Frame, ..
     return (Frame(function=function, symbol=function), *frames)
 
 
+def _first_lines(draft: Draft, text: str) -> Iterator[re.Match[str]]:
+    """The first line, and those like it: a symbolised log has one for each inlined function."""
+    for line in text.split("\n"):
+        match = draft.rule.pattern.match(line.strip())
+        if match is None:
+            break
+        yield match
+
+
 def _named(draft: Draft, text: str) -> Iterator[str]:
     """The functions that the report itself names, the innermost first."""
     if "at" in draft.match.groupdict():
-        for line in text.split("\n"):
-            match = draft.rule.pattern.match(line.lstrip())
-            if match is None:
-                break
-            yield stack.base_name(match["at"] or "")
+        firsts = list(_first_lines(draft, text))
+        whole = [match for match in firsts if not match.string.endswith("[inline]")]
+        yield from (stack.base_name(match["at"] or "") for match in whole or firsts)
     if draft.rule.kind is K.WORKQUEUE_LOCKUP or "workqueue" in draft.match.string:
         for work in _WORK.finditer(text):
             yield stack.base_name(work["running"] or work["last"])

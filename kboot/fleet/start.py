@@ -13,13 +13,14 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.fleet import identity
-from kboot.fleet.fleet import Fleet, naming, together
+from kboot.fleet.fleet import Fleet
 from kboot.fleet.layout import Role, members_of
 from kboot.log import logger, step
 from kboot.machine import Machine, MachineSettings
+from kboot.machine.follower import BootCancelled
 from kboot.machine.network_card import nic_model_for
 from kboot.machine.saved import SavedMachine
-from kboot.machine_network import MachineNetwork, NetworkBackend
+from kboot.machine_network import MachineNetwork, NetworkBackend, naming, together
 from kboot.network_cards import CARDS
 from kboot.rootfs import modules_there, overlay_initramfs
 from kboot.session import Session
@@ -135,7 +136,7 @@ class _Starter:
     def power_off(self) -> None:
         """Power all of them off, whatever goes wrong with some."""
         power, self._power = self._power, {}
-        together(list(power), lambda member: power[member].close(), max(1, len(power)))
+        together(list(power), lambda member: power[member].close())
 
     def _save_each(
         self, kinds: Mapping[str, MachineSettings]
@@ -176,6 +177,8 @@ class _Starter:
         if saved is not None:
             try:
                 self._power_on(member, kind, saved=saved)
+            except BootCancelled:
+                raise
             except (GuestError, InfraError) as error:
                 self._session.server.check()
                 logger.warning("%s: the saved machine does not run: %s", member, error)

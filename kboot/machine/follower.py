@@ -30,6 +30,8 @@ from kboot.machine.phases import IN_SCRIPT, Expected, Milestone, Phase
 
 #: How often the two witnesses are asked while a boot is under way.
 _POLL_S = 0.05
+#: How long what was printed waits to be looked at: a guest prints a few bytes at a time.
+_GATHER_S = 0.01
 _SILENCE_PAUSE_S = 1.0
 
 #: For how long the server's log may be behind the console.
@@ -131,6 +133,7 @@ class Follower:
             if self.boot.overdue(now) and self.boot.overdue(now - self._starved_in_phase_s()):
                 raise self.boot.late(now - self.boot.since)
             pause(_POLL_S)
+            self._cancelled.wait(_GATHER_S)
 
     def _look_for_silence(self, now: float) -> None:
         """Raise `ScriptEnded` if iPXE hangs. Once a second: it asks the host."""

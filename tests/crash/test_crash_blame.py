@@ -106,6 +106,8 @@ def test_two_stalls_of_one_work_or_timer_have_one_title(
         (("cpuhp_invoke_callback", "cpuhp_thread_fun", "smpboot_thread_fn"), "tdev_entry"),
         (("__do_fault", "do_read_fault", "handle_mm_fault"), "tdev_entry"),
         (("__flush_smp_call_function_queue", "__sysvec_call_function_single"), "tdev_entry"),
+        (("get_signal", "arch_do_signal_or_restart", "exit_to_user_mode_loop"), "tdev_entry"),
+        (("handle_mm_fault", "do_user_addr_fault", "exc_page_fault"), "handle_mm_fault"),
     ],
 )
 def test_a_stall_is_named_by_the_first_function_below_the_generic_layers(
@@ -479,3 +481,72 @@ def test_an_entry_of_the_kernel_is_never_guilty() -> None:
         *frames("dump_stack", *SYSTEM_CALL),
     )
     assert report.function is None
+
+
+def _inlined(*functions: str) -> tuple[str, ...]:
+    return tuple(f" {function} drivers/misc/tdev.c:12 [inline]" for function in functions)
+
+
+def test_a_symbolised_log_has_the_title_of_the_log_as_it_was() -> None:
+    first = "BUG: KASAN: use-after-free in "
+    access = "Read of size 8 at addr ffff888012345678 by task tester/77"
+    begin = (access, WHO, "Call Trace:")
+    outer = (*frames("kasan_report", "tdev_read", "tdev_ioctl"),)
+    plain = read(f"{first}tdev_read+0x1c/0x240", *begin, *outer)
+    inner = _inlined("tdev_state", "tdev_lookup")
+    symbolised = read(
+        *(f"{first}{name.strip()}" for name in inner),
+        f"{first}tdev_read+0x1c/0x240 drivers/misc/tdev.c:22",
+        *begin,
+        *outer[:1],
+        *inner,
+        *outer[1:],
+    )
+    assert symbolised.title == plain.title == "KASAN: use-after-free read in tdev_read"
+    assert "tdev_state" in {frame.function for frame in symbolised.frames}
+
+
+def test_registers_of_a_symbolised_log_name_the_whole_function() -> None:
+    oops = read(
+        "BUG: kernel NULL pointer dereference, address: 0000000000000048",
+        "Oops: 0000 [#1] SMP",
+        WHO,
+        "RIP: 0010:tdev_state drivers/misc/tdev.c:12 [inline]",
+        "RIP: 0010:tdev_read+0x1c/0x240 drivers/misc/tdev.c:22",
+        "Call Trace:",
+        *frames("tdev_ioctl"),
+    )
+    assert oops.title == "NULL pointer dereference in tdev_read"
+
+
+def test_an_inlined_function_is_named_where_nothing_else_is() -> None:
+    report = read("BUG: KASAN: use-after-free in tdev_state drivers/misc/tdev.c:12 [inline]")
+    assert report.function == "tdev_state"
+
+
+def test_a_stack_of_guesses_is_read_without_those_who_only_wait_and_wake() -> None:
+    guesses = ("io_schedule", "cv_wait_common", "wake_up_atomic_t", "tdev_sync", "tdev_work")
+    hung = read(
+        "INFO: task tester:77 blocked for more than 120 seconds.",
+        "tester        D 0000000000000004     0    77      2 0x00000000",
+        "Call Trace:",
+        *(f" [<ffffffff813a3aee>] ?{frame}" for frame in frames(*guesses)),
+    )
+    assert hung.function == "tdev_sync"
+
+
+def test_the_driver_core_works_for_drivers() -> None:
+    chain = ("sysfs_remove_group", "dpm_sysfs_remove", "device_del", "device_unregister")
+    assert warning(*chain, "i2c_unregister_device", "i2c_del_adapter", "tdev_exit").function == (
+        "tdev_exit"
+    )
+    entry = warning("sysfs_remove_group", "x64_sys_call", *SYSTEM_CALL)
+    assert entry.function == "sysfs_remove_group"
+
+
+@pytest.mark.parametrize(
+    "helper", ["arm_copy_from_user", "__copy_tofrom_user", "__bzero", "NG4memcpy", "bitmap_weight"]
+)
+def test_every_architectures_copies_work_for_their_caller(helper: str) -> None:
+    assert warning(helper, "tdev_read").function == "tdev_read"
+    assert warning("bitmap_ip_add", "tdev_read").function == "bitmap_ip_add"
