@@ -268,6 +268,15 @@ def test_each_disk_has_a_layer_and_its_name_as_serial_number(raw: Path, tmp_path
     }
 
 
+def test_a_disk_is_made_by_hand_from_whatever_place(raw: Path, tmp_path: Path) -> None:
+    image = tmp_path / "an image $HOME.raw"
+    raw.rename(image)
+    (command,), _ = machine_disks(tmp_path, f"a={image}").by_hand()
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)  # noqa: S602
+    info = json.loads(qemu_img("info", "--output=json", tmp_path / "a.qcow2"))
+    assert info["backing-filename"] == str(image)
+
+
 def test_a_disk_that_is_too_small_for_its_image_is_refused(raw: Path, tmp_path: Path) -> None:
     big = tmp_path / "big.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", big, "5M")

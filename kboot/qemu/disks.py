@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,10 +172,10 @@ class MachineDisks:
                 node = _Node(path=image.path, format=image.format)
             else:
                 node = _Node(path=Path(f"{disk.name}.qcow2"), format="qcow2")
-                below = f"-b {image.path} -F {image.format} " if image else ""
-                commands.append(
-                    f"qemu-img create -q -f qcow2 {below}{node.path} {self._size_bytes(disk)}"
-                )
+                below = ("-b", str(image.path), "-F", image.format) if image else ()
+                size = str(self._size_bytes(disk))
+                create = ("qemu-img", "create", "-q", "-f", "qcow2", *below, str(node.path), size)
+                commands.append(shlex.join(create))
             words += _node_words(disk, node)
         return commands, [*words, *device_words(self._disks, self._boot_disk)]
 
