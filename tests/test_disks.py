@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -204,23 +205,30 @@ def test_a_missing_image_below_an_image_is_named(raw: Path, tmp_path: Path) -> N
         read_image(layer, what="disk d")
 
 
-@pytest.fixture
-def writer(raw: Path) -> Iterator[Path]:
-    """An image that a QEMU has open for writing."""
-    image = raw.with_name("written.qcow2")
-    qemu_img("convert", "-O", "qcow2", raw, image)
-    node = f"driver=qcow2,node-name=d,file.driver=file,file.filename={image}"
+@contextlib.contextmanager
+def opened(image: Path, *options: str) -> Iterator[None]:
+    """A QEMU has an image open, for writing unless the options say otherwise."""
+    parts = ("driver=qcow2", "node-name=d", "file.driver=file", f"file.filename={image}", *options)
     argv = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
     with subprocess.Popen(
-        [*argv, "-accel", "tcg", "-blockdev", node, "-device", "virtio-blk-pci,drive=d"],
+        [*argv, "-accel", "tcg", "-blockdev", ",".join(parts), "-device", "virtio-blk-pci,drive=d"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout
         # Its greeting: the devices are there.
         assert b"QMP" in process.stdout.readline()
-        yield image
+        yield
         process.kill()
+
+
+@pytest.fixture
+def writer(raw: Path) -> Iterator[Path]:
+    """An image that a QEMU has open for writing."""
+    image = raw.with_name("written.qcow2")
+    qemu_img("convert", "-O", "qcow2", raw, image)
+    with opened(image):
+        yield image
 
 
 def test_an_image_that_another_machine_writes_to_is_refused(writer: Path) -> None:
@@ -291,6 +299,11 @@ def test_an_image_that_changes_under_a_machine_is_told(tmp_path: Path) -> None:
     made.begin(None, savable=False)
     image.write_bytes(b"\1" * 4096)
     with pytest.raises(ConfigError, match=r"disk a: \S+/i.raw has changed since"):
+        made.begin(None, savable=False)
+    image.unlink()
+    with pytest.raises(
+        ConfigError, match=r"/i.raw is gone since .*; put it back, or start another"
+    ):
         made.begin(None, savable=False)
 
 
@@ -413,6 +426,17 @@ def test_a_golden_disk_is_whole_and_others_begin_with_it(tmp_path: Path) -> None
         machine_disks(tmp_path, "b=clone:lead")
     with pytest.raises(ConfigError, match="a volume claim of another namespace, which a cluster"):
         machine_disks(tmp_path, "b=clone:other/gold")
+
+
+def test_a_golden_disk_stays_while_a_machine_has_it_open(tmp_path: Path) -> None:
+    machine_disks(tmp_path, "a=blank,size=1M,keep").begin(None, savable=False)
+    golden = kept.clone_kept(kept.find_kept("m/a"), "gold")
+    with opened(golden, "read-only=on"):
+        with pytest.raises(ConfigError, match="gold is in use by a machine that is on; stop that"):
+            kept.remove_kept(kept.find_kept("gold"))
+        kept.clone_kept(kept.find_kept("gold"), "another")
+    kept.remove_kept(kept.find_kept("gold"))
+    assert [disk.label for disk in kept.kept_disks()] == ["m/a", "another"]
 
 
 def test_the_spec_has_them(tmp_path: Path) -> None:

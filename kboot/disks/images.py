@@ -6,7 +6,9 @@ a size, since what is below it is said where it is opened: so it is made once, a
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shlex
 import struct
@@ -203,6 +205,16 @@ def _whole_qcow2(file: IO[bytes]) -> int:
     used = (last // 8 * ((8 << bits) >> order)) + before
     # One that QEMU was killed over may have counted some clusters that it has not written yet.
     return max(0, (used << bits) - _UNWRITTEN)
+
+
+def is_open(path: Path) -> bool:
+    """Whether a QEMU has an image open, also one that does not write to it."""
+    # It locks a byte for each thing that it does, or does not want done (block/file-posix.c).
+    first, count = 100, 200
+    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
+    with path.open("rb") as file:
+        found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked)
+    return int(struct.unpack("hhqqi4x", found)[0]) != fcntl.F_UNLCK
 
 
 def in_use_fault(words: str) -> str | None:

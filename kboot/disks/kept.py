@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kboot.backend import StoredDisk
 from kboot.cache import FileStamp
-from kboot.disks.images import Image, convert, create, read_image
+from kboot.disks.images import Image, convert, create, is_open, read_image
 from kboot.errors import ConfigError
 from kboot.locks import lock_directory
 from kboot.machine_spec import Disk
@@ -168,6 +168,10 @@ def remove_kept(disk: KeptDisk) -> None:
         raise ConfigError(
             f"{disk.label} is what {', '.join(above)} is made from; remove that first: "
             f"kboot disks rm {' '.join(above)}"
+        )
+    if is_open(disk.path):
+        raise ConfigError(
+            f"{disk.label} is in use by a machine that is on; stop that first: see kboot list"
         )
     disk.path.unlink(missing_ok=True)
     _note(disk.path).unlink(missing_ok=True)

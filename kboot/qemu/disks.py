@@ -130,9 +130,10 @@ class MachineDisks:
         for disk in self._disks:
             image = self._sources[disk.name]
             if image and (changed := image.changed_file):
+                what = "has changed" if changed.exists() else "is gone"
                 raise ConfigError(
-                    f"disk {disk.name}: {changed} has changed since this machine was made; "
-                    "nothing of it is used: start another machine"
+                    f"disk {disk.name}: {changed} {what} since this machine was made; put it back, "
+                    "or start another machine"
                 )
         words = []
         for disk in self._disks:
