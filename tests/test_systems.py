@@ -201,6 +201,14 @@ def test_a_debian_that_is_not_declared_right_is_no_file(tmp_path: Path) -> None:
     assert Config(rootfs=f"{tmp_path}/debian+").rootfs == f"{tmp_path}/debian+"
 
 
+def test_an_initramfs_with_the_bytes_of_a_disk_image_stays_one(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    image = tmp_path / "initrd.xz"
+    image.write_bytes(b"\xfd7zXZ\0" + EXT4[6:])
+    assert of(kernel, str(image)).images == (image,)
+
+
 def test_a_declared_disk_can_be_the_root(kernel: Kernel, tmp_path: Path) -> None:
     image = gpt(tmp_path / "x.raw", (ROOT, "", EXT4))
     found = of(kernel, "disk:r", f"r={image},bus=nvme")

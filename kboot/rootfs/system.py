@@ -147,6 +147,9 @@ def is_disk_image(path: Path) -> bool:
         file.seek(0x438)
         ext = file.read(2) == b"\x53\xef"
     looks = looks_like(head)
+    if "compressed" in looks or "initramfs" in looks:
+        # One may have an ext4 file system's two bytes by chance.
+        return False
     return ext or "disk image" in looks or looks.startswith(("nothing but zeros", "a squashfs"))
 
 
