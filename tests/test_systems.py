@@ -238,6 +238,25 @@ def test_a_root_that_is_named_by_its_partition_is_found_in_the_table(
         of(kernel, "disk:r", "r=pvc:claim", cmdline="root=PARTLABEL=two")
 
 
+def test_a_kernel_that_cannot_reach_its_root_on_a_disk_is_told(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    image = gpt(tmp_path / "x.raw", (ROOT, "", EXT4))
+    config = tmp_path / "config"
+    poor = replace(kernel, config_file=config, find_modules=lambda: None)
+    config.write_text("CONFIG_VIRTIO_PCI=y\nCONFIG_VIRTIO_BLK=y\nCONFIG_EXT4_FS=m\n")
+    with pytest.raises(
+        ConfigError, match=r"as a module, which did not .*\(CONFIG_EXT4_FS\); give its"
+    ):
+        of(poor, str(image))
+    config.write_text("CONFIG_VIRTIO_PCI=y\nCONFIG_VIRTIO_BLK=y\nCONFIG_EXT4_FS=y\n")
+    assert of(poor, str(image)).modules == ()
+    with pytest.raises(ConfigError, match=r"has no driver for it \(CONFIG_BLK_DEV_NVME\)"):
+        of(poor, "disk:r", f"r={image},bus=nvme")
+    # Nobody knows what is in a bare image.
+    assert of(replace(poor, config_file=None), str(image)).disks
+
+
 # --------------------------------------------------------------------------------- directories
 
 

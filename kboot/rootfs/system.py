@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kboot import arch, network_cards
@@ -17,8 +17,8 @@ from kboot.kernel.image import HEAD_SIZE, looks_like
 from kboot.machine_spec import Disk, Share
 from kboot.network_cards import CARDS, NicModel
 from kboot.rootfs.debian import is_debian
-from kboot.rootfs.disks import disk_links, disk_modules
-from kboot.rootfs.drivers import require_drivers
+from kboot.rootfs.disks import disk_links, disk_modules, root_drivers
+from kboot.rootfs.drivers import not_built_in, require_drivers
 from kboot.rootfs.modules import modules_there
 from kboot.rootfs.overlay import overlay_initramfs, resolve_rootfs
 from kboot.rootfs.tiny import tiny_initramfs
@@ -51,6 +51,8 @@ class System:
     shares: tuple[Share, ...] = ()
     #: Whether it may have an ssh server.
     may_have_ssh: bool = True
+    #: Of `modules` and what is built in, those without which it has no root file system.
+    drivers: Mapping[str, str] = field(default_factory=dict)
 
 
 def system_for(
@@ -63,9 +65,11 @@ def system_for(
     mirror: str = arch.DEBIAN_MIRROR,
     command_line: str = "",
     nic_model: NicModel = network_cards.DEFAULT,
+    brings_drivers: bool = False,
 ) -> System:
     """What the setting `rootfs` means, for a machine with these disks, shares and network card.
 
+    With `brings_drivers`, the user gives the kernel modules that did not come with it.
     `ConfigError` if it cannot be booted into: no such file, nothing that is a root file system, or
     a kernel without drivers for it.
     """
@@ -86,9 +90,15 @@ def system_for(
         )
     all_shares = (*found.shares, *shares)
     needed = [*found.modules, *(_SHARE_MODULES if all_shares else ())]
+    there = tuple(modules_there(kernel, dict.fromkeys(needed)))
+    lacking = {name: option for name, option in found.drivers.items() if name not in there}
+    if not brings_drivers:
+        what = f"rootfs {value} needs {' and '.join(found.drivers)}"
+        remedy = "give its package, its build tree, or another kernel"
+        require_drivers(kernel, not_built_in(kernel, lacking), what, remedy=remedy)
     return System(
         images=found.images,
-        modules=tuple(modules_there(kernel, dict.fromkeys(needed))),
+        modules=there,
         disks=found.disks,
         shares=all_shares,
         may_have_ssh=found.may_have_ssh,
@@ -184,6 +194,7 @@ def _on_disk(
         ),
         modules=(*disk_modules(disks), *types, *card_modules),
         disks=disks,
+        drivers=root_drivers(disk, where.file_system if where else ""),
     )
 
 
