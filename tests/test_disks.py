@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from kboot.machine_spec import Disk, MachineSpec
 from kboot.qemu import disks as qemu_disks
 from kboot.qemu.disks import MachineDisks
 from tests.disk_images import ROOT, gpt
+from tests.test_kernel_download import Server
 
 
 @pytest.fixture(autouse=True)
@@ -377,6 +379,42 @@ def test_a_kept_disk_stays_with_its_machine_and_its_source(tmp_path: Path) -> No
         machine_disks(tmp_path, f"a={image},keep").begin(None, savable=False)
     kept.remove_kept(disk)
     assert kept.kept_disks() == []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_a_kept_disk_from_a_url_stays_when_the_server_has_another_image(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    image = server.files / "i.raw"
+    image.write_bytes(b"of the first day".ljust(4096, b"\0"))
+    declared = f"a={server.url('i.raw')},keep"
+    words = machine_disks(tmp_path, declared).begin(None, savable=False)
+    (disk,) = kept.kept_disks()
+    assert disk.source == server.url("i.raw")
+    image.write_bytes(b"of the second".ljust(8192, b"\0"))
+    shutil.rmtree(tmp_path / "cache")
+    again = machine_disks(tmp_path, declared)
+    assert again.begin(None, savable=False) == words
+    assert again.begin(None, savable=False) == words
+    (base,) = disk.path.parent.glob("*.base")
+    assert f"backing.file.filename={base}" in words[1]
+    assert base.read_bytes().startswith(b"of the first day")
+    with pytest.raises(ConfigError, match=r"kept above another source \(http\S+/i.raw\)"):
+        machine_disks(tmp_path, "a=blank,keep").begin(None, savable=False)
+    golden = kept.clone_kept(disk, "gold")
+    kept.remove_kept(disk)
+    assert not disk.path.parent.exists()
+    qemu_img("convert", "-O", "raw", golden, tmp_path / "out.raw")
+    assert (tmp_path / "out.raw").read_bytes().startswith(b"of the first day")
 
 
 def test_a_kept_disk_keeps_its_size(tmp_path: Path) -> None:

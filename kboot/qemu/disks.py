@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from kboot.disks import Image, clone_of, conversion, empty_layer, keep, kept_directory, read_image
+from kboot.disks import (
+    Image,
+    clone_of,
+    conversion,
+    empty_layer,
+    keep,
+    kept_base,
+    kept_directory,
+    read_image,
+)
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import local_path
 from kboot.machine_spec import Disk
@@ -48,9 +57,10 @@ def snapshot_fault(disks: Sequence[Disk]) -> str | None:
     return None
 
 
-def source_of(disk: Disk) -> Image | None:
+def source_of(disk: Disk, base: Path | None = None) -> Image | None:
     """The image that a disk begins with; None for a blank one. A URL is downloaded.
 
+    With a `base`, what is there is meant, whatever the source.
     `ConfigError` if there is no such image, if it is none, or if it is larger than the disk.
     """
     what = f"disk {disk.name}"
@@ -59,7 +69,7 @@ def source_of(disk: Disk) -> Image | None:
     if disk.kind == "clone":
         image = clone_of(disk.source, what=what)
     else:
-        image = read_image(_file(disk.source), what=what)
+        image = read_image(base or _file(disk.source), what=what)
     if disk.size_mib is not None and disk.size_mib << 20 < image.size_bytes:
         raise ConfigError(
             f"{what}: {image.path} has {-(-image.size_bytes >> 20)} MiB, which do not fit into "
@@ -120,7 +130,7 @@ class MachineDisks:
         self._directory = directory
         self._machine = machine
         self._boot_disk = boot_disk
-        self._sources = {disk.name: source_of(disk) for disk in disks}
+        self._sources = {disk.name: source_of(disk, kept_base(machine, disk)) for disk in disks}
 
     def begin(self, saved: Path | None, *, savable: bool) -> list[str]:
         """Options for QEMU, for disks as they are at power-on, or in the state in `saved`.
@@ -187,6 +197,9 @@ class MachineDisks:
             return below
         if disk.keep:
             layer = keep(self._machine, disk, image, self._size_bytes(disk))
+            if base := kept_base(self._machine, disk):
+                image = self._sources[disk.name] = read_image(base, what=f"disk {disk.name}")
+                below = _Node(path=image.path, format=image.format)
             return _Node(path=layer, format="qcow2", below=below)
         layer = self._layer(disk)
         template = empty_layer(self._size_bytes(disk))
