@@ -326,3 +326,58 @@ def test_a_guest_that_cannot_be_woken_up_is_not_restored(
         assert "cannot be saved" in caplog.text
         assert session.isolation(settings) == "session"
         assert session.machine(settings, name="second", user=User(test="second")) is machine
+
+
+CONFTEST = """
+from pathlib import Path
+
+import pytest
+
+from kboot import Config, open_session
+from kboot.testing import FakeBackend, write_kernel
+
+
+class Saving(FakeBackend):
+    def snapshot_fault(self, spec):
+        return "QEMU cannot save the NVMe disk d" if spec.memory_mib == 1024 else None
+
+    def snapshot_identity(self, spec):
+        return {}
+
+
+@pytest.fixture(scope="session")
+def kboot_session(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = Config(kernel=str(write_kernel(folder / "vmlinuz", "6.99.1")), memory_mib=1024)
+    with open_session(config, evidence=folder / "e", backend=Saving()) as session:
+        yield session
+"""
+
+
+def test_a_machine_that_cannot_be_saved_is_told_at_the_end_of_the_run(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makeini("[pytest]\n")
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.kboot(memory="1G")
+        def test_one(machine): pass
+
+        @pytest.mark.kboot(memory="1G")
+        def test_two(guest): pass
+
+        @pytest.mark.kboot(memory="1G", isolation="none")
+        def test_that_does_not_ask_for_a_pristine_one(machine): pass
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*kboot: machines that are not saved, but boot*",
+            "QEMU cannot save the NVMe disk d (of 2 tests)",
+        ]
+    )
