@@ -118,7 +118,7 @@ HELPERS = _names(
     # Rules that only a caller can break.
     r"debug_dma_\w+|check_(?:unmap|sync|for_(?:stack|illegal_area))|dma_(?:un)?map_(?:page|sg|single|resource)\w*|_*dma(?:m)?_(?:alloc|free)_\w+|(?:netdev|netns)_tracker_(?:alloc|free)|netdev_(?:put|hold)|_*(?:en|dis)able_irq\w*",
     r"clk_(?:core_)?(?:disable|enable|unprepare)\w*|_*regulator_put|remove_proc_\w+|sysfs_remove_\w+|module_put",
-    r"static_key_slow_dec\w*|gpiod?_\w*cansleep",
+    r"static_key_slow_dec\w*|gpiod?_\w*cansleep|gpiod_[gs]et_(?:raw_)?value|_*free_irq|call_netdevice_notifiers\w*|sysctl_check_table\w*|set_fail|_*register_sysctl\w*",
     r"_*rollback_registered\w*|(?:un)?register_netdev\w*|(?:drop|inc|clear|set)_nlink",
     r"usb_(?:kill|poison|unlink)_(?:anchored_)?urbs?|usb_hcd_(?:submit|unlink)_urb|ktime_get\w*|add_uevent_var",
     r"device_(?:create|remove)_(?:bin_)?file|usb_(?:submit_urb|start_wait_urb|internal_control_msg|(?:bulk|control|interrupt)_msg)\w*",

@@ -218,6 +218,13 @@ _BUGS = (
         r"sysfs: cannot create duplicate filename",
         "duplicate name in sysfs",
     ),
+    # i386 up to 3.x.
+    traced(
+        K.STACK_OVERFLOW,
+        "stack overflow: ",
+        r"do_IRQ: (?:near )?stack overflow: ",
+        "stack overflow",
+    ),
     row(K.STACK_OVERFLOW, "Insufficient stack", "Insufficient stack space to", "stack overflow"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: sleeping function called from", "sleeping in atomic context"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: (?:\w+ )?scheduling while atomic", "scheduling while atomic"),
@@ -441,6 +448,11 @@ _WARNINGS = (
     row(K.WARNING, "WARNING: ", rf"WARNING: at ?(?P<file>\S+?):\d+ {AT_OFFSET}", "WARNING"),
     # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
     traced(K.WARNING, "WARNING: ", r"WARNING: at (?P<file>[^\s:]+):\d+$", "WARNING"),
+    # The same on powerpc up to 2.6.3x.
+    traced(K.WARNING, "Badness at ", r"Badness at (?P<file>[^\s:]+):\d+$", "WARNING"),
+    # Up to 4.14 no WARN.
+    traced(K.WARNING, "RTNL: assertion", r"RTNL: assertion failed at \S+ ", "RTNL assertion"),
+    traced(K.WARNING, "sysctl table check", r"sysctl table check failed: ", "sysctl table check"),
     # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123".
     row(
         K.WARNING,
@@ -509,6 +521,13 @@ FILTER = (
     *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an initialized"),
     *(b"-- System halted", b"non-responsive CSD lock", b"bogus return value"),
     *(b"fault: 0000 [", b"divide error: 0000 [", b"invalid opcode: 0000 ["),
-    *(b"Bad page state", b"Kernel Fault: "),
+    *(
+        b"Bad page state",
+        b"Kernel Fault: ",
+        b"stack overflow: ",
+        b"Badness at ",
+        b"RTNL: assertion",
+    ),
+    *(b"sysctl table check",),
     *(b"kmemleak: Cannot insert", b"fatal: assertion"),
 )
