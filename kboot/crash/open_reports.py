@@ -292,9 +292,15 @@ class Drafts:
     def start(self, draft: Draft) -> None:
         """Open a report."""
         self.open.append(draft)
-        self._by_caller.setdefault(draft.caller, []).append(draft)
+        self._give(draft.caller, draft)
         if not draft.rule.needs_trace:
             self._announce(draft)
+
+    def _give(self, caller: str, draft: Draft) -> None:
+        """From now on that caller's lines go to the report."""
+        if caller not in draft.callers:
+            draft.callers.add(caller)
+            self._by_caller.setdefault(caller, []).append(draft)
 
     def extend(self, line: KernelLine) -> None:
         """Give a line to the reports it belongs to."""
@@ -304,8 +310,8 @@ class Drafts:
         if not mine and FOREIGN_CPU.match(line.text):
             collectors = [d for d in self.open if d.kind in COLLECTORS]
             mine = collectors[-1:]
-            others = self._by_caller.get(line.caller, _NONE)
-            self._by_caller[line.caller] = [*(each for each in others if each not in mine), *mine]
+            for draft in mine:
+                self._give(line.caller, draft)
         elif not mine and line.caller and "" in self._by_caller:
             mine = self._adopted(line)
         for draft in mine if len(mine) < 2 else list(mine):
@@ -322,7 +328,7 @@ class Drafts:
                 self._forget(draft)
                 draft.caller, draft.stamped, draft.torn = line.caller, True, False
                 self.open.append(draft)
-                self._by_caller[line.caller] = [draft]
+                self._give(line.caller, draft)
                 return [draft]
         return _NONE
 
@@ -423,13 +429,13 @@ class Drafts:
 
     def _forget(self, draft: Draft) -> None:
         self.open.remove(draft)
-        callers = [caller for caller, its in self._by_caller.items() if draft in its or not its]
-        for caller in callers:
+        for caller in draft.callers:
             rest = [other for other in self._by_caller[caller] if other is not draft]
             if rest:
                 self._by_caller[caller] = rest
             else:
                 del self._by_caller[caller]
+        draft.callers.clear()
 
     def _complete(self, draft: Draft, *, cut: bool) -> None:
         """Turn a draft into a report, after the one that may have caused it."""

@@ -145,6 +145,8 @@ class Draft:
     end_offset: int
     #: The first line stood behind a program's words: its marks tell nothing of the other lines'.
     torn: bool = False
+    #: Whose lines go to it.
+    callers: set[str] = field(default_factory=set)
     lines: list[str] = field(default_factory=list)
     #: How many of `lines` are known to belong; the rest may be somebody else's.
     kept: int = 1
