@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from kboot.crash.model import CrashKind
-from kboot.crash.stack import Entry, sections
+from kboot.crash.stack import Entry, base_name, sections
 
 
 def _names(*patterns: str) -> re.Pattern[str]:
@@ -86,7 +86,7 @@ LOCKS = _names(
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
     r"_*(?:un)?lock_sock\w*|_*release_sock\w*|task_blocks_on_rt_mutex|_*rt_mutex\w*|remove_waiter",
     r"inode_(?:un)?lock(?:_\w+)?|inode_trylock\w*|raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
-    r"text|owner_on_cpu|clk_(?:prepare|enable)_(?:un)?lock|regmap_(?:un)?lock_\w+|(?:folio_)?unlock_(?:page|buffer)|folio_unlock",
+    r"cpus_(?:read|write)_(?:un|try)?lock|(?:get|put)_online_cpus|mmap_(?:read|write)_(?:un|try)?lock\w*|text|owner_on_cpu|_*six_(?:un|re|try)?lock\w*|clk_(?:prepare|enable)_(?:un)?lock|regmap_(?:un)?lock_\w+|(?:folio_)?unlock_(?:page|buffer)|folio_unlock",
 )
 
 #: Helpers that touch what they are given.
@@ -154,7 +154,7 @@ ALLOCATORS = _names(
     r"_*kstr(?:n)?dup\w*|_*kmemdup\w*|kasprintf|kvasprintf\w*|v?memdup_\w+|strndup_user|_*kmemleak_\w+",
     r"_*create_object|delete_object\w*|devm_k\w+|pcpu_alloc\w*|_*alloc_percpu\w*|free_percpu|mempool_\w+",
     r"_*alloc_skb\w*|_*netdev_alloc_\w+|_*napi_alloc_\w+|_*build_skb\w*|kmalloc_reserve|_*kfree_skb\w*",
-    r"page_frag_\w+|_*page_pool_\w+|skb_(?:free|release)\w*|consume_skb|sk_skb_reason_drop|napi_consume_skb|_*rcu_free_\w+|alloc_buffer",
+    r"page_frag_\w+|_*page_pool_\w+|skb_(?:free\w*|release_all)|consume_skb|sk_skb_reason_drop|napi_consume_skb|_*rcu_free_\w+|alloc_buffer",
 )
 
 #: Those who allocate for a caller's data structure: only a leak is their caller's doing.
@@ -165,12 +165,12 @@ CONTAINERS = _names(
 )
 
 #: Those who give back what a caller holds, and are not made for NULL.
-RELEASERS = _names(r"[if]put|dput|igrab|_*mntput\w*|path_put")
+RELEASERS = _names(r"[if]put|dput|igrab|_*mntput\w*|path_put|skb_release_\w+")
 
 #: Those who put a task to sleep.
 SLEEPERS = _names(
     r"_*schedule\w*|__sched_text_start|io_schedule\w*|preempt_schedule\w*|_*cond_resched\w*|_*switch_to\w*|context_switch",
-    r"_*wait_for_(?:common|completion)\w*|do_wait_for_common|_*wait_on_(?:bit|page|buffer)\w*|wait_woken",
+    r"\w*wait_for_(?:common|completion)\w*|do_wait_for_common|_*closure_sync\w*|_*wait_on_(?:bit|page|buffer)\w*|wait_woken",
     r"bit_wait\w*|out_of_line_wait\w*|folio_wait_\w+|_*lock_page\w*|_*folio_lock\w*|_*lock_buffer",
     # SPL's condition variables, on which ZFS sleeps.
     r"_*cv_(?:timed)?wait\w*|_*(?:pv|kvm|xen)_\w*wait\w*",
@@ -195,7 +195,7 @@ INTERRUPTS = _names(
     r"acpi_(?:safe_halt|idle_\w+)|do_idle|cpu_startup_entry|_*cpu_do_idle|poll_idle|\w*irqentry_\w+",
     r"multi_cpu_stop|cpu_stopper_thread|text_poke\w*|_*text_poke\w*|stop_machine\w*|walk_stackframe",
     # Of other architectures.
-    r"_*timer_interrupt|decrementer_\w+|riscv_(?:intc|timer)_\w+|do_ext_(?:irq|interrupt)|ext_int_handler",
+    r"_*xen_(?:evtchn|hypercall|timer|do_hyper|safe_halt)\w*|\w*xen_evtchn_do_upcall|_*evtchn_\w+|_*timer_interrupt|decrementer_\w+|riscv_(?:intc|timer)_\w+|do_ext_(?:irq|interrupt)|ext_int_handler",
     r"plat_irq_dispatch|c0_compare_interrupt|handle_IPI|do_handle_IPI|twd_handler|__irq_(?:svc|usr|invalid)",
     r"clock_comparator_\w+|handle_arch_irq|handle_riscv_irq|handle_loongarch_irq|constant_timer_\w+|ret_from_exception",
     r"rcu_(?:gp_kthread|gp_fqs)\w*|smpboot_thread_fn|kthread|start_(?:secondary|kernel)|secondary_startup\w*|ret_from_fork\w*|dyntick_\w+",
@@ -287,6 +287,10 @@ _STACK = re.compile(
     r"|CPU: \d+ (?:UID|PID)|Call [Tt]race|Kernel panic|Backtrace:)",
     re.MULTILINE,
 )
+#: The work of a worker thread in whose stack it does not show.
+_WORK = re.compile(
+    r"^Workqueue: \S+ (?P<function>[A-Za-z_][\w.]*)(?: \[[\w-]+\])?\s*$", re.MULTILINE
+)
 #: Suspects of a stall that somebody else noticed, in order: tasks in whose midst RCU waits, CPUs
 #: that were asked what they do, whoever noticed.
 _TASK, _ASKED, _NOTICED = range(3)
@@ -302,7 +306,7 @@ def _lists(kind: CrashKind) -> list[re.Pattern[str]]:
         chosen.append(LOCKS)
     if kind not in _FAULTS | STALLED:
         chosen.append(ALLOCATORS)
-    if kind is K.NULL_DEREFERENCE:
+    if kind in (K.NULL_DEREFERENCE, K.BAD_PAGE):
         chosen.append(RELEASERS)
     if kind is K.MEMORY_LEAK:
         chosen.append(CONTAINERS)
@@ -349,8 +353,18 @@ def choose(
             return function
     if kind is K.DEADLOCK and (holder := _holder(entries, text)) is not None:
         return holder
-    rest = [*filter(None, named), *inner]
-    return next((n for n in rest if not REPORTERS.match(n) and not ENTRIES.match(n)), None)
+    return _last_resort(kind, [*filter(None, named), *inner], text)
+
+
+def _last_resort(kind: CrashKind, functions: Sequence[str], text: str) -> str | None:
+    """Whom to name where nobody is guilty by the lists."""
+    if kind in _SLEEPING | STALLED and (work := _WORK.search(text)) is not None:
+        return base_name(work["function"])
+    for name in functions:
+        if not REPORTERS.match(name) and not ENTRIES.match(name):
+            # Of a stall, the interrupt that has noticed it tells nothing.
+            return None if kind in STALLED and _machinery(name) else name
+    return None
 
 
 def _is_stack_used_up(kind: CrashKind, text: str) -> bool:

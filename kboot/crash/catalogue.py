@@ -164,7 +164,7 @@ _MEMORY = (
     traced(
         K.SLAB_CORRUPTION,
         "INFO: ",
-        rf"INFO: (?:Allocated|Freed) in {AT}.* age=\d",
+        rf"INFO: (?:(?:Allocated|Freed) in {AT}.* age=\d|(?:Slab|Object) 0x[0-9a-f]+ )",
         "slab: damaged object",
     ),
     row(K.SLAB_CORRUPTION, "Slab corruption", r"Slab corruption", "slab corruption"),
@@ -447,17 +447,23 @@ _WARNINGS = (
     # Up to 3.11 without CPU and task.
     row(K.WARNING, "WARNING: ", rf"WARNING: at ?(?P<file>\S+?):\d+ {AT_OFFSET}", "WARNING"),
     # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
-    traced(K.WARNING, "WARNING: ", r"WARNING: at (?P<file>[^\s:]+):\d+$", "WARNING"),
+    traced(
+        K.WARNING,
+        "WARNING: ",
+        r"WARNING: at (?:(?P<file>[^\s:]+):\d+$|\S+ \[verbose debug info unavailable\])",
+        "WARNING",
+    ),
     # The same on powerpc up to 2.6.3x.
     traced(K.WARNING, "Badness at ", r"Badness at (?P<file>[^\s:]+):\d+$", "WARNING"),
     # Up to 4.14 no WARN.
     traced(K.WARNING, "RTNL: assertion", r"RTNL: assertion failed at \S+ ", "RTNL assertion"),
     traced(K.WARNING, "sysctl table check", r"sysctl table check failed: ", "sysctl table check"),
-    # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123".
+    # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123", maybe with the
+    # condition in front of the file, "[len != 0] ".
     row(
         K.WARNING,
         "WARNING: ",
-        rf"WARNING: (?P<file>[\w./-]+\.[a-zS]+):\d+ at {AT}"
+        rf"WARNING: (?:\[.*\] )?(?P<file>[\w./-]+\.[a-zS]+):\d+ at {AT}"
         r"(?:.*CPU#(?P<cpu>\d+): (?P<task>.+)/(?P<pid>\d+))?",
         "WARNING",
     ),
