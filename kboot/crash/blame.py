@@ -160,7 +160,7 @@ ALLOCATORS = _names(
 #: Those who allocate for a caller's data structure: only a leak is their caller's doing.
 CONTAINERS = _names(
     r"_*radix_tree_\w+|xas_\w+|_*xa_\w+|_*idr_\w+|_*ida_\w+|mas_\w+|mt_\w+|mtree_\w+|array_\w+_alloc",
-    r"skb_(?:clone|copy|unshare|alloc)\w*|pskb_\w+|sock_(?:kmalloc|alloc_send_\w+|wmalloc)|security_\w+",
+    r"skb_(?:clone|copy|unshare|alloc)\w*|pskb_\w+|sock_(?:kmalloc|alloc_send_\w+|wmalloc)|sk_(?:prot_)?alloc|alloc_(?:netdev|etherdev)\w*|usb_alloc_urb|security_\w+",
     r"lsm_\w+|ext_alloc|_*alloc_workqueue|krealloc_\w+|bpf_map_\w*alloc\w*|alloc_inode|kobject_set_\w+|dev_set_name",
 )
 

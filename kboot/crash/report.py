@@ -83,7 +83,9 @@ _IN_INTERRUPT = re.compile(
     re.DOTALL,
 )
 #: The functions that an interrupt has, as __report_bad_irq() lists them.
-_HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[^>\n]{1,20}>\] .*\n?)+)", re.MULTILINE)
+_HANDLERS = re.compile(
+    r"^[ \t]*handlers:\n(?P<list>(?:\s*\[<[^>\n]{1,20}>\] .*\n?)+)", re.MULTILINE
+)
 _IRQ_ANCHORS = frozenset({"nobody cared", "bogus return value"})
 _HANDLER = re.compile(r">\] (?:threaded \[<[^>\n]{1,20}>\] )?(?!irq_default_)([A-Za-z_][\w.$]*)")
 _ACCESS = re.compile(r"^[ \t]*(Read|Write) (?:of size|at addr) ", re.MULTILINE)

@@ -528,3 +528,19 @@ def test_the_fault_that_the_kernel_dies_of_is_the_last_one_and_not_a_programs() 
     for lines in ([*programs, *programs, *kernels], stamped([*programs, *programs, *kernels])):
         report = only(lines)
         assert (report.title, report.start_line) == ("unhandled fault in mixer_read", 5)
+
+
+def test_an_indented_report_has_its_interrupts_handler() -> None:
+    lines = [
+        'irq 17: nobody cared (try booting with the "irqpoll" option)',
+        "CPU: 0 PID: 0 Comm: swapper/0 Not tainted 4.4.0 #1",
+        "Call Trace:",
+        " __report_bad_irq+0x19/0x1b",
+        " handle_irq_event+0x19/0x1b",
+        "handlers:",
+        "[<ffffffff81234567>] mixer_irq",
+        "Disabling IRQ #17",
+    ]
+    for indent in ("", "    "):
+        report = only([indent + line for line in lines])
+        assert report.title == "interrupt that nobody handles in mixer_irq"
