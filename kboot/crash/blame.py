@@ -20,7 +20,7 @@ def _names(*patterns: str) -> re.Pattern[str]:
 REPORTERS = _names(
     # Printing.
     r"_*dump_stack\w*|show_stack\w*|show_trace\w*|dump_backtrace\w*|unwind_backtrace|_*sched_show_task",
-    r"dump_cpu_task|rcu_dump_\w+|debug_show_\w+|_*save_stack_trace\w*|stack_depot_\w+|_*cfi_\w+",
+    r"dump_cpu_task|rcu_dump_\w+|debug_show_\w+|_*save_stack_trace\w*|stack_depot_\w+|_*cfi_(?:check|slowpath|failure|handler|report)\w*|(?:report|handle)_cfi_\w+",
     # Tracing, where a lock, a switch or an allocation has a tracepoint.
     r"(?:_*bpf_trace|perf_trace_lock|trace_event_raw_event)_\w+|perf_tp_event|perf_trace_(?:run_bpf_submit|buf_\w+)|trace_call_bpf",
     # Fault injection.
@@ -62,7 +62,7 @@ REPORTERS = _names(
     r"check_data_corruption|skb_panic|skb_(?:over|under)_panic|_*skb_(?:put|push|pull)\w*",
     # Lockdep and the "might sleep" family.
     r"_*lockdep_\w+|mark_lock\w*|mark_usage|mark_irqflags|mark_held_locks|validate_chain|valid_state|check_usage\w*",
-    r"check_(?:deadlock|noncircular|prev_add|prevs_add|irq_usage|path|wait_context)\w*|check_lock\w*",
+    r"check_(?:deadlock|noncircular|prev_add|prevs_add|irq_usage|path|wait_context|chain_key|redundant|no_collision)\w*",
     r"find_held_lock|register_lock_class|assign_lock_key|add_lock_to_list|look_up_lock_class|_*bfs|check_flags",
     r"___?might_\w+|might_\w+|_*cant_\w+|check_preemption_disabled|_*this_cpu_\w+_check",
     r"debug_lockdep_\w+|in_lock_functions|debug_smp_processor_id|_*schedule_bug|schedule_debug|preempt_count_\w+|rcu_sleep_check",
@@ -75,7 +75,7 @@ REPORTERS = _names(
 LOCKS = _names(
     r"_*lock_(?:acquire|release|is_held|contended|acquired|downgrade|set_class|pin)\w*",
     r"_*(?:raw_)?(?:spin|read|write)_(?:un|try)?lock\w*|_*do_raw_\w+|_raw_\w+|_*raw_callee_\w+",
-    r"(?:native_)?queued_\w*lock\w*|(?:native_)?queued_\w+_slowpath|_*(?:pv|kvm|xen)_\w*lock\w*",
+    r"(?:native_)?queued_\w*lock\w*|(?:native_)?queued_\w+_slowpath|_*(?:pv|kvm|xen)_\w*(?:spin|queued)_?\w*lock\w*|pv_(?:hash|unhash|wait|kick)\w*",
     r"arch_(?:spin|read|write)\w*lock\w*|virt_spin_lock\w*|debug_(?:spin|rw|read|write|mutex)\w*lock\w*",
     r"debug_(?:spin|mutex|rt_mutex)\w*|spin_(?:dump|bug)|rwlock_bug|mcs_\w*|osq_\w+|ticket_\w*lock\w*",
     r"_*mutex_\w+|_*ww_mutex_\w+|_*rt_mutex_\w+|rtlock_\w+|rt_(?:spin|read|write)_\w+|_*rt_mutex",
@@ -91,14 +91,14 @@ LOCKS = _names(
 
 #: Helpers that touch what they are given.
 HELPERS = _names(
-    r"_*(?:mem|str|strn|strl|strs)(?:cpy|move|set|cmp|chr|len|cat|ncmp|ncpy|nlen|str|casecmp|scan)\w*",
+    r"(?!strset_)_*(?:mem|str|strn|strl|strs)(?:cpy|move|set|cmp|chr|len|cat|ncmp|ncpy|nlen|str|casecmp|scan)\w*",
     r"_*mem(?:cpy|set|move)_\w+|_*str(?:pbrk|spn|rchr|nchr|scpy|ncasecmp|dup)\w*|sized_strscpy|bcmp",
-    r"_*(?:raw_|arm_|asm_)?copy_(?:from|to|in|tofrom)_(?:user|iter|kernel)\w*|_*copy_user(?:_\w+)?|_*copy_(?:from|to)_iter\w*",
+    r"_*(?:raw_|arm_|asm_)?copy_(?:from|to|in|tofrom)_(?:user|iter|kernel)(?:_(?:no|nmi|flush|inatomic|ll|base|vmx|power|mc|generic|full)\w*)?|_*copy_user(?:_(?!offload)\w+)?",
     r"[A-Z]+\d*mem(?:cpy|set|move)|asm_mem\w+|mmio(?:cpy|set)|_*bzero|copy_mc_\w+|csum_and_copy_\w+|aligned_copy|fallback_scalar_\w+",
     r"strim|strsep|strstarts|strreplace|skip_spaces|match_(?:token|string|strdup)|_*kstrto\w+|simple_strto\w+|memparse|_*parse_integer\w*",
     r"_*bitmap_(?:and|or|xor|andnot|weight|fill|zero|copy|set|clear|empty|full|subset|equal|intersects|find_next_zero_area\w*)",
-    r"rep_movs\w*|rep_stos\w*|_*clear_(?:page|highpage|user)\w*|copy_page\w*|copyin|copyout|iterate_and_\w+",
-    r"_*get_user(?!_pages)\w*|_*put_user\w*|_*probe_kernel_\w+|(?:do_)?str\w+_user\w*|_*crc(?:\d+|_)\w*",
+    r"rep_movs\w*|rep_stos\w*|_*clear_(?:page|highpage|user)(?:_(?:erms|orig|rep|mc))?|copy_(?:high)?page(?:_(?:to|from)_iter\w*|_rep|_mc)?|copyin|copyout|iterate_and_\w+",
+    r"_*(?:get|put)_user(?:_(?:\d|no|bad|asm|size|error|handle)\w*)?|_*probe_kernel_\w+|(?:do_)?str\w+_user\w*|_*crc(?:\d\d?c?(?:_\w+)?|_\w+)",
     r"read_word_at_a_time|copy_mount_\w+|simple_copy_to_iter|_*skb_datagram_iter|skb_copy_datagram_\w+",
     # Those who wait and wake, on what their caller gives them.
     r"_*(?:prepare_to|finish|init|add|autoremove)_(?:s?wait|wake)\w*|complete(?:_all|_\w+_locked)?",
@@ -106,17 +106,17 @@ HELPERS = _names(
     r"rcu_barrier\w*|srcu_barrier|percpu_ref_(?:switch_to_\w+_sync|kill_and_\w+)|blk_(?:mq_)?(?:un)?freeze_queue\w*",
     r"_*s?wake_up(?:_(?!new_task|klogd)\w+)?",
     # Deferred work and timers.
-    r"_*(?:flush|cancel|drain|destroy|start_flush|check_flush)_\w*work\w*|_*(?:queue|mod|schedule|insert)_\w*work\w*",
+    r"_*(?:start_)?flush_(?:delayed_|rcu_)?work(?:queue\w*)?|_*cancel_(?:delayed_)?work(?:_sync|_timer)?|(?:drain|destroy)_workqueue|_*(?:queue|mod|schedule|insert)_(?:delayed_|rcu_)?work(?:_on|_node)?|__cancel_work_\w+",
     r"_*queue_work\w*|insert_work|touch_w(?:q|ork)_lockdep_map|check_flush_dependency|lock_timer_base|_*mod_timer\w*|add_timer\w*|_*(?:try_to_)?del_timer\w*|_*timer_delete\w*",
     r"timer_(?:reduce|shutdown)\w*|detach_(?:\w*timer|if_pending)|enqueue_timer|internal_add_timer|do_init_timer",
     r"hrtimer_(?:active|try_to_cancel|cancel|start|init|setup|reprogram)\w*",
     r"call_rcu\w*|_*k[vz]*free_(?:call_)?rcu\w*|call_srcu",
     # Registration of devices, files and links on behalf of a driver.
     r"_*kobject_\w+|klist_\w+|kset_register|sysfs_(?:warn_dup|create_|add_|do_create_)\w*|_*device_(?:add|create|register|initialize|link_add)\w*|get_device_parent",
-    r"d?pm_sysfs_\w+|(?:devm_)?device_(?:release|for_each_child)\w*|(?:i2c|spi|tty|hwrng)_(?:un)?register(?:_\w+)?|i2c_del_adapter|device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
+    r"d?pm_sysfs_\w+|(?:devm_)?device_release|device_for_each_child\w*|(?:i2c|spi|tty)_(?:un)?register_(?:device|adapter|controller|driver|board_info)\w*|hwrng_(?:un)?register|i2c_del_adapter|device_pm_(?:add|remove|move)\w*|devices_kset_move\w*|cdev_(?:device_)?add|misc_register|platform_device_(?:add|register)\w*|device_reorder_to_tail",
     r"device_(?:del|unregister|destroy)\w*|of_device_(?:add|register)|proc_(?:register|create|mkdir|symlink)\w*",
     # Rules that only a caller can break.
-    r"debug_dma_\w+|check_(?:unmap|sync|for_(?:stack|illegal_area))|dma_(?:un)?map_(?:page|sg|single|resource)\w*|_*dma(?:m)?_(?:alloc|free)_\w+|(?:netdev|netns)_tracker_(?:alloc|free)|netdev_(?:put|hold)|_*(?:en|dis)able_irq\w*",
+    r"debug_dma_\w+|check_(?:unmap|sync|for_(?:stack|illegal_area))|dma_(?:un)?map_(?:page|sg|single|resource)\w*|_*dmam?_(?:alloc|free)_(?:attrs|coherent|pages|non\w+|wc\w*|contiguous|from_pool)|(?:netdev|netns)_tracker_(?:alloc|free)|netdev_(?:put|hold)|_*(?:en|dis)able_irq\w*",
     r"clk_(?:core_)?(?:disable|enable|unprepare)\w*|_*regulator_put|remove_proc_\w+|sysfs_remove_\w+|module_put",
     r"static_key_slow_dec\w*|gpiod?_\w*cansleep|gpiod_[gs]et_(?:raw_)?value|_*free_irq|call_netdevice_notifiers\w*|sysctl_check_table\w*|set_fail|_*register_sysctl\w*",
     r"_*rollback_registered\w*|(?:un)?register_netdev\w*|(?:drop|inc|clear|set)_nlink",
@@ -125,16 +125,16 @@ HELPERS = _names(
     r"_*(?:arch_|raw_|generic_)*atomic(?:64|_long)?_\w+|variable_test_bit|const(?:ant)?_test_bit",
     r"_*(?:arch_|generic_)?_*(?:test|set|clear|change|assign)_(?:and_\w+_)?bit\w*|_*read_once\w*",
     r"native_(?:read|write)_msr\w*|(?:__)?(?:rd|wr)msr\w*",
-    r"_*write_once\w*|(?:arch_)?(?:try_)?cmpxchg\w*|_*xchg\w*|_*find_\w*bit\w*|_*ffs|_*fls\w*|_*hweight\w*",
-    r"_*h?list_(?:add|del|move|splice|empty|replace|first|last|next|is|bl|entry|rcu|unhashed)\w*",
-    r"INIT_(?:H?LIST_HEAD\w*)|hlist_\w+|llist_\w+|_*rb_(?:next|prev|first|last|erase|insert|rotate)\w*",
+    r"_*write_once\w*|(?:arch_)?(?:try_)?cmpxchg\w*|_*xchg\w*|_*find_(?:first|next|last|nth|random)?_?(?:and\w*_|or_|zero_|clump8?_)*bit\w*|_*ffs|_*fls\w*|_*hweight\w*",
+    r"_*h?list_(?:(?:add|del)(?:_(?:tail|init|rcu|entry|valid|head|before|behind|careful))*|move(?:_tail)?|(?:splice|empty|replace|first|last|is|bl|entry|unhashed)(?:_\w+)?|next_(?:entry|rcu)\w*)",
+    r"INIT_(?:H?LIST_HEAD\w*)|hlist_\w+|llist_\w+|_*rb_(?:next|prev|first|last|erase|insert|rotate)(?!_bss)\w*",
     r"kref_\w+|kobject_(?:get|put)|get_device|put_device|ERR_PTR|IS_ERR\w*|PTR_ERR|rcu_assign\w*",
     r"get_unaligned\w*|put_unaligned\w*|_*[lb]e\d+_to_cpup?|_*swab\w+|_*fswab\w+|div\w*_u?s?\d+",
-    r"_*compound_head|page_to_\w+|virt_to_\w+|_*phys_addr\w*|folio_flags\w*|Page[A-Z]\w+|page_ref_\w+",
+    r"_*compound_head|page_to_(?!skb)\w+|virt_to_\w+|_*phys_addr\w*|folio_flags\w*|Page[A-Z]\w+|page_ref_\w+",
     r"(?:v|s|vs|sn|vsn|sc|vsc)n?printf|string|string_nocheck|pointer|number|format_decode|_*v?printk\w*",
     r"hex_string|va_format|widen_string|\w+_addr_string|uuid_string|dentry_name|print_hex_dump\w*|hex_dump_\w+",
     r"_*dev_\w*printk\w*|_dev_(?:emerg|alert|crit|err|warn|notice|info)",
-    r"vprintk_\w+|console_(?:(?:un|try)?lock|flush|emit|call|cont)\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
+    r"vprintk_\w+|console_(?:(?:un|try)?lock|flush|emit|call_|cont)\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
     r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|_*csum_partial\w*|do_csum|ip_fast_csum|seq_(?:v?printf|puts|write)",
     # arm64's out-of-line atomics, position-independent string functions and user copies.
     r"__ll_sc_\w+|__lse_\w+|__aarch64_\w+|__pi_\w+|_*arch_(?:copy|clear)_\w+|__cmpwait_\w+",
@@ -154,12 +154,12 @@ ALLOCATORS = _names(
     r"_*kstr(?:n)?dup\w*|_*kmemdup\w*|kasprintf|kvasprintf\w*|v?memdup_\w+|strndup_user|_*kmemleak_\w+",
     r"_*create_object|delete_object\w*|devm_k\w+|pcpu_alloc\w*|_*alloc_percpu\w*|free_percpu|mempool_\w+",
     r"_*alloc_skb\w*|_*netdev_alloc_\w+|_*napi_alloc_\w+|_*build_skb\w*|kmalloc_reserve|_*kfree_skb\w*",
-    r"page_frag_\w+|_*page_pool_\w+|skb_(?:free\w*|release_all)|consume_skb|sk_skb_reason_drop|napi_consume_skb|_*rcu_free_\w+|alloc_buffer",
+    r"page_frag_\w+|_*page_pool_\w+|skb_(?:free\w*|release_all)|consume_skb|sk_skb_reason_drop|napi_consume_skb|_*rcu_free_(?:slab|sheaf\w*)|alloc_buffer",
 )
 
 #: Those who allocate for a caller's data structure: only a leak is their caller's doing.
 CONTAINERS = _names(
-    r"_*radix_tree_\w+|xas_\w+|_*xa_\w+|_*idr_\w+|_*ida_\w+|mas_\w+|mt_\w+|mtree_\w+|array_\w+_alloc",
+    r"_*radix_tree_\w+|xas_\w+|_*xa_\w+|_*idr_\w+|_*ida_\w+|mas_\w+|mt_(?:find|next|prev|alloc|free|destroy)\w*|mtree_\w+|array_\w+_alloc",
     r"skb_(?:clone|copy|unshare|alloc)\w*|pskb_\w+|sock_(?:kmalloc|alloc_send_\w+|wmalloc)|sk_(?:prot_)?alloc|alloc_(?:netdev|etherdev)\w*|usb_alloc_urb|security_\w+",
     r"lsm_\w+|ext_alloc|_*alloc_workqueue|krealloc_\w+|bpf_map_\w*alloc\w*|alloc_inode|kobject_set_\w+|dev_set_name",
 )
@@ -169,33 +169,33 @@ RELEASERS = _names(r"[if]put|dput|igrab|_*mntput\w*|path_put|skb_release_\w+")
 
 #: Those who put a task to sleep.
 SLEEPERS = _names(
-    r"_*schedule\w*|__sched_text_start|io_schedule\w*|preempt_schedule\w*|_*cond_resched\w*|_*switch_to\w*|context_switch",
+    r"_*schedule(?:_(?:timeout|hrtimeout|preempt|idle|tail|user|rtlock|loop|delayed|work|bug)\w*)?|__sched_text_start|io_schedule\w*|preempt_schedule\w*|_*cond_resched\w*|_*switch_to\w*|context_switch",
     r"\w*wait_for_(?:common|completion)\w*|do_wait_for_common|_*closure_sync\w*|_*wait_on_(?:bit|page|buffer)\w*|wait_woken",
     r"bit_wait\w*|out_of_line_wait\w*|folio_wait_\w+|_*lock_page\w*|_*folio_lock\w*|_*lock_buffer",
     # SPL's condition variables, on which ZFS sleeps.
-    r"_*cv_(?:timed)?wait\w*|_*(?:pv|kvm|xen)_\w*wait\w*",
+    r"_*cv_(?:timed)?wait\w*|(?:pv|xen)_wait\w*|kvm_wait|kvm_async_pf_\w+",
     r"kthread_(?:stop|park)\w*|sleep_on_page\w*|inode_wait|blk_io_schedule|_*wait_rcu_gp",
-    r"msleep\w*|usleep_\w+|do_nanosleep|hrtimer_nanosleep|swait_\w+|prepare_to_\w+|finish_task_switch",
+    r"msleep\w*|usleep_\w+|do_nanosleep|hrtimer_nanosleep|swait_\w+|prepare_to_s?wait\w*|finish_task_switch",
 )
 
 #: Interrupt, timer and cross-CPU machinery, in whose midst a stall is noticed.
 INTERRUPTS = _names(
-    r"nmi_\w+|arch_trigger_\w+|trigger_\w+|default_do_nmi|do_nmi|end_repeat_nmi|perf_event_nmi\w*",
-    r"_*perf_event_\w*overflow|x86_pmu_\w+|intel_pmu_\w+|watchdog_\w+|lockup_detector\w*|first_nmi",
+    r"nmi_\w+|arch_trigger_\w+|trigger_\w*backtrace\w*|trigger_load_balance|default_do_nmi|do_nmi|end_repeat_nmi|perf_event_nmi\w*",
+    r"_*perf_event_\w*overflow|x86_pmu_\w+|intel_pmu_\w+|watchdog_(?:timer|overflow|check|hardlockup|buddy|nmi|interrupt|touch)\w*|lockup_detector\w*|first_nmi",
     r"print_(?:cpu|other_cpu)_?stall\w*|check_cpu_stall\w*|rcu_(?:sched_clock|check_|dump_|pending)\w*",
     r"_*rcu_pending|update_process_times|tick_\w+|_*hrtimer_\w+|_*run_hrtimer\w*|_*run_timers?\w*",
-    r"timer_\w*interrupt|account_\w+|sched_tick|scheduler_tick|local_apic_timer\w*|\w*apic_timer\w*",
-    r"smp_(?!call_function)\w+|\w*sysvec_\w+|call_timer_fn|expire_timers|irq_exit\w*|_*irq_(?:enter|exit|work|finalize|forced)\w*|_*do_softirq\w*|_*softirq\w*",
-    r"handle_softirqs|invoke_softirq|_*handle_\w*irq\w*|generic_handle_\w+|do_IRQ|\w*common_interrupt",
+    r"timer_\w*interrupt|account_(?:\w+_time|\w*ticks?)|sched_tick|scheduler_tick|local_apic_timer\w*|\w*apic_timer\w*",
+    r"smp_\w+_interrupt|smp_(?:stop|text_poke)_\w+|smp_(?:trace_)?(?:apic|reschedule|irq_work|kvm|error|spurious|thermal|threshold|x86|reboot)\w*|\w*sysvec_\w+|call_timer_fn|expire_timers|irq_exit\w*|_*irq_(?:enter|exit|work|finalize|forced)\w*|_*do_softirq\w*|_*softirq\w*",
+    r"handle_softirqs|invoke_softirq|_*handle_\w*irq\w*|generic_handle_\w+|do_IRQ|(?:asm_|__)*common_interrupt",
     r"lapic_next_\w+|clockevents_program_\w+|touch_\w*watchdog\w*|rcu_momentary_\w+",
     r"ret_from_intr|retint_\w+|gic_\w+|arch_timer_\w+|do_interrupt_handler|call_on_irq_stack|do_irq\w*",
     r"(?:arch_)?call_function_\w+|flush_smp_\w+|csd_\w+|_*flush_tlb_\w+|on_each_cpu\w*|native_flush_\w+",
-    r"run_ksoftirqd|generic_exec_single|delay_\w+|_*(?:const_)?[un]?delay|native_apic\w*|apic_\w+|kick_\w+",
+    r"run_ksoftirqd|generic_exec_single|delay_(?:tsc|loop|mwaitx|halt\w*|hpet)|_*(?:const_)?[un]?delay|native_apic\w*|apic_\w+|kick_(?:process|ilb|all_cpus_sync)",
     r"(?:pv_)?native_(?:safe_)?halt|default_idle\w*|mwait_\w+|arch_cpu_idle|cpuidle_\w+|intel_idle\w*",
     r"acpi_(?:safe_halt|idle_\w+)|do_idle|cpu_startup_entry|_*cpu_do_idle|poll_idle|\w*irqentry_\w+",
     r"multi_cpu_stop|cpu_stopper_thread|text_poke\w*|_*text_poke\w*|stop_machine\w*|walk_stackframe",
     # Of other architectures.
-    r"_*xen_(?:evtchn|hypercall|timer|do_hyper|safe_halt)\w*|\w*xen_evtchn_do_upcall|_*evtchn_\w+|_*timer_interrupt|decrementer_\w+|riscv_(?:intc|timer)_\w+|do_ext_(?:irq|interrupt)|ext_int_handler",
+    r"_*xen_(?:evtchn|hypercall|timer|do_hyper|safe_halt)\w*|\w*xen_evtchn_do_upcall|_*evtchn_(?:fifo|2l)_\w+|_*timer_interrupt|decrementer_\w+|riscv_(?:intc|timer)_\w+|do_ext_(?:irq|interrupt)|ext_int_handler",
     r"plat_irq_dispatch|c0_compare_interrupt|handle_IPI|do_handle_IPI|twd_handler|__irq_(?:svc|usr|invalid)",
     r"clock_comparator_\w+|handle_arch_irq|handle_riscv_irq|handle_loongarch_irq|constant_timer_\w+|ret_from_exception",
     r"rcu_(?:gp_kthread|gp_fqs)\w*|smpboot_thread_fn|kthread|start_(?:secondary|kernel)|secondary_startup\w*|ret_from_fork\w*|dyntick_\w+",
@@ -236,7 +236,7 @@ DISPATCHERS = _names(
 #: The outermost frames of every stack.
 ENTRIES = _names(
     r"process_(?:one_work|scheduled_works)|worker_thread|kthread|ret_from_\w*fork\w*|start_kernel",
-    r"do_syscall_\w+|(?:x64|ia32|x32)_sys_call|entry_\w+|el0_svc\w*|invoke_syscall|do_fast_syscall\w*|do_int80\w*|system_call\w*",
+    r"do_syscall_\w+|(?:x64|ia32|x32)_sys_call|entry_[A-Z]\w+|el0_svc\w*|invoke_syscall|do_fast_syscall\w*|do_int80\w*|system_call\w*",
     r"ret_(?:fast|from)_syscall|syscall_(?:handler|exit|return)\w*|x86_64_start\w*|secondary_startup\w*|start_secondary",
 )
 _SYSTEM_CALL = re.compile(r"(?:compat_)?sys_[a-z]\w*$")
@@ -263,7 +263,7 @@ _INSTRUMENTS = _names(
     r"_*set_page_owner|stack_depot_\w+|_*kmemleak_\w+",
 )
 #: The same where a CPU is not the cause of what it happened to do.
-_CHANCE = _names(r"_*v?printk\w*|vprintk_\w+|console_\w+|_*lockdep_\w+|_dev_\w+")
+_CHANCE = _names(r"_*v?printk\w*|vprintk_\w+|console_(?!callback)\w+|_*lockdep_\w+|_dev_\w+")
 #: What every fault of a program's page goes through.
 _PROGRAMS_FAULT = "handle_mm_fault"
 _CROSS_CALLS = _names(r"smp_call_function\w*|csd_lock_wait|_*csd_\w+")

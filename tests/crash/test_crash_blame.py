@@ -599,3 +599,25 @@ def test_a_fault_in_freeing_a_packet_is_the_packets() -> None:
     assert fault.function == "skb_release_data"
     page = read("BUG: Bad page state in process tester  pfn:12345", WHO, "Call Trace:", *chain)
     assert page.function == "tdev_receive"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *("cfi_amdstd_erase_chip", "check_lock_range", "copy_page_range", "page_to_skb"),
+        *("copy_to_user_tmpl", "__put_user_ns", "strset_prepare_data", "clear_page_dirty_for_io"),
+        *("destroy_super_work", "drain_vmap_area_work", "console_callback", "list_add_event"),
+        *("find_first_extent_bit", "rb_insert_bss", "dma_free_tx_skbufs", "kvm_steal_clock"),
+    ],
+)
+def test_a_function_that_only_sounds_like_a_helper_is_named(function: str) -> None:
+    assert warning(function, "tdev_read").function == function
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["kvm_vcpu_block", "delay_map", "watchdog_write", "smp_execute_task_sg", "kick_pool"],
+)
+def test_a_function_that_only_sounds_like_an_interrupt_is_named_in_a_stall(function: str) -> None:
+    assert stall(function, "tdev_thread", "kthread").title == "RCU stall in tdev_thread"
+    assert stall("_raw_spin_lock", function, "process_one_work").function == function
