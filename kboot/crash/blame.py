@@ -59,7 +59,7 @@ REPORTERS = _names(
     r"_*check_heap_object|check_(?:page_span|stack_object|bogus_address|kernel_text_object)",
     r"\w+_is_static_object|debug_print_object|_*debug_object_\w+|_*debug_check_no_\w+|lookup_object_or_alloc",
     r"ref_tracker_\w+|refcount_\w+|__refcount_\w+|_*list_(?:add|del)\w*_valid\w*|__list_\w+_or_report",
-    r"check_data_corruption|skb_panic|skb_(?:over|under)_panic|_*skb_(?:put|push|pull)\w*",
+    r"netdev_rx_csum_fault|_*skb_checksum_complete\w*|check_data_corruption|skb_panic|skb_(?:over|under)_panic|_*skb_(?:put|push|pull)\w*",
     # Lockdep and the "might sleep" family.
     r"_*lockdep_\w+|mark_lock\w*|mark_usage|mark_irqflags|mark_held_locks|validate_chain|valid_state|check_usage\w*",
     r"check_(?:deadlock|noncircular|prev_add|prevs_add|irq_usage|path|wait_context|chain_key|redundant|no_collision)\w*",

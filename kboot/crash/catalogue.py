@@ -49,6 +49,13 @@ _SANITIZERS = (
         r"kmemleak: Cannot insert 0x",
         "kmemleak: overlapping objects",
     ),
+    traced(
+        K.WARNING,
+        "kmemleak: ",
+        r"kmemleak: (?P<what>Freeing unknown object|Found object by alias|Unknown object"
+        r"|Trying to color unknown object|Scan area larger than object)",
+        "kmemleak: {what}",
+    ),
 )
 
 _LOCKDEP = (
@@ -250,7 +257,7 @@ _BUGS = (
     ),
     row(K.BUG, "BUG", r"BUG: Dentry \S+ .*still in use", "dentry still in use"),
     # Before the BUG() or WARN() of its panic handler.
-    row(K.BUG, "panicked at", r"rust_kernel: panicked at \S+:\d+:\d+:", "Rust panic"),
+    row(K.BUG, "panicked at", r"rust_kernel: panicked at (?:'.*', )?\S+:\d+:\d+", "Rust panic"),
     traced(K.BUG, "UBIFS assert", r"(?:UBIFS error .*: )?UBIFS assert failed", "UBIFS assertion"),
     traced(
         K.BUG,
@@ -325,6 +332,16 @@ _COMPLAINTS = (
         " failure",
         r"(?P<task>\S.{0,15}): vmalloc: allocation failure",
         "vmalloc failure",
+    ),
+    traced(
+        K.COMPLAINT,
+        "allocation failed, size=",
+        r"percpu: (?:.{1,30} )?allocation failed, size=",
+        "percpu allocation failure",
+    ),
+    # By the driver's or hardware's sum, a packet is intact, but it is not.
+    traced(
+        K.COMPLAINT, "hw csum failure", r".{1,40}: hw csum failure$", "wrong checksum by hardware"
     ),
     traced(K.COMPLAINT, "nobody cared", r"irq \d+: nobody cared", "interrupt that nobody handles"),
     traced(
@@ -534,6 +551,6 @@ FILTER = (
         b"Badness at ",
         b"RTNL: assertion",
     ),
-    *(b"sysctl table check",),
-    *(b"kmemleak: Cannot insert", b"fatal: assertion"),
+    *(b"sysctl table check", b"hw csum failure", b"allocation failed, size="),
+    *(b"kmemleak: ", b"fatal: assertion"),
 )
