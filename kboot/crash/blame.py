@@ -23,6 +23,7 @@ REPORTERS = _names(
     r"dump_cpu_task|rcu_dump_\w+|debug_show_\w+|_*save_stack_trace\w*|stack_depot_\w+|_*cfi_(?:check|slowpath|failure|handler|report)\w*|(?:report|handle)_cfi_\w+",
     # Tracing, where a lock, a switch or an allocation has a tracepoint.
     r"(?:_*bpf_trace|perf_trace_lock|trace_event_raw_event)_\w+|perf_tp_event|perf_trace_(?:run_bpf_submit|buf_\w+)|trace_call_bpf",
+    r"ftrace_\w*(?:caller|call|stub)|return_to_handler|arch_(?:rethook|ftrace)_\w+|\w*kretprobe_trampoline\w*",
     # Fault injection.
     r"_*should_fail\w*|fail_dump",
     # Assertions, and what panics on behalf of a caller.

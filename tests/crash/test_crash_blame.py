@@ -621,3 +621,8 @@ def test_a_function_that_only_sounds_like_a_helper_is_named(function: str) -> No
 def test_a_function_that_only_sounds_like_an_interrupt_is_named_in_a_stall(function: str) -> None:
     assert stall(function, "tdev_thread", "kthread").title == "RCU stall in tdev_thread"
     assert stall("_raw_spin_lock", function, "process_one_work").function == function
+
+
+def test_what_traces_a_function_is_not_it() -> None:
+    for tracer in ("ftrace_caller", "return_to_handler", "arch_rethook_trampoline"):
+        assert warning(tracer, "tdev_read").function == "tdev_read"
