@@ -121,6 +121,30 @@ def starts_init(line: str) -> bool:
     return bool(_RUN_INIT.match(text) or _SYSTEMD.match(text) or line == "kboot: init")
 
 
+#: What the kernel says of an initramfs, and what helps (init/initramfs.c, lib/decompress_*.c).
+_UNPACKING_FAILED = "Initramfs unpacking failed: "
+_UNPACKING_REMEDIES = {
+    "write error": "give the machine more memory",
+    "XZ decoder": "compress it by xz --check=crc32",
+    "compression method": "the kernel was built without it (CONFIG_RD_...)",
+}
+
+
+def given_up(line: str) -> str | None:
+    """Why an initramfs could not be gone on with, as our own or the kernel says; else None."""
+    if "kboot: " not in line and _UNPACKING_FAILED not in line:
+        return None
+    message = kernel_message(line)
+    if message is None:
+        return None
+    if message.text.startswith("kboot: "):
+        return message.text.removeprefix("kboot: ")
+    if message.text.startswith(_UNPACKING_FAILED):
+        remedies = (words for sign, words in _UNPACKING_REMEDIES.items() if sign in message.text)
+        return "; ".join([message.text, *remedies])
+    return None
+
+
 def reboot_delay_s(line: str) -> int | None:
     """The seconds after which a kernel that panicked will reboot, where the line says that."""
     match = _REBOOTING.search(line)

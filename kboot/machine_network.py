@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from kboot.backend import Backend, VirtualMachine
 from kboot.deadline import Deadline
+from kboot.errors import KbootError
 from kboot.machine_spec import Link
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +45,8 @@ class MachineNetwork(Protocol):
     """A network of machines, each of which has a name there: a member."""
 
     @property
-    def drivers(self) -> tuple[str, ...]:
-        """The kernel modules that its card needs."""
+    def drivers(self) -> tuple[str, ...] | None:
+        """The kernel modules that its card needs; None if it is the one that it boots from."""
 
     @property
     def search_domain(self) -> str:
@@ -63,7 +68,8 @@ class MachineNetwork(Protocol):
     def set_links(self, machines: Mapping[str, VirtualMachine], *, up: bool) -> Mapping[str, float]:
         """Plug in or pull the cables of these members, all at once.
 
-        When each was done, in monotonic seconds.
+        When each was done, in monotonic seconds. An error has its member's name, and comes when
+        all others are done.
         """
 
     def path_fault(self) -> str | None:
@@ -84,3 +90,44 @@ class NetworkBackend(Backend, Protocol):
         self, members: Sequence[str], deadline: Deadline
     ) -> AbstractContextManager[MachineNetwork]:
         """A network for these members, whose machines are still to be powered on."""
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """What is raised within the ``with`` begins with the name of this machine or role."""
+    try:
+        yield
+    except KbootError as error:
+        _name(error, name)
+        raise
+
+
+def _name(error: BaseException, name: str) -> None:
+    if isinstance(error, KbootError):
+        error.args = (f"{name}: {error}", *error.args[1:])
+
+
+def together(
+    names: Sequence[str], function: Callable[[str], _T], at_once: int | None = None
+) -> dict[str, _T]:
+    """Call `function` with each name, so many at a time, or all; what it returned, by name.
+
+    When all are done, the first error is raised, with its name; the others are noted in it.
+    """
+    if not names:
+        return {}
+    if len(names) == 1:
+        # Nobody is waited for, so Ctrl-C ends it at once.
+        with naming(names[0]):
+            return {names[0]: function(names[0])}
+    with ThreadPoolExecutor(max_workers=max(1, at_once or len(names))) as pool:
+        futures = {name: pool.submit(function, name) for name in names}
+    errors = {name: error for name, each in futures.items() if (error := each.exception())}
+    for name, error in errors.items():
+        _name(error, name)
+    if errors:
+        first, *others = errors.values()
+        for other in others:
+            first.add_note(f"and {other}")
+        raise first
+    return {name: each.result() for name, each in futures.items()}

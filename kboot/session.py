@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import re
 import shutil
-from collections import deque
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,15 +20,19 @@ from kboot.isolation import Snapshots, User, condition, may_share, resolve
 from kboot.kernel import Kernel
 from kboot.log import logger
 from kboot.machine import Machine, MachineSettings, kernel_of, open_backend, power_on, settings_for
+from kboot.machine.follower import BootCancelled
 from kboot.machine.ipxe_machine import IpxeMachine, power_on_ipxe
 from kboot.machine.saved import SavedMachine
 from kboot.machine.settings import spec_for
+from kboot.run_evidence import RunEvidence
 from kboot.shared_server import SharedServer, use_shared_server
 from kboot.snapshots import SnapshotStore
 from kboot.standby import Restored, Slots, Standby
 from kboot.state import cache_directory
 
 _SERVER_START_LIMIT_S = 120.0
+#: Between two calls of `Follower.cancel`, which ends a wait that has begun.
+_LEAVE_POLL_S = 0.1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,20 +82,19 @@ class Session:
         self._workers = workers
         self._shared_server = shared_server
         self._given_backend = backend
-        self._evidence = evidence
-        #: Called with the evidence directory of each machine that was powered off.
-        self.on_evidence: Callable[[Path], None] = lambda _directory: None
+        #: Told of each machine that was powered off by `tell_of_evidence`.
+        self.evidence = RunEvidence(evidence)
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
         self._running: _Running | None = None
         #: Who waits for a machine that stands by.
         self._waiting: _Request | None = None
-        #: Of its machines; also another thread takes one.
-        self._numbers = itertools.count(1)
-        #: Evidence that is complete, and of which nobody was told yet.
-        self._written: deque[Path] = deque()
         #: Machines that are being powered off meanwhile.
         self._ending: list[Future[None]] = []
+        #: All that are on, or being started.
+        self._on_now: list[Machine] = []
+        #: Whether nobody waits for a boot any more.
+        self._left = False
         #: Saved machines whose first reports were sorted already.
         self._sorted: set[str] = set()
 
@@ -232,15 +233,14 @@ class Session:
         It goes on from a `saved` one, or is to be waited for. A `label` ends its name. Several
         threads may call this, once `server` and `kernel` have been used.
         """
-        number = next(self._numbers)
-        directory = self._evidence / f"{number:03d}-{_file_name(name)}"
+        number, directory = self.evidence.place(name)
         try:
             with self._on(
                 settings, f"{number}{label}", directory, saved=saved, savable=savable
             ) as machine:
                 yield machine
         finally:
-            self._written.append(directory)
+            self.evidence.complete(directory)
 
     def prepare(
         self, settings: MachineSettings, *, user: User, isolation: Isolation | None = None
@@ -281,8 +281,7 @@ class Session:
 
         Its evidence goes with it, unless `assign` was called for it.
         """
-        number = next(self._numbers)
-        directory = self._evidence / f"{number:03d}-standby"
+        number, directory = self.evidence.place("standby")
         # Not there any more if it has had a user: then it has that one's name.
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -290,13 +289,11 @@ class Session:
 
     def assign(self, machine: Machine, name: str) -> None:
         """A machine that stood by has a user from now on: its evidence has that one's name."""
-        before = machine.evidence_directory
-        number = before.name.partition("-")[0]
-        machine.evidence_directory = before.rename(before.with_name(f"{number}-{_file_name(name)}"))
+        machine.evidence_directory = self.evidence.rename(machine.evidence_directory, name)
 
     def end_assigned(self, machine: Machine) -> None:
         """Such a machine is off, and its evidence is complete. Any thread may call this."""
-        self._written.append(machine.evidence_directory)
+        self.evidence.complete(machine.evidence_directory)
 
     def forgive_boot(self, machine: Machine) -> None:
         """What the kernel said when it booted counts once, as on a machine that is shared."""
@@ -375,8 +372,7 @@ class Session:
     def ipxe(self, config: Config, *, name: str) -> Iterator[IpxeMachine]:
         """A pristine machine at iPXE's prompt, under `config`; no other one is on meanwhile."""
         self.power_off()
-        number = next(self._numbers)
-        directory = self._evidence / f"{number:03d}-{_file_name(name)}"
+        number, directory = self.evidence.place(name)
         try:
             with power_on_ipxe(
                 self.backend,
@@ -387,17 +383,25 @@ class Session:
             ) as machine:
                 yield machine
         finally:
-            self._written.append(directory)
-
-    def evidence_for(self, name: str) -> Path:
-        """A directory of its own for what is not one of this session's machines."""
-        return self._evidence / f"{next(self._numbers):03d}-{_file_name(name)}"
+            self.evidence.complete(directory)
 
     def clear_faults(self) -> None:
         """Have the boot server do right again, if there is one."""
         if "server" in vars(self):
             self.server.clear_faults()
 
+    def leave_boots(self) -> None:
+        """Have all boots end in `BootCancelled`, now and later; return when no machine is on.
+
+        Another thread calls this, so that `close` need not wait for them.
+        """
+        self._left = True
+        while self._on_now:
+            for machine in tuple(self._on_now):
+                machine.follower.cancel()
+            time.sleep(_LEAVE_POLL_S)
+
+    @contextlib.contextmanager
     def _on(
         self,
         settings: MachineSettings,
@@ -406,9 +410,11 @@ class Session:
         *,
         saved: SavedMachine | None,
         savable: bool = False,
-    ) -> contextlib.AbstractContextManager[Machine]:
+    ) -> Iterator[Machine]:
         """A machine that is on for the length of the ``with``."""
-        return power_on(
+        if self._left:
+            raise BootCancelled("no more machines are started")
+        with power_on(
             self.backend,
             self.server,
             self.kernel,
@@ -416,7 +422,12 @@ class Session:
             evidence_directory=directory,
             saved=saved,
             savable=savable,
-        )
+        ) as machine:
+            self._on_now.append(machine)
+            try:
+                yield machine
+            finally:
+                self._on_now.remove(machine)
 
     def _begin_use(self, request: _Request, machine: Machine, power: contextlib.ExitStack) -> None:
         """Hand a machine out: once it is ready, it is the one that is on, and has `power`."""
@@ -457,9 +468,8 @@ class Session:
         return running
 
     def tell_of_evidence(self) -> None:
-        """Call `on_evidence` for machines that are off by now; raise what went wrong with that."""
-        while self._written:
-            self.on_evidence(self._written.popleft())
+        """Tell of machines that are off by now; raise what went wrong with that."""
+        self.evidence.tell()
         ended = [each for each in self._ending if each.done()]
         self._ending = [each for each in self._ending if each not in ended]
         for each in ended:
@@ -504,8 +514,3 @@ def open_session(
         yield session
     finally:
         session.close()
-
-
-def _file_name(name: str) -> str:
-    """`name` as a part of a path: readable, short, and without surprises."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-80:] or "boot"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,14 @@ import pytest
 
 from kboot.config import Config
 from kboot.deadline import Deadline
-from kboot.errors import CommandFailed, ConfigError, GuestError, GuestTimeout, KernelCrash
+from kboot.errors import (
+    CommandFailed,
+    ConfigError,
+    GuestError,
+    GuestTimeout,
+    InfraError,
+    KernelCrash,
+)
 from kboot.fleet import Fleet, open_fleet, read_roles
 from kboot.fleet.fleet import combined
 from kboot.fleet.layout import select
@@ -32,16 +40,22 @@ COMMANDS: dict[str, Answer] = {
 }
 
 
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    directory = tmp_path_factory.mktemp("fleet")
+@contextlib.contextmanager
+def fleet_of(directory: Path, chosen: dict[str, Any]) -> Iterator[Fleet]:
     kernel = write_kernel(directory / "vmlinuz", "6.99.1-mine")
     config = Config(kernel=str(kernel), isolation="none")
-    roles = read_roles({"control": 1, "worker": 3})
+    roles = read_roles(chosen)
+    backend = FakeBackend(commands=COMMANDS)
     with (
-        open_session(config, evidence=directory, backend=FakeBackend(commands=COMMANDS)) as session,
+        open_session(config, evidence=directory / "e", backend=backend) as session,
         open_fleet(session, roles, {role.name: config for role in roles}) as fleet,
     ):
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with fleet_of(tmp_path_factory.mktemp("fleet"), {"control": 1, "worker": 3}) as fleet:
         yield fleet
 
 
@@ -72,6 +86,7 @@ def test_roles_are_numbers_or_settings_with_a_count() -> None:
         ({"w-": 1}, "cannot be the name"),
         ({"worker": 201}, "at most 200"),
         ({"a" * 21: 1}, "cannot be the name"),
+        ({"w": 1, "w-1": 1}, "the role w-1 is called as a machine of another role"),
     ],
 )
 def test_a_mistake_in_a_fleet_is_named(chosen: dict[str, Any], complaint: str) -> None:
@@ -95,6 +110,8 @@ def test_a_fleet_is_its_machines(fleet: Fleet) -> None:
     assert fleet.role("worker").names == fleet.roles["worker"]
     with pytest.raises(ConfigError, match="no machine worker-4"):
         _ = fleet["worker-4"]
+    with pytest.raises(ConfigError, match=r"worker is a role: fleet.role\('worker'\)"):
+        _ = fleet["worker"]
 
 
 def test_a_group_does_what_a_machine_does_and_answers_by_name(fleet: Fleet) -> None:
@@ -115,15 +132,7 @@ def test_what_is_wrong_with_one_machine_has_its_name(fleet: Fleet) -> None:
 
 
 def test_a_crash_is_one_machines_blame(tmp_path: Path) -> None:
-    kernel = write_kernel(tmp_path / "vmlinuz", "6.99.1-mine")
-    config = Config(kernel=str(kernel), isolation="none")
-    roles = read_roles({"worker": 2})
-    with (
-        open_session(
-            config, evidence=tmp_path / "e", backend=FakeBackend(commands=COMMANDS)
-        ) as session,
-        open_fleet(session, roles, {"worker": config}) as fleet,
-    ):
+    with fleet_of(tmp_path, {"worker": 2}) as fleet:
         fleet["worker-2"].guest.run("crash")
         for _ in Deadline(20).poll(0.01):
             if fleet["worker-2"].console.fatal:
@@ -134,15 +143,7 @@ def test_a_crash_is_one_machines_blame(tmp_path: Path) -> None:
 
 
 def test_a_group_that_panics_comes_back(tmp_path: Path) -> None:
-    kernel = write_kernel(tmp_path / "vmlinuz", "6.99.1-mine")
-    config = Config(kernel=str(kernel), isolation="none")
-    roles = read_roles({"worker": 2})
-    with (
-        open_session(
-            config, evidence=tmp_path / "e", backend=FakeBackend(commands=COMMANDS)
-        ) as session,
-        open_fleet(session, roles, {"worker": config}) as fleet,
-    ):
+    with fleet_of(tmp_path, {"worker": 2}) as fleet:
         workers = fleet.role("worker")
         workers.panic()
         workers.wait_for_reboot()
@@ -190,6 +191,43 @@ def test_partitions_do_not_reach_each_other(fleet: Fleet) -> None:
     assert network.paths == {}
 
 
+def test_who_is_on_two_sides_is_the_bridge_between_them(fleet: Fleet) -> None:
+    network = network_of(fleet)
+    with fleet.partition({"control", "worker-1"}, {"worker-1", "worker-2"}):
+        assert set(network.paths) == {("control-1", "worker-2"), ("worker-2", "control-1")}
+    with fleet.partition("control", "worker"):
+        assert len(network.paths) == 6
+
+
+def test_a_partition_that_parts_nobody_is_a_mistake(fleet: Fleet) -> None:
+    for groups in ((), ({"control"},), ("worker", "worker-1")):
+        with pytest.raises(ConfigError, match="part no machines"), fleet.partition(*groups):
+            pass
+
+
+def test_what_ended_a_cut_is_told_and_not_what_its_end_met(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of(fleet)
+
+    def fail(*_arguments: object, up: bool) -> dict[str, float]:
+        raise InfraError("worker-1: the host is gone")
+
+    def cut_and_fail() -> None:
+        with fleet.cut("worker"):
+            monkeypatch.setattr(network, "set_links", fail)
+            raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match="mine") as caught:
+        cut_and_fail()
+    assert caught.value.__notes__ == ["and worker-1: the host is gone"]
+    monkeypatch.undo()
+    # It is not taken for one that is cut still.
+    with fleet.cut("worker"):
+        pass
+    assert network.pulled == set()
+
+
 def test_one_direction_alone_is_impaired(fleet: Fleet) -> None:
     network = network_of(fleet)
     with fleet.impair("control", toward="worker", loss=1):
@@ -216,6 +254,9 @@ def test_mistakes_about_the_network_are_named(fleet: Fleet) -> None:
         pass
     with pytest.raises(ConfigError, match=r"loss=1\.5"), fleet.impair("worker", loss=1.5):
         pass
+    for delay in (-1, 601, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="delay="), fleet.impair("worker", delay=delay):
+            pass
 
 
 # ---------------------------------------------------------------------------------------- recovery
@@ -238,6 +279,30 @@ def test_waiting_in_vain_says_what_was_wrong_last(fleet: Fleet) -> None:
 
     with pytest.raises(GuestTimeout, match=r"leader_is_there did not hold within 0\.1 s.*no lead"):
         fleet.wait_until(leader_is_there, timeout=0.1)
+
+
+def test_waiting_ends_at_once_with_a_mistake_or_a_crash(tmp_path: Path, fleet: Fleet) -> None:
+    with pytest.raises(ConfigError, match="no machine worker-9"):
+        fleet.wait_until(lambda: fleet["worker-9"], timeout=600)
+    with fleet_of(tmp_path, {"worker": 2}) as other:
+        other["worker-2"].guest.run("crash")
+        with pytest.raises(KernelCrash, match=r"^worker-2: "):
+            other.wait_until(
+                lambda: other["worker-1"].guest.run("false").exit_status == 0, timeout=600
+            )
+
+
+def test_a_condition_is_looked_at_once_and_named(fleet: Fleet) -> None:
+    assert fleet.wait_until(lambda: True, timeout=0) >= 0
+    with pytest.raises(GuestTimeout, match=r"the lambda in test_fleet\.py:\d+ did not hold"):
+        fleet.wait_until(lambda: False, timeout=0)
+
+
+def test_a_round_has_to_tell_a_time(fleet: Fleet) -> None:
+    with pytest.raises(ConfigError, match="rounds=0"):
+        fleet.measure(lambda: 1.0, rounds=0)
+    with pytest.raises(ConfigError, match="returned None: it has to return seconds"):
+        fleet.measure(lambda: None, rounds=1)  # type: ignore[arg-type, return-value]
 
 
 def test_a_recovery_time_has_an_interval(fleet: Fleet) -> None:

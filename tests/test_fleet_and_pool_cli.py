@@ -61,8 +61,8 @@ def left_of(runs: Path) -> list[Path]:
     return list((runs / "kboot").iterdir())
 
 
-def test_a_fleet_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -> None:
-    options = (f"--kernel={debian_kernel}", "--accel=tcg")
+def test_a_fleet_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> None:
+    options = (f"--kernel={quick_kernel}", "--accel=tcg")
     up: list[dict[str, Any]] = json.loads(
         user.type("fleet", "up", "lab", "--role=a=1", "--role=b=1", *options, "--json")
     )
@@ -79,6 +79,21 @@ def test_a_fleet_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -
     assert cut.returncode == 1
     assert cut.stdout == "a-1  [exit status 1]\n"
     assert user.type("fleet", "heal", "lab") == "healed: b-1\n"
+    # A command is under way for longer than all that follows.
+    with subprocess.Popen(
+        user.command("fleet", "exec", "lab", "a", "--timeout=600", "--", "sleep 600"),
+        cwd=user.home,
+        env=user.environ,
+    ) as load:
+        assert user.type("fleet", "cut", "lab", "a").startswith("cut: a-1; ")
+        assert user.type("fleet", "heal", "lab") == "healed: a-1\n"
+        crash = "[ $(hostname) = b-1 ] && echo c >/proc/sysrq-trigger; printf '\\377'"
+        said = user.try_("fleet", "exec", "lab", "b", "--", crash)
+        assert (said.returncode, said.stdout) == (1, "")
+        assert said.stderr.startswith("kboot: error: b-1: panic: sysrq")
+        assert user.type("fleet", "restart", "lab", "b") == "restarted: b-1\n"
+        assert user.type("fleet", "exec", "lab", "b", "--", "hostname") == "b-1  b-1\n"
+        load.kill()
     kept = user.type("fleet", "down", "lab")
     assert kept.startswith("lab: stopped")
     assert list(Path(kept.rpartition(": ")[2].strip()).glob("*-a-1/serial.log"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kboot.config import Config
+from kboot.errors import InfraError
 from kboot.fleet import Fleet, open_fleet, read_roles
 from kboot.rootfs import overlay_initramfs
 from kboot.session import open_session
@@ -37,10 +40,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fleet(
-    debian_kernel: Path, image: Path, tmp_path_factory: pytest.TempPathFactory
+    quick_kernel: Path, image: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fleet]:
     config = Config(
-        kernel=str(debian_kernel),
+        kernel=str(quick_kernel),
         accel="tcg",
         firmware_start="saved",
         initrd=(overlay_initramfs(SECRETS),),
@@ -51,6 +54,13 @@ def fleet(
         open_fleet(session, ROLES, {role.name: config for role in ROLES}) as fleet,
     ):
         yield fleet
+
+
+#: Prints 1 if the cable of the card on the fleet's network is plugged in, else 0.
+CARRIER = (
+    "for each in /sys/class/net/*; do read mac <$each/address; "
+    "case $mac in 52:54:00:6b:66:*) cat $each/carrier;; esac; done"
+)
 
 
 def mesh(fleet: Fleet) -> set[tuple[str, str]]:
@@ -120,10 +130,7 @@ def test_a_role_is_cut_off_at_once_and_healed(fleet: Fleet) -> None:
     with fleet.cut("worker") as cut:
         assert cut.machines == ("worker-1", "worker-2")
         assert fleet.reachable(timeout=1) == set()
-        carriers = fleet.role("worker").succeed(
-            "for each in /sys/class/net/*; do read mac <$each/address; "
-            "case $mac in 52:54:00:6b:66:*) cat $each/carrier;; esac; done"
-        )
+        carriers = fleet.role("worker").succeed(CARRIER)
         assert carriers == {"worker-1": "0\n", "worker-2": "0\n"}
     assert cut.plugged
     recovered(fleet)
@@ -140,7 +147,7 @@ def test_frames_are_lost_in_one_direction_and_late_in_both(fleet: Fleet) -> None
     control = fleet["control-1"].guest
     with fleet.impair("worker-1", toward="control", loss=1):
         # It is asked, and its answer is lost.
-        assert control.run("ping -c 1 -w 1 worker-1").exit_status == 1
+        assert control.run("ping -c 1 -w 1 -W 1 worker-1").exit_status == 1
         control.succeed("ping -c 1 -w 5 worker-2")
     with fleet.impair("worker-1", delay=0.2):
         answer = control.succeed("ping -c 2 -w 10 worker-1")
@@ -149,8 +156,22 @@ def test_frames_are_lost_in_one_direction_and_late_in_both(fleet: Fleet) -> None
         assert min(times) >= 400
 
 
-def test_a_machine_that_was_restarted_is_the_same_member(fleet: Fleet) -> None:
-    fleet["worker-2"].restart()
+def test_a_machine_that_is_powered_on_again_in_a_cut_is_the_same_member_and_stays_cut_off(
+    fleet: Fleet,
+) -> None:
+    worker = fleet["worker-2"]
+    with fleet.cut("worker"):
+        os.kill(worker.vm.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        with pytest.raises(InfraError, match=r"^worker-2: QEMU was killed by signal 9"):
+            fleet.role("worker").run("true")
+        with fleet.cut("worker-2"):
+            # Nothing is left to be pulled.
+            pass
+        worker.restart()
+        assert worker.guest.succeed(CARRIER) == "0\n"
+        assert fleet.reachable(timeout=1) == set()
     recovered(fleet)
-    assert fleet["worker-2"].guest.succeed("hostname") == "worker-2\n"
+    fleet.check_reports()
+    # The same member as before.
+    assert worker.guest.succeed("hostname") == "worker-2\n"
     fleet.check_reports()

@@ -6,12 +6,14 @@ import inspect
 import re
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from kboot.config import SETTINGS
-from kboot.machine import settings_for
+from kboot.config import SETTINGS, Config
+from kboot.machine import settings as settings_module
+from kboot.machine_spec import MachineSpec
 from kboot.plugin.options import OF_MACHINES
 from kboot.plugin.reporting import hide_our_frames
 
@@ -108,11 +110,13 @@ def test_a_mistake_in_a_marker_ends_the_run_before_it_starts(
 
 
 def test_every_setting_that_makes_a_machine_can_be_chosen_by_a_test() -> None:
-    used = set(re.findall(r"config\.(\w+)", inspect.getsource(settings_for)))
+    used = set(re.findall(r"config\.(\w+)", inspect.getsource(settings_module)))
+    used |= {each.name for each in fields(MachineSpec)} & {each.name for each in fields(Config)}
     names = {setting.name for setting in SETTINGS if setting.field in used}
     assert len(names) == len(used) > 5
-    # Where files are fetched from changes no machine; a patch is of the whole run.
-    assert names - {"debian_mirror", "cluster_patch"} <= OF_MACHINES
+    # Where files are fetched from changes no machine; the others are of the whole run.
+    of_run = {"debian_mirror", "cluster_patch", "kernel", "boot"}
+    assert names - of_run <= OF_MACHINES
 
 
 def test_kernel_alone_runs_the_acceptance_suite_beside_the_projects_tests(

@@ -161,6 +161,15 @@ def test_a_frame_is_late_and_lost_when_its_path_is_cut_meanwhile(wired: Wired) -
     assert wired.b.waiting() == []
 
 
+def test_a_frame_that_comes_in_weeks_holds_nobody_up(wired: Wired) -> None:
+    wired.segment.set_paths({("a", "b"): PathCondition(delay_s=1e7)})
+    wired.a.send(wired.b.address, b"late")
+    wired.a.send(wired.c.address, b"for c")
+    assert wired.c.receive() == b"for c"
+    wired.settle()
+    assert wired.b.waiting() == []
+
+
 def test_who_does_not_listen_loses_frames_and_holds_nobody_up(wired: Wired) -> None:
     for _ in range(3000):
         wired.a.send(wired.b.address, bytes(1400))
@@ -204,6 +213,20 @@ def test_a_segment_has_an_end(tmp_path: Path) -> None:
         open_segment(tmp_path, members, Deadline(20)),
     ):
         pass
+
+
+def test_as_many_machines_as_there_may_be_are_cut_off_at_once(tmp_path: Path) -> None:
+    members = [f"machine-{number}" for number in range(200)]
+    machines = {member: cast(VirtualMachine, object()) for member in members}
+    with open_segment(tmp_path, members, Deadline(20)) as segment:
+        one, other = Card(segment, "machine-0"), Card(segment, "machine-199")
+        with one.socket, other.socket:
+            assert len(segment.set_links(machines, up=False)) == 200
+            one.send(EVERYBODY, b"lost")
+            assert segment.counts()["machine-0"]["in"] == 1
+            segment.set_links(machines, up=True)
+            one.send(EVERYBODY, b"comes")
+            assert other.receive() == b"comes"
 
 
 def test_the_switch_leaves_with_the_segment(tmp_path: Path) -> None:

@@ -50,10 +50,10 @@ Examples:
 def up(*, name: str, roles: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Start the fleet NAME; it runs until kboot fleet down."""
     from kboot import service  # noqa: PLC0415  --help does not need them
-    from kboot.fleet.fleet import naming  # noqa: PLC0415
     from kboot.fleet.layout import read_roles  # noqa: PLC0415
     from kboot.fleet.service import KIND, configs_of  # noqa: PLC0415
     from kboot.machine import kernel_of, settings_for  # noqa: PLC0415
+    from kboot.machine_network import naming  # noqa: PLC0415
 
     chosen = parse_roles(roles)
     given = {key: value for key, value in options.items() if value not in (None, ())}
@@ -66,7 +66,12 @@ def up(*, name: str, roles: tuple[str, ...], as_json: bool, **options: Any) -> N
     found = service.find(KIND, name)
     order = {"roles": chosen, "options": given, "directory": str(Path.cwd())}
     service.launch(found, "kboot.fleet.service", order)
-    _show(service.ask(found, "status"), as_json=as_json)
+    machines = service.ask(found, "wait", on_event=_tell)
+    _show(machines, as_json=as_json)
+
+
+def _tell(event: dict[str, Any]) -> None:
+    click.echo(event["what"], err=True)
 
 
 @fleet.command()
@@ -96,20 +101,55 @@ def list_fleets() -> None:
 def exec_command(
     context: click.Context, *, name: str, names: tuple[str, ...], timeout: float, as_json: bool
 ) -> None:
-    """Run COMMAND in the guests of these roles or machines, or of all, at the same time."""
+    """Run COMMAND in the guests of these roles or machines, or of all, at the same time.
+
+    Exits with 1 if it failed in one of them, or if something is wrong with one, and with 3 if the
+    host is at fault.
+    """
     words = words_behind_dashes(context)
     command = words[0] if len(words) == 1 else shlex.join(words)
     results = _ask(name, "exec", names=names, command=command, timeout=timeout)
+    for result in results.values():
+        for stream in {"stdout", "stderr"} & result.keys():
+            result[stream] = result[stream].encode("latin-1").decode(errors="replace")
     if as_json:
         print_json(results)
     else:
         width = max(map(len, results), default=0)
         for machine, result in results.items():
+            if "error" in result:
+                continue
             for line in (result["stdout"] + result["stderr"]).splitlines():
                 click.echo(f"{machine:<{width}}  {line}")
             if result["exit_status"]:
                 click.echo(f"{machine:<{width}}  [exit status {result['exit_status']}]")
-    context.exit(int(any(result["exit_status"] for result in results.values())))
+    failed = any(result.get("exit_status") for result in results.values())
+    context.exit(max(int(failed), _tell_errors(results)))
+
+
+@fleet.command()
+@_name
+@click.argument("names", nargs=-1, metavar="[ROLE|MACHINE]...")
+@click.pass_context
+def restart(context: click.Context, *, name: str, names: tuple[str, ...]) -> None:
+    """Power these roles or machines off and on, or all, and wait until they are back.
+
+    So one comes back that has crashed, or has switched itself off.
+    """
+    results = _ask(name, "restart", names=names)
+    if back := [machine for machine, result in results.items() if "error" not in result]:
+        click.echo(f"restarted: {', '.join(back)}")
+    context.exit(_tell_errors(results))
+
+
+def _tell_errors(results: dict[str, Any]) -> int:
+    """Tell what is wrong with some machines; what to exit with for that."""
+    code = 0
+    for machine, result in results.items():
+        if error := result.get("error"):
+            click.echo(f"kboot: error: {machine}: {error['message']}", err=True)
+            code = max(code, error["exit_code"])
+    return code
 
 
 @fleet.command()

@@ -14,7 +14,14 @@ from kboot.disks.kept import (
     kept_disks,
     remove_kept,
 )
-from kboot.disks.partitions import Partition, boot_loaders, find_root, partitions
+from kboot.disks.partitions import (
+    Partition,
+    boot_loaders,
+    find_root,
+    named_root,
+    partitions,
+    reader,
+)
 
 __all__ = [
     "Image",
@@ -31,7 +38,9 @@ __all__ = [
     "keep",
     "kept_directory",
     "kept_disks",
+    "named_root",
     "partitions",
     "read_image",
+    "reader",
     "remove_kept",
 ]

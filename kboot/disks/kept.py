@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,13 @@ class KeptDisk:
     @property
     def size_bytes(self) -> int:
         """As the guest sees it; also while it is in use, when qemu-img would not look at it."""
-        # Offset 24 of a qcow2 header, big-endian: docs/interop/qcow2.txt.
-        with self.path.open("rb") as file:
+        return self.size_in(self.path)
+
+    @staticmethod
+    def size_in(path: Path) -> int:
+        """The size that a qcow2 image has to a guest."""
+        # Offset 24 of the header, big-endian: docs/interop/qcow2.txt.
+        with path.open("rb") as file:
             return int.from_bytes(file.read(32)[24:32], "big")
 
     @property
@@ -79,7 +85,21 @@ def keep(machine: str, disk: Disk, below: Image | None, size_bytes: int) -> Path
             f"disk {disk.name} of {machine} was kept above another source ({source}); give that "
             f"one, or give up what the disk has: {remedy}"
         )
+    _require_size(machine, disk, path)
     return path
+
+
+def _require_size(machine: str, disk: Disk, path: Path) -> None:
+    """`ConfigError` if it is to have another size than the one that it was made with."""
+    wanted, has = disk.size_mib, KeptDisk.size_in(path) >> 20
+    if wanted is None or wanted == has:
+        return
+    remedy = f"give it size={has}M"
+    if wanted > has:
+        remedy += f", or make it larger: qemu-img resize {shlex.quote(str(path))} {wanted}M"
+    raise ConfigError(
+        f"disk {disk.name} of {machine} was kept with {has} MiB, not {wanted}: {remedy}"
+    )
 
 
 def kept_directory(machine: str) -> Path:
@@ -165,6 +185,11 @@ def clone_kept(disk: KeptDisk, name: str) -> Path:
     if target.exists():
         raise ConfigError(f"there is a disk {name} already; remove it: kboot disks rm {name}")
     image = read_image(disk.path, what=f"disk {disk.label}")
+    if not _is_above_the_same(disk.path, image):
+        raise ConfigError(
+            f"disk {disk.label}: {disk.source} has changed since it was made from it, so what the "
+            f"disk has is no more; put the old one back, or remove it: kboot disks rm {disk.label}"
+        )
     partial = _golden() / f".{name}.partial"
     try:
         convert(image, partial)
@@ -174,10 +199,21 @@ def clone_kept(disk: KeptDisk, name: str) -> Path:
     return target
 
 
+def _is_above_the_same(path: Path, image: Image) -> bool:
+    """Whether what is below a kept disk is what it was made from."""
+    before = _read_note(path).get("stamps") or []
+    return before == [_stamp(stamp) for stamp in image.stamps if stamp.path != path]
+
+
 def clone_of(name: str, *, what: str) -> Image:
     """The golden disk of this name. `ConfigError`, about `what`, if there is none."""
     path = _golden() / f"{name}{_SUFFIX}"
-    if "/" in name or not path.is_file():
+    if "/" in name:
+        raise ConfigError(
+            f"{what}: clone:{name} names a volume claim of another namespace, which a cluster has; "
+            "here, name a golden disk: kboot disks list"
+        )
+    if not path.is_file():
         there = ", ".join(disk.name for disk in _golden_disks()) or "none"
         raise ConfigError(
             f"{what}: there is no disk {name} to clone (there are: {there}); make it of a kept "

@@ -5,24 +5,31 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar, overload
 
+from kboot.backend import VirtualMachine
+from kboot.config.parse import near
 from kboot.deadline import Deadline
-from kboot.errors import ConfigError, GuestTimeout, InfraError, KbootError
+from kboot.errors import ConfigError, GuestTimeout, InfraError, KbootError, KernelCrash
 from kboot.fleet.layout import Role, select
 from kboot.guest import CommandResult
 from kboot.log import logger
 from kboot.machine import Machine
-from kboot.machine_network import MachineNetwork, PathCondition
+from kboot.machine_network import MachineNetwork, PathCondition, naming, together
 from kboot.statistics import Median, median
 
 _T = TypeVar("_T")
 
 #: Between two looks of `Fleet.wait_until`.
 _POLL_S = 0.05
+#: Frames that are late lie in the switch's memory until then.
+_LONGEST_DELAY_S = 600.0
+
+#: Names of roles or machines, or one of them.
+Names = str | Collection[str]
 
 
 class Group:
@@ -52,7 +59,7 @@ class Group:
 
         If it raises, the first error is raised when all are done, with its machine's name.
         """
-        return together(self.names, lambda name: function(self._machines[name]), len(self))
+        return together(self.names, lambda name: function(self._machines[name]))
 
     def run(
         self, command: str, *, timeout: float | None = None, check: bool = False
@@ -147,7 +154,11 @@ class Fleet:
 
     def __getitem__(self, name: str) -> Machine:
         if name not in self._machines:
-            raise ConfigError(f"no machine {name} in this fleet; it has: {', '.join(self.names)}")
+            role = f"; {name} is a role: fleet.role({name!r})" if name in self.roles else ""
+            raise ConfigError(
+                f"no machine {name} in this fleet{role}{near(name, self.names)}; "
+                f"it has: {', '.join(self.names)}"
+            )
         return self._machines[name]
 
     def __iter__(self) -> Iterator[Machine]:
@@ -172,7 +183,8 @@ class Fleet:
     def cut(self, *names: str) -> Iterator[Cut]:
         """Within the ``with``, these machines' cables are pulled: all of them at one instant.
 
-        `names` are of roles or machines. However the block ends, they are plugged in then.
+        `names` are of roles or machines. However the block ends, they are plugged in then. Who is
+        off has no network anyway, and stays cut off when it is powered on meanwhile.
         """
         chosen = self._chosen(names)
         machines = {name: self._machines[name].vm for name in chosen}
@@ -183,28 +195,40 @@ class Fleet:
             cut.pulled = self._network.set_links(machines, up=False)
             logger.info("cut %s, %.1f ms apart", ", ".join(chosen), 1000 * cut.skew_s)
             yield cut
-        finally:
-            for name in chosen:
-                self._pulled[name] -= 1
-            free = {name: vm for name, vm in machines.items() if not self._pulled[name]}
-            cut.plugged = self._network.set_links(free, up=True)
+        except BaseException as error:
+            # What has ended the block says more than a machine that cannot be plugged in.
+            try:
+                self._plug_in(cut, machines)
+            except KbootError as also:
+                error.add_note(f"and {also}")
+            raise
+        else:
+            self._plug_in(cut, machines)
+
+    def _plug_in(self, cut: Cut, machines: Mapping[str, VirtualMachine]) -> None:
+        for name in machines:
+            self._pulled[name] -= 1
+        free = {name: vm for name, vm in machines.items() if not self._pulled[name]}
+        cut.plugged = self._network.set_links(free, up=True)
 
     @contextlib.contextmanager
-    def partition(self, *groups: set[str] | tuple[str, ...] | list[str]) -> Iterator[float]:
-        """Within the ``with``, machines of different groups do not reach each other.
+    def partition(self, *groups: Names) -> Iterator[float]:
+        """Within the ``with``, machines that have no group in common do not reach each other.
 
-        Groups are names of roles or machines; who is in none reaches all. All paths are cut at the
-        moment that is given, in monotonic seconds. `ConfigError` where the backend cannot do it.
+        Groups are names of roles or machines. Who is in several is the bridge between them, and who
+        is in none reaches all. All paths are cut at the moment that is given, in monotonic seconds.
+        `ConfigError` where the backend cannot do it, or if all machines reach each other.
         """
-        sides = [self._chosen(tuple(group)) for group in groups]
+        sides = [self._chosen(_as_tuple(group)) for group in groups]
+        joined = {pair for side in sides for pair in itertools.permutations(side, 2)}
+        placed = dict.fromkeys(itertools.chain(*sides))
         lost = PathCondition(loss=1.0)
-        paths = {
-            (a, b): lost
-            for one, other in itertools.permutations(sides, 2)
-            for a in one
-            for b in other
-            if a != b
-        }
+        paths = {pair: lost for pair in itertools.permutations(placed, 2) if pair not in joined}
+        if not paths:
+            raise ConfigError(
+                "these groups part no machines: name two or more, as partition({'a-1'}, {'b'}); "
+                "to part some from all others: impair('a-1', loss=1)"
+            )
         with self._under(paths) as at:
             yield at
 
@@ -212,7 +236,7 @@ class Fleet:
     def impair(
         self,
         *names: str,
-        toward: str | Sequence[str] | None = None,
+        toward: Names | None = None,
         loss: float = 0.0,
         delay: float = 0.0,
     ) -> Iterator[float]:
@@ -222,14 +246,16 @@ class Fleet:
         only what these machines send to those, and not what comes back. `ConfigError` where the
         backend cannot do it.
         """
-        if not 0 <= loss <= 1 or delay < 0:
-            raise ConfigError(f"loss={loss:g}, delay={delay:g}: a share of 0 to 1, and seconds")
+        if not 0 <= loss <= 1 or not 0 <= delay <= _LONGEST_DELAY_S:
+            raise ConfigError(
+                f"loss={loss:g}, delay={delay:g}: a share of 0 to 1, and seconds, "
+                f"{_LONGEST_DELAY_S:g} at most"
+            )
         chosen = self._chosen(names)
-        targets = (toward,) if isinstance(toward, str) else toward
-        others = self.names if targets is None else self._chosen(tuple(targets))
+        others = self.names if toward is None else self._chosen(_as_tuple(toward))
         condition = PathCondition(loss=loss, delay_s=delay)
         paths = {(a, b): condition for a in chosen for b in others if a != b}
-        if targets is None:
+        if toward is None:
             paths |= {(b, a): condition for a, b in paths}
         with self._under(paths) as at:
             yield at
@@ -245,12 +271,14 @@ class Fleet:
             others = " ".join(other for other in self.names if other != name)
             answer = machine.guest.succeed(
                 f"for each in {others}; do "
-                f"{{ ping -c 1 -w {limit} $each >/dev/null 2>&1 && echo $each; }} & done; wait",
+                # With busybox's, -W is for the last answer, 10 s unless given.
+                f"{{ ping -c 1 -w {limit} -W {limit} $each >/dev/null 2>&1 && echo $each; }} & "
+                "done; wait",
                 timeout=limit + 60,
             )
             return {(name, other) for other in answer.split()}
 
-        found = together(self.names, lambda name: asked(self[name], name), len(self))
+        found = together(self.names, lambda name: asked(self[name], name))
         return set().union(*found.values())
 
     # ------------------------------------------------------------------------------------ recovery
@@ -258,20 +286,31 @@ class Fleet:
     def wait_until(self, predicate: Callable[[], object], *, timeout: float) -> float:
         """Wait until `predicate` returns something true; the seconds that took.
 
-        What it raises counts as "not yet". `GuestTimeout` after `timeout` seconds, with that.
+        An error of a guest in it and a failed assertion count as "not yet". `GuestTimeout` after
+        `timeout` seconds, with what that was; it is called at least once, and none of its calls is
+        cut short. `KernelCrash` as soon as a kernel has crashed that nobody expected to.
         """
-        start, last = time.monotonic(), ""
-        for _ in Deadline(timeout).poll(_POLL_S):
+        start, last, deadline = time.monotonic(), "", Deadline(timeout)
+        while True:
             try:
                 if predicate():
                     return time.monotonic() - start
                 last = ""
-            except InfraError:
+            except (ConfigError, InfraError, KernelCrash):
                 raise
             except (KbootError, AssertionError) as error:
                 last = f"; the last time: {error}"
-        name = getattr(predicate, "__name__", str(predicate))
-        raise GuestTimeout(f"{name} did not hold within {timeout:g} s{last}")
+            self._raise_crash()
+            if deadline.expired:
+                break
+            time.sleep(min(_POLL_S, deadline.remaining))
+        raise GuestTimeout(f"{_described(predicate)} did not hold within {timeout:g} s{last}")
+
+    def _raise_crash(self) -> None:
+        for name, machine in self._machines.items():
+            if machine.console.fatal:
+                with naming(name):
+                    machine.check()
 
     @overload
     def measure(self, round_: Callable[[], float], *, rounds: int) -> Median: ...
@@ -288,7 +327,15 @@ class Fleet:
 
         Or several seconds by name, and then it is these by name.
         """
+        if rounds < 1:
+            raise ConfigError(f"rounds={rounds}: it has to be 1 or more")
         found = [round_() for _ in range(rounds)]
+        for each in found:
+            if not isinstance(each, int | float | Mapping):
+                raise ConfigError(
+                    f"{_described(round_)} returned {each!r}: it has to return seconds, or "
+                    "several by name"
+                )
         several = [each for each in found if isinstance(each, Mapping)]
         if several:
             return {name: median([each[name] for each in several]) for name in several[0]}
@@ -332,40 +379,13 @@ def combined(
     return found
 
 
-@contextlib.contextmanager
-def naming(name: str) -> Iterator[None]:
-    """What is raised within the ``with`` begins with the name of this machine or role."""
-    try:
-        yield
-    except KbootError as error:
-        _name(error, name)
-        raise
+def _as_tuple(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _name(error: BaseException, name: str) -> None:
-    if isinstance(error, KbootError):
-        error.args = (f"{name}: {error}", *error.args[1:])
-
-
-def together(names: Sequence[str], function: Callable[[str], _T], at_once: int) -> dict[str, _T]:
-    """Call `function` with each name, so many at a time; what it returned, by name.
-
-    When all are done, the first error is raised, with its name; the others are noted in it.
-    """
-    if not names:
-        return {}
-    if len(names) == 1:
-        # Nobody is waited for, so Ctrl-C ends it at once.
-        with naming(names[0]):
-            return {names[0]: function(names[0])}
-    with ThreadPoolExecutor(max_workers=max(1, at_once)) as pool:
-        futures = {name: pool.submit(function, name) for name in names}
-    errors = {name: error for name, each in futures.items() if (error := each.exception())}
-    for name, error in errors.items():
-        _name(error, name)
-    if errors:
-        first, *others = errors.values()
-        for other in others:
-            first.add_note(f"and {other}")
-        raise first
-    return {name: each.result() for name, each in futures.items()}
+def _described(function: Callable[[], object]) -> str:
+    """What a function is called in messages; a lambda has no name."""
+    code = getattr(function, "__code__", None)
+    if code and code.co_name == "<lambda>":
+        return f"the lambda in {Path(code.co_filename).name}:{code.co_firstlineno}"
+    return str(getattr(function, "__name__", function))

@@ -44,6 +44,11 @@ def read_roles(chosen: Mapping[str, object]) -> tuple[Role, ...]:
     names = [member for role in roles for member in role.members]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"two roles have a machine called {', '.join(sorted(twice))}")
+    for role in roles:
+        if role.name in names:
+            raise ConfigError(
+                f"the role {role.name} is called as a machine of another role is; rename one"
+            )
     return roles
 
 

@@ -6,18 +6,21 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kboot import rpc, service
 from kboot.config import Config, load
 from kboot.errors import ConfigError, InfraError, KbootError
-from kboot.fleet.fleet import Fleet, naming
-from kboot.fleet.layout import Role, read_roles
+from kboot.fleet.fleet import Fleet
+from kboot.fleet.layout import Role, members_of, read_roles
 from kboot.fleet.start import open_fleet
+from kboot.machine import Machine
+from kboot.machine.follower import BootCancelled
+from kboot.machine_network import naming, together
 from kboot.rpc import Request
-from kboot.session import open_session
+from kboot.session import Session, open_session
 from kboot.state import evidence_directory
 
 KIND = service.Kind(name="fleet", command="kboot fleet")
@@ -45,25 +48,41 @@ class FleetServer:
         self._up = threading.Event()
         self._fleet: Fleet
         self._evidence: Path
-        #: One thing at a time is done with the machines.
-        self._lock = threading.Lock()
-        #: The cuts that hold, the last one ended first.
+        self._roles: tuple[Role, ...] = read_roles(server.order["roles"])
+        #: Those that were powered on so far.
+        self._started: list[Machine] = []
+        #: A guest does one thing at a time; its network may be cut meanwhile.
+        self._busy = {member: threading.Lock() for member in members_of(self._roles)}
+        #: The cuts that hold, the last one ended first; for one client at a time.
         self._cuts = contextlib.ExitStack()
         self._cut: set[str] = set()
+        self._cutting = threading.Lock()
 
     def run(self) -> None:
         """Start the machines, and answer until it is to end."""
         order = self._server.order
-        roles = read_roles(order["roles"])
-        config, configs = configs_of(roles, order["options"], Path(order["directory"]))
+        config, configs = configs_of(self._roles, order["options"], Path(order["directory"]))
         name = self._server.service.name
         self._evidence = config.evidence or evidence_directory(f"fleet-{name}")
+        try:
+            with (
+                rpc.serving(self._server.service.path, self.answer),
+                open_session(config, evidence=self._evidence, prefix="f-") as session,
+            ):
+                # Who ends it while it starts does not wait for the boots.
+                self._server.on_stop = session.leave_boots
+                if not self._server.stopping.is_set():
+                    self._hold(session, configs)
+        except BootCancelled:
+            if not self._server.stopping.is_set():
+                raise
+
+    def _hold(self, session: Session, configs: Mapping[str, Config]) -> None:
         with (
-            rpc.serving(self._server.service.path, self.answer),
-            open_session(config, evidence=self._evidence, prefix="f-") as session,
-            open_fleet(session, roles, configs) as self._fleet,
+            open_fleet(session, self._roles, configs, on_machine=self._started.append) as fleet,
             self._cuts,
         ):
+            self._fleet = fleet
             self._up.set()
             self._server.stopping.wait()
 
@@ -71,21 +90,43 @@ class FleetServer:
         """Do what a client asks for, on its thread."""
         if request.verb == "stop":
             return self._down()
+        if request.verb == "status" and not self._up.is_set():
+            return self._status_of_start()
+        self._wait_until_up(request)
+        acts: dict[str, Callable[[Request], Any]] = {
+            "status": lambda _request: self._status(),
+            "wait": lambda _request: self._status(),
+            "exec": self._exec,
+            "restart": self._restart,
+            "cut": self._pull,
+            "heal": lambda _request: self._heal(),
+        }
+        if act := acts.get(request.verb):
+            return act(request)
+        raise ConfigError(f"a fleet cannot {request.verb}")
+
+    def _wait_until_up(self, request: Request) -> None:
+        told = -1
         while not self._up.wait(_LOOK_S):
             request.check_client()
             if self._server.stopping.is_set():
                 raise InfraError("the fleet is being stopped")
-        with self._lock:
-            match request.verb:
-                case "status":
-                    return self._status()
-                case "exec":
-                    return self._exec(request)
-                case "cut":
-                    return self._pull(request)
-                case "heal":
-                    return self._heal()
-        raise ConfigError(f"a fleet cannot {request.verb}")
+            ready = sum(machine.boot.ready for machine in tuple(self._started))
+            if ready != told and request.verb == "wait":
+                told = ready
+                request.send_event(
+                    {
+                        "event": "progress",
+                        "what": f"{ready} of {len(self._busy)} machines are ready",
+                    }
+                )
+
+    def _status_of_start(self) -> list[dict[str, Any]]:
+        unknown = {"address": "", "what": "", "restored": False, "boots": 0, "evidence": ""}
+        return [
+            {"name": member, "role": role.name, "state": "starting", **unknown}
+            for member, role in members_of(self._roles).items()
+        ]
 
     def _down(self) -> str:
         self._server.end()
@@ -117,31 +158,60 @@ class FleetServer:
         return found
 
     def _exec(self, request: Request) -> dict[str, Any]:
+        """The results by name; of a machine with which something is wrong, what that is."""
         command, timeout = request.text("command"), request.seconds("timeout")
-        results = self._group(request).run(command, timeout=timeout)
-        return {
-            name: {
+
+        def run(name: str) -> dict[str, Any]:
+            result = self._fleet[name].guest.run(command, timeout=timeout)
+            return {
                 "exit_status": result.exit_status,
-                "stdout": result.stdout,
-                "stderr": result.stderr,
+                "stdout": result.stdout_bytes.decode("latin-1"),
+                "stderr": result.stderr_bytes.decode("latin-1"),
             }
-            for name, result in results.items()
-        }
+
+        return self._each(request, run)
+
+    def _restart(self, request: Request) -> dict[str, Any]:
+        def restart(name: str) -> dict[str, Any]:
+            self._fleet[name].restart()
+            return {}
+
+        return self._each(request, restart)
+
+    def _each(
+        self, request: Request, function: Callable[[str], dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """Call `function` for the machines that are asked for, all at the same time.
+
+        What is wrong with one of them is its answer, and keeps nobody from having the others'.
+        """
+        names = request.arguments["names"]
+        chosen = self._fleet.role(*names).names if names else self._fleet.names
+
+        def answer(name: str) -> dict[str, Any]:
+            while not self._busy[name].acquire(timeout=_LOOK_S):
+                request.check_client()
+            try:
+                return function(name)
+            except KbootError as error:
+                return {"error": rpc.describe(error)}
+            finally:
+                self._busy[name].release()
+
+        return together(chosen, answer)
 
     def _pull(self, request: Request) -> dict[str, Any]:
-        cut = self._cuts.enter_context(self._fleet.cut(*request.arguments["names"]))
-        self._cut |= set(cut.machines)
-        return {"machines": cut.machines, "skew_s": cut.skew_s}
+        with self._cutting:
+            cut = self._cuts.enter_context(self._fleet.cut(*request.arguments["names"]))
+            self._cut |= set(cut.machines)
+            return {"machines": cut.machines, "skew_s": cut.skew_s}
 
     def _heal(self) -> list[str]:
-        healed = sorted(self._cut)
-        self._cuts.close()
-        self._cut.clear()
-        return healed
-
-    def _group(self, request: Request) -> Any:
-        names = request.arguments["names"]
-        return self._fleet.role(*names) if names else self._fleet.all
+        with self._cutting:
+            healed = [name for name in self._fleet.names if name in self._cut]
+            self._cut.clear()
+            self._cuts.close()
+            return healed
 
 
 if __name__ == "__main__":

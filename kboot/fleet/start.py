@@ -13,12 +13,15 @@ from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, GuestError, InfraError
 from kboot.fleet import identity
-from kboot.fleet.fleet import Fleet, naming, together
+from kboot.fleet.fleet import Fleet
 from kboot.fleet.layout import Role, members_of
 from kboot.log import logger, step
 from kboot.machine import Machine, MachineSettings
+from kboot.machine.follower import BootCancelled
+from kboot.machine.network_card import nic_model_for
 from kboot.machine.saved import SavedMachine
-from kboot.machine_network import MachineNetwork, NetworkBackend
+from kboot.machine_network import MachineNetwork, NetworkBackend, naming, together
+from kboot.network_cards import CARDS
 from kboot.rootfs import modules_there, overlay_initramfs
 from kboot.session import Session
 
@@ -82,7 +85,12 @@ def _settings_of(
     """The settings of a role's machines, which have what their network needs."""
     # What boots from its disk has its own.
     if config.boot != "disk":
-        drivers = modules_there(session.kernel, network.drivers)
+        needed = network.drivers
+        if needed is None:
+            model = nic_model_for(config, session.kernel, uses_network=True)
+            config = replace(config, nic_model=model)
+            needed = tuple(CARDS[model].drivers)
+        drivers = modules_there(session.kernel, needed)
         config = replace(config, module=tuple(dict.fromkeys((*config.module, *drivers))))
     settings = session.settings(config, host_name=host_name)
     if config.rootfs == "tiny" and network.interface(role.members[0]) is None:
@@ -128,7 +136,7 @@ class _Starter:
     def power_off(self) -> None:
         """Power all of them off, whatever goes wrong with some."""
         power, self._power = self._power, {}
-        together(list(power), lambda member: power[member].close(), max(1, len(power)))
+        together(list(power), lambda member: power[member].close())
 
     def _save_each(
         self, kinds: Mapping[str, MachineSettings]
@@ -169,6 +177,8 @@ class _Starter:
         if saved is not None:
             try:
                 self._power_on(member, kind, saved=saved)
+            except BootCancelled:
+                raise
             except (GuestError, InfraError) as error:
                 self._session.server.check()
                 logger.warning("%s: the saved machine does not run: %s", member, error)

@@ -10,7 +10,6 @@ import contextlib
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from kboot.backend import VirtualMachine
 from kboot.deadline import Deadline
@@ -20,7 +19,7 @@ from kboot.kubevirt.api import SERVICES, VMIS, Client
 from kboot.kubevirt.manifests import MEMBER_LABEL, NETWORK_LABEL, Run
 from kboot.kubevirt.watches import create_when_allowed
 from kboot.log import logger
-from kboot.machine_network import PathCondition
+from kboot.machine_network import PathCondition, together
 from kboot.machine_spec import Link
 
 _LIMIT_S = 30.0
@@ -38,9 +37,8 @@ class PodNetwork:
         self._domain = domain
 
     @property
-    def drivers(self) -> tuple[str, ...]:
-        """Of the card that it boots from."""
-        return ("e1000e",)
+    def drivers(self) -> None:
+        """Its card is the one that it boots from."""
 
     @property
     def search_domain(self) -> str:
@@ -75,14 +73,11 @@ class PodNetwork:
     def set_links(self, machines: Mapping[str, VirtualMachine], *, up: bool) -> Mapping[str, float]:
         """Patch the link state of all their cards at the same time; when each was answered."""
 
-        def pull(member: str) -> tuple[str, float]:
+        def pull(member: str) -> float:
             machines[member].set_link(up=up)
-            return member, time.monotonic()
+            return time.monotonic()
 
-        if not machines:
-            return {}
-        with ThreadPoolExecutor(max_workers=len(machines)) as pool:
-            return dict(pool.map(pull, machines))
+        return together(tuple(machines), pull)
 
     def path_fault(self) -> str:
         """Why frames cannot be lost or late here."""

@@ -285,8 +285,9 @@ def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) ->
         script_waits_s=lint.longest_wait_s(texts),
         script_pauses_s=lint.longest_pause_s(texts),
         findings=tuple(
-            (each.kind, f"{script.path.name}:{each.line}: {each.text}", each.source)
-            for each in findings
+            (each.kind, f"{name or script.path.name}:{each.line}: {each.text}", each.source, name)
+            for name, found in findings.items()
+            for each in found
         ),
     )
 

@@ -130,7 +130,7 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
 
 
 def _tell_hook_of_evidence(session: Session, config: pytest.Config) -> None:
-    session.on_evidence = lambda directory: config.hook.pytest_kboot_evidence_written(
+    session.evidence.on_complete = lambda directory: config.hook.pytest_kboot_evidence_written(
         config=config, directory=directory
     )
 

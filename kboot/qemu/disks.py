@@ -38,6 +38,12 @@ def snapshot_fault(disks: Sequence[Disk]) -> str | None:
             return f"the disk {disk.name} is kept: it is not the same each time"
         if disk.bus == "nvme":
             return f"QEMU cannot save the NVMe disk {disk.name}; give it bus=virtio"
+        image = source_of(disk) if disk.kind in {"image", "clone"} else None
+        if image and "vmdk" in {image.format, *image.formats_below}:
+            return (
+                f"QEMU cannot save a machine with a vmdk image (disk {disk.name}); convert it: "
+                f"qemu-img convert -O qcow2 {image.path} {image.path.with_suffix('.qcow2')}"
+            )
     return None
 
 

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +22,7 @@ from kboot import process, state
 from kboot.backend import VirtualMachine
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
-from kboot.machine_network import Interface, PathCondition
+from kboot.machine_network import Interface, PathCondition, together
 from kboot.machine_spec import Link
 from kboot.qemu import switch
 
@@ -40,7 +39,6 @@ _DOMAIN = "fleet.internal"
 
 #: The switch answers in microseconds; this is for a host that is swapping.
 _ANSWER_LIMIT_S = 20.0
-_ANSWER_BYTES = 1 << 20
 _LOST = PathCondition(loss=1.0)
 
 
@@ -114,16 +112,13 @@ class Segment:
             self._down = self._down - machines.keys() if up else self._down | machines.keys()
             self._tell_paths()
 
-        def pull(member: str) -> tuple[str, float]:
+        def pull(member: str) -> float:
             machine = machines[member]
             if isinstance(machine, SegmentVirtualMachine):
                 machine.set_segment_link(up=up)
-            return member, time.monotonic()
+            return time.monotonic()
 
-        if not machines:
-            return {}
-        with ThreadPoolExecutor(max_workers=len(machines)) as pool:
-            return dict(pool.map(pull, machines))
+        return together(tuple(machines), pull)
 
     def path_fault(self) -> None:
         """It can."""
@@ -181,10 +176,15 @@ class Segment:
     def _ask(self, order: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
         try:
             with self._asking:
-                socket.send_fds(self._control, [json.dumps(order).encode()], descriptors)
-                answer = self._control.recv(_ANSWER_BYTES)
+                message = switch.framed(json.dumps(order).encode())
+                sent = socket.send_fds(self._control, [message], descriptors)
+                self._control.sendall(message[sent:])
+                answer = switch.receive(self._control)
         except OSError as error:
             answer, reason = b"", str(error)
+            # An answer that comes too late would be taken for the next one.
+            with contextlib.suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)
         else:
             reason = "it has ended"
         if not answer:
@@ -201,7 +201,7 @@ def open_segment(directory: Path, members: Sequence[str], deadline: Deadline) ->
         raise ConfigError(f"a network of local machines has at most {_MOST}, not {len(members)}")
     name = secrets.token_hex(4)
     with contextlib.ExitStack() as stack:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket.socketpair()
         stack.enter_context(ours)
         ours.settimeout(deadline.within(_ANSWER_LIMIT_S).remaining)
         with theirs:

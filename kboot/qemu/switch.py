@@ -2,7 +2,7 @@
 
 It runs by itself, without the rest of kboot: a process of its own keeps its time when a test keeps
 Python busy. One station on it is the switch itself: a name server that knows the machines. The
-descriptor is a socket (SOCK_SEQPACKET) over which it is told what to do, in JSON:
+descriptor is a stream socket over which it is told what to do, in JSON after its length:
 
 - ``{"do": "plug", "port": NAME}`` with a connected stream socket that carries frames, each after
   its length in four bytes, as ``-netdev stream`` has them;
@@ -36,7 +36,8 @@ from typing import Any
 _QUEUE_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
 _LENGTH = 4
-_MESSAGE_BYTES = 1 << 20
+#: Between two looks at the clock; a poll takes no more than some weeks.
+_LONGEST_WAIT_S = 3600.0
 _WHOLE = (0.0, 0.0)
 _EVERYBODY = b"\xff" * 6
 #: The port of the switch's own station.
@@ -46,6 +47,27 @@ _ETHERNET_BYTES = 14
 
 #: In a DNS message: that it is an answer, with recursion, and that the name does not exist.
 _NO_SUCH_NAME_FLAGS = 0x8183
+
+
+def framed(message: bytes) -> bytes:
+    """A message as it goes over the control socket: after its length."""
+    return len(message).to_bytes(_LENGTH, "big") + message
+
+
+def receive(connection: socket.socket, head: bytes = b"") -> bytes:
+    """The next message, of which the `head` was read already; empty if the other side has ended."""
+    length = _exactly(connection, _LENGTH, head)
+    return _exactly(connection, int.from_bytes(length, "big")) if length else b""
+
+
+def _exactly(connection: socket.socket, size: int, begin: bytes = b"") -> bytes:
+    data = bytearray(begin)
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            return b""
+        data += piece
+    return bytes(data)
 
 
 @dataclass(slots=True)
@@ -249,7 +271,9 @@ class Switch:
     def run(self) -> None:
         """Until the control socket ends."""
         while True:
-            wait_s = max(0.0, self._late[0][0] - time.monotonic()) if self._late else None
+            wait_s = None
+            if self._late:
+                wait_s = min(max(0.0, self._late[0][0] - time.monotonic()), _LONGEST_WAIT_S)
             for key, events in self._selector.select(wait_s):
                 port: Port | None = key.data
                 if port is None:
@@ -265,7 +289,9 @@ class Switch:
     # ------------------------------------------------------------------------------------- orders
 
     def _obey(self) -> bool:
-        message, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1)
+        # Descriptors come with a message's first bytes.
+        head, descriptors, _, _ = socket.recv_fds(self._control, _LENGTH, 1)
+        message = receive(self._control, head)
         if not message:
             return False
         order = json.loads(message)
@@ -287,7 +313,8 @@ class Switch:
                 self._names = NameServer(**order)
             case "counts":
                 answer = {name: port.counts() for name, port in self._ports.items()}
-        self._control.send(json.dumps({"at": time.monotonic(), "answer": answer}).encode())
+        said = json.dumps({"at": time.monotonic(), "answer": answer}).encode()
+        self._control.sendall(framed(said))
         return True
 
     def _plug(self, name: str, line: socket.socket) -> None:

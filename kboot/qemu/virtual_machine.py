@@ -61,6 +61,9 @@ _LATE_S = 10.0
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
 _CONTROL_LIMIT_S = 20.0
 
+#: From the end of its control socket to that of its process.
+_END_LIMIT_S = 2.0
+
 #: 32 on 2 busy ones did not come to init in 90 s (Linux 6.1, QEMU 7.2).
 _EMULATED_PER_CPU = 4
 
@@ -123,6 +126,8 @@ class QemuVirtualMachine:
         self._powered_off = False
         #: Why QEMU has stopped the guest, which it tells once.
         self._stopped = ""
+        #: Whether the cables of its links are plugged in, also while it is off.
+        self._segment_up = True
         #: On the monotonic clock; None while its cable is pulled.
         self._plugged_at: float | None = 0.0
 
@@ -231,19 +236,23 @@ class QemuVirtualMachine:
             self._plugged_at = time.monotonic() if up else None
 
     def set_segment_link(self, *, up: bool) -> None:
-        """Plug in or pull the cables to the networks that it is on with others."""
-        with self._lock:
-            for number in range(1, len(self.spec.links) + 1):
-                self._command("set_link", name=f"net{number}", up=up)
+        """Plug in or pull the cables to the networks that it is on with others.
+
+        They stay so when it is powered on again. One that has ended has them pulled anyway.
+        """
+        with self._lock, contextlib.suppress(QmpClosed):
+            self._segment_up = up
+            self._set_segment_link()
+
+    def _set_segment_link(self) -> None:
+        for number in range(1, len(self.spec.links) + 1):
+            self._command("set_link", name=f"net{number}", up=self._segment_up)
 
     def check(self) -> None:
         """Raise `InfraError` if QEMU is gone or gave up, `GuestError` if the guest powered off."""
         with self._lock:
-            status = self._process.exit_status()
-            if status is not None:
-                how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
-                words = self._process.last_words()
-                raise InfraError(f"QEMU {how}{': ' + words if words else ''}")
+            if self._process.exit_status() is not None:
+                raise InfraError(self._end())
             try:
                 self._read_events()
             except QmpClosed:
@@ -338,13 +347,15 @@ class QemuVirtualMachine:
                 if saved is not None:
                     snapshot.load_devices(self._qmp, saved / snapshot.DEVICES, deadline)
             except QmpClosed:
-                self._process.wait(2)
+                self._process.wait(_END_LIMIT_S)
                 words = self._process.last_words()
                 if fault := in_use_fault(words):
                     raise ConfigError(fault) from None
                 raise InfraError(f"QEMU did not start: {words}") from None
             self._powered_off, self._stopped = False, ""
             self._set_uplink(stack)
+            if not self._segment_up:
+                self._set_segment_link()
             self._power = stack.pop_all()
         logger.debug("QEMU %s runs as pid %d", self._qmp.version, self._process.pid)
 
@@ -434,7 +445,20 @@ class QemuVirtualMachine:
         return Path(shutil.copyfile(self._authorities, (directory / _AUTHORITIES).absolute()))
 
     def _command(self, command: str, **arguments: object) -> None:
-        self._qmp.execute(command, Deadline(_CONTROL_LIMIT_S), **arguments)
+        try:
+            self._qmp.execute(command, Deadline(_CONTROL_LIMIT_S), **arguments)
+        except QmpClosed as error:
+            self._process.wait(_END_LIMIT_S)
+            raise QmpClosed(self._end()) from error
+
+    def _end(self) -> str:
+        """How QEMU has ended."""
+        status = self._process.exit_status()
+        if status is None:
+            return "QEMU closed its control socket"
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
+        words = self._process.last_words()
+        return f"QEMU {how}{': ' + words if words else ''}"
 
     def _read_events(self) -> None:
         for event in self._qmp.events():

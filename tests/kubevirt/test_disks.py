@@ -87,7 +87,7 @@ def test_what_a_cluster_has_not_is_refused_with_the_remedy(declared: str, words:
 
 
 def test_a_guest_on_the_cluster_has_its_disks(
-    cluster: Cluster, debian_kernel: Path, tmp_path: Path
+    cluster: Cluster, quick_kernel: Path, tmp_path: Path
 ) -> None:
     archive, claim = tmp_path / "base.tar", tmp_path / "claim.raw"
     images.disk_image(archive, "registry/base:1", b"of the image\n".ljust(1 << 20, b"\0"))
@@ -102,7 +102,7 @@ def test_a_guest_on_the_cluster_has_its_disks(
     }
     cluster.call(lambda: cluster.store.create("persistentvolumeclaims", made))
     config = Config(
-        kernel=str(debian_kernel),
+        kernel=str(quick_kernel),
         backend="kubevirt",
         disk=(
             *("d=blank,size=64", "i=container:registry/base:1,bus=scsi", "p=pvc:data"),
