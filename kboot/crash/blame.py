@@ -105,7 +105,7 @@ HELPERS = _names(
     r"_*(?:prepare_to|finish|init|add|autoremove)_(?:s?wait|wake)\w*|complete(?:_all|_\w+_locked)?",
     r"_*wait_for_(?:common|completion)\w*|ep_poll_callback|_*synchronize_(?:s?rcu|net|irq|hardirq|sched)\w*",
     r"rcu_barrier\w*|srcu_barrier|percpu_ref_(?:switch_to_\w+_sync|kill_and_\w+)|blk_(?:mq_)?(?:un)?freeze_queue\w*",
-    r"_*s?wake_up(?:_(?!new_task|klogd)\w+)?",
+    r"_*s?wake_up(?:_(?!new_task|klogd)\w+)?|wake_(?:atomic_t|bit|page|once|var)_?\w*function",
     # Deferred work and timers.
     r"_*(?:start_)?flush_(?:delayed_|rcu_)?work(?:queue\w*)?|_*cancel_(?:delayed_)?work(?:_sync|_timer)?|(?:drain|destroy)_workqueue|_*(?:queue|mod|schedule|insert)_(?:delayed_|rcu_)?work(?:_on|_node)?|__cancel_work_\w+",
     r"_*queue_work\w*|insert_work|touch_w(?:q|ork)_lockdep_map|check_flush_dependency|lock_timer_base|_*mod_timer\w*|add_timer\w*|_*(?:try_to_)?del_timer\w*|_*timer_delete\w*",

@@ -277,7 +277,7 @@ class Drafts:
         same = self._by_caller.get(line.caller, _NONE)
         if not line.stamped:
             return rule.needs_its_place and any(draft.stamped for draft in same)
-        for draft in list(same):
+        for draft in {*same, *self._by_caller.get("", _NONE)}:
             if draft.rule.needs_its_place and not (draft.stamped or draft.announced):
                 self._forget(draft)
         return False
@@ -323,7 +323,7 @@ class Drafts:
         """The report whose first line's caller cannot be read, if `line` goes on with it."""
         for draft in self._by_caller.get("", _NONE):
             near = line.number - draft.start_line <= _ADOPTED_WITHIN
-            loose = draft.torn or not draft.stamped
+            loose = draft.torn or not (draft.stamped or draft.rule.needs_its_place)
             if near and loose and not draft.has_trace and _GOES_ON.match(line.text):
                 self._forget(draft)
                 draft.caller, draft.stamped, draft.torn = line.caller, True, False
@@ -401,7 +401,7 @@ class Drafts:
         if verdict is Verdict.END:
             self._close(draft, line)
         elif not draft.announced:
-            self._doubt(draft, count)
+            self._doubt(draft, line, count)
         elif count >= _MAX_LINES or count - draft.kept >= _most_foreign(draft):
             self._complete(draft, cut=False)
 
@@ -414,9 +414,11 @@ class Drafts:
         if draft.rule.is_panic or draft.panicked or (draft.has_stack and not draft.has_die):
             self._complete(draft, cut=False)
 
-    def _doubt(self, draft: Draft, count: int) -> None:
-        """A report that is none unless a trace follows."""
-        if draft.has_trace and (draft.has_die or not draft.rule.needs_die):
+    def _doubt(self, draft: Draft, line: KernelLine, count: int) -> None:
+        """A report that is none unless a trace follows, which for a program's words none does."""
+        if line.stamped and not draft.stamped and draft.rule.needs_its_place:
+            self._forget(draft)
+        elif draft.has_trace and (draft.has_die or not draft.rule.needs_die):
             self._announce(draft)
         elif count >= _TRACE_WITHIN or _OTHERS_TRACE.match(draft.lines[-1]):
             self._forget(draft)

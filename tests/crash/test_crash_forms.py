@@ -544,3 +544,13 @@ def test_an_indented_report_has_its_interrupts_handler() -> None:
     for indent in ("", "    "):
         report = only([indent + line for line in lines])
         assert report.title == "interrupt that nobody handles in mixer_irq"
+
+
+@pytest.mark.parametrize("caller", ["", "[   T77]"])
+def test_what_a_program_says_before_a_kernels_trace_does_not_begin_it(caller: str) -> None:
+    program = "WARNING: mixer does not have a stable interface."
+    shown = ["Call Trace:", " mixer_scale+0x29/0x60", " mixer_ioctl+0x12/0x40"]
+    assert reports(encode([*stamped(["eth0: up"], caller), program, *stamped(shown, caller)])) == []
+    oops = ["odd exception: 0000 [#1] SMP", *X86_TRACE]
+    report = only([*stamped(["eth0: up"], caller), program, *stamped(oops, caller)])
+    assert (report.title, report.start_line) == ("oops in mixer_scale", 3)
