@@ -23,7 +23,7 @@ REPORTERS = _names(
     r"dump_cpu_task|rcu_dump_\w+|debug_show_\w+|_*save_stack_trace\w*|stack_depot_\w+|_*cfi_(?:check|slowpath|failure|handler|report)\w*|(?:report|handle)_cfi_\w+",
     # Tracing, where a lock, a switch or an allocation has a tracepoint.
     r"(?:_*bpf_trace|perf_trace_lock|trace_event_raw_event)_\w+|perf_tp_event|perf_trace_(?:run_bpf_submit|buf_\w+)|trace_call_bpf",
-    r"ftrace_\w*(?:caller|call|stub)|return_to_handler|arch_(?:rethook|ftrace)_\w+|\w*kretprobe_trampoline\w*",
+    r"ftrace_(?:regs_|graph_)?(?:caller|call|stub)|return_to_handler|arch_(?:rethook_\w+|ftrace_ops_list_func)|\w*kretprobe_trampoline\w*",
     # Fault injection.
     r"_*should_fail\w*|fail_dump",
     # Assertions, and what panics on behalf of a caller.
@@ -51,7 +51,7 @@ REPORTERS = _names(
     r"do_undef\w*|do_el\w+|arm64_serror_panic|do_serror|handle_exception|do_trap_\w+|ret_from_exception",
     r"Ldiv0(?:_64)?|__div0|__report_bad_irq|note_interrupt|panic_bad_stack|handle_stack_overflow|handle_bad_stack|excp_\w+|xen_\w*fault",
     # Sanitizers and hardening.
-    r"_*kasan_\w+|_*asan_\w+|check_memory_region\w*|check_region_inline|memory_is_\w+|bytes_is_\w+",
+    r"_*kasan_\w+|_*(?:hw)?asan_\w+|check_memory_region\w*|check_region_inline|memory_is_\w+|bytes_is_\w+",
     r"verify_redzone_\w+|cache_\w+_debugcheck\w*|__slab_error|object_err|slab_err|slab_bug|slab_pad_check|check_bytes_and_report|check_object|on_freelist",
     r"free_debug_processing|free_to_partial_list|alloc_debug_processing|init_object|check_slab",
     r"_*kmsan_\w+|__msan_\w+|_*kcsan_\w+|__tsan_\w+|_*kfence_\w+|check_canary\w*|_*ubsan_\w+",
@@ -64,6 +64,8 @@ REPORTERS = _names(
     # Lockdep and the "might sleep" family.
     r"_*lockdep_\w+|mark_lock\w*|mark_usage|mark_irqflags|mark_held_locks|validate_chain|valid_state|check_usage\w*",
     r"check_(?:deadlock|noncircular|prev_add|prevs_add|irq_usage|path|wait_context|chain_key|redundant|no_collision)\w*",
+    r"reacquire_held_locks|(?:add|lookup)_chain_cache\w*|graph_(?:un)?lock|debug_locks_off|count_matching_names|verify_lock_unused|static_obj",
+    r"match_held_lock|hlock_\w+|usage_match|zap_class|lock_(?:sync|unpin_lock)|alloc_list_entry|get_lock_parent_ip|dynamic_might_resched",
     r"find_held_lock|register_lock_class|assign_lock_key|add_lock_to_list|look_up_lock_class|_*bfs|check_flags",
     r"___?might_\w+|might_\w+|_*cant_\w+|check_preemption_disabled|_*this_cpu_\w+_check",
     r"debug_lockdep_\w+|in_lock_functions|debug_smp_processor_id|_*schedule_bug|schedule_debug|preempt_count_\w+|rcu_sleep_check",
@@ -83,7 +85,7 @@ LOCKS = _names(
     r"_*down(?:_read|_write|_interruptible|_killable|_trylock|_timeout|_common)?(?:_\w+)?",
     r"_*up(?:_read|_write)?|_*rwsem_\w+|call_rwsem_\w+|_*percpu_(?:down|up)_\w+|_*percpu_rwsem_\w+",
     r"_*rcu_read_(?:un)?lock\w*|rcu_lock_\w+|_*srcu_read_\w+|srcu_lock_\w+|rcu_dereference\w*",
-    r"rcu_(?:is_watching|note_context_switch|preempt_deferred_qs\w*|lockdep_\w+)|downgrade_write|class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_hardirqs_\w+",
+    r"rcu_(?:is_watching|note_context_switch|preempt_deferred_qs\w*|lockdep_\w+)|downgrade_write|class_\w+_(?:con|de)structor|_*local_(?:bh|irq)_\w+|_*local_(?:un)?lock\w*|trace_(?:hard|soft)irqs_\w+|try_to_take_rt_mutex|mark_wakeup_next_waiter",
     r"_*bit_spin_\w+|seqcount_\w+|_*fs_reclaim_\w+|_*read_seq\w+|_*write_seq\w+|do_write_seq\w+|lockref_\w+",
     r"_*(?:un)?lock_sock\w*|_*release_sock\w*|task_blocks_on_rt_mutex|_*rt_mutex\w*|remove_waiter",
     r"inode_(?:un)?lock(?:_\w+)?|inode_trylock\w*|raw_spin_rq_\w+|_*double_(?:rq|raw|_rq)\w*lock\w*",
@@ -150,7 +152,7 @@ ALLOCATORS = _names(
     r"kernel_map_pages|_*get_vm_area\w*|alloc_vmap_area|discard_slab|free_slab|get_partial\w*|_*cache_(?:alloc|grow|free|flusharray|init)\w*",
     r"fallback_alloc|do_slab_free|cache_from_obj|memcg_slab_\w+|[gs]et_freepointer\w*|qlist_\w+|quarantine_\w+",
     r"_*(?:alloc|get|get_free|get_zeroed|free)_(?:frozen_)?pages?(?:_\w+)?|get_page_from_freelist|prep_new_page",
-    r"post_alloc_hook|rmqueue\w*|_*free_(?:unref|one|pcp|hot_cold|the|compound|frozen|tail|large|huge)\w*|_*put_(?:single_|compound_)?page\w*",
+    r"post_alloc_hook|_*rmqueue\w*|_*ksize|_*free_(?:unref|one|pcp|hot_cold|the|compound|frozen|tail|large|huge)\w*|_*put_(?:single_|compound_)?page\w*",
     r"release_pages|destroy_(?:large_folio|compound_page)|folio_alloc\w*|_*folio_put\w*|folios_put\w*|_*poison_\w+|page_poison\w*|check_poison\w*|_*kernel_(?:un)?poison_\w+|unpoison_\w+",
     r"_*kstr(?:n)?dup\w*|_*kmemdup\w*|kasprintf|kvasprintf\w*|v?memdup_\w+|strndup_user|_*kmemleak_\w+",
     r"_*create_object|delete_object\w*|devm_k\w+|pcpu_alloc\w*|_*alloc_percpu\w*|free_percpu|mempool_\w+",
@@ -191,7 +193,7 @@ INTERRUPTS = _names(
     r"lapic_next_\w+|clockevents_program_\w+|touch_\w*watchdog\w*|rcu_momentary_\w+",
     r"ret_from_intr|retint_\w+|gic_\w+|arch_timer_\w+|do_interrupt_handler|call_on_irq_stack|do_irq\w*",
     r"(?:arch_)?call_function_\w+|flush_smp_\w+|csd_\w+|_*flush_tlb_\w+|on_each_cpu\w*|native_flush_\w+",
-    r"run_ksoftirqd|generic_exec_single|delay_(?:tsc|loop|mwaitx|halt\w*|hpet)|_*(?:const_)?[un]?delay|native_apic\w*|apic_\w+|kick_(?:process|ilb|all_cpus_sync)",
+    r"run_ksoftirqd|generic_exec_single|delay_(?:tsc|loop|mwaitx|halt\w*|hpet)|_*(?:const_)?[un]?delay|native_apic\w*|apic_\w+|ct_(?:nmi|irq|kernel|user|idle)_(?:enter|exit)\w*|rcu_(?:nmi|irq|eqs|dynticks_eqs|user|idle)_(?:enter|exit)\w*|kick_(?:process|ilb|all_cpus_sync)",
     r"(?:pv_)?native_(?:safe_)?halt|default_idle\w*|mwait_\w+|arch_cpu_idle|cpuidle_\w+|intel_idle\w*",
     r"acpi_(?:safe_halt|idle_\w+)|do_idle|cpu_startup_entry|_*cpu_do_idle|poll_idle|\w*irqentry_\w+",
     r"multi_cpu_stop|cpu_stopper_thread|text_poke\w*|_*text_poke\w*|stop_machine\w*|walk_stackframe",

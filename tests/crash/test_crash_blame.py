@@ -626,3 +626,10 @@ def test_a_function_that_only_sounds_like_an_interrupt_is_named_in_a_stall(funct
 def test_what_traces_a_function_is_not_it() -> None:
     for tracer in ("ftrace_caller", "return_to_handler", "arch_rethook_trampoline"):
         assert warning(tracer, "tdev_read").function == "tdev_read"
+
+
+@pytest.mark.parametrize(
+    "function", ["reacquire_held_locks", "match_held_lock", "ksize", "__hwasan_tag_memory"]
+)
+def test_what_lockdep_and_the_allocators_do_for_a_caller_is_the_callers(function: str) -> None:
+    assert warning(function, "tdev_read").function == "tdev_read"
