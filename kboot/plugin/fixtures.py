@@ -18,7 +18,7 @@ from kboot.plugin.options import (
     pool_for,
     read_config,
 )
-from kboot.plugin.reporting import Handover
+from kboot.plugin.reporting import Handover, unsaved
 
 if TYPE_CHECKING:
     from kboot.backend import BootServer
@@ -116,9 +116,12 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
         machine.report_filter.allowances = allowances(request.node)
 
     _tell_hook_of_evidence(kboot_session, request.config)
+    settings = kboot_session.settings(config)
+    if config.isolation in {"auto", "test", "module"}:
+        request.node.user_properties.extend(unsaved(kboot_session.snapshots.fault(settings)))
     try:
         machine = kboot_session.machine(
-            kboot_session.settings(config),
+            settings,
             name=request.node.name,
             fresh=fresh,
             isolation=config.isolation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _ALLOWED = "kboot.allowed"
 #: The name of the property that holds a row about a boot script.
 _SCRIPT = "kboot.script"
+#: The name of the property that holds why a machine cannot be saved.
+_UNSAVED = "kboot.unsaved"
 #: Whose frames stand between pytest and a test.
 _RUNNERS = {"_pytest", "pluggy", "pytest"}
 #: Whose frames stand below ours.
@@ -231,6 +234,26 @@ def _ipxe_properties(machine: Machine) -> list[tuple[str, object]]:
         return []
     features = " ".join(build.features)
     return [("kboot.ipxe.version", build.version), ("kboot.ipxe.features", features)]
+
+
+def unsaved(fault: str | None) -> list[tuple[str, object]]:
+    """The property of a test whose machine cannot be saved: why not."""
+    return [] if fault is None else [(_UNSAVED, fault)]
+
+
+def unsaved_lines(reports: Iterable[object]) -> list[str]:
+    """Why machines could not be saved, and of how many tests, for the end of the run."""
+    faults = Counter(
+        str(value)
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "setup"
+        for name, value in report.user_properties
+        if name == _UNSAVED
+    )
+    return [
+        f"{fault} (of {count} {'test' if count == 1 else 'tests'})"
+        for fault, count in faults.items()
+    ]
 
 
 def script_lines(reports: Iterable[object]) -> list[str]:
