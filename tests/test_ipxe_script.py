@@ -511,6 +511,16 @@ def test_a_missing_way_on_is_told_with_its_line() -> None:
     )
 
 
+@pytest.mark.parametrize("length", range(20, 50))
+def test_an_error_is_told_wherever_a_bios_has_wrapped_it(length: int) -> None:
+    said = f"{'x' * length}/menu.ipxe... No such file or directory (http://ipxe.org/2d0c613b)"
+    boot = started(f"{HEAD}chain {'x' * length}/menu.ipxe\n{GOOD[len(HEAD) :]}")
+    for begin in range(0, len(said) + 1, 80):
+        boot.see_line(said[begin : begin + 80], 104)
+    with pytest.raises(ScriptEnded, match=r"last error: 404 Not Found .*; boot.ipxe:3: chain has"):
+        boot.see_line("No more network devices", 104)
+
+
 def test_a_wrong_variable_is_told_with_its_line_when_the_boot_fails() -> None:
     boot = started(f"{HEAD}kernel ${{kernel_uri}} ${{command_line}} || shell\nboot\n")
     with pytest.raises(InfraError) as told:
