@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from kboot import process
 from kboot.cache import FileStamp, keep_directory
-from kboot.errors import ConfigError, InfraError, ProcessError
+from kboot.errors import ConfigError, InfraError, ProcessError, refusal_named
 from kboot.kernel.image import HEAD_SIZE, is_image, looks_like
 from kboot.state import cache_directory
 
@@ -84,10 +84,11 @@ def read_image(path: Path, *, what: str) -> Image:
 
 
 def _head(path: Path, what: str) -> bytes:
-    if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "is not a regular file"
-        problem = problem if path.exists() else "no such file"
-        raise ConfigError(f"{what}: {path}: {problem}; give a disk image (raw, qcow2 or vmdk)")
+    with refusal_named(what):
+        if not path.is_file():
+            problem = "is a directory" if path.is_dir() else "is not a regular file"
+            problem = problem if path.exists() else "no such file"
+            raise ConfigError(f"{what}: {path}: {problem}; give a disk image (raw, qcow2 or vmdk)")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_SIZE)
