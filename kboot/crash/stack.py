@@ -64,6 +64,8 @@ _SECTION = re.compile(
 )
 #: What compilers append: ".isra.0", ".cold", ".llvm.123", "$0123abcd..."; no name of C has a dot.
 _SUFFIX = re.compile(r"(?<=\w)(?:\.|\$[0-9a-f]{8,}).*$")
+#: A BPF program, by the hash of its code and its name.
+_BPF_TAG = re.compile(r"(?<=^bpf_prog)_[0-9a-f]{16}(?=_|$)")
 #: What they put in front of functions that are called indirectly.
 _PADDING = re.compile(r"__(?:cfi|pfx)_(?!check|slowpath)(?=\w)")
 #: The entries of a system call: SyS_read up to 4.16, since then __x64_sys_read, __se_sys_read, ...
@@ -101,6 +103,8 @@ def base_name(symbol: str) -> str:
         return _demangled(name)
     if name.startswith("_R"):
         return rust_names.demangled(name) or name
+    if name.startswith("bpf_prog_"):
+        return _BPF_TAG.sub("", name)
     name = _PADDING.sub("", name, count=1) if name.startswith("__") else name
     entry = _SYSTEM_CALL.match(name)
     if entry is None:

@@ -274,7 +274,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     try:
         result = yield
         for handover in handovers_of(item):
-            handover.check()
+            if not handover.failed:
+                handover.check()
             for suite in handover.suites:
                 suite.check()
         if (leases := item.stash.get(LEASES, None)) is not None:

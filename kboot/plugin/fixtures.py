@@ -119,15 +119,20 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
     settings = kboot_session.settings(config)
     if config.isolation in {"auto", "test", "module"}:
         request.node.user_properties.extend(unsaved(kboot_session.snapshots.fault(settings)))
-    machine = kboot_session.machine(
-        settings,
-        name=request.node.name,
-        fresh=fresh,
-        isolation=config.isolation,
-        user=user_of(request.node),
-        on_machine=remember,
-        meanwhile=lambda: prepare_next(request.node),
-    )
+    try:
+        machine = kboot_session.machine(
+            settings,
+            name=request.node.name,
+            fresh=fresh,
+            isolation=config.isolation,
+            user=user_of(request.node),
+            on_machine=remember,
+            meanwhile=lambda: prepare_next(request.node),
+        )
+    except KbootError:
+        if handover := request.node.stash.get(HANDOVER, None):
+            handover.failed = True
+        raise
     request.node.ihook.pytest_kboot_machine_ready(item=request.node, machine=machine)
     return machine
 

@@ -106,6 +106,8 @@ class Handover:
         #: How many reports the hooks were given.
         self.told = self.known
         self._suites_before = len(machine.suites)
+        #: It has not come up: who has seen that error, as a test may, is told nothing more.
+        self.failed = False
 
     @property
     def suites(self) -> Sequence[SuiteResults]:
@@ -265,9 +267,9 @@ def script_lines(reports: Iterable[object]) -> list[str]:
     ]
     if not rows:
         return []
-    from kboot.machine.script_trial import HEADER  # noqa: PLC0415  only where there are some
+    from kboot.machine.script_trial import table  # noqa: PLC0415  only where there are some
 
-    return [HEADER, *rows]
+    return table(rows)
 
 
 def allowed_lines(reports: Iterable[object]) -> list[str]:

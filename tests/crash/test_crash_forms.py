@@ -528,3 +528,29 @@ def test_the_fault_that_the_kernel_dies_of_is_the_last_one_and_not_a_programs() 
     for lines in ([*programs, *programs, *kernels], stamped([*programs, *programs, *kernels])):
         report = only(lines)
         assert (report.title, report.start_line) == ("unhandled fault in mixer_read", 5)
+
+
+def test_an_indented_report_has_its_interrupts_handler() -> None:
+    lines = [
+        'irq 17: nobody cared (try booting with the "irqpoll" option)',
+        "CPU: 0 PID: 0 Comm: swapper/0 Not tainted 4.4.0 #1",
+        "Call Trace:",
+        " __report_bad_irq+0x19/0x1b",
+        " handle_irq_event+0x19/0x1b",
+        "handlers:",
+        "[<ffffffff81234567>] mixer_irq",
+        "Disabling IRQ #17",
+    ]
+    for indent in ("", "    "):
+        report = only([indent + line for line in lines])
+        assert report.title == "interrupt that nobody handles in mixer_irq"
+
+
+@pytest.mark.parametrize("caller", ["", "[   T77]"])
+def test_what_a_program_says_before_a_kernels_trace_does_not_begin_it(caller: str) -> None:
+    program = "WARNING: mixer does not have a stable interface."
+    shown = ["Call Trace:", " mixer_scale+0x29/0x60", " mixer_ioctl+0x12/0x40"]
+    assert reports(encode([*stamped(["eth0: up"], caller), program, *stamped(shown, caller)])) == []
+    oops = ["odd exception: 0000 [#1] SMP", *X86_TRACE]
+    report = only([*stamped(["eth0: up"], caller), program, *stamped(oops, caller)])
+    assert (report.title, report.start_line) == ("oops in mixer_scale", 3)
