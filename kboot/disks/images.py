@@ -142,10 +142,13 @@ def _file(info: dict[str, Any]) -> Path:
 
 
 def _extents(info: dict[str, Any]) -> list[Path]:
-    """The files that hold the data of a vmdk, where these are others."""
+    """The files that hold the data of a vmdk, or of a qcow2, where these are others."""
     data = (info.get("format-specific") or {}).get("data") or {}
-    names = (Path(str(each["filename"])) for each in data.get("extents") or ())
-    return [name for name in names if name.is_file()]
+    names = [str(each["filename"]) for each in data.get("extents") or ()]
+    names += [str(data["data-file"])] if "data-file" in data else []
+    # They are relative to the image.
+    places = (_file(info).parent / name for name in names)
+    return [place for place in places if place.is_file()]
 
 
 def _unreadable(path: Path, words: str) -> str:
