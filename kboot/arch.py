@@ -81,11 +81,10 @@ class Architecture:
     machine_version: str
     #: For ``-cpu`` under emulation; under KVM it is ``host``.
     emulated_cpu: str
-    network_card: str
-    #: The firmware that QEMU brings itself, as its machine and its network card name them.
+    #: The firmware that QEMU brings itself, as its machine names it.
     roms: tuple[str, ...]
-    #: The one of them that boots from the network; None if none does.
-    card_rom: str | None
+    #: Whether network cards have a ROM that boots from the network.
+    has_card_roms: bool
     #: None for iPXE, started by UEFI.
     kvm_probe: KvmProbe | None
     #: Code and variables of UEFI where there are no descriptors, below the root: as Debian and
@@ -204,10 +203,8 @@ X86_64 = Architecture(
     machine="q35,graphics=off",
     machine_version="pc-q35-0",
     emulated_cpu="max",
-    # iPXE loads about 100 MB/s through it, and 30 MB/s through virtio-net (ROMs of 2019).
-    network_card="e1000e",
-    roms=("bios-256k.bin", "efi-e1000e.rom"),
-    card_rom="efi-e1000e.rom",
+    roms=("bios-256k.bin",),
+    has_card_roms=True,
     kvm_probe=KvmProbe(
         boot_file=_X86_64_PROBE,
         # It makes of 42 the exit status 42 * 2 + 1.
@@ -292,9 +289,8 @@ AARCH64 = Architecture(
     machine_version="virt-0",
     # Pointer authentication as the architecture defines it takes most of an emulated boot's time.
     emulated_cpu="max,pauth-impdef=on",
-    network_card="e1000e",
     roms=(),
-    card_rom=None,
+    has_card_roms=False,
     kvm_probe=None,
     uefi_places=(
         ("usr/share/AAVMF/AAVMF_CODE.fd", "usr/share/AAVMF/AAVMF_VARS.fd"),
@@ -371,9 +367,8 @@ RISCV64 = Architecture(
     machine="virt",
     machine_version="virt",
     emulated_cpu="rv64",
-    network_card="e1000e",
     roms=(),
-    card_rom=None,
+    has_card_roms=False,
     kvm_probe=None,
     uefi_places=(
         (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
+from urllib.parse import unquote
 
 from kboot import arch
 from kboot.deadline import Deadline
@@ -33,6 +35,11 @@ class Fetch:
     user_agent: str
     #: The fault that it met, see `kboot.server_faults`; empty for none.
     fault: str = ""
+
+
+def file_path(path: str) -> str:
+    """A URL's path as nginx finds a file by it: ``menus//a%20b.ipxe`` is ``menus/a b.ipxe``."""
+    return re.sub("/+", "/", unquote(path))
 
 
 class Stream(Protocol):

@@ -121,6 +121,30 @@ def starts_init(line: str) -> bool:
     return bool(_RUN_INIT.match(text) or _SYSTEMD.match(text) or line == "kboot: init")
 
 
+#: What the kernel says of an initramfs, and what helps (init/initramfs.c, lib/decompress_*.c).
+_UNPACKING_FAILED = "Initramfs unpacking failed: "
+_UNPACKING_REMEDIES = {
+    "write error": "give the machine more memory",
+    "XZ decoder": "compress it by xz --check=crc32",
+    "compression method": "the kernel was built without it (CONFIG_RD_...)",
+}
+
+
+def given_up(line: str) -> str | None:
+    """Why an initramfs could not be gone on with, as our own or the kernel says; else None."""
+    if "kboot: " not in line and _UNPACKING_FAILED not in line:
+        return None
+    message = kernel_message(line)
+    if message is None:
+        return None
+    if message.text.startswith("kboot: "):
+        return message.text.removeprefix("kboot: ")
+    if message.text.startswith(_UNPACKING_FAILED):
+        remedies = (words for sign, words in _UNPACKING_REMEDIES.items() if sign in message.text)
+        return "; ".join([message.text, *remedies])
+    return None
+
+
 def reboot_delay_s(line: str) -> int | None:
     """The seconds after which a kernel that panicked will reboot, where the line says that."""
     match = _REBOOTING.search(line)
@@ -170,7 +194,8 @@ _LOADER = re.compile(
     r"|Hit any key to stop autoboot|>>Start (?:PXE|HTTP Boot) over "
     r"|BdsDxe: (?:loading|starting|failed to (?:load|start)) Boot[0-9A-F]{4} "
 )
-_UBOOT_HANDOFF = re.compile(r"Starting kernel \.\.\.$")
+#: U-Boot's last words, and those of a kernel that UEFI has started.
+_KERNEL_TAKES_OVER = re.compile(r"Starting kernel \.\.\.$|EFI stub: Exiting boot services\b")
 #: The code in front of a compressed kernel; the second line may be all that is left of the first.
 _UNPACKING = re.compile(r"(?:Dec|Unc)ompressing Linux\.\.\.|Booting the kernel(?:\.$| \()")
 
@@ -197,7 +222,13 @@ _NOT_BOOTABLE = re.compile(
 RESET_LITERALS = (
     *(b"SeaBIOS (version", b"UEFI firmware (version", b"BdsDxe: ", b"U-Boot ", b"coreboot-"),
     b"OpenSBI v",
-    *(b"Linux version ", b"Starting kernel ...", b"compressing Linux...", b"Booting the kernel"),
+    *(
+        b"Linux version ",
+        b"Starting kernel ...",
+        b"EFI stub: Exiting",
+        b"compressing Linux...",
+        b"Booting the kernel",
+    ),
     *(b"estarting system", b"reboot: ", b"Rebooting in ", b"Starting new kernel"),
     *(b"crashdump kernel", b"ysrq: Resetting"),
     *(b"dmesg", b"journalctl", b"qemu-system"),
@@ -242,9 +273,9 @@ def begins_boot(line: str) -> bool:
     return kernel_message(line) is None and (is_firmware(line) or is_loader(line))
 
 
-def is_handoff_by_uboot(line: str) -> bool:
-    """Whether U-Boot says last that a kernel runs from now on."""
-    return _UBOOT_HANDOFF.match(line.strip()) is not None
+def is_handoff(line: str) -> bool:
+    """Whether a loader says last, or a kernel says first, that no firmware runs from now on."""
+    return _KERNEL_TAKES_OVER.match(line.strip()) is not None
 
 
 def is_unpacking(line: str) -> bool:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from kboot.backend import Fetch
+from kboot.backend import Fetch, file_path
 from kboot.errors import InfraError
 from kboot.log import logger
 from kboot.server_faults import Fault
@@ -211,7 +211,7 @@ class FaultProxy:
                 self._connections.discard(connection)
 
     def _answer(self, connection: socket.socket, request: _Request) -> None:
-        path = request.path.removeprefix(self._prefix)
+        path = file_path(request.path).removeprefix(self._prefix)
         fault = self._faults.take(path, request.query)
         if fault is None:
             with self._ask(request, for_us=False) as answer:
@@ -219,8 +219,12 @@ class FaultProxy:
             return
         logger.debug("fault %s for %s", fault.kind, path)
         sent = _Sent()
+        case = _Case(self, connection, request, fault, sent)
         try:
-            _ANSWERS[fault.kind](_Case(self, connection, request, fault, sent))
+            _ANSWERS[fault.kind](case)
+        except _NotThere as answer:
+            # Slow or short, there is no file all the same.
+            case.whole(answer.status, b"")
         finally:
             self._on_fetch(
                 Fetch(
@@ -245,16 +249,27 @@ class FaultProxy:
             yield server
 
     def content(self, request: _Request) -> bytes:
-        """What the server has there."""
+        """What the server has there. `_NotThere` if that is nothing."""
         with self._ask(request, for_us=True) as server:
             pieces = iter(lambda: server.recv(_PIECE_BYTES), b"")
             head, _, body = b"".join(pieces).partition(b"\r\n\r\n")
-        return body if b" 200 " in head.split(b"\r\n")[0] + b" " else b""
+        status = int(head.split()[1]) if head else 502
+        if status != 200:
+            raise _NotThere(status)
+        return body
 
     def pause(self, seconds: float) -> None:
         """Wait; `OSError` once the proxy ends."""
         if self._closed.wait(seconds):
             raise OSError("the proxy ends")
+
+
+class _NotThere(Exception):
+    """The server has nothing of which an answer could be made."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 @dataclass(slots=True)

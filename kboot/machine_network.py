@@ -45,8 +45,8 @@ class MachineNetwork(Protocol):
     """A network of machines, each of which has a name there: a member."""
 
     @property
-    def drivers(self) -> tuple[str, ...]:
-        """The kernel modules that its card needs."""
+    def drivers(self) -> tuple[str, ...] | None:
+        """The kernel modules that its card needs; None if it is the one that it boots from."""
 
     @property
     def search_domain(self) -> str:

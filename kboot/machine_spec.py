@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kboot import arch
+from kboot import arch, network_cards
+from kboot.network_cards import NicModel
 from kboot.server_tls import Tls
 
 Firmware = Literal["bios", "uefi"]
@@ -151,3 +152,4 @@ class MachineSpec:
     #: Network cards, the one that it boots from among them; those beyond it are on networks of
     #: their own.
     nics: int = 1
+    nic_model: NicModel = network_cards.DEFAULT

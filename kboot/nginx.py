@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kboot import nginx_process, process, state, templates
-from kboot.backend import Fetch, OnProgress, Progress, ignore_progress
+from kboot.backend import Fetch, OnProgress, Progress, file_path, ignore_progress
 from kboot.cache import FileStamp
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
@@ -55,6 +55,7 @@ def parse_fetch(line: str, *, token: str) -> Fetch | None:
     entry = json.loads(line)
     prefix = f"/{token}/"
     path, _, query = entry["uri"].partition("?")
+    path = file_path(path)
     if not path.startswith(prefix):
         return None
     return Fetch(
@@ -124,6 +125,7 @@ class Nginx(Faulty, WithTls):
         self._proxied = False
         #: For who reads on in the access log.
         self._reading = threading.Lock()
+        self._access_log = prefix / "access.jsonl"
         self._log_offset = 0
         self._user = _NOBODY if os.geteuid() == 0 else None
         self._files = prefix / "files"
@@ -176,6 +178,10 @@ class Nginx(Faulty, WithTls):
         place = self._files / "scripts" / folder
         for name in known.keys() - stamps.keys():
             (place / name).unlink(missing_ok=True)
+            # A file may come in the place of a directory.
+            for emptied in (place / each for each in Path(name).parents[:-1]):
+                with contextlib.suppress(OSError):
+                    emptied.rmdir()
         changed = [name for name in stamps if known.get(name) != stamps[name]]
         for name in changed:
             self._link(self.put(files[name]), place, name)
@@ -282,7 +288,10 @@ class Nginx(Faulty, WithTls):
         """Take what nginx has logged since the last time."""
         with self._reading:
             try:
-                with (self.prefix / "access.jsonl").open("rb") as log:
+                # Who follows a boot asks many times a second, and mostly there is nothing new.
+                if self._access_log.stat().st_size == self._log_offset:
+                    return
+                with self._access_log.open("rb") as log:
                     log.seek(self._log_offset)
                     lines = log.read()
             except FileNotFoundError:

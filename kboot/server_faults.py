@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
+from urllib.parse import unquote, urlsplit
 
 from kboot.errors import ConfigError
 
@@ -141,8 +142,9 @@ class Faulty:
     ) -> FaultHandle:
         """Answer requests for `path` wrongly, `times` times (for ever), of one `machine` (all).
 
-        `path` is a URL that `put` or `write` has returned, or below the run's token, with ``*`` for
-        anything. ``status=503`` is a `kind` by itself; see `Fault` for what else there is.
+        `path` is a URL that `put`, `write` or `https` has returned, or below the run's token, with
+        ``*`` for anything; what a request has behind its ``?`` does not count. ``status=503`` is a
+        `kind` by itself; see `Fault` for what else there is.
         `ConfigError` if there is no such fault, or if this server cannot do it.
         """
         if kind is None:
@@ -152,8 +154,21 @@ class Faulty:
         known = {each.name for each in fields(Fault)}
         if unknown := how.keys() - known:
             raise ConfigError(f"a fault has no {', '.join(sorted(unknown))}")
-        place = path.removeprefix(self.url("")).partition("?")[0].lstrip("/")
-        fault = Fault(kind=kind, path=place, times=times, machine=machine, **how)
+        fault = Fault(
+            kind=kind, path=_place(path, self.url("")), times=times, machine=machine, **how
+        )
         if reason := self.faults_fault():
             raise ConfigError(reason)
         return FaultHandle(self, self.set_fault(fault))
+
+
+def _place(path: str, base: str) -> str:
+    """The path below the run's token, of a URL that begins with `base`, by HTTP or HTTPS."""
+    plain = path.partition("?")[0]
+    if "://" not in plain:
+        return plain.lstrip("/")
+    own, token = urlsplit(base), urlsplit(base).path
+    place = urlsplit(plain)
+    if place.hostname != own.hostname or not place.path.startswith(token):
+        raise ConfigError(f"a fault is of this boot server, {base}, not of {path}")
+    return unquote(place.path.removeprefix(token))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import re
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from kboot.machine.follower import BootCancelled
 from kboot.machine.ipxe_machine import IpxeMachine, power_on_ipxe
 from kboot.machine.saved import SavedMachine
 from kboot.machine.settings import spec_for
+from kboot.run_evidence import RunEvidence
 from kboot.shared_server import SharedServer, use_shared_server
 from kboot.snapshots import SnapshotStore
 from kboot.standby import Restored, Slots, Standby
@@ -84,18 +82,13 @@ class Session:
         self._workers = workers
         self._shared_server = shared_server
         self._given_backend = backend
-        self._evidence = evidence
-        #: Called with the evidence directory of each machine that was powered off.
-        self.on_evidence: Callable[[Path], None] = lambda _directory: None
+        #: Told of each machine that was powered off by `tell_of_evidence`.
+        self.evidence = RunEvidence(evidence)
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
         self._running: _Running | None = None
         #: Who waits for a machine that stands by.
         self._waiting: _Request | None = None
-        #: Of its machines; also another thread takes one.
-        self._numbers = itertools.count(1)
-        #: Evidence that is complete, and of which nobody was told yet.
-        self._written: deque[Path] = deque()
         #: Machines that are being powered off meanwhile.
         self._ending: list[Future[None]] = []
         #: All that are on, or being started.
@@ -240,15 +233,14 @@ class Session:
         It goes on from a `saved` one, or is to be waited for. A `label` ends its name. Several
         threads may call this, once `server` and `kernel` have been used.
         """
-        number = next(self._numbers)
-        directory = self._evidence / f"{number:03d}-{_file_name(name)}"
+        number, directory = self.evidence.place(name)
         try:
             with self._on(
                 settings, f"{number}{label}", directory, saved=saved, savable=savable
             ) as machine:
                 yield machine
         finally:
-            self._written.append(directory)
+            self.evidence.complete(directory)
 
     def prepare(
         self, settings: MachineSettings, *, user: User, isolation: Isolation | None = None
@@ -289,8 +281,7 @@ class Session:
 
         Its evidence goes with it, unless `assign` was called for it.
         """
-        number = next(self._numbers)
-        directory = self._evidence / f"{number:03d}-standby"
+        number, directory = self.evidence.place("standby")
         # Not there any more if it has had a user: then it has that one's name.
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -298,13 +289,11 @@ class Session:
 
     def assign(self, machine: Machine, name: str) -> None:
         """A machine that stood by has a user from now on: its evidence has that one's name."""
-        before = machine.evidence_directory
-        number = before.name.partition("-")[0]
-        machine.evidence_directory = before.rename(before.with_name(f"{number}-{_file_name(name)}"))
+        machine.evidence_directory = self.evidence.rename(machine.evidence_directory, name)
 
     def end_assigned(self, machine: Machine) -> None:
         """Such a machine is off, and its evidence is complete. Any thread may call this."""
-        self._written.append(machine.evidence_directory)
+        self.evidence.complete(machine.evidence_directory)
 
     def forgive_boot(self, machine: Machine) -> None:
         """What the kernel said when it booted counts once, as on a machine that is shared."""
@@ -383,8 +372,7 @@ class Session:
     def ipxe(self, config: Config, *, name: str) -> Iterator[IpxeMachine]:
         """A pristine machine at iPXE's prompt, under `config`; no other one is on meanwhile."""
         self.power_off()
-        number = next(self._numbers)
-        directory = self._evidence / f"{number:03d}-{_file_name(name)}"
+        number, directory = self.evidence.place(name)
         try:
             with power_on_ipxe(
                 self.backend,
@@ -395,11 +383,7 @@ class Session:
             ) as machine:
                 yield machine
         finally:
-            self._written.append(directory)
-
-    def evidence_for(self, name: str) -> Path:
-        """A directory of its own for what is not one of this session's machines."""
-        return self._evidence / f"{next(self._numbers):03d}-{_file_name(name)}"
+            self.evidence.complete(directory)
 
     def clear_faults(self) -> None:
         """Have the boot server do right again, if there is one."""
@@ -484,9 +468,8 @@ class Session:
         return running
 
     def tell_of_evidence(self) -> None:
-        """Call `on_evidence` for machines that are off by now; raise what went wrong with that."""
-        while self._written:
-            self.on_evidence(self._written.popleft())
+        """Tell of machines that are off by now; raise what went wrong with that."""
+        self.evidence.tell()
         ended = [each for each in self._ending if each.done()]
         self._ending = [each for each in self._ending if each not in ended]
         for each in ended:
@@ -531,8 +514,3 @@ def open_session(
         yield session
     finally:
         session.close()
-
-
-def _file_name(name: str) -> str:
-    """`name` as a part of a path: readable, short, and without surprises."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-80:] or "boot"

@@ -15,7 +15,6 @@ APART = frozenset(
         "test_persistent_both.py",
         "test_qemu_network_boot.py",
         "test_workers.py",
-        "test_fleet_boot.py",
         "test_fleet_and_pool_cli.py",
         "test_standby.py",
         "test_zoo.py",

@@ -271,6 +271,13 @@ def test_its_data_is_on_a_disk_that_is_the_same_each_time(tmp_path: Path) -> Non
     assert other.source != disk.source
 
 
+def test_no_other_disk_is_called_as_its_datas_is(tmp_path: Path) -> None:
+    data = tmp_path / "user-data"
+    data.write_text("#cloud-config\n")
+    with pytest.raises(ConfigError, match="disk cidata: cloud-init's data come on a disk of that"):
+        settings(disk=("d=pvc:c", "cidata=blank"), cloud_init=data)
+
+
 def test_two_of_a_fleet_have_disks_that_tell_them_apart(tmp_path: Path) -> None:
     user_data = tmp_path / "user-data"
     user_data.write_text("#cloud-config\n")

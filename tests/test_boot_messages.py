@@ -167,6 +167,27 @@ def test_the_words_of_the_boot_script_are_whole_lines() -> None:
         assert boot_messages.stopped_script(line) is None
 
 
+def test_why_an_initramfs_could_not_be_gone_on_with_is_known() -> None:
+    failed = "[    1.642971] Initramfs unpacking failed: "
+    told = {
+        "[    7.008668] kboot: there is no /sbin/init": "there is no /sbin/init",
+        f"{failed}read error": "Initramfs unpacking failed: read error",
+        f"{failed}write error": "Initramfs unpacking failed: write error; give the machine more",
+        f"{failed}Input was encoded with settings that are not supported by this XZ decoder": (
+            "not supported by this XZ decoder; compress it by xz --check=crc32"
+        ),
+    }
+    for line, words in told.items():
+        assert words in str(boot_messages.given_up(line))
+    for line in (
+        "kboot: handoff abcd",
+        "<6>[    1.0] kboot: x",
+        "[    1.0] x kboot: y",
+        failed[15:],
+    ):
+        assert boot_messages.given_up(line) is None
+
+
 def test_each_of_these_lines_is_defined_in_one_place() -> None:
     wrong = []
     for path in PACKAGE.rglob("*.py"):

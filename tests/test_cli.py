@@ -186,6 +186,15 @@ def test_a_bad_setting_exits_with_2_and_names_its_option(
     assert capsys.readouterr().err.startswith("kboot: error: --memory: 'lots' is not a size")
 
 
+def test_a_kernel_that_is_named_in_the_other_way_is_told_how(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["boot", "--kernel", "vmlinuz"]) == 2
+    assert capsys.readouterr().err.endswith("'--kernel'; the kernel is an argument here\n")
+    assert main(["up", "m1", "vmlinuz"]) == 2
+    assert capsys.readouterr().err.endswith("; a kernel is named by --kernel FILE here\n")
+
+
 def test_pytests_spelling_of_an_option_is_understood_and_not_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -264,6 +273,28 @@ def test_a_boot_that_never_began_leaves_no_evidence(
     assert "no cluster" in output.err
     assert "evidence" not in output.out
     assert list((own_place / "state/kboot/boots").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--disk", "not a disk image"), ("--ipxe", "is no iPXE")],
+)
+def test_a_machine_that_cannot_be_leaves_no_evidence(
+    option: str,
+    words: str,
+    tmp_path: Path,
+    debian_kernel: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "text").write_text("no image\n")
+    given = [option, str(tmp_path / "text")]
+    assert main(["boot", str(debian_kernel), "--accel", "tcg", *given]) == 2
+    output = capsys.readouterr()
+    assert words in output.err
+    assert "evidence" not in output.out
+    assert list((tmp_path / "state/kboot/boots").iterdir()) == []
 
 
 def test_the_group_knows_no_other_commands() -> None:

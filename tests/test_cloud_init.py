@@ -93,5 +93,8 @@ def test_a_kernel_that_cannot_reach_the_data_is_refused(
     path = tmp_path / "user-data"
     path.write_text(USER_DATA)
     kernel = read_kernel(second_kernel)
-    with pytest.raises(ConfigError, match=r"^cloud-init needs the network card \(.*no driver"):
-        settings_for(kernel, Config(cloud_init=path))
+    with pytest.raises(
+        ConfigError, match=r"^cloud-init needs the network card \(e1000e.*no driver"
+    ):
+        settings_for(kernel, Config(cloud_init=path, nic_model="e1000e"))
+    assert settings_for(kernel, Config(cloud_init=path)).spec.nic_model == "virtio"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
+import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kboot.config import Config, read_disks
+from kboot.config import Config, load, read_disks
 from kboot.disks import kept, read_image
 from kboot.errors import ConfigError
 from kboot.machine_spec import Disk, MachineSpec
 from kboot.qemu import disks as qemu_disks
 from kboot.qemu.disks import MachineDisks
+from tests.disk_images import ROOT, gpt
+from tests.test_kernel_download import Server
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +87,10 @@ def test_a_path_is_relative_to_where_it_was_written(
         ("d=", "has no source"),
         ("", "has no source"),
         ("pvc:", "write pvc:NAME"),
+        ("Data=blank", "'Data' in 'Data=blank' is no name; write 1 to 20 of a-z, 0-9 and -"),
+        ("a-name-longer-than-that=x.img", "is no name"),
+        ("=x.img", "for a file with = in its name, ./=x.img"),
+        ("blank,size=1G,size=2G", "has size twice"),
     ],
 )
 def test_a_mistake_is_named(declared: str, words: str) -> None:
@@ -88,6 +98,26 @@ def test_a_mistake_is_named(declared: str, words: str) -> None:
         Config(disk=(declared,))
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_path_may_have_spaces_and_equals_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_disks(Config(disk=("./a=b c.img, size=1G , ro",)).disk) == (
+        Disk(
+            name="disk0",
+            kind="image",
+            source=f"{tmp_path}/a=b c.img",
+            size_mib=1024,
+            read_only=True,
+        ),
+    )
+
+
+def test_what_was_given_on_the_command_line_is_told_without_brackets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--disk: 'blank,rw' is not a disk: 'rw' in"):
+        load({"disk": ("blank,rw",)}, {}, tmp_path)
 
 
 def test_two_disks_have_two_names() -> None:
@@ -127,6 +157,34 @@ def test_what_is_no_disk_image_is_named(content: bytes, words: str, tmp_path: Pa
     assert "\n" not in str(raised.value)
 
 
+def test_an_image_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(random.Random(1).randbytes(4 << 20))
+    for number, words in enumerate(([], ["-c"], ["-o", "compat=0.10"], ["-o", "refcount_bits=1"])):
+        image = tmp_path / f"{number}.qcow2"
+        qemu_img("convert", *words, "-f", "raw", "-O", "qcow2", plain, image)
+        assert read_image(image, what="disk d").size_bytes == 4 << 20
+        for part in (0.001, 0.3, 0.6):
+            os.truncate(image, int(image.stat().st_size * part))
+            with pytest.raises(
+                ConfigError, match=r"qcow2: (cut off: it has \d+ bytes|.* cannot be)"
+            ):
+                read_image(image, what="disk d")
+    disk = gpt(tmp_path / "gpt.raw", (ROOT, "", bytes(1 << 20)))
+    read_image(disk, what="disk d")
+    os.truncate(disk, 2 << 20)
+    with pytest.raises(ConfigError, match="cut off: it has 2097152 bytes of at least"):
+        read_image(disk, what="disk d")
+    system = tmp_path / "ext4.raw"
+    subprocess.run(["mkfs.ext4", "-q", system, "8M"], check=True)
+    read_image(system, what="disk d")
+    os.truncate(system, 4 << 20)
+    with pytest.raises(
+        ConfigError, match="cut off: it has 4194304 bytes of at least 8388608; copy"
+    ):
+        read_image(system, what="disk d")
+
+
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
     for path, words in ((tmp_path / "none", "no such file"), (tmp_path, "is a directory")):
         with pytest.raises(ConfigError, match=words):
@@ -149,23 +207,30 @@ def test_a_missing_image_below_an_image_is_named(raw: Path, tmp_path: Path) -> N
         read_image(layer, what="disk d")
 
 
-@pytest.fixture
-def writer(raw: Path) -> Iterator[Path]:
-    """An image that a QEMU has open for writing."""
-    image = raw.with_name("written.qcow2")
-    qemu_img("convert", "-O", "qcow2", raw, image)
-    node = f"driver=qcow2,node-name=d,file.driver=file,file.filename={image}"
+@contextlib.contextmanager
+def opened(image: Path, *options: str) -> Iterator[None]:
+    """A QEMU has an image open, for writing unless the options say otherwise."""
+    parts = ("driver=qcow2", "node-name=d", "file.driver=file", f"file.filename={image}", *options)
     argv = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
     with subprocess.Popen(
-        [*argv, "-accel", "tcg", "-blockdev", node, "-device", "virtio-blk-pci,drive=d"],
+        [*argv, "-accel", "tcg", "-blockdev", ",".join(parts), "-device", "virtio-blk-pci,drive=d"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout
         # Its greeting: the devices are there.
         assert b"QMP" in process.stdout.readline()
-        yield image
+        yield
         process.kill()
+
+
+@pytest.fixture
+def writer(raw: Path) -> Iterator[Path]:
+    """An image that a QEMU has open for writing."""
+    image = raw.with_name("written.qcow2")
+    qemu_img("convert", "-O", "qcow2", raw, image)
+    with opened(image):
+        yield image
 
 
 def test_an_image_that_another_machine_writes_to_is_refused(writer: Path) -> None:
@@ -213,6 +278,15 @@ def test_each_disk_has_a_layer_and_its_name_as_serial_number(raw: Path, tmp_path
     }
 
 
+def test_a_disk_is_made_by_hand_from_whatever_place(raw: Path, tmp_path: Path) -> None:
+    image = tmp_path / "an image $HOME.raw"
+    raw.rename(image)
+    (command,), _ = machine_disks(tmp_path, f"a={image}").by_hand()
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)  # noqa: S602
+    info = json.loads(qemu_img("info", "--output=json", tmp_path / "a.qcow2"))
+    assert info["backing-filename"] == str(image)
+
+
 def test_a_disk_that_is_too_small_for_its_image_is_refused(raw: Path, tmp_path: Path) -> None:
     big = tmp_path / "big.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", big, "5M")
@@ -227,6 +301,11 @@ def test_an_image_that_changes_under_a_machine_is_told(tmp_path: Path) -> None:
     made.begin(None, savable=False)
     image.write_bytes(b"\1" * 4096)
     with pytest.raises(ConfigError, match=r"disk a: \S+/i.raw has changed since"):
+        made.begin(None, savable=False)
+    image.unlink()
+    with pytest.raises(
+        ConfigError, match=r"/i.raw is gone since .*; put it back, or start another"
+    ):
         made.begin(None, savable=False)
 
 
@@ -260,9 +339,14 @@ def test_another_image_makes_another_saved_machine(tmp_path: Path) -> None:
     assert qemu_disks.identity(()) == {}
 
 
-def test_what_cannot_be_saved_says_so() -> None:
+def test_what_cannot_be_saved_says_so(raw: Path, tmp_path: Path) -> None:
+    qemu_img("convert", "-O", "vmdk", raw, tmp_path / "v.vmdk")
+    above = tmp_path / "q.qcow2"
+    qemu_img("create", "-f", "qcow2", "-b", tmp_path / "v.vmdk", "-F", "vmdk", above)
     for declared, words in (
         ("blank", None),
+        (f"d={tmp_path}/v.vmdk", f"convert it: qemu-img convert -O qcow2 {tmp_path}/v.vmdk"),
+        (f"d={above}", "QEMU cannot save a machine with a vmdk image (disk d)"),
         ("d=blank,keep", "the disk d is kept"),
         ("d=blank,bus=nvme", "QEMU cannot save the NVMe disk d"),
     ):
@@ -297,6 +381,65 @@ def test_a_kept_disk_stays_with_its_machine_and_its_source(tmp_path: Path) -> No
     assert kept.kept_disks() == []
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_a_kept_disk_from_a_url_stays_when_the_server_has_another_image(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    image = server.files / "i.raw"
+    image.write_bytes(b"of the first day".ljust(4096, b"\0"))
+    declared = f"a={server.url('i.raw')},keep"
+    words = machine_disks(tmp_path, declared).begin(None, savable=False)
+    (disk,) = kept.kept_disks()
+    assert disk.source == server.url("i.raw")
+    image.write_bytes(b"of the second".ljust(8192, b"\0"))
+    shutil.rmtree(tmp_path / "cache")
+    again = machine_disks(tmp_path, declared)
+    assert again.begin(None, savable=False) == words
+    assert again.begin(None, savable=False) == words
+    (base,) = disk.path.parent.glob("*.base")
+    assert f"backing.file.filename={base}" in words[1]
+    assert base.read_bytes().startswith(b"of the first day")
+    with pytest.raises(ConfigError, match=r"kept above another source \(http\S+/i.raw\)"):
+        machine_disks(tmp_path, "a=blank,keep").begin(None, savable=False)
+    golden = kept.clone_kept(disk, "gold")
+    kept.remove_kept(disk)
+    assert not disk.path.parent.exists()
+    qemu_img("convert", "-O", "raw", golden, tmp_path / "out.raw")
+    assert (tmp_path / "out.raw").read_bytes().startswith(b"of the first day")
+
+
+def test_a_kept_disk_keeps_its_size(tmp_path: Path) -> None:
+    machine_disks(tmp_path, "a=blank,size=8M,keep").begin(None, savable=False)
+    (disk,) = kept.kept_disks()
+    with pytest.raises(ConfigError, match=r"kept with 8 MiB, not 4: give it size=8M$"):
+        machine_disks(tmp_path, "a=blank,size=4M,keep").begin(None, savable=False)
+    with pytest.raises(ConfigError, match="or make it larger: qemu-img resize") as raised:
+        machine_disks(tmp_path, "a=blank,size=16M,keep").begin(None, savable=False)
+    remedy = str(raised.value).partition("make it larger: ")[2].split()
+    qemu_img(*remedy[1:])
+    machine_disks(tmp_path, "a=blank,size=16M,keep").begin(None, savable=False)
+    assert disk.size_bytes == 16 << 20
+
+
+def test_what_is_kept_above_an_image_that_changed_is_not_cloned(tmp_path: Path) -> None:
+    image = tmp_path / "i.raw"
+    image.write_bytes(b"\0" * 4096)
+    machine_disks(tmp_path, f"a={image},keep").begin(None, savable=False)
+    image.write_bytes(b"\1" * 4096)
+    with pytest.raises(ConfigError, match=r"i.raw has changed since it was made from it"):
+        kept.clone_kept(kept.find_kept("m/a"), "gold")
+    assert [disk.label for disk in kept.kept_disks()] == ["m/a"]
+
+
 def test_a_kept_disk_has_no_cache_that_dies_with_qemu(tmp_path: Path) -> None:
     words = machine_disks(tmp_path, "a=blank,keep", "b=blank").begin(None, savable=False)
     assert "virtio-blk-pci,drive=disk-a,serial=a,id=a,write-cache=off" in words
@@ -319,6 +462,19 @@ def test_a_golden_disk_is_whole_and_others_begin_with_it(tmp_path: Path) -> None
         kept.remove_kept(kept.find_kept("gold"))
     with pytest.raises(ConfigError, match=r"there is no disk lead to clone \(there are: gold\)"):
         machine_disks(tmp_path, "b=clone:lead")
+    with pytest.raises(ConfigError, match="a volume claim of another namespace, which a cluster"):
+        machine_disks(tmp_path, "b=clone:other/gold")
+
+
+def test_a_golden_disk_stays_while_a_machine_has_it_open(tmp_path: Path) -> None:
+    machine_disks(tmp_path, "a=blank,size=1M,keep").begin(None, savable=False)
+    golden = kept.clone_kept(kept.find_kept("m/a"), "gold")
+    with opened(golden, "read-only=on"):
+        with pytest.raises(ConfigError, match="gold is in use by a machine that is on; stop that"):
+            kept.remove_kept(kept.find_kept("gold"))
+        kept.clone_kept(kept.find_kept("gold"), "another")
+    kept.remove_kept(kept.find_kept("gold"))
+    assert [disk.label for disk in kept.kept_disks()] == ["m/a", "another"]
 
 
 def test_the_spec_has_them(tmp_path: Path) -> None:

@@ -387,14 +387,18 @@ def test_a_kernel_without_a_root_file_system(start: Starter, settings: MachineSe
     assert caught.value.report.fatal
 
 
-def test_an_init_that_exits(start: Starter, settings: MachineSettings) -> None:
-    short = overlay_initramfs({"init": b"#!/bin/sh\necho bye\nexit 3\n"})
+def test_an_init_that_exits_is_told_with_what_kboots_own_says_last(
+    start: Starter, settings: MachineSettings
+) -> None:
+    says = b"mount -t devtmpfs dev /dev\necho 'kboot: nothing to go on with' > /dev/kmsg\n"
+    short = overlay_initramfs({"init": b"#!/bin/sh\n" + says + b"exit 3\n"})
     with (
         start(dataclasses.replace(settings, initrds=(*settings.initrds, short))) as machine,
         pytest.raises(KernelCrash) as caught,
     ):
         machine.wait_until_ready()
     assert caught.value.report.kind == "init-killed"
+    assert str(caught.value).startswith("nothing to go on with; panic: attempted to kill init")
 
 
 def test_a_kernel_that_is_silent_on_the_serial_line(

@@ -61,8 +61,8 @@ def left_of(runs: Path) -> list[Path]:
     return list((runs / "kboot").iterdir())
 
 
-def test_a_fleet_that_stays(user: User, debian_kernel: Path, runs_apart: Path) -> None:
-    options = (f"--kernel={debian_kernel}", "--accel=tcg")
+def test_a_fleet_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> None:
+    options = (f"--kernel={quick_kernel}", "--accel=tcg")
     up: list[dict[str, Any]] = json.loads(
         user.type("fleet", "up", "lab", "--role=a=1", "--role=b=1", *options, "--json")
     )

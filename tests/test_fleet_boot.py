@@ -40,10 +40,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fleet(
-    debian_kernel: Path, image: Path, tmp_path_factory: pytest.TempPathFactory
+    quick_kernel: Path, image: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fleet]:
     config = Config(
-        kernel=str(debian_kernel),
+        kernel=str(quick_kernel),
         accel="tcg",
         firmware_start="saved",
         initrd=(overlay_initramfs(SECRETS),),

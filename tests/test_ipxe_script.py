@@ -48,6 +48,14 @@ def told(text: str, others: dict[str, str] | None = None) -> list[str]:
     ("text", "words"),
     [
         ("echo hello\n", r"boot.ipxe:1: the first line of a boot script is #!ipxe"),
+        (
+            f" {GOOD}",
+            r"boot.ipxe:1: the first line of a boot script is #!ipxe, with nothing before",
+        ),
+        (
+            f"{GOOD}echo {{{{ a b\n",
+            r"boot.ipxe:5: .*Jinja template, .*between {% raw %} and {% endr",
+        ),
         ("", r"boot.ipxe:1: the first line"),
         ("#!ipxe\nkernel ${kernel_url} ${command_line}\n", r"boot.ipxe: no line tells which boot"),
         (f"{HEAD}kernel ${{kernel_url}} quiet\n", r"boot.ipxe: no line gives the kernel the nonce"),
@@ -106,6 +114,7 @@ def test_a_loop_that_nothing_counts_is_told_with_both_lines() -> None:
     "within",
     [
         "inc tries && iseq ${tries} 3 && goto give_up ||",
+        "isset ${tried} && goto give_up ||\nset tried yes",
         "prompt --key s --timeout 3000 s for a shell && shell ||",
         "choose --timeout 5000 --default retry chosen || shell",
     ],
@@ -113,6 +122,61 @@ def test_a_loop_that_nothing_counts_is_told_with_both_lines() -> None:
 def test_a_loop_that_counts_or_asks_is_none(within: str) -> None:
     text = f"{HEAD}:retry\n{within}\nkernel ${{kernel_url}} ${{command_line}} || goto retry\n"
     assert [each for each in told(f"{text}:give_up\nshell\n") if "retries" in each] == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        # As most of them are written: what is loaded, where it fails, and back.
+        "kernel ${kernel_url} ${command_line} || goto a\nboot || goto a\n:a\nsleep 5",
+        # Counted, and never compared.
+        "kernel ${kernel_url} ${command_line} || inc tries\nboot ||",
+        # A label stands before a command as well.
+        ":other echo trying\nkernel ${kernel_url} ${command_line} && boot ||",
+    ],
+)
+def test_a_loop_that_only_seems_to_count_or_to_end_is_told(lines: str) -> None:
+    last = 4 + lines.count("\n") + 1
+    assert [each for each in told(f"{HEAD}:retry\n{lines}\ngoto retry\n") if "ever" in each] == [
+        f"{last}: retries for ever: goes back to :retry (line 3), and nothing in between counts "
+        "(inc, iseq) or asks"
+    ]
+
+
+def test_a_jump_back_to_what_ends_the_script_is_no_loop() -> None:
+    text = f"{HEAD}goto main\n:lost\necho lost\ngoto end\n:main\nchain a.ipxe || goto lost\n:end\n"
+    assert told(f"{text}kernel ${{kernel_url}} ${{command_line}} || shell\n") == []
+
+
+def test_lines_are_read_as_ipxe_reads_them() -> None:
+    # A comment behind a command, a semicolon, a label alone, tabs, and a line that goes on.
+    lines = (
+        "chain a.ipxe || # nothing to do, see ${ticket}\n:\n:  \n"
+        "\tisset\t${ip}\t||\tdhcp ; echo on\r\n:here kernel ${kernel_url} \\\r\n"
+        "  ${command_line} || goto here_not\r\n"
+    )
+    assert told(HEAD + lines.replace("\r", "")) == [
+        "7: there is no label :here_not; did you mean here?"
+    ]
+    served = lint.findings(lint.numbered(lines), known={"kernel_url", "command_line"})
+    assert [(each.kind, each.line) for each in served] == [("label", 5)]
+    script_of_gpxe = HEAD.replace("#!ipxe", "#!gpxe # old")
+    assert told(f"{script_of_gpxe}kernel ${{kernel_url}} ${{command_line}} || shell\n") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("isset ${mirror} || chain a.ipxe", True),
+        ("isset ${mirror} && chain a.ipxe ||", False),
+        ("chain a.ipxe ; echo on", False),
+        ("chain a.ipxe && echo on", True),
+        ("echo on ; chain a.ipxe", True),
+    ],
+)
+def test_the_way_on_is_behind_the_command(line: str, found: bool) -> None:
+    text = f"{HEAD}{line}\nkernel ${{kernel_url}} ${{command_line}} || shell\n"
+    assert told(text) == ["3: chain has no ||: iPXE leaves the script here when it fails"] * found
 
 
 def test_a_variable_that_nobody_sets_is_told_with_the_one_that_was_meant() -> None:
@@ -136,6 +200,32 @@ def test_a_label_and_a_command_that_are_not_there_are_found() -> None:
     assert told(f"{GOOD}:menu\ngoto meun\nechoo hello\ngoto ${{chosen}}\n")[:2] == [
         "6: there is no label :meun; did you mean menu?",
         "7: iPXE has no command echoo; did you mean echo?",
+    ]
+
+
+def test_an_item_of_a_menu_without_a_label_is_told() -> None:
+    menu = (
+        f"{HEAD}:menu\nmenu Boot\nitem --gap -- Systems\nitem --key l linx Linux\n"
+        "item ${extra} Extra\nitem exit Exit\nitem\nchoose --default linx chosen || shell\n"
+    )
+    rest = ":linux\nkernel ${kernel_url} ${command_line} || goto menu\nboot ||\n"
+    jump = "iseq ${chosen} exit && exit ||\ngoto ${chosen} || goto menu\n"
+    assert told(f"{menu}set extra linux\n{jump}{rest}") == [
+        "6: there is no label :linx for this item; did you mean linux?"
+    ]
+    # Whoever does something else with what is chosen needs no labels.
+    assert told(f"{menu}set extra linux\nset file ${{chosen}}\n{rest}") == []
+
+
+def test_where_a_script_waits_for_somebody_is_known() -> None:
+    assert lint.asking(
+        "#!ipxe\nprompt --timeout 3000 Go\nchoose chosen\nprompt --timeout 0 Key ||\n"
+        "# read name\nchoose --timeout ${menu-timeout} --default a chosen\nread name\n"
+    ) == [
+        (3, "choose has no --timeout"),
+        (4, "prompt has --timeout 0"),
+        (6, "choose has --timeout ${menu-timeout}"),
+        (7, "read has no --timeout"),
     ]
 
 
@@ -230,6 +320,29 @@ def test_a_directory_is_served_but_for_what_is_hidden(tmp_path: Path) -> None:
     assert [each["size"] for each in tree.listing()] == [7, 4, 7]
 
 
+def test_links_are_followed_and_what_leads_nowhere_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "images" / "6.1").mkdir(parents=True)
+    (tmp_path / "images" / "6.1" / "a b.ipxe").write_text("#!ipxe\r\necho\r\n")
+    (tmp_path / "images" / "current").symlink_to("6.1")
+    (tmp_path / "images" / "all").symlink_to(tmp_path)
+    (tmp_path / "gone.ipxe").symlink_to("/none/such")
+    (tmp_path / "mark.ipxe").write_text("\ufeff#!ipxe\n")
+    (tmp_path / "old.ipxe").write_text("#!gpxe # of 2009\n")
+    tree = read_tree(tmp_path, script=None, script_name="boot.ipxe")
+    assert list(tree.files) == [
+        *("mark.ipxe", "old.ipxe", "images/6.1/a b.ipxe", "images/current/a b.ipxe")
+    ]
+    assert list(tree.scripts) == ["old.ipxe", "images/6.1/a b.ipxe", "images/current/a b.ipxe"]
+    read_tree(tmp_path, script=None, script_name="boot.ipxe")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"serve: {tmp_path}/gone.ipxe is not served: it is a link to /none/such, which is no file",
+        f"serve: {tmp_path}/mark.ipxe begins with a byte order mark, not with #!ipxe: iPXE takes "
+        "it for no script; save it as UTF-8 without BOM",
+    ]
+
+
 def test_the_boot_scripts_place_is_for_the_boot_script(tmp_path: Path) -> None:
     own = tmp_path / "boot.ipxe"
     own.write_text("#!ipxe\n")
@@ -244,7 +357,6 @@ def test_the_boot_scripts_place_is_for_the_boot_script(tmp_path: Path) -> None:
 
 
 def expected_of(text: str, others: dict[str, str] | None = None) -> Expected:
-    found = script(text).check(others or {})
     return Expected(
         nonce="abcd1234",
         query=VALUES.query,
@@ -256,7 +368,9 @@ def expected_of(text: str, others: dict[str, str] | None = None) -> Expected:
         user_script="/home/me/boot.ipxe",
         served_scripts=("scripts/m0/menu.ipxe",),
         findings=tuple(
-            (each.kind, f"boot.ipxe:{each.line}: {each.text}", each.source) for each in found
+            (each.kind, f"{name or 'boot.ipxe'}:{each.line}: {each.text}", each.source, name)
+            for name, found in script(text).findings(others or {}).items()
+            for each in found
         ),
     )
 
@@ -267,8 +381,8 @@ def fetch(path: str, *, query: str = VALUES.query, status: int = 200) -> Fetch:
     )
 
 
-def started(text: str) -> Boot:
-    boot = Boot(expected_of(text), start=100)
+def started(text: str, others: dict[str, str] | None = None) -> Boot:
+    boot = Boot(expected_of(text, others), start=100)
     boot.see_line("SeaBIOS (version 1.16.2)", 101)
     boot.see_fetch(fetch("scripts/m0/boot.ipxe", query=""), 102)
     boot.see_fetch(fetch("beacon/script"), 102)
@@ -310,6 +424,33 @@ def test_what_a_script_waits_for_is_no_hang() -> None:
     assert patient.budget_s(Phase.KERNEL) == limit_s + 600
 
 
+@pytest.mark.parametrize(
+    ("unfinished", "state"),
+    [("Boot m0      The kernel under test", "waits"), ("", "hang"), ("vmlinuz... 3%", "hang")],
+)
+def test_a_script_that_waits_for_somebody_is_told_from_one_that_hangs(
+    unfinished: str, state: str
+) -> None:
+    expected = dataclasses.replace(
+        expected_of(GOOD),
+        script_asks=(("boot.ipxe:4: choose has no --timeout", ""), ("menu.ipxe:9: x", "menu.ipxe")),
+    )
+    boot = Boot(expected, start=100)
+    boot.see_fetch(fetch("beacon/script"), 102)
+    boot.see_silence(unfinished, 103, starved_s=0, silence_s=0)
+    error = boot.late(60)
+    assert isinstance(error, ScriptEnded)
+    assert error.state == state
+    assert ("; boot.ipxe:4: choose has no --timeout" in str(error)) is (state == "waits")
+    assert "menu.ipxe" not in str(error)
+
+
+def test_a_script_that_ends_and_has_started_nothing_is_told() -> None:
+    boot = started(GOOD)
+    with pytest.raises(ScriptEnded, match=r"devices; boot.ipxe has ended, and has started nothing"):
+        boot.see_line("No more network devices", 104)
+
+
 def test_an_endless_retry_is_told_with_its_line() -> None:
     boot = started(f"{HEAD}:again\nkernel ${{kernel_url}} ${{command_line}} || goto again\nboot\n")
 
@@ -339,6 +480,22 @@ def test_a_script_that_chains_to_itself_is_told() -> None:
         boot.see_line("kboot: script abcd1234", 103)
     with pytest.raises(InfraError, match=r"started 6 times without a restart .* chains back to it"):
         boot.see_line("kboot: script abcd1234", 104)
+
+
+def test_an_endless_retry_in_a_script_that_was_chained_to_is_told_with_its_name() -> None:
+    menu = "#!ipxe\n:again\nkernel ${kernel_url} ${command_line} || goto again\nboot\n"
+    text = f"{HEAD}chain menu.ipxe || shell\n"
+    for chained, times in ((False, 50), (True, 5)):
+        boot = started(text, {"menu.ipxe": menu, "other.ipxe": menu})
+        if chained:
+            boot.see_fetch(fetch("scripts/m0/menu.ipxe", query=""), 103)
+        for _ in range(times - 1):
+            boot.see_fetch(fetch("artifacts/k", status=503), 104)
+        with pytest.raises(ScriptEnded, match=rf"for ever, {times} times") as told:
+            boot.see_fetch(fetch("artifacts/k", status=503), 104)
+        line = "; menu.ipxe:3: retries for ever: goes back to :again (line 2), and nothing in"
+        assert (line in str(told.value)) is chained
+        assert "other.ipxe" not in str(told.value)
 
 
 def test_a_missing_way_on_is_told_with_its_line() -> None:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
@@ -117,6 +118,30 @@ def test_an_rpm_package_is_a_kernel(compression: str, tmp_path: Path) -> None:
     cut.write_bytes(package.read_bytes()[:3000])
     with pytest.raises(ConfigError, match=r"cut off|truncated|cut\.rpm: corrupt"):
         read_kernel(cut)
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_an_archive_that_is_broken_in_a_files_midst_is_named(packer: str, tmp_path: Path) -> None:
+    # Of what does not compress, as in a real kernel: most of an archive is in a file's midst.
+    noise = random.Random(1)
+    content = write_kernel(tmp_path / "image", RELEASE).read_bytes() + noise.randbytes(2 << 20)
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
+        for name in (f"boot/vmlinuz-{RELEASE}", MODULE):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+            content = noise.randbytes(2 << 20)
+    whole = PACKERS[packer](plain.getvalue())
+    for wrong, place in (("cut", 0.3), ("cut", 0.8), ("damaged", 0.3), ("damaged", 0.8)):
+        at = int(len(whole) * place)
+        rest = b"" if wrong == "cut" else bytes(64) + whole[at + 64 :]
+        package = tmp_path / f"{wrong}{place}"
+        package.write_bytes(whole[:at] + rest)
+        if packer in {"plain", "zstd"} and wrong == "damaged":
+            continue  # without a checksum, as these are here, it is what it is
+        with pytest.raises(ConfigError, match=rf"{package.name}: .*(corrupt|truncated)"):
+            assert read_kernel(package).modules
 
 
 def test_an_archive_without_a_kernel_says_so(tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 
+from kboot.config import Config
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import local_path, read_kernel
 from kboot.kernel.download import download
+from kboot.machine.settings import settings_for
 from tests.test_kernel import RELEASE, arm64_image, bzimage, written
 
 CONFIGURATION = """
@@ -250,3 +252,16 @@ def test_the_command_line_takes_a_url(server: Server) -> None:
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
     assert "/vmlinuz: a kernel for i686: kboot has no machine for i686" in line
+
+
+def test_a_root_file_system_is_fetched_as_a_kernel_is(server: Server) -> None:
+    (server.files / "root.cpio").write_bytes(b"070701 and so on")
+    (server.files / "root.img").write_bytes((bytes(0x438) + b"\x53\xef").ljust(1 << 17, b"\0"))
+    kernel = read_kernel(written(server.here / "vmlinuz", bzimage()))
+    initramfs = settings_for(kernel, Config(rootfs=server.url("root.cpio")))
+    assert initramfs.initrds[0].read_bytes() == b"070701 and so on"
+    (disk,) = settings_for(kernel, Config(rootfs=server.url("root.img"))).spec.disks
+    assert disk.source.endswith("/root.img")
+    assert Path(disk.source).stat().st_size == 1 << 17
+    with pytest.raises(ConfigError, match="the server says 404 Not Found; check the URL"):
+        settings_for(kernel, Config(rootfs=server.url("none.img")))

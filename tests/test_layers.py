@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parent.parent / "kboot"
 #: one row do not know each other.
 ROWS = (
     {"errors", "boot_messages"},
-    {"deadline", "locks", "log", "statistics", "capacity", "arch"},
+    {"deadline", "locks", "log", "statistics", "capacity", "arch", "network_cards"},
     {"server_faults", "server_tls", "https"},
     {"machine_spec"},
     {"process", "backend", "rpc", "templates"},
@@ -40,7 +40,7 @@ ROWS = (
     {"qemu", "kubevirt", "evidence"},
     {"results"},
     {"machine", "kselftest"},
-    {"isolation", "shared_server", "standby", "testing"},
+    {"isolation", "run_evidence", "shared_server", "standby", "testing"},
     {"session"},
     {"fleet", "pool"},
     {"supervisor", "bisect"},

@@ -152,6 +152,10 @@ def test_a_tree_is_served_as_it_is_and_follows_what_changes(server: Nginx, tmp_p
     assert server.publish_tree("m0", {"menu.ipxe": menu}) == ["deep/er/an image.img", "menu.ipxe"]
     assert get(server.url("scripts/m0/menu.ipxe")) == b"#!ipxe\nshell\n"
     assert status_of(server.url("scripts/m0/deep/er/an%20image.img")) == 404
+    # What was a directory may be a file.
+    server.publish_tree("m0", {"menu.ipxe": menu, "deep": image})
+    assert get(server.url("scripts/m0/deep")) == b"data"
+    server.publish_tree("m0", {"menu.ipxe": menu})
     assert get(server.url("scripts/m0/boot.ipxe")) == b"#!ipxe\n"
     assert status_of(server.url("scripts/m1/menu.ipxe")) == 404
 

@@ -6,12 +6,14 @@ import inspect
 import re
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from kboot.config import SETTINGS
-from kboot.machine import settings_for
+from kboot.config import SETTINGS, Config
+from kboot.machine import settings as settings_module
+from kboot.machine_spec import MachineSpec
 from kboot.plugin.options import OF_MACHINES
 from kboot.plugin.reporting import hide_our_frames
 
@@ -108,11 +110,13 @@ def test_a_mistake_in_a_marker_ends_the_run_before_it_starts(
 
 
 def test_every_setting_that_makes_a_machine_can_be_chosen_by_a_test() -> None:
-    used = set(re.findall(r"config\.(\w+)", inspect.getsource(settings_for)))
+    used = set(re.findall(r"config\.(\w+)", inspect.getsource(settings_module)))
+    used |= {each.name for each in fields(MachineSpec)} & {each.name for each in fields(Config)}
     names = {setting.name for setting in SETTINGS if setting.field in used}
     assert len(names) == len(used) > 5
-    # Where files are fetched from changes no machine; a patch is of the whole run.
-    assert names - {"debian_mirror", "cluster_patch"} <= OF_MACHINES
+    # Where files are fetched from changes no machine; the others are of the whole run.
+    of_run = {"debian_mirror", "cluster_patch", "kernel", "boot"}
+    assert names - of_run <= OF_MACHINES
 
 
 def test_kernel_alone_runs_the_acceptance_suite_beside_the_projects_tests(
@@ -169,6 +173,12 @@ def test_gets_another_machine(machine):
     assert not machine.console.reports
 
 
+@pytest.mark.kboot(ipxe_script="lost.ipxe")
+def test_looks_at_a_boot_that_fails(request):
+    with pytest.raises(InfraError, match="lost.ipxe ended at iPXE's prompt"):
+        request.getfixturevalue("machine")
+
+
 @pytest.mark.kboot(cmdline="console=tty0")
 def test_never_begins(machine):
     pass
@@ -185,6 +195,9 @@ def suite(
     folder = tmp_path_factory.mktemp("suite")
     (folder / "test_suite.py").write_text(SUITE)
     (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "lost.ipxe").write_text(
+        "#!ipxe\necho kboot: script ${nonce}\nkernel http:// ${command_line} || shell\n"
+    )
     done = subprocess.run(
         [
             sys.executable,
@@ -215,7 +228,7 @@ def test_the_header_says_what_is_tested(suite: Suite) -> None:
 
 def test_the_kernels_fault_is_a_failure_and_the_hosts_an_error(suite: Suite) -> None:
     output, cases = suite
-    assert "3 failed, 3 passed, 1 error" in output
+    assert "3 failed, 4 passed, 1 error" in output
     verdicts = {name: [child.tag for child in case] for name, case in cases.items()}
     assert "failure" in verdicts["test_a_command_fails"]
     assert "failure" in verdicts["test_does_not_look"]

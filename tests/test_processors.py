@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kboot.config import ClusterConfig, Config, read_cpus
+from kboot.config import ClusterConfig, Config, cpu_nodes, read_cpus
 from kboot.errors import ConfigError
 from kboot.kernel import read_kernel
 from kboot.kubevirt import manifests, vm_manifest
@@ -123,3 +123,13 @@ def test_the_guest_has_the_nodes_the_arrangement_and_the_cards(
         "52:54:00:6b:62:02 10.0.3.15/24",
         "52:54:00:6b:62:03 10.0.4.15/24",
     ]
+
+
+@pytest.mark.parametrize("count", range(1, 18))
+def test_each_node_has_processors_and_each_processor_a_node(count: int) -> None:
+    for nodes in range(1, count + 1):
+        found = cpu_nodes(count, nodes)
+        sizes = [last - first + 1 for first, last in found]
+        assert [at for first, last in found for at in range(first, last + 1)] == [*range(count)]
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) >= 1

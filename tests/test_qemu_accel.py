@@ -88,4 +88,4 @@ def test_whether_kvm_works_is_asked_of_a_guest_that_boots_as_all_others_do(
     row: arch.Architecture,
 ) -> None:
     # By the network card's ROM where there is a BIOS; else by iPXE that UEFI starts.
-    assert (row.kvm_probe is not None) == row.has_bios == (row.card_rom is not None)
+    assert (row.kvm_probe is not None) == row.has_bios == row.has_card_roms

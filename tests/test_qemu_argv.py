@@ -88,6 +88,21 @@ def test_the_network_card_is_the_only_thing_to_boot_from() -> None:
     assert card.endswith("bootindex=1")
 
 
+def test_the_card_is_of_the_model_that_is_asked_for_and_of_the_device_that_a_rom_is_for() -> None:
+    assert card_of(command(replace(SPEC, nic_model="rtl8139", nics=2))) == ["rtl8139", "rtl8139"]
+    virtio = replace(SPEC, nic_model="virtio")
+    assert card_of(command(virtio)) == ["virtio-net-pci"]
+    old = Ipxe(path=Path("/a.rom"), is_rom=True, rom_id=(0x1AF4, 0x1000))
+    assert card_of(command(virtio, ipxe=old)) == ["virtio-net-pci"]
+    (words,) = value_of("-device", command(virtio, ipxe=replace(old, rom_id=(0x1AF4, 0x1041))))
+    assert words.startswith("virtio-net-pci,disable-legacy=on,netdev=net0,")
+    assert words.endswith(",romfile=/a.rom")
+
+
+def card_of(words: list[str]) -> list[str]:
+    return [device.partition(",")[0] for device in value_of("-device", words)]
+
+
 def test_memory_and_processors_are_the_specs() -> None:
     spec = MachineSpec(name="m0", boot_file="http://h/b", memory_mib=2048, cpus=96)
     words = command(spec)

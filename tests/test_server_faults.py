@@ -18,7 +18,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError
 from kboot.fault_proxy import CAPTIVE_PORTAL
 from kboot.nginx import Nginx, serve
-from kboot.server_faults import KINDS
+from kboot.server_faults import KINDS, FaultKind
 from kboot.testing import FakeBackend
 
 CONTENT = os.urandom(300_000)
@@ -165,6 +165,34 @@ def test_a_redirect_leads_elsewhere_or_round_and_round(server: Nginx, image: str
     first, second = ask(f"{image}?a=1"), ask(f"{image}?a=1")
     assert (first.status, first.headers["location"]) == (302, "http://127.0.0.1:1/")
     assert second.headers["location"] == urlsplit(image).path + "?a=1"
+
+
+def test_a_file_is_met_by_its_name_however_it_is_asked_for(server: Nginx, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(CONTENT)
+    server.publish_tree("m0", {"menus/a b.ipxe": tmp_path / "a"})
+    server.fault("scripts/m0/menus/a b.ipxe", status=500, times=1)
+    server.fault(server.url("scripts/m0/menus/a%20b.ipxe?x=1"), status=503, times=1)
+    asked = [server.url("scripts/m0//menus/a%20b.ipxe?y=2") for _ in range(3)]
+    assert [ask(url).status for url in asked] == [500, 503, 200]
+    assert {each.path for each in server.fetches() if each.query == "y=2"} == {
+        "scripts/m0/menus/a b.ipxe"
+    }
+
+
+@pytest.mark.parametrize("kind", ["slow", "stalled", "truncated", "reset", "wrong-length", "gzip"])
+def test_a_fault_makes_no_file_of_what_is_not_there(server: Nginx, kind: FaultKind) -> None:
+    with server.fault("*", kind):
+        assert ask(server.url("scripts/m0/mac/52-54.ipxe")).status == 404
+        assert (server.fetches()[-1].status, server.fetches()[-1].fault) == (404, kind)
+
+
+def test_a_fault_is_of_this_server_by_http_or_https(server: Nginx, image: str) -> None:
+    fault = server.fault(image.replace("http:", "https:").replace(str(server.port), "1"), "empty")
+    assert ask(image).body == b""
+    assert fault.hits == 1
+    for url in ("http://192.0.2.1/vmlinuz", image.replace(server.token, "other")):
+        with pytest.raises(ConfigError, match=rf"is of this boot server, http://.*, not of {url}"):
+            server.fault(url, status=503)
 
 
 def test_something_else_comes_than_was_asked_for(server: Nginx, image: str) -> None:

@@ -117,6 +117,7 @@ def test_the_identity_names_qemu_its_firmware_and_the_processor() -> None:
     found = parts(SPEC)
     assert found["qemu"] == qemu_version("qemu-system-x86_64")
     assert "efi-e1000e.rom" in found["firmware"]
+    assert "efi-virtio.rom" in parts(replace(SPEC, nic_model="virtio"))["firmware"]
     assert "bios-256k.bin" in found["firmware"]
     assert found["processor"]
 

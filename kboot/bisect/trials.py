@@ -106,7 +106,7 @@ class Boots:
         came_up = False
         fault: GuestError | None = None
         directories: list[Path] = []
-        session.on_evidence = directories.append
+        session.evidence.on_complete = directories.append
         try:
             machine = session.machine(
                 settings,

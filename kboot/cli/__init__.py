@@ -188,10 +188,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _exit_code(error)
 
 
+def _kernel_hint(error: click.UsageError) -> str:
+    """How the command that was used takes a kernel, if it was named the other way."""
+    options = (
+        {option for each in error.ctx.command.params for option in each.opts} if error.ctx else ()
+    )
+    if "kernel" in options and isinstance(error, click.NoSuchOption):
+        return "the kernel is an argument here" if error.option_name == "--kernel" else ""
+    if "--kernel" in options and "unexpected extra argument" in error.message:
+        return "a kernel is named by --kernel FILE here"
+    return ""
+
+
 def _exit_code(error: BaseException) -> int:
     """Tell the user about `error`, in one line if possible, and say what to exit with."""
     message = ""
     match error:
+        case click.UsageError() if hint := _kernel_hint(error):
+            click.UsageError(f"{error.message.rstrip('.')}; {hint}", ctx=error.ctx).show()
+            code = error.exit_code
         case click.ClickException():
             error.show()
             code = error.exit_code

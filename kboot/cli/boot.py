@@ -120,7 +120,7 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
     finally:
         if evidence.is_dir() and any(evidence.iterdir()):
             click.echo(f"evidence: {evidence}")
-        elif config.evidence is None:
+        elif config.evidence is None and evidence.is_dir():
             # Nothing was switched on that could have left any.
             evidence.rmdir()
 

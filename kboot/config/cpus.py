@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import re
 from pathlib import Path
 
@@ -50,6 +50,6 @@ def memory_nodes(memory_mib: int, nodes: int) -> tuple[int, ...]:
 
 
 def cpu_nodes(count: int, nodes: int) -> tuple[tuple[int, int], ...]:
-    """The first and the last processor of each of these NUMA nodes."""
-    size = math.ceil(count / nodes)
-    return tuple((at * size, min(count, (at + 1) * size) - 1) for at in range(nodes))
+    """The first and the last processor of each of these NUMA nodes, at most as many as those."""
+    ends = [count * at // nodes for at in range(nodes + 1)]
+    return tuple((first, end - 1) for first, end in itertools.pairwise(ends))

@@ -12,7 +12,8 @@ from kboot.machine_spec import Disk, DiskBus, DiskKind
 
 #: Virtio and NVMe have 20 characters for a serial number; KubeVirt wants a DNS label.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,18}[a-z0-9])?")
-_NAMED = re.compile(rf"({_NAME.pattern})=(.*)", re.DOTALL)
+#: A path with an equals sign in it has a slash before that, or is written with one: ``./a=b``.
+_NAMED = re.compile(r"([^=/,]*)=(.*)", re.DOTALL)
 _KIND = re.compile(r"(container|pvc|clone|source):(.*)", re.DOTALL)
 _SIZE = re.compile(r"([0-9]{1,9})\s*(?:([MGT])(?:i?B)?)?", re.IGNORECASE)
 _UNITS_MIB = {"": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
@@ -52,6 +53,11 @@ def _split(text: str) -> tuple[str, str, str]:
     """Its name, or an empty text; its source; and all from the comma on."""
     named = _NAMED.fullmatch(text)
     name, rest = (named[1], named[2]) if named else ("", text)
+    if named and not _NAME.fullmatch(name):
+        raise ValueError(
+            f"a disk: {name!r} in {text!r} is no name; write 1 to 20 of a-z, 0-9 and -, or for a "
+            f"file with = in its name, ./{text}"
+        )
     source, comma, options = rest.partition(",")
     if not source:
         raise ValueError(f"a disk: {text!r} has no source; write blank, a file, or a URL")
@@ -69,13 +75,15 @@ def _read(text: str, default_name: str) -> Disk:
     name, source, options = _split(text)
     kind = _kind_of(source)
     found: dict[str, str] = {}
-    for option in filter(None, options.split(",")):
+    for option in filter(None, map(str.strip, options.split(","))):
         key, equals, value = option.partition("=")
         if key not in {"size", "ro", "keep", "bus"} or bool(equals) != (key in {"size", "bus"}):
             raise ValueError(
                 f"a disk: {option!r} in {text!r} is not one of size=SIZE, ro, keep, "
                 f"bus={'|'.join(get_args(DiskBus))}; a file's name has no comma here"
             )
+        if key in found:
+            raise ValueError(f"a disk: {text!r} has {key} twice; leave one")
         found[key] = value
     bus = found.get("bus", "virtio")
     if bus not in get_args(DiskBus):
@@ -107,5 +115,7 @@ def _size_mib(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     mib = int(match[1]) * _UNITS_MIB[(match[2] or "").upper()] if match else 0
     if not 1 <= mib <= _LARGEST_MIB:
-        raise ValueError(f"a disk: {text!r} is no size; write 512 (MiB), 512M, 2G or 1T")
+        raise ValueError(
+            f"a disk: {text!r} is no size; write 512 (MiB), 512M, 2G or 1T, from 1M to 64T"
+        )
     return mib

@@ -102,10 +102,15 @@ _MADE = re.compile(r"tiny|disk:.+|debian(:[a-z][a-z0-9.-]*)?(\+[a-z0-9][a-z0-9+.
 
 
 def rootfs(value: object, directory: Path) -> str:
-    """``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, or an absolute path."""
+    """``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, a URL, or an absolute path."""
     if isinstance(value, str) and _MADE.fullmatch(value):
         return value
-    return str(path(value, directory))
+    if isinstance(value, str) and re.match(r"debian[:+]|disk:", value):
+        raise ValueError(
+            "a root file system; write debian[:SUITE][+PACKAGE,...] in small letters, or disk:NAME "
+            f"(a file that is called so is ./{value})"
+        )
+    return source(value, directory)
 
 
 def words(value: object, directory: Path) -> tuple[str, ...]:

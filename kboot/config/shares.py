@@ -35,16 +35,18 @@ def read_shares(declared: Sequence[str]) -> tuple[Share, ...]:
 
 def _with_absolute_path(text: str, directory: Path) -> str:
     path, colon, rest = text.partition(":")
+    if not path:
+        raise ValueError(f"a directory to share: {text!r} names none; write DIR[:TAG][:ro]")
     return f"{parse.path(path, directory)}{colon}{rest}"
 
 
 def _read(text: str, default_tag: str) -> Share:
     path, *options = text.split(":")
-    read_only = bool(options) and options[-1] == "ro"
-    tags = options[:-1] if read_only else options
+    access = options.pop() if options and options[-1] in {"ro", "rw"} else "rw"
+    tags = options
     if len(tags) > 1 or not all(map(_TAG.fullmatch, tags)):
         raise ValueError(
             f"a directory to share: {text!r} has more than :TAG (at most 31 letters, digits, and "
-            "any of _.-) and :ro behind it"
+            "any of _.-) and :ro or :rw behind it"
         )
-    return Share(tag=tags[0] if tags else default_tag, path=path, read_only=read_only)
+    return Share(tag=tags[0] if tags else default_tag, path=path, read_only=access == "ro")

@@ -11,6 +11,7 @@ from kboot.config import cpus, disks, parse, shares
 from kboot.config.cluster import ClusterConfig
 from kboot.config.parse import about
 from kboot.machine_spec import Dhcp, FirmwareStart
+from kboot.network_cards import NicModel
 from kboot.server_tls import Tls
 
 Accelerator = Literal["auto", "kvm", "tcg"]
@@ -23,6 +24,7 @@ Channel = Literal["auto", "console", "ssh"]
 Annotations = Literal["auto", "github", "none"]
 Submit = Literal["no", "yes"]
 BootFrom = Literal["network", "disk"]
+NicModelChoice = Literal["auto"] | NicModel
 
 #: Settings of a test run: which tests, when they run again, what becomes of their results.
 OF_TEST_RUNS = frozenset(
@@ -58,13 +60,14 @@ class Config(ClusterConfig):
     backend: str = field(
         default="qemu", metadata=about("where machines run", "NAME", choices=BACKENDS)
     )
-    #: ``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, or a path.
+    #: ``tiny``, ``debian[:SUITE][+PACKAGE,...]``, ``disk:NAME``, a path, or a URL.
     rootfs: str = field(
         default="tiny",
         metadata=about(
-            "the root file system: tiny (busybox), debian (made by mmdebstrap), an initramfs, a "
-            "disk image, a directory of this host, or one of the machine's disks",
-            "tiny|debian[:SUITE][+PACKAGE,...]|FILE|DIR|disk:NAME",
+            "the root file system: tiny (busybox), debian (made by mmdebstrap), an initramfs or a "
+            "disk image (a file or its URL), a directory of this host, or one of the machine's "
+            "disks",
+            "tiny|debian[:SUITE][+PACKAGE,...]|FILE|URL|DIR|disk:NAME",
             parse.rootfs,
         ),
     )
@@ -229,7 +232,7 @@ class Config(ClusterConfig):
         default="normal",
         metadata=about(
             "what the machine's DHCP does: all as it should (normal), no boot file, a wrong one, "
-            "no answer (silent), or one after 10 s (late)",
+            "no answer (silent), or one to who asks again (late)",
             "NAME",
             choices=get_args(Dhcp),
         ),
@@ -462,6 +465,15 @@ class Config(ClusterConfig):
             "N",
             parse.number(1, 16),
             name="nic",
+        ),
+    )
+    nic_model: NicModelChoice = field(
+        default="auto",
+        metadata=about(
+            "the model of network card; auto: that of the ROM that ipxe names; virtio for one that "
+            "boots from its disk, or whose kernel has no driver for e1000e; else e1000e",
+            "MODEL",
+            choices=("auto", *get_args(NicModel)),
         ),
     )
 

@@ -59,7 +59,10 @@ class EchoFilter:
 
     def without(self, unfinished: str) -> str:
         """An unfinished line without the echo that has come so far at its end."""
-        typed = [*self._expected, _squash(self._typing)]
+        typed = [*self._expected, *filter(None, [_squash(self._typing)])]
+        if not typed:
+            # As during a boot, when it is asked for time and again.
+            return unfinished
         cut = len(unfinished)
         for start in range(max(0, cut - 256), cut):
             rest = _squash(unfinished[start:].encode())

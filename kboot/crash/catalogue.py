@@ -1,172 +1,12 @@
-"""Which lines begin a report: one row per printing site, or family of them, in Linux 4.x to 6.x."""
+"""Which lines begin a report: one row per printing site, or family of them, in Linux 2.6 to 6.x."""
 
 from __future__ import annotations
 
+from kboot.crash.checks import LOCKDEP, MEMORY, SANITIZERS, STALLS
 from kboot.crash.model import CrashKind
-from kboot.crash.rule import AT, AT_OFFSET, PANIC, RCU, WATCHDOG, die, lockdep, panic, row, traced
+from kboot.crash.rule import AT, AT_OFFSET, PANIC, die, panic, row, traced
 
 K = CrashKind
-
-#: The words KASAN knows; up to 4.1 "out of bounds access", "use after free".
-_KASAN = (
-    r"(?P<what>[\w -]*?(?:-free|-bounds|-deref|-access|-crash|-scope|-return|out of bounds access"
-    r"|use after free|wild memory access|user memory access|unknown crash))"
-)
-_WHAT = r"(?P<what>[\w -]+?)"
-_SANITIZERS = (
-    row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_KASAN} in {AT}", "KASAN: {what}"),
-    row(K.KASAN, "BUG", rf"BUG: KAS[Aa][Nn]: {_KASAN}(?: (?:in|on|at)\b|$)", "KASAN: {what}"),
-    # Whatever words the next kernel has.
-    row(K.KASAN, "BUG", rf"BUG: KASAN: {_WHAT} in {AT_OFFSET}", "KASAN: {what}"),
-    row(K.KMSAN, "BUG", rf"BUG: KMSAN: {_WHAT} in {AT}", "KMSAN: {what}"),
-    row(K.KCSAN, "BUG", rf"BUG: KCSAN: (?P<what>[\w :-]+?) in {AT}", "KCSAN: {what}"),
-    row(K.KCSAN, "BUG", r"BUG: KCSAN: (?P<what>[\w -]+)", "KCSAN: {what}"),
-    row(K.KFENCE, "BUG", rf"BUG: KFENCE: {_WHAT} in {AT}", "KFENCE: {what}"),
-    row(K.KFENCE, "BUG", r"BUG: KFENCE: (?P<what>[\w -]+)", "KFENCE: {what}"),
-    # "array-index-out-of-bounds in fs/x.c:12:3"; up to 5.4 "Undefined behaviour in fs/x.c:12:3".
-    row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} in \S+[:/]", "UBSAN: {what}"),
-    row(
-        K.UBSAN,
-        "UBSAN: ",
-        rf"(?:Internal error|Oops(?: -)?): UBSAN: {_WHAT}(?:: .*|\s*)\[#",
-        "UBSAN: {what}",
-        is_die=True,
-    ),
-    # Where a trap is all that is compiled in: x86 since 6.13, before its die().
-    row(K.UBSAN, "UBSAN: ", rf"UBSAN: {_WHAT} (?:at|in) {AT_OFFSET}", "UBSAN: {what}"),
-    row(K.MEMORY_LEAK, "BUG", r"BUG: memory leak$", "memory leak"),
-    row(K.MEMORY_LEAK, "unreferenced object 0x", r"unreferenced object 0x", "memory leak"),
-    row(
-        K.MEMORY_LEAK,
-        "suspected memory leak",
-        r"kmemleak: \d+ new suspected memory leaks",
-        "suspected memory leaks",
-    ),
-    # An object is there that was never freed, or is in two caches: kmemleak gives up.
-    traced(
-        K.WARNING,
-        "kmemleak: Cannot insert",
-        r"kmemleak: Cannot insert 0x",
-        "kmemleak: overlapping objects",
-    ),
-)
-
-_LOCKDEP = (
-    lockdep(
-        K.DEADLOCK, ": possible", r"possible (?:circular|recursive) locking", "possible deadlock"
-    ),
-    lockdep(K.DEADLOCK, ": possible", r"possible irq lock inversion", "possible deadlock"),
-    lockdep(K.DEADLOCK, "IRQ-safe -> ", r"(?:HARD|SOFT)IRQ-safe -> ", "possible deadlock"),
-    lockdep(K.DEADLOCK, "-unsafe", r"[\w-]+-safe -> [\w-]+-unsafe lock order", "possible deadlock"),
-    # A real one, between rtmutexes, up to 5.9.
-    lockdep(K.DEADLOCK, "BUG", "circular locking deadlock detected", "deadlock"),
-    lockdep(K.DEADLOCK, ": inconsistent", "inconsistent lock state", "inconsistent lock state"),
-    lockdep(K.SUSPICIOUS_RCU, "uspicious RCU", "[Ss]uspicious RCU usage", "suspicious RCU usage"),
-    lockdep(K.SUSPICIOUS_RCU, "suspicious rcu_", r"suspicious rcu_\w+", "suspicious RCU usage"),
-    lockdep(K.INVALID_WAIT_CONTEXT, "BUG", "Invalid wait context", "invalid wait context"),
-    lockdep(K.LOCK_HELD, "lock held when", "lock held when return", "lock held on return"),
-    lockdep(K.LOCK_HELD, "held lock freed", "held lock freed", "held lock freed"),
-    lockdep(K.LOCK_HELD, "still has locks", r".+/\d+ still has locks held", "lock held at exit"),
-    lockdep(K.LOCK_HELD, "lock held at task", "lock held at task exit", "lock held at exit"),
-    row(K.LOCK_HELD, "BUG", r"BUG: workqueue leaked (?:lock|atomic)", "workqueue leaked lock"),
-    lockdep(K.LOCK_MISUSE, "bad unlock", "bad unlock balance", "bad unlock balance"),
-    lockdep(K.LOCK_MISUSE, "bad contention", "bad contention detected", "bad contention"),
-    lockdep(K.LOCK_MISUSE, "chain_key coll", "chain_key collision", "chain_key collision"),
-    lockdep(K.LOCK_MISUSE, "ested lock was", "[Nn]ested lock was not", "nested lock not taken"),
-    row(K.LOCK_MISUSE, "INFO: ", r"INFO: trying to register non-static", "non-static lock key"),
-    row(K.LOCK_MISUSE, "BUG", r"BUG: looking up invalid subclass", "invalid lock subclass"),
-    row(K.LOCK_MISUSE, "BUG", r"BUG: key \S+ (?:not in|has not been reg)", "bad lock key"),
-    row(K.LOCK_MISUSE, "BUG", r"BUG: (?P<what>MAX_\w+) too low", "{what} too low"),
-    row(
-        K.LOCK_MISUSE,
-        "BUG",
-        r"BUG: (?P<what>(?:spinlock|rwlock(?:-\w+)?|mutex|rt_mutex) [a-z /-]*?[a-z])"
-        r"(?= on\b|[^a-z /-]|$)",
-        "{what}",
-    ),
-)
-
-_STALLS = (
-    row(
-        K.SOFT_LOCKUP,
-        "BUG",
-        WATCHDOG + r"BUG: soft lockup (?:-|detected on) CPU#\d+",
-        "soft lockup",
-    ),
-    row(K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"Watchdog detected hard LOCKUP", "hard lockup"),
-    row(
-        K.HARD_LOCKUP, "LOCKUP", WATCHDOG + r"CPU \d+ (?:self-)?detected hard LOCKUP", "hard lockup"
-    ),
-    row(K.HARD_LOCKUP, "LOCKUP", r"Watchdog CPU:\d+ (?:detected )?Hard LOCKUP", "hard lockup"),
-    row(K.HARD_LOCKUP, "LOCKUP", r"BUG: NMI Watchdog detected LOCKUP", "hard lockup"),
-    row(
-        K.RCU_STALL,
-        "INFO: ",
-        RCU + r"INFO: rcu\w*(?: \w+)? (?:self-)?detected (?:expedited )?stall",
-        "RCU stall",
-    ),
-    row(
-        K.HUNG_TASK,
-        "INFO: ",
-        r"INFO: task (?P<task>.+):(?P<pid>\d+) (?:blocked|blocked in I/O wait|can't die) for more",
-        "task hung",
-    ),
-    # A task's name may have any characters, also a line feed.
-    traced(K.HUNG_TASK, "INFO: ", r"INFO: task (?P<what>(?!.*blocked).{0,16})$", "task hung"),
-    row(K.WORKQUEUE_LOCKUP, "BUG", r"BUG: workqueue lockup - pool", "workqueue lockup"),
-    # A CPU does not take what another one sends it: mostly its interrupts are off.
-    traced(
-        K.HARD_LOCKUP,
-        "non-responsive CSD lock",
-        r"(?:smp: )?csd: Detected non-responsive CSD lock",
-        "CPU that does not answer",
-    ),
-)
-
-_MEMORY = (
-    row(K.BAD_PAGE, "BUG", r"BUG: Bad page state in process", "bad page state"),
-    row(K.BAD_PAGE, "BUG", r"BUG: Bad rss-counter state", "bad rss-counter state"),
-    row(K.BAD_PAGE, "BUG", r"BUG: non-zero (?P<what>\w+) on freeing mm", "non-zero {what}"),
-    row(K.BAD_PAGE, "BUG", rf"BUG: Bad {_WHAT} in process", "bad {what}"),
-    # slab_bug() in mm/slub.c: "BUG kmalloc-64 (Tainted: G    B): Poison overwritten".
-    row(
-        K.SLAB_CORRUPTION,
-        "BUG",
-        r"BUG [\w:.,()-]+ (?:\(.*\)|Tainted: .*|Not tainted.*): (?P<what>[\w -]+)",
-        "slab: {what}",
-    ),
-    # Up to 3.1 without the taint.
-    row(
-        K.SLAB_CORRUPTION,
-        "BUG",
-        r"BUG [\w:.,()-]+: (?P<what>(?:Poison|(?:Left |Right )?Redzone|Object padding) overwritten"
-        r"|Object (?:already free|is on free-list)|Free(?:chain|list|pointer) corrupt\w*"
-        r"|Objects remaining[\w -]*|Invalid object pointer)",
-        "slab: {what}",
-    ),
-    # Up to 5.14; since then a WARN.
-    traced(
-        K.SLAB_CORRUPTION,
-        "kmem_cache_destroy ",
-        r"kmem_cache_destroy \S+: Slab cache still has objects",
-        "slab: objects left",
-    ),
-    traced(
-        K.DATA_CORRUPTION,
-        "pagealloc: ",
-        r"pagealloc: (?P<what>memory corruption|single bit error)",
-        "page poison: {what}",
-    ),
-    # All that is left of a report whose first lines were dropped.
-    traced(
-        K.SLAB_CORRUPTION,
-        "INFO: ",
-        rf"INFO: (?:Allocated|Freed) in {AT}.* age=\d",
-        "slab: damaged object",
-    ),
-    row(K.SLAB_CORRUPTION, "Slab corruption", r"Slab corruption", "slab corruption"),
-    row(K.SLAB_CORRUPTION, "slab error in", rf"slab error in {AT}", "slab error"),
-)
 
 #: What cannot be handled: the words of arm64's fault_info[], and of others' own.
 _NO_ACCESS = r"(?:paging req|[\w ]+? (?:at|for|from|in|on|to)\b|[\w ]+ at$)"
@@ -177,6 +17,8 @@ _BUGS = (
         r"[Kk]ernel BUG (?:in \S+ )?at (?P<file>\S+:\d+|(?:0x)?[0-9a-f]{8,})",
         "kernel BUG",
     ),
+    # Of architectures that have no trap for it, before the panic.
+    row(K.BUG, "BUG", r"BUG: failure at (?P<file>[^\s:]+:\d+)/(?P<at>\w+)\(\)", "kernel BUG"),
     # Without CONFIG_DEBUG_BUGVERBOSE.
     row(K.BUG, "BUG", rf"[Kk]ernel BUG at {AT_OFFSET}", "kernel BUG"),
     row(K.BUG, "[#", r"Kernel (?:BUG|bug detected)\s?\[#\d", "kernel BUG", is_die=True),
@@ -215,6 +57,13 @@ _BUGS = (
         r"sysfs: cannot create duplicate filename",
         "duplicate name in sysfs",
     ),
+    # i386 up to 3.x.
+    traced(
+        K.STACK_OVERFLOW,
+        "stack overflow: ",
+        r"do_IRQ: (?:near )?stack overflow: ",
+        "stack overflow",
+    ),
     row(K.STACK_OVERFLOW, "Insufficient stack", "Insufficient stack space to", "stack overflow"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: sleeping function called from", "sleeping in atomic context"),
     row(K.ATOMIC_SLEEP, "BUG", r"BUG: (?:\w+ )?scheduling while atomic", "scheduling while atomic"),
@@ -240,7 +89,7 @@ _BUGS = (
     ),
     row(K.BUG, "BUG", r"BUG: Dentry \S+ .*still in use", "dentry still in use"),
     # Before the BUG() or WARN() of its panic handler.
-    row(K.BUG, "panicked at", r"rust_kernel: panicked at \S+:\d+:\d+:", "Rust panic"),
+    row(K.BUG, "panicked at", r"rust_kernel: panicked at (?:'.*', )?\S+:\d+:\d+", "Rust panic"),
     traced(K.BUG, "UBIFS assert", r"(?:UBIFS error .*: )?UBIFS assert failed", "UBIFS assertion"),
     traced(
         K.BUG,
@@ -261,7 +110,7 @@ _BUGS = (
     row(
         K.MACHINE_CHECK,
         "Machine Check Exception",
-        r"(?:mce: )?\[Hardware Error\]: CPU \d+: Machine Check Exception",
+        r"(?:mce: )?(?:\[Hardware Error\]: )?CPU \d+: Machine Check Exception",
         "machine check",
     ),
     # arm, before its "Unhandled fault".
@@ -278,6 +127,13 @@ _BUGS = (
         r"Unhandled (?P<what>fault|prefetch abort)(?:: .*\(0x[0-9a-f]+\))? at 0x",
         "unhandled {what}",
         needs_die=True,
+    ),
+    # parisc shows the stack first, and panics afterwards.
+    traced(
+        K.PAGE_FAULT,
+        "Kernel Fault: ",
+        r"Kernel Fault: Code=\d+ \(.+\) at addr [0-9a-f]+$",
+        "page fault",
     ),
     # arm64 since 5.12, the successor of "Bad mode in".
     row(
@@ -308,6 +164,16 @@ _COMPLAINTS = (
         " failure",
         r"(?P<task>\S.{0,15}): vmalloc: allocation failure",
         "vmalloc failure",
+    ),
+    traced(
+        K.COMPLAINT,
+        "allocation failed, size=",
+        r"percpu: (?:.{1,30} )?allocation failed, size=",
+        "percpu allocation failure",
+    ),
+    # By the driver's or hardware's sum, a packet is intact, but it is not.
+    traced(
+        K.COMPLAINT, "hw csum failure", r".{1,40}: hw csum failure$", "wrong checksum by hardware"
     ),
     traced(K.COMPLAINT, "nobody cared", r"irq \d+: nobody cared", "interrupt that nobody handles"),
     traced(
@@ -393,6 +259,28 @@ _DIES = (
         is_die=True,
     ),
     row(K.OOPS, "[#", r"Internal error: .{0,99}\[#\d{1,4}\](?!\()", "oops", is_die=True),
+    # Up to 2.6.2x without the "#".
+    row(
+        K.GENERAL_PROTECTION,
+        "fault: 0000 [",
+        r"general protection fault: 0000 \[\d+\]",
+        "general protection fault",
+        is_die=True,
+    ),
+    row(
+        K.DIVIDE_ERROR,
+        "divide error: 0000 [",
+        r"divide error: 0000 \[\d+\]",
+        "divide error",
+        is_die=True,
+    ),
+    row(
+        K.INVALID_OPCODE,
+        "invalid opcode: 0000 [",
+        r"invalid opcode: 0000 \[\d+\]",
+        "invalid opcode",
+        is_die=True,
+    ),
     # MIPS and others: "Reserved instruction in kernel code[#1]:".
     row(K.OOPS, "[#", r"[A-Z][A-Za-z ]+\[#\d+\]:?$", "oops", is_die=True, is_vague=True),
 )
@@ -408,12 +296,25 @@ _WARNINGS = (
     # Up to 3.11 without CPU and task.
     row(K.WARNING, "WARNING: ", rf"WARNING: at ?(?P<file>\S+?):\d+ {AT_OFFSET}", "WARNING"),
     # Up to 4.6 report_bug() of arm64, powerpc and s390 tells no function.
-    traced(K.WARNING, "WARNING: ", r"WARNING: at (?P<file>[^\s:]+):\d+$", "WARNING"),
-    # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123".
+    traced(
+        K.WARNING,
+        "WARNING: ",
+        r"WARNING: at (?:(?P<file>[^\s:]+):\d+$|\S+ \[verbose debug info unavailable\])",
+        "WARNING",
+    ),
+    # The same on powerpc up to 2.6.3x, and everywhere up to 2.6.17.
+    traced(
+        K.WARNING, "Badness ", r"Badness (?:in (?P<at>\w+) )?at (?P<file>[^\s:]+):\d+$", "WARNING"
+    ),
+    # Up to 4.14 no WARN.
+    traced(K.WARNING, "RTNL: assertion", r"RTNL: assertion failed at \S+ ", "RTNL assertion"),
+    traced(K.WARNING, "sysctl table check", r"sysctl table check failed: ", "sysctl table check"),
+    # Since 6.18: "WARNING: net/core/dev.c:123 at func+0x12/0x34, CPU#0: comm/123", maybe with the
+    # condition in front of the file, "[len != 0] ".
     row(
         K.WARNING,
         "WARNING: ",
-        rf"WARNING: (?P<file>[\w./-]+\.[a-zS]+):\d+ at {AT}"
+        rf"WARNING: (?:\[.*\] )?(?P<file>[\w./-]+\.[a-zS]+):\d+ at {AT}"
         r"(?:.*CPU#(?P<cpu>\d+): (?P<task>.+)/(?P<pid>\d+))?",
         "WARNING",
     ),
@@ -454,10 +355,10 @@ ANY_DIE = row(
 
 #: In order of precedence: the most specific row first.
 RULES = (
-    *_SANITIZERS,
-    *_LOCKDEP,
-    *_STALLS,
-    *_MEMORY,
+    *SANITIZERS,
+    *LOCKDEP,
+    *STALLS,
+    *MEMORY,
     *_BUGS,
     *_PANICS,
     *_DIES,
@@ -476,5 +377,14 @@ FILTER = (
     *(b"NETDEV WATCHDOG", b"vmalloc error", b"kmem_cache_destroy ", b"pagealloc: "),
     *(b"bad: scheduling", b"panicked at", b"UBIFS assert", b"tried to init an initialized"),
     *(b"-- System halted", b"non-responsive CSD lock", b"bogus return value"),
-    *(b"kmemleak: Cannot insert", b"fatal: assertion"),
+    *(b"fault: 0000 [", b"divide error: 0000 [", b"invalid opcode: 0000 ["),
+    *(
+        b"Bad page state",
+        b"Kernel Fault: ",
+        b"stack overflow: ",
+        b"Badness ",
+        b"RTNL: assertion",
+    ),
+    *(b"sysctl table check", b"hw csum failure", b"allocation failed, size="),
+    *(b"kmemleak: ", b"fatal: assertion"),
 )

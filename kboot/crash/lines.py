@@ -21,11 +21,11 @@ _ESCAPE = re.compile(
     rb"|[ -/]+[0-~]|[0-Z\\a-~]|\[[0-?]*[ -/]*$|[ -/]*$|)"
 )
 
-# Amlogic kernels put the CPU behind the time: "[  153.449188@2]".
+# Amlogic kernels put the CPU behind the time: "[  153.449188@2]"; Motorola's: "[  153.449188,2]".
 # dmesg -H writes "[Nov23 05:24]" and then "[  +0.000012]"; -d appends "<    0.000012>".
 _DELTA = r"(?: <[ \d.+]{1,16}>)?"
 _TIME = (
-    rf"\[(?: *\+?\d{{1,11}}\.(?:\d{{3,9}})?(?:@\d+)?|[A-Z][a-z]{{2}} ?\d\d? \d\d:\d\d){_DELTA}\]"
+    rf"\[(?: *\+?\d{{1,11}}\.(?:\d{{3,9}})?(?:[@,]\d+)?|[A-Z][a-z]{{2}} ?\d\d? \d\d:\d\d){_DELTA}\]"
 )
 _CALLER = r"(?: ?\[ *([TC]\d+)(?:/[TC]?\d+)?\])?"
 # Vendors put CPU and task behind the time: MediaTek "(0)[123:name]", Huawei "[pid:1,cpu0,name]",
@@ -45,7 +45,7 @@ _KERNEL_PREFIX = re.compile(
 #: Between time and words where journalctl -o short-monotonic printed them.
 _HOST = re.compile(r"(?:[\w.-]+ )?kernel: ")
 #: In the midst of a line only a time as the kernel itself writes it counts.
-_FULL_TIME = r"\[ *\d{1,11}\.\d{6}(?:@\d+)?\]"
+_FULL_TIME = r"\[ *\d{1,11}\.\d{6}(?:[@,]\d+)?\]"
 _TIME_AND_CALLER = re.compile(rf"{_FULL_TIME}{_CALLER}{_VENDOR} ?")
 _CALLER_ONLY = re.compile(r"(?:<\d+>)?\[ *([TC]\d+)(?:/[TC]?\d+)?\] ")
 

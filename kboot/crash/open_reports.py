@@ -128,8 +128,8 @@ def _closing(draft: Draft, text: str) -> Verdict:
     return Verdict.END if draft.has_trace else Verdict.OWN
 
 
-def continues(draft: Draft, rule: Rule) -> bool:
-    """Whether a line that could begin a report by `rule` is a part of `draft`."""
+def continues(draft: Draft, rule: Rule, words: str) -> bool:
+    """Whether a line that could begin a report by `rule`, `words`, is a part of `draft`."""
     if rule.is_die and draft.kind in _BEFORE_DIE and not draft.has_die:
         # "Bad mode in" and others show the registers first.
         shown = draft.has_trace and draft.kind not in (K.OOPS, K.PAGE_FAULT, K.NULL_DEREFERENCE)
@@ -140,19 +140,25 @@ def continues(draft: Draft, rule: Rule) -> bool:
         return rule.is_panic
     if rule.is_die and draft.has_die and draft.has_stack:
         return False
-    return bool(rule.needs_trace) or _repeats(draft, rule) or _explains(draft, rule)
+    return bool(rule.needs_trace) or _repeats(draft, rule) or _explains(draft, rule, words)
 
 
 #: "BUG: key ... has not been registered!" comes before a WARN of lockdep's own.
 _MESSAGES = frozenset({K.BUG, K.LOCK_MISUSE})
 
 
-def _explains(draft: Draft, rule: Rule) -> bool:
+def _explains(draft: Draft, rule: Rule, words: str) -> bool:
     """Whether `draft` is, so far, only the message of a WARN or BUG that `rule` has found."""
+    if draft.kind is K.BUG and rule.kind is K.NULL_DEREFERENCE:
+        # Up to 2.6.3x arm's BUG() wrote to address 0.
+        return len(draft.lines) == 1 and "file" in draft.rule.pattern.groupindex
     names_file = "file" in rule.pattern.groupindex
     # Permissive CFI since 6.1 has a WARNING without a file.
     is_warn = rule.kind is K.WARNING and not rule.needs_trace
     is_site = is_warn or (rule.kind is K.BUG and names_file)
+    if draft.kind is K.SLAB_CORRUPTION:
+        # Since 6.16 a WARN is SLUB's trace.
+        return is_site and "mm/slub.c:" in words and not draft.has_die
     is_message = draft.kind in _MESSAGES and "file" not in draft.rule.pattern.groupindex
     return is_site and is_message and not draft.has_trace and len(draft.lines) <= _MESSAGE_LINES
 
@@ -244,7 +250,9 @@ class Drafts:
             if draft.doubled and draft.lines[-1].strip() == words:
                 self._note_end(draft, line)
                 return
-        if any(draft.lines == first or continues(draft, rule) for draft in mine):
+        if rule.needs_die and self._forget_programs_fault(mine, rule):
+            mine = self._of(line)
+        if any(draft.lines == first or continues(draft, rule, words) for draft in mine):
             self.extend(line)
             return
         for draft in list(mine):
@@ -269,17 +277,30 @@ class Drafts:
         same = self._by_caller.get(line.caller, _NONE)
         if not line.stamped:
             return rule.needs_its_place and any(draft.stamped for draft in same)
-        for draft in list(same):
+        for draft in {*same, *self._by_caller.get("", _NONE)}:
             if draft.rule.needs_its_place and not (draft.stamped or draft.announced):
                 self._forget(draft)
         return False
 
+    def _forget_programs_fault(self, mine: list[Draft], rule: Rule) -> bool:
+        """Whether a program's own fault came before that of the kernel, and was taken for it."""
+        programs = [each for each in mine if each.rule is rule and not each.announced]
+        for draft in programs:
+            self._forget(draft)
+        return bool(programs)
+
     def start(self, draft: Draft) -> None:
         """Open a report."""
         self.open.append(draft)
-        self._by_caller.setdefault(draft.caller, []).append(draft)
+        self._give(draft.caller, draft)
         if not draft.rule.needs_trace:
             self._announce(draft)
+
+    def _give(self, caller: str, draft: Draft) -> None:
+        """From now on that caller's lines go to the report."""
+        if caller not in draft.callers:
+            draft.callers.add(caller)
+            self._by_caller.setdefault(caller, []).append(draft)
 
     def extend(self, line: KernelLine) -> None:
         """Give a line to the reports it belongs to."""
@@ -289,8 +310,8 @@ class Drafts:
         if not mine and FOREIGN_CPU.match(line.text):
             collectors = [d for d in self.open if d.kind in COLLECTORS]
             mine = collectors[-1:]
-            others = self._by_caller.get(line.caller, _NONE)
-            self._by_caller[line.caller] = [*(each for each in others if each not in mine), *mine]
+            for draft in mine:
+                self._give(line.caller, draft)
         elif not mine and line.caller and "" in self._by_caller:
             mine = self._adopted(line)
         for draft in mine if len(mine) < 2 else list(mine):
@@ -302,12 +323,12 @@ class Drafts:
         """The report whose first line's caller cannot be read, if `line` goes on with it."""
         for draft in self._by_caller.get("", _NONE):
             near = line.number - draft.start_line <= _ADOPTED_WITHIN
-            loose = draft.torn or not draft.stamped
+            loose = draft.torn or not (draft.stamped or draft.rule.needs_its_place)
             if near and loose and not draft.has_trace and _GOES_ON.match(line.text):
                 self._forget(draft)
                 draft.caller, draft.stamped, draft.torn = line.caller, True, False
                 self.open.append(draft)
-                self._by_caller[line.caller] = [draft]
+                self._give(line.caller, draft)
                 return [draft]
         return _NONE
 
@@ -380,7 +401,7 @@ class Drafts:
         if verdict is Verdict.END:
             self._close(draft, line)
         elif not draft.announced:
-            self._doubt(draft, count)
+            self._doubt(draft, line, count)
         elif count >= _MAX_LINES or count - draft.kept >= _most_foreign(draft):
             self._complete(draft, cut=False)
 
@@ -393,9 +414,11 @@ class Drafts:
         if draft.rule.is_panic or draft.panicked or (draft.has_stack and not draft.has_die):
             self._complete(draft, cut=False)
 
-    def _doubt(self, draft: Draft, count: int) -> None:
-        """A report that is none unless a trace follows."""
-        if draft.has_trace and (draft.has_die or not draft.rule.needs_die):
+    def _doubt(self, draft: Draft, line: KernelLine, count: int) -> None:
+        """A report that is none unless a trace follows, which for a program's words none does."""
+        if line.stamped and not draft.stamped and draft.rule.needs_its_place:
+            self._forget(draft)
+        elif draft.has_trace and (draft.has_die or not draft.rule.needs_die):
             self._announce(draft)
         elif count >= _TRACE_WITHIN or _OTHERS_TRACE.match(draft.lines[-1]):
             self._forget(draft)
@@ -408,13 +431,13 @@ class Drafts:
 
     def _forget(self, draft: Draft) -> None:
         self.open.remove(draft)
-        callers = [caller for caller, its in self._by_caller.items() if draft in its or not its]
-        for caller in callers:
+        for caller in draft.callers:
             rest = [other for other in self._by_caller[caller] if other is not draft]
             if rest:
                 self._by_caller[caller] = rest
             else:
                 del self._by_caller[caller]
+        draft.callers.clear()
 
     def _complete(self, draft: Draft, *, cut: bool) -> None:
         """Turn a draft into a report, after the one that may have caused it."""

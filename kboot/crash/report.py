@@ -67,13 +67,15 @@ _WORK = re.compile(
 )
 _ON_CPU = re.compile(r"\b(?:CPU#|on cpu |CPU: |cpu: )(?P<cpu>\d+)\b")
 _TAINT = re.compile(r"Tainted: (?P<taint>[A-Z](?:[A-Z ]*[A-Z])?)(?= |$|:|\))", re.MULTILINE)
+#: Behind a function: its offset, or what scripts/decode_stacktrace.sh has made of it.
+_PLACE = r"(?:\+0x| \(\S+:\d)"
 #: Where lockdep says which lock is wanted: "ffff... (&lock){+.+.}-{3:3}, at: func+0x12/0x34".
-_LOCK_AT = re.compile(r"\bat: (?:\[<[^>\n]{1,20}>\] )*([A-Za-z_][\w.$]*)\+0x")
+_LOCK_AT = re.compile(r"\bat: (?:\[<[^>\n]{1,20}>\] )*([A-Za-z_][\w.$]*)" + _PLACE)
 _UNLOCK_AT = re.compile(
-    r"trying to release lock .* at:\n(?:\[<[^>\n]{1,20}>\] )*\s*([A-Za-z_][\w.$]*)\+0x"
+    r"trying to release lock .* at:\n(?:\[<[^>\n]{1,20}>\] )*\s*([A-Za-z_][\w.$]*)" + _PLACE
 )
 _NESTED_AT = re.compile(
-    r" is trying to lock:\n.*\bat: (?:\[<[^>\n]{1,20}>\] )*([A-Za-z_][\w.$]*)\+0x"
+    r" is trying to lock:\n.*\bat: (?:\[<[^>\n]{1,20}>\] )*([A-Za-z_][\w.$]*)" + _PLACE
 )
 #: The interrupt that takes a lock: with it the order of locks becomes a deadlock.
 _IN_INTERRUPT = re.compile(
@@ -81,7 +83,9 @@ _IN_INTERRUPT = re.compile(
     re.DOTALL,
 )
 #: The functions that an interrupt has, as __report_bad_irq() lists them.
-_HANDLERS = re.compile(r"^handlers:\n(?P<list>(?:\s*\[<[^>\n]{1,20}>\] .*\n?)+)", re.MULTILINE)
+_HANDLERS = re.compile(
+    r"^[ \t]*handlers:\n(?P<list>(?:\s*\[<[^>\n]{1,20}>\] .*\n?)+)", re.MULTILINE
+)
 _IRQ_ANCHORS = frozenset({"nobody cared", "bogus return value"})
 _HANDLER = re.compile(r">\] (?:threaded \[<[^>\n]{1,20}>\] )?(?!irq_default_)([A-Za-z_][\w.$]*)")
 _ACCESS = re.compile(r"^[ \t]*(Read|Write) (?:of size|at addr) ", re.MULTILINE)
@@ -145,6 +149,8 @@ class Draft:
     end_offset: int
     #: The first line stood behind a program's words: its marks tell nothing of the other lines'.
     torn: bool = False
+    #: Whose lines go to it.
+    callers: set[str] = field(default_factory=set)
     lines: list[str] = field(default_factory=list)
     #: How many of `lines` are known to belong; the rest may be somebody else's.
     kept: int = 1
@@ -255,14 +261,21 @@ def _frames(entries: list[stack.Entry], function: str | None) -> tuple[Frame, ..
     return (Frame(function=function, symbol=function), *frames)
 
 
+def _first_lines(draft: Draft, text: str) -> Iterator[re.Match[str]]:
+    """The first line, and those like it: a symbolised log has one for each inlined function."""
+    for line in text.split("\n"):
+        match = draft.rule.pattern.match(line.strip())
+        if match is None:
+            break
+        yield match
+
+
 def _named(draft: Draft, text: str) -> Iterator[str]:
     """The functions that the report itself names, the innermost first."""
     if "at" in draft.match.groupdict():
-        for line in text.split("\n"):
-            match = draft.rule.pattern.match(line.lstrip())
-            if match is None:
-                break
-            yield stack.base_name(match["at"] or "")
+        firsts = list(_first_lines(draft, text))
+        whole = [match for match in firsts if not match.string.endswith("[inline]")]
+        yield from (stack.base_name(match["at"] or "") for match in whole or firsts)
     if draft.rule.kind is K.WORKQUEUE_LOCKUP or "workqueue" in draft.match.string:
         for work in _WORK.finditer(text):
             yield stack.base_name(work["running"] or work["last"])

@@ -52,7 +52,7 @@ class ResetWatch:
 
     def __init__(self) -> None:
         self._kernel_runs = False
-        #: U-Boot has started a kernel that has not said anything yet.
+        #: A kernel was started that has not said anything yet.
         self._handed_over = False
         self._may_restart = False
         self._replay_until = 0
@@ -124,7 +124,7 @@ class ResetWatch:
             self._nested_until = self._replay_until = line.number + _REPLAY_LINES
         elif boot_messages.is_goodbye(words):
             self._may_restart = True
-        elif boot_messages.is_handoff_by_uboot(words) and not self._kernel_runs:
+        elif boot_messages.is_handoff(words) and not self._kernel_runs:
             self._handed_over = True
         elif boot_messages.is_firmware(words) and not line.stamped:
             if line.number <= self._nested_until:

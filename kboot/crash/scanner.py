@@ -45,6 +45,12 @@ def _rules_with(anchors: tuple[str, ...]) -> Sequence[Rule]:
     return [rule for rule in RULES if rule.anchor in anchors]
 
 
+def _without_level(words: str) -> str:
+    """The words without the level that kernels up to 3.5 print where a message goes on."""
+    is_level = words[:1] == "<" and words[2:3] == ">" and words[1:2].isdigit()
+    return words[3:] if is_level else words
+
+
 def _find_behind_name(words: str, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
     """A first line behind what some vendor puts between the kernel's time and its words."""
     for rule in rules:
@@ -72,7 +78,7 @@ class TriggerFinder:
 
     def find(self, line: KernelLine) -> tuple[Rule, re.Match[str]] | None:
         """The rule whose first line this is, and its match; None for an ordinary line."""
-        words = line.text.strip()
+        words = _without_level(line.text.strip())
         if not line.stamped and words in self._quoted:
             # What a command quoted, it prints: "# echo 'Kernel panic - not syncing: test'".
             return None

@@ -22,8 +22,10 @@ _REGISTER = r"""
       | EIP:\s(?:00[0-7][0-9a-f]:)? | EIP\sis\sat\s | IP:\s
       | p?pc\s*:\s (?:[0-9a-f]+\s)? | (?:PC|pc)\sis\sat\s | epc\s*:\s(?:[0-9a-f]+\s)?
       | NIP\s | ERA:\s[0-9a-f]+\s | Krnl\sPSW\s:\s[0-9a-f\s]+\(
-      | TPC:\s< | PC:\s(?=\[<)                                 # sparc, m68k
-      | (?P<link> lr\s:\s | (?:LR|ra)\sis\sat\s | LR\s | ra\s*:\s(?:[0-9a-f]+\s)?
+      | TPC:\s< | PC:\s(?=\[<) | PC:\s0x[0-9a-f]+\s             # sparc, m68k, csky
+      | IAOQ\[0\]:\s                                           # parisc
+      | (?P<link> lr\s:\s | (?:LR|PR|ra)\sis\sat\s | LR\s
+        | LR:\s0x[0-9a-f]+\s | RP\(r2\):\s | ra\s*:\s(?:[0-9a-f]+\s)?
         | (?:RPC|I7):\s< )
     )
 """
@@ -36,13 +38,14 @@ _FRAME = re.compile(
     {_REGISTER}?
     (?:\[<?\s*(?P<address>[0-9a-fA-Fx]+|inline|\(_*ptrval_*\))\s*>?\][ ]*)*
     (?P<guess>\?[ ]*)?
+    (?::(?P<module_before>[\w-]+):)?                         # up to 2.6.25: ":dm_mod:dm_open"
     \(?(?P<function>{_NAME})
     (?:
         \+0x(?P<offset>[0-9a-f]+)/0x(?P<size>[0-9a-f]+)
         (?P<doubt>[ ]\(unreliable\))?                            # ppc's mark
         (?:[ ]\[(?P<module>[\w-]+)(?:[ ][^\]]*)?\])?
         (?:[ ](?P<location>[\w./+-]+:\d+))?
-      | [ ](?P<inline_location>[\w./+-]+\.[chSs]:\d+)(?:[ ]\[inline\])?
+      | [ ](?P<inline_location>[\w./+-]+\.[chSs]:\d+)(?P<inlined>[ ]\[inline\])?
       | [ ]\((?P<decoded_location>[\w./+-]+:\d+)(?:[^)\n]*\)|$) # scripts/decode_stacktrace.sh
       | (?:[ ]\[[\w-]+\])?\)?[ ]from[ ]                      # arm
     )
@@ -61,6 +64,8 @@ _SECTION = re.compile(
 )
 #: What compilers append: ".isra.0", ".cold", ".llvm.123", "$0123abcd..."; no name of C has a dot.
 _SUFFIX = re.compile(r"(?<=\w)(?:\.|\$[0-9a-f]{8,}).*$")
+#: A BPF program, by the hash of its code and its name.
+_BPF_TAG = re.compile(r"(?<=^bpf_prog)_[0-9a-f]{16}(?=_|$)")
 #: What they put in front of functions that are called indirectly.
 _PADDING = re.compile(r"__(?:cfi|pfx)_(?!check|slowpath)(?=\w)")
 #: The entries of a system call: SyS_read up to 4.16, since then __x64_sys_read, __se_sys_read, ...
@@ -82,6 +87,8 @@ class Entry(NamedTuple):
     is_pc: bool
     #: The link register.
     is_link: bool
+    #: A function that has become a part of the next frame's: only a symbolised log shows it.
+    is_inlined: bool
 
 
 def base_name(symbol: str) -> str:
@@ -96,6 +103,8 @@ def base_name(symbol: str) -> str:
         return _demangled(name)
     if name.startswith("_R"):
         return rust_names.demangled(name) or name
+    if name.startswith("bpf_prog_"):
+        return _BPF_TAG.sub("", name)
     name = _PADDING.sub("", name, count=1) if name.startswith("__") else name
     entry = _SYSTEM_CALL.match(name)
     if entry is None:
@@ -130,8 +139,8 @@ def entries(text: str) -> list[Entry]:
 
 
 def _entry(match: re.Match[str]) -> Entry:
-    frame, is_pc, is_link = _read(*match.groups())
-    return Entry(frame, match.start(), is_pc, is_link)
+    frame, is_pc, is_link, is_inlined = _read(*match.groups())
+    return Entry(frame, match.start(), is_pc, is_link, is_inlined)
 
 
 # The reports of one kernel share most of their frames.
@@ -141,25 +150,30 @@ def _read(
     link: str | None,
     address: str | None,
     guess: str | None,
+    module_before: str | None,
     symbol: str,
     offset: str | None,
     size: str | None,
     doubt: str | None,
     module: str | None,
-    *places: str | None,
-) -> tuple[Frame, bool, bool]:
-    """The frame in what `_FRAME` has found, and of which register it is."""
+    place: str | None,
+    inline_place: str | None,
+    inlined: str | None,
+    decoded_place: str | None,
+) -> tuple[Frame, bool, bool, bool]:
+    """The frame in what `_FRAME` has found, and what else `Entry` tells of it."""
     frame = Frame(
         function=base_name(symbol),
         symbol=symbol,
         offset=int(offset, 16) if offset else None,
         size=int(size, 16) if size else None,
-        module=module,
+        module=module or module_before,
         address=_address(address) if address else None,
         reliable=guess is None and doubt is None,
-        location=next(filter(None, places), None),
+        location=place or inline_place or decoded_place,
     )
-    return frame, register is not None and link is None, link is not None
+    is_pc = register is not None and link is None
+    return frame, is_pc, link is not None, inlined is not None or address == "inline"
 
 
 def _address(digits: str) -> int | None:

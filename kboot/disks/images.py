@@ -6,11 +6,15 @@ a size, since what is below it is said where it is opened: so it is made once, a
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
+import shlex
+import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kboot import process
 from kboot.cache import FileStamp, keep_directory
@@ -22,6 +26,10 @@ from kboot.state import cache_directory
 _FORMATS = ("raw", "qcow2", "vmdk")
 _SECTOR = 512
 _LIMIT_S = 60.0
+_MOST_BLOCK_SHIFT = 6
+#: More than the table of references of any image that people have.
+_TABLE_LIMIT = 64 << 20
+_UNWRITTEN = 1 << 20
 #: How QEMU says that another one writes to the file (block/file-posix.c).
 _LOCKED = re.compile(r'Failed to get (?:shared )?"[a-z ]+" lock')
 #: Characters of no text.
@@ -43,6 +51,8 @@ class Image:
     #: As QEMU calls it.
     format: str
     size_bytes: int
+    #: Those of the images below it.
+    formats_below: tuple[str, ...]
     #: Of all its files: other ones once any of them has changed.
     stamps: tuple[FileStamp, ...]
 
@@ -98,20 +108,32 @@ def _read(path: Path, head: bytes, what: str) -> Image:
     form = str(chain[0]["format"])
     if form not in _FORMATS:
         raise ConfigError(
-            f"{what}: {path}: a disk image in the format {form}; convert it: qemu-img convert -O "
-            f"qcow2 {path} {path.with_suffix('.qcow2')}"
+            f"{what}: {path}: a disk image in the format {form}; convert it: {conversion(path)}"
         )
     # Whatever QEMU does not know is a raw disk to it.
     if form == "raw" and (fault := _raw_fault(path, head)):
         raise ConfigError(f"{what}: {path}: {fault}")
+    size, whole = path.stat().st_size, _whole_bytes(path, form)
+    if size < whole:
+        raise ConfigError(
+            f"{what}: {path}: cut off: it has {size} bytes of at least {whole}; copy or download "
+            "it again"
+        )
     files = [path, *(_file(each) for each in chain[1:])]
     files += [extent for each in chain for extent in _extents(each) if extent not in files]
     return Image(
         path=path,
         format=form,
         size_bytes=int(chain[0]["virtual-size"]),
+        formats_below=tuple(str(each["format"]) for each in chain[1:]),
         stamps=tuple(map(FileStamp.of, files)),
     )
+
+
+def conversion(path: Path) -> str:
+    """The command that makes a qcow2 image of another one, for people."""
+    words = ("qemu-img", "convert", "-O", "qcow2", str(path), str(path.with_suffix(".qcow2")))
+    return shlex.join(words)
 
 
 def _file(info: dict[str, Any]) -> Path:
@@ -145,6 +167,54 @@ def _raw_fault(path: Path, head: bytes) -> str | None:
             "was the copy or download cut off?"
         )
     return None
+
+
+def _whole_bytes(path: Path, form: str) -> int:
+    """How many bytes an image has at least if nothing is missing, as far as it says so."""
+    with path.open("rb") as file:
+        if form == "qcow2":
+            return _whole_qcow2(file)
+        first = file.read(4096)
+    # What is longer than its disk is refused by Linux: UEFI 2.10, 5.3.2; ext4's superblock.
+    if form == "raw" and first[512:520] == b"EFI PART":
+        return (int.from_bytes(first[560:568], "little") + 1) * _SECTOR
+    if form == "raw" and first[0x438:0x43A] == b"\x53\xef":
+        count, shift = (int.from_bytes(first[at : at + 4], "little") for at in (0x404, 0x418))
+        return count << (10 + shift) if shift <= _MOST_BLOCK_SHIFT else 0
+    return 0
+
+
+def _whole_qcow2(file: IO[bytes]) -> int:
+    """By the last cluster that is counted as used (docs/interop/qcow2.txt)."""
+    header = file.read(104).ljust(104, b"\0")
+    version, bits = (int.from_bytes(header[at : at + 4], "big") for at in (4, 20))
+    table, clusters = struct.unpack_from(">QI", header, 48)
+    order = int.from_bytes(header[96:100], "big") if version > 2 else 4
+    file.seek(table)
+    entries = file.read(min(clusters << bits, _TABLE_LIMIT))
+    last = max((at for at in range(0, len(entries), 8) if any(entries[at : at + 8])), default=-8)
+    if last < 0:
+        return 0 if len(entries) == clusters << bits else table + (clusters << bits)
+    (place,) = struct.unpack_from(">Q", entries, last)
+    file.seek(place)
+    counts = file.read(1 << bits).rstrip(b"\0")
+    if not counts:
+        return int(place) + 1
+    # Of less than a byte each, several are in the last one; then this is too few.
+    before = (len(counts) - 1) * 8 >> order
+    used = (last // 8 * ((8 << bits) >> order)) + before
+    # One that QEMU was killed over may have counted some clusters that it has not written yet.
+    return max(0, (used << bits) - _UNWRITTEN)
+
+
+def is_open(path: Path) -> bool:
+    """Whether a QEMU has an image open, also one that does not write to it."""
+    # It locks a byte for each thing that it does, or does not want done (block/file-posix.c).
+    first, count = 100, 200
+    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
+    with path.open("rb") as file:
+        found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked)
+    return int(struct.unpack("hhqqi4x", found)[0]) != fcntl.F_UNLCK
 
 
 def in_use_fault(words: str) -> str | None:

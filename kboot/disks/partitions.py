@@ -11,7 +11,7 @@ import struct
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kboot import process
@@ -28,13 +28,16 @@ _FILE_SYSTEMS = (
     (1024, b"\xe2\xe1\xf5\xe0", "erofs"),
     (0x400, b"\x10\x20\xf5\xf2", "f2fs"),
 )
+#: Where their labels are: offset and size.
+_LABELS = {"ext4": (0x478, 16), "xfs": (108, 12), "btrfs": (0x1012B, 256), "erofs": (1088, 16)}
 #: What holds file systems that an initramfs of ours does not open.
 _CONTAINERS = (
     (0, b"LUKS\xba\xbe", "an encrypted partition (LUKS)"),
     (512, b"LABELONE", "an LVM volume"),
+    (0x1000, b"\xfc\x4e\x2b\xa9", "a member of a RAID array"),
 )
 #: A superblock is within these first bytes.
-_HEAD_SIZE = 0x10048
+_HEAD_SIZE = 0x10230
 _SECTOR = 512
 #: "Root partition", for each architecture that people boot.
 _ROOT_TYPES = {
@@ -49,6 +52,9 @@ _ROOT_TYPES = {
 _ESP_TYPE = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 #: The same in a partition table of the old kind.
 _ESP_MBR_TYPE = 0xEF
+#: There, what holds the logical partitions, in a chain.
+_EXTENDED_TYPES = {0x05, 0x0F, 0x85}
+_MOST_LOGICAL = 60
 #: Of a first sector: the rest is the partition table.
 _BOOT_CODE_SIZE = 440
 _ROOT_NAMES = {"root", "rootfs", "/", "cloudimg-rootfs"}
@@ -64,8 +70,11 @@ class Partition:
     #: From 1; 0 for the whole disk.
     number: int
     offset: int
-    #: Of the partition table; else of the file system.
+    #: Of the partition table, and of the file system.
+    name: str = ""
     label: str = ""
+    #: What ``PARTUUID=`` calls it, in small letters; empty for a whole disk.
+    uuid: str = ""
     is_root: bool = False
     #: Whether it is an EFI system partition.
     is_esp: bool = False
@@ -83,9 +92,11 @@ def find_root(image: Image, *, what: str) -> Partition:
 def choose_root(found: list[Partition], *, what: str) -> Partition:
     """The partition with the root file system: by its type, its label, or as the only one."""
     by_type = [each for each in found if each.is_root]
-    by_label = [each for each in found if each.label in _ROOT_NAMES]
+    by_label = [each for each in found if _ROOT_NAMES & {each.name, each.label}]
     usable = [each for each in found if each.file_system]
-    chosen = next((each for each in (by_type, by_label, usable) if len(each) == 1), None)
+    # Beside one that cannot be opened, the only one that can is as likely the one for /boot.
+    only = [each for each in found if each.file_system or each.container]
+    chosen = next((each for each in (by_type, by_label, only) if len(each) == 1), None)
     if chosen and chosen[0].file_system:
         return chosen[0]
     if chosen and chosen[0].container:
@@ -94,10 +105,11 @@ def choose_root(found: list[Partition], *, what: str) -> Partition:
             "with a plain file system"
         )
     if usable:
-        there = ", ".join(f"{each.number} ({each.file_system})" for each in usable)
+        there = ", ".join(f"{each.number} ({each.file_system or each.container})" for each in only)
         raise ConfigError(
             f"{what}: the root file system may be any of the partitions {there}; name it: "
             "--cmdline root=/dev/disk/by-id/virtio-root-partN"
+            + (" (one with a plain file system)" if len(usable) < len(only) else "")
         )
     others = ", ".join(each.container for each in found if each.container)
     raise ConfigError(
@@ -105,6 +117,25 @@ def choose_root(found: list[Partition], *, what: str) -> Partition:
         + (f" (but {others})" if others else "")
         + f"; it takes {', '.join(name for _, _, name in _FILE_SYSTEMS)}"
     )
+
+
+def named_root(found: list[Partition], name: str, *, what: str) -> Partition | None:
+    """The partition that ``root=PARTUUID=...`` or ``root=PARTLABEL=...`` names.
+
+    None for a `name` of another kind. `ConfigError`, about `what`, if no partition is called so.
+    """
+    kind, _, value = name.partition("=")
+    match kind:
+        case "PARTUUID":
+            matches = [each for each in found if each.uuid == value.lower()]
+        case "PARTLABEL":
+            matches = [each for each in found if each.name == value]
+        case _:
+            return None
+    if len(matches) != 1:
+        there = (f"{each.number} (PARTUUID={each.uuid} PARTLABEL={each.name})" for each in found)
+        raise ConfigError(f"{what}: no one partition is root={name}; there are {', '.join(there)}")
+    return matches[0]
 
 
 def partitions(read: Read) -> list[Partition]:
@@ -137,25 +168,14 @@ def _look(read: Read, partition: Partition) -> Partition:
         matches = (name for at, magic, name in known if head[at : at + len(magic)] == magic)
         return next(matches, "")
 
-    return Partition(
-        number=partition.number,
-        offset=partition.offset,
-        label=partition.label or _label(head),
-        is_root=partition.is_root,
-        is_esp=partition.is_esp,
-        file_system=first(_FILE_SYSTEMS),
-        container=first(_CONTAINERS),
+    file_system = first(_FILE_SYSTEMS)
+    at, size = _LABELS.get(file_system, (0, 0))
+    return replace(
+        partition,
+        label=head[at : at + size].split(b"\0", 1)[0].decode(errors="replace"),
+        file_system=file_system,
+        container="" if file_system else first(_CONTAINERS),
     )
-
-
-def _label(head: bytes) -> str:
-    """Of an ext file system or XFS."""
-    raw = b""
-    if head[0x438:0x43A] == b"\x53\xef":
-        raw = head[0x478:0x488]
-    elif head.startswith(b"XFSB"):
-        raw = head[108:120]
-    return raw.rstrip(b"\0").decode(errors="replace")
 
 
 def _gpt(read: Read) -> Iterator[Partition]:
@@ -174,21 +194,48 @@ def _gpt(read: Read) -> Iterator[Partition]:
             yield Partition(
                 number=number + 1,
                 offset=begin * _SECTOR,
-                label=entry[56:128].decode("utf-16-le", errors="replace").rstrip("\0"),
+                name=entry[56:128].decode("utf-16-le", errors="replace").split("\0", 1)[0],
+                uuid=str(uuid.UUID(bytes_le=entry[16:32])),
                 is_root=kind in _ROOT_TYPES,
                 is_esp=kind == _ESP_TYPE,
             )
 
 
 def _mbr(read: Read) -> Iterator[Partition]:
-    """The primary partitions."""
+    """The primary partitions, then the logical ones."""
     sector = read(0, _SECTOR)
     if sector[510:512] != b"\x55\xaa":
         return
-    for number in range(4):
-        kind, begin, size = struct.unpack_from("<4xB3xII", sector, 446 + 16 * number)
+    (disk,) = struct.unpack_from("<I", sector, _BOOT_CODE_SIZE)
+
+    def found(number: int, kind: int, begin: int) -> Partition:
+        return Partition(
+            number=number,
+            offset=begin * _SECTOR,
+            uuid=f"{disk:08x}-{number:02x}",
+            is_esp=kind == _ESP_MBR_TYPE,
+        )
+
+    extended = 0
+    for at, (kind, begin, size) in enumerate(_mbr_entries(sector)):
+        if kind in _EXTENDED_TYPES:
+            extended = extended or begin
+        elif kind and size:
+            yield found(at + 1, kind, begin)
+    link = extended
+    for number in range(5, 5 + _MOST_LOGICAL):
+        sector = read(link * _SECTOR, _SECTOR) if link else b""
+        if sector[510:512] != b"\x55\xaa":
+            return
+        (kind, begin, size), (_, further, more), *_ = _mbr_entries(sector)
         if kind and size:
-            yield Partition(number=number + 1, offset=begin * _SECTOR, is_esp=kind == _ESP_MBR_TYPE)
+            yield found(number, kind, link + begin)
+        link = extended + further if more else 0
+
+
+def _mbr_entries(sector: bytes) -> list[tuple[int, int, int]]:
+    """Type, first sector and length of each of the four."""
+    return [struct.unpack_from("<4xB3xII", sector, 446 + 16 * at) for at in range(4)]
 
 
 def reader(image: Image) -> Read:

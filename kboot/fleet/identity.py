@@ -147,6 +147,6 @@ def run(guest: Guest, network: MachineNetwork, command: str) -> None:
         if error.result.exit_status == _NO_CARD:
             raise GuestError(
                 "the guest has no card on the fleet's network: its kernel has no driver for it, or "
-                f"has not loaded it: {', '.join(network.drivers)}; see the setting module"
+                f"has not loaded it: {', '.join(network.drivers or ())}; see the setting module"
             ) from error
         raise GuestError(f"the guest cannot join the fleet's network: {error}") from error

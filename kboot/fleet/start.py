@@ -18,8 +18,10 @@ from kboot.fleet.layout import Role, members_of
 from kboot.log import logger, step
 from kboot.machine import Machine, MachineSettings
 from kboot.machine.follower import BootCancelled
+from kboot.machine.network_card import nic_model_for
 from kboot.machine.saved import SavedMachine
 from kboot.machine_network import MachineNetwork, NetworkBackend, naming, together
+from kboot.network_cards import CARDS
 from kboot.rootfs import modules_there, overlay_initramfs
 from kboot.session import Session
 
@@ -83,7 +85,12 @@ def _settings_of(
     """The settings of a role's machines, which have what their network needs."""
     # What boots from its disk has its own.
     if config.boot != "disk":
-        drivers = modules_there(session.kernel, network.drivers)
+        needed = network.drivers
+        if needed is None:
+            model = nic_model_for(config, session.kernel, uses_network=True)
+            config = replace(config, nic_model=model)
+            needed = tuple(CARDS[model].drivers)
+        drivers = modules_there(session.kernel, needed)
         config = replace(config, module=tuple(dict.fromkeys((*config.module, *drivers))))
     settings = session.settings(config, host_name=host_name)
     if config.rootfs == "tiny" and network.interface(role.members[0]) is None:

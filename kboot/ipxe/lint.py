@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,8 @@ def _words(text: str) -> frozenset[str]:
 _COMMANDS = _words(
     """
     autoboot boot certfree certstat certstore chain choose clear colour config console cpair cpuid
-    dhcp echo exit fcels fcstat fdt gdbstub goto help ibstat ifclose ifconf iflinkwait ifopen ifstat
+    dhcp echo exit fcels fcstat fdt form gdbstub goto help ibstat ifclose ifconf iflinkwait ifopen
+    ifstat
     imgargs imgdecrypt imgexec imgextract imgfetch imgfree imgload imgmem imgselect imgsingle
     imgstat imgtrust imgverify inc initrd ipstat iseq isset item iwlist iwstat kernel lldp login
     lotest md5sum menu module nslookup nstat ntp param params pciscan ping poweroff present profstat
@@ -39,23 +40,33 @@ _COMMANDS = _words(
 )
 #: Those that need the network.
 FETCHES = _words("chain imgexec imgfetch imgload initrd kernel module imgverify")
-#: What ends a loop, or has somebody see it.
-_LEAVES = _words("boot choose config exit inc login poweroff prompt read reboot sanboot shell")
+#: What ends a loop, or has somebody see it. A ``boot`` that fails does not.
+_LEAVES = _words("choose config exit login poweroff present prompt read reboot shell")
+#: What waits for somebody.
+_ASKS = _words("choose config login present prompt read")
+#: What goes on behind a command, whatever it has come to; and only when it has failed.
+_JOINTS = _words("|| && ;")
 
 #: The settings that iPXE has by itself or from DHCP; those with a scope, ``net0/ip``, apart.
 _SETTINGS = _words(
     """
-    asset base busdev buildarch busid busloc bustype chip cpumodel cpuvendor cwduri cwuri
-    dhcp-server dns dnssl domain errno filename gateway gateway6 hostname hwaddr initiator-iqn ip
-    ip6 keep-san keymap len6 linktype mac manufacturer mtu netmask next-server password platform
-    port priority product proxydhcp/next-server reverse-password reverse-username root-path
-    san-drive san-filename scriptlet serial skip-san-boot ssid sysmac syslog syslogs trust
-    unixtime use-cached user-class username uuid vendor-class vendor version vlan-priority
+    active-scan asset base board-serial boot-vlan busdev buildarch busid busloc bustype cert chip
+    cpumodel cpuvendor crosscert cwduri cwuri dhcp-server dns dns6 dnssl domain errno filename
+    gateway gateway6 hostname hwaddr ifname initiator-iqn ip ip6 keep-san key keymap len6 linktype
+    mac manufacturer memsize mtu netmask next-server ntp-server password peerhost peerpath platform
+    port prefix priority privkey product proxydhcp/next-server reverse-password reverse-username
+    root-path san-drive san-filename scriptlet serial skip-san-boot ssid sysmac syslog syslogs trust
+    unixtime use-cached user-class username uuid vendor-class vendor version vlan-priority vram
     wpa-psk ymode
 """
 )
 
 _VARIABLE = re.compile(r"\$\{([^${}]+)\}")
+
+
+_TIMEOUT = re.compile(r"(?:--timeout[= ]|-t )\s*(\S+)")
+#: Options of ``item`` that have a value.
+_ITEM_VALUES = _words("--menu -m --key -k")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +86,15 @@ class Line:
 
     number: int
     source: str
-    #: The commands with their arguments, and what joins them: ``||`` or ``&&`` before each.
+    #: The commands with their arguments, and what joins them: ``||``, ``&&`` or ``;`` behind each.
     commands: tuple[tuple[str, ...], ...] = ()
     joints: tuple[str, ...] = ()
-    label: str = ""
+    #: None for a line without one.
+    label: str | None = None
 
-    @property
-    def handled(self) -> bool:
-        """Whether the script goes on when the first command fails."""
-        return "||" in self.joints
+    def handles(self, index: int) -> bool:
+        """Whether the script goes on when the command `index` fails."""
+        return not {"||", ";"}.isdisjoint(self.joints[index:])
 
 
 #: Lines with their numbers.
@@ -96,58 +107,66 @@ def numbered(text: str) -> Numbered:
 
 
 def parse(text: Numbered) -> list[Line]:
-    """The lines that do something, and the labels."""
+    """The lines that do something, and the labels, as iPXE reads them.
+
+    A backslash at the end goes on in the next line, a label may stand before a command, and a word
+    that begins with ``#`` is a comment with all behind it.
+    """
     found = []
     lines = iter(text)
     for number, raw in lines:
-        whole = raw
+        whole = raw.removesuffix("\r")
         while whole.endswith("\\"):
             _, following = next(lines, (0, ""))
-            whole = whole[:-1] + following
-        line = whole.strip()
-        if not line or line.startswith("#"):
-            continue
-        if line.startswith(":"):
-            found.append(Line(number=number, source=line, label=line[1:].split()[0]))
-        else:
-            found.append(_parse_commands(number, line))
+            whole = whole[:-1] + following.removesuffix("\r")
+        source = whole.strip()
+        label, rest = None, source
+        if source.startswith(":"):
+            label, _, rest = source[1:].replace("\t", " ").partition(" ")
+        commands, joints = _split(rest)
+        if commands or label is not None:
+            found.append(
+                Line(number=number, source=source, commands=commands, joints=joints, label=label)
+            )
     return found
 
 
-def _parse_commands(number: int, line: str) -> Line:
+def _split(text: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """The commands in a text, and what joins them."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("#"), text.split()))
     commands: list[tuple[str, ...]] = []
     joints: list[str] = []
-    words: list[str] = []
-    for word in line.split():
-        if word in {"||", "&&"}:
-            commands.append(tuple(words))
+    begin = 0
+    for index, word in enumerate(words):
+        if word in _JOINTS:
+            commands.append(tuple(words[begin:index]))
             joints.append(word)
-            words = []
-        else:
-            words.append(word)
-    if words:
-        commands.append(tuple(words))
-    return Line(number=number, source=line, commands=tuple(commands), joints=tuple(joints))
+            begin = index + 1
+    if words[begin:]:
+        commands.append(tuple(words[begin:]))
+    return tuple(commands), tuple(joints)
 
 
-def findings(
-    text: Numbered, *, known: Mapping[str, str], others: Mapping[str, str]
-) -> tuple[Finding, ...]:
+def findings(text: Numbered, *, known: Collection[str]) -> tuple[Finding, ...]:
     """All that was found in a script, in the order of its lines.
 
-    `known` are the settings that it starts with, `others` the texts of scripts beside it, which may
-    set some as well.
+    `known` are the settings that it starts with, and those that scripts beside it set.
     """
     lines = parse(text)
-    elsewhere = [line for other in others.values() for line in parse(numbered(other))]
     found = [
         *_loops(lines),
-        *_variables(lines, _set_in([*lines, *elsewhere]) | set(known)),
+        *_variables(lines, _set_in(lines) | set(known)),
         *_labels(lines),
+        *_items(lines),
         *_commands(lines),
         *_unhandled(lines),
     ]
     return tuple(sorted(found, key=lambda each: each.line))
+
+
+def settings_in(texts: Iterable[str]) -> frozenset[str]:
+    """The settings that scripts set."""
+    return frozenset(name for text in texts for name in _set_in(parse(numbered(text))))
 
 
 def longest_wait_s(texts: Sequence[str]) -> float:
@@ -160,40 +179,106 @@ def longest_pause_s(texts: Sequence[str]) -> float:
     return max((seconds for name, seconds in _waits(texts) if name not in FETCHES), default=0.0)
 
 
+def asking(text: str) -> list[tuple[int, str]]:
+    """The lines that wait for somebody, for ever or for how long nobody knows, with the reason."""
+    found = []
+    for line, name, arguments in _commands_of(parse(numbered(text))):
+        if name in _ASKS:
+            limit = _TIMEOUT.search(" ".join(arguments))
+            if limit is None or not limit[1].isdigit() or int(limit[1]) == 0:
+                has = f"--timeout {limit[1]}" if limit else "no --timeout"
+                found.append((line.number, f"{name} has {has}"))
+    return found
+
+
 def _waits(texts: Sequence[str]) -> Iterator[tuple[str, float]]:
     """The commands that say for how long they wait, with the seconds."""
     for text in texts:
         for line in parse(numbered(text)):
             for name, *arguments in filter(None, line.commands):
-                number = re.search(r"(?:--timeout[= ]|-t )\s*(\d+)", " ".join(arguments))
-                if number:
-                    yield name, int(number[1]) / 1000
+                limit = _TIMEOUT.search(" ".join(arguments))
+                if limit and limit[1].isdigit():
+                    yield name, int(limit[1]) / 1000
                 elif name == "sleep" and arguments and arguments[0].isdigit():
                     yield name, float(arguments[0])
 
 
 def _loops(lines: Sequence[Line]) -> Iterator[Finding]:
-    """Jumps back that nothing counts."""
-    at = {line.label: index for index, line in enumerate(lines) if line.label}
+    """Jumps back, on ways on which nothing counts."""
+    ways = _Ways(lines)
     for index, line in enumerate(lines):
-        for name, *arguments in filter(None, line.commands):
-            target = at.get(arguments[0]) if name == "goto" and arguments else None
-            if target is None or target > index:
-                continue
-            inside = [
-                command[0]
-                for each in lines[target : index + 1]
-                for command in each.commands
-                if command
-            ]
-            if not _LEAVES.intersection(inside):
+        for target in ways.jumps(line):
+            if target <= index and ways.leads(target, index):
+                label = lines[target].label
                 yield Finding(
                     kind="loop",
                     line=line.number,
-                    text=f"retries for ever: goes back to :{arguments[0]} (line "
+                    text=f"retries for ever: goes back to :{label} (line "
                     f"{lines[target].number}), and nothing in between counts (inc, iseq) or asks",
                     source=line.source,
                 )
+
+
+class _Ways:
+    """From which line a script may come to which, without counting and without asking."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self._lines = lines
+        self._at: dict[str, int] = {}
+        for index, line in enumerate(lines):
+            if line.label:
+                # As iPXE: the first one of two that have the same name.
+                self._at.setdefault(line.label, index)
+        compared = {
+            each.split(":")[0]
+            for _, name, arguments in _commands_of(lines)
+            if name in {"iseq", "isset"}
+            for each in _VARIABLE.findall(" ".join(arguments))
+        }
+        #: Lines that nobody passes for ever: they ask, or change what the script compares, such as
+        #: a counter, or a mark for a second attempt.
+        self._ends = {
+            index
+            for index, line in enumerate(lines)
+            for _, name, arguments in _commands_of([line])
+            if name in _LEAVES
+            or (name in {"inc", "set"} and arguments and arguments[0].split(":")[0] in compared)
+        }
+
+    def jumps(self, line: Line) -> list[int]:
+        """The lines to which one jumps."""
+        labels = [rest[0] for _, name, rest in _commands_of([line]) if name == "goto" and rest]
+        return [self._at[label] for label in labels if label in self._at]
+
+    def leads(self, start: int, goal: int) -> bool:
+        """Whether there is such a way."""
+        seen: set[int] = set()
+        ahead = [start]
+        while ahead:
+            index = ahead.pop()
+            if index in seen or index in self._ends or index >= len(self._lines):
+                continue
+            if index == goal:
+                return True
+            seen.add(index)
+            line = self._lines[index]
+            ahead += self.jumps(line)
+            if not _always_jumps(line):
+                ahead.append(index + 1)
+        return False
+
+
+def _always_jumps(line: Line) -> bool:
+    """Whether the script never goes on in the next line: ``goto a``, ``b && goto c || goto d``."""
+    names = [command[0] for command in line.commands if command]
+    return names[:1] == ["goto"] or (line.joints == ("&&", "||") and names[1:] == ["goto", "goto"])
+
+
+def _commands_of(lines: Sequence[Line]) -> Iterator[tuple[Line, str, tuple[str, ...]]]:
+    """Each command with its line and its arguments."""
+    for line in lines:
+        for command in filter(None, line.commands):
+            yield line, command[0], command[1:]
 
 
 def _set_in(lines: Sequence[Line]) -> set[str]:
@@ -217,7 +302,8 @@ def _set_in(lines: Sequence[Line]) -> set[str]:
 def _variables(lines: Sequence[Line], known: set[str]) -> Iterator[Finding]:
     told: set[str] = set()
     for line in lines:
-        for written in _VARIABLE.findall(line.source):
+        # Not of its comment.
+        for written in _VARIABLE.findall(" ".join(itertools.chain.from_iterable(line.commands))):
             name = written.split(":")[0]
             if "/" in name or name[:1].isdigit() or name in known | _SETTINGS | told:
                 continue
@@ -232,17 +318,48 @@ def _variables(lines: Sequence[Line], known: set[str]) -> Iterator[Finding]:
 
 def _labels(lines: Sequence[Line]) -> Iterator[Finding]:
     labels = {line.label for line in lines if line.label}
-    for line in lines:
-        for name, *arguments in filter(None, line.commands):
-            if name != "goto" or not arguments or "${" in arguments[0]:
-                continue
-            if arguments[0] not in labels:
-                yield Finding(
-                    kind="label",
-                    line=line.number,
-                    text=f"there is no label :{arguments[0]}{near(arguments[0], labels)}",
-                    source=line.source,
-                )
+    for line, name, arguments in _commands_of(lines):
+        wanted = arguments[0] if name == "goto" and arguments else ""
+        if wanted and "${" not in wanted and wanted not in labels:
+            yield Finding(
+                kind="label",
+                line=line.number,
+                text=f"there is no label :{wanted}{near(wanted, labels)}",
+                source=line.source,
+            )
+
+
+def _items(lines: Sequence[Line]) -> Iterator[Finding]:
+    """Items of menus whose choice is jumped to, and that have no label to jump to."""
+    labels = {line.label for line in lines if line.label}
+    words = [(line, name, rest) for line, name, rest in _commands_of(lines) if rest]
+    jumped = {rest[0] for _, name, rest in words if name == "goto"}
+    compared = {word for _, name, rest in words if name == "iseq" for word in rest}
+    chosen = {f"${{{rest[-1]}}}" for _, name, rest in words if name == "choose"}
+    if not chosen or not chosen <= jumped:
+        return
+    for line, name, rest in words:
+        item = _label_of_item(rest) if name == "item" else ""
+        if item and "${" not in item and item not in labels | compared:
+            yield Finding(
+                kind="label",
+                line=line.number,
+                text=f"there is no label :{item} for this item{near(item, labels)}",
+                source=line.source,
+            )
+
+
+def _label_of_item(arguments: Sequence[str]) -> str:
+    """What an item of a menu is chosen by; empty for one that is none."""
+    words = iter(arguments)
+    for word in words:
+        if word in {"--gap", "-g"}:
+            return ""
+        if word in _ITEM_VALUES:
+            next(words, "")
+        elif not word.startswith("-"):
+            return word
+    return ""
 
 
 def _commands(lines: Sequence[Line]) -> Iterator[Finding]:
@@ -260,8 +377,8 @@ def _commands(lines: Sequence[Line]) -> Iterator[Finding]:
 
 def _unhandled(lines: Sequence[Line]) -> Iterator[Finding]:
     for line in lines:
-        for command in filter(None, line.commands):
-            if command[0] in FETCHES and len(command) > 1 and not line.handled:
+        for index, command in enumerate(line.commands):
+            if len(command) > 1 and command[0] in FETCHES and not line.handles(index):
                 yield Finding(
                     kind="unhandled",
                     line=line.number,

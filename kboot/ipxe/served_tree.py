@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from kboot.cache import FileStamp, sha256_of
 from kboot.errors import ConfigError
-from kboot.ipxe.user_script import is_script
+from kboot.ipxe.user_script import MARK_WORDS, begins_with_mark, is_script
+from kboot.log import logger
 
 #: More than that is somebody's home directory.
 _LIMIT_FILES = 10_000
@@ -41,6 +41,8 @@ NOTHING = ServedTree(files={}, scripts={})
 def read_tree(directory: Path, *, script: Path | None, script_name: str) -> ServedTree:
     """What is to be published of a directory; hidden files and directories are left out.
 
+    Links are followed: what they lead to is published in their place.
+
     The boot script has the place `script_name`; the file `script` may lie there too. `ConfigError`
     if another one does, or if the directory cannot be read.
     """
@@ -48,12 +50,8 @@ def read_tree(directory: Path, *, script: Path | None, script_name: str) -> Serv
         raise ConfigError(f"serve: {directory} is not a directory")
     files: dict[str, Path] = {}
     try:
-        for folder, folders, names in os.walk(directory, onerror=_refuse):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                path = Path(folder, name)
-                if not name.startswith(".") and path.is_file():
-                    files[path.relative_to(directory).as_posix()] = path
+        for path in _walk(directory, above=()):
+            files[path.relative_to(directory).as_posix()] = path
             if len(files) > _LIMIT_FILES:
                 raise ConfigError(f"serve: {directory} has more than {_LIMIT_FILES} files")
         own = files.pop(script_name, None)
@@ -72,14 +70,36 @@ def _scripts(files: Mapping[str, Path]) -> list[tuple[str, str]]:
     for name, path in files.items():
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
+            if begins_with_mark(head):
+                _warn_once(path, MARK_WORDS)
             if is_script(head):
                 text = head + file.read(_SCRIPT_LIMIT_BYTES)
                 found.append((name, text.decode(errors="replace")))
     return found
 
 
-def _refuse(error: OSError) -> None:
-    raise error
+def _walk(directory: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """The files below a directory; a link to one of those `above` would have no end."""
+    real = directory.resolve()
+    if real in above:
+        return
+    folders = []
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            folders.append(path)
+        elif path.is_file():
+            yield path
+        elif path.is_symlink():
+            _warn_once(path, f"is not served: it is a link to {path.readlink()}, which is no file")
+    for folder in folders:
+        yield from _walk(folder, (*above, real))
+
+
+@lru_cache(maxsize=100)
+def _warn_once(path: Path, words: str) -> None:
+    logger.warning("serve: %s %s", path, words)
 
 
 @lru_cache(maxsize=1000)

@@ -7,6 +7,7 @@ chains to.
 
 from __future__ import annotations
 
+import codecs
 import functools
 import re
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from kboot.ipxe.lint import Finding
 from kboot.log import logger
 
 _MAGIC = "#!ipxe"
+#: As iPXE knows a script: by its first bytes, with the name of its forerunner as well.
+_IS_SCRIPT = re.compile(rb"#!(?:ipxe|gpxe)(?=\s)")
 
 #: A script is text; nobody writes a longer one.
 _LIMIT_BYTES = 1 << 20
@@ -42,6 +45,12 @@ NONCE_LINE = "echo kboot: script {{ nonce }}"
 #: Before a line's number, see `_marked`: nobody writes it.
 _MARK = "\x01"
 _CLOSINGS = {"{{": "}}", "{%": "%}", "{#": "#}"}
+
+#: A script that was not meant as a template.
+_TEMPLATE_ADVICE = (
+    "; a boot script is a Jinja template, to which {{, {% and {# mean something: what is to stay "
+    "as it is stands between {% raw %} and {% endraw %}"
+)
 
 _SAMPLE_NONCE = "0123456789abcdef"
 
@@ -102,16 +111,18 @@ class UserScript:
         try:
             wanted = templates.variables_of(self.text)
         except templates.TemplateError as error:
-            raise self._wrong(str(error), error.line) from error
+            raise self._wrong(f"{error}{_TEMPLATE_ADVICE}", error.line) from error
         for name, line in wanted:
             if name not in VARIABLES:
                 hint = near(name, VARIABLES)
                 there = "" if hint else f"; there are: {', '.join(VARIABLES)}"
                 raise self._wrong(f"there is no variable {name}{hint}{there}", line)
         text = self.render(_sample())
-        first, *rest = text.split("\n")
-        if first.split() != [_MAGIC]:
-            raise self._wrong(f"the first line of a boot script is {_MAGIC}", 1)
+        rest = text.split("\n")[1:]
+        if not is_script(text.encode()):
+            raise self._wrong(
+                f"the first line of a boot script is {_MAGIC}, with nothing before", 1
+            )
         if not any(map(_tells_nonce, rest)):
             raise self._wrong(
                 f"no line tells which boot it is; put this one near the top: {NONCE_LINE}"
@@ -121,7 +132,8 @@ class UserScript:
                 "no line gives the kernel the nonce; end the kernel's line with {{ command_line }}"
                 ", or write kboot.nonce={{ nonce }} into its parameters"
             )
-        return lint.findings(self._lines(), known=_sample().settings(), others=others)
+        known = {*_sample().settings(), *lint.settings_in(others.values())}
+        return lint.findings(self._lines(), known=known)
 
     def _lines(self) -> list[tuple[int, str]]:
         """What iPXE runs, each line with its number in the file."""
@@ -133,12 +145,18 @@ class UserScript:
                 found.append((int(number), text))
         return found
 
-    def findings(self, others: Mapping[str, str]) -> tuple[Finding, ...]:
-        """As `check`, which has passed once, and without any error: for messages."""
+    def findings(self, others: Mapping[str, str]) -> dict[str, tuple[Finding, ...]]:
+        """As `check`, which has passed once, and without any error: for messages.
+
+        Those of the script itself stand at the empty name, those of the `others` at theirs.
+        """
         try:
-            return self.check(others)
+            found = {"": self.check(others)}
+            here = lint.settings_in([self.render(_sample())])
         except ConfigError:
-            return ()
+            return {}
+        known = frozenset(_sample().settings()) | here | lint.settings_in(others.values())
+        return found | {name: _findings_in(text, known) for name, text in others.items()}
 
 
 def read_script(path: Path) -> UserScript:
@@ -147,6 +165,8 @@ def read_script(path: Path) -> UserScript:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"ipxe_script: cannot read {path}: {error.strerror}") from error
+    if begins_with_mark(data):
+        raise ConfigError(f"{path}:1: {MARK_WORDS}")
     if len(data) > _LIMIT_BYTES or b"\0" in data:
         raise ConfigError(f"ipxe_script: {path} is no text, but a boot script is")
     try:
@@ -155,6 +175,12 @@ def read_script(path: Path) -> UserScript:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: not UTF-8") from error
     return UserScript(path=path, text=text.replace("\r\n", "\n"))
+
+
+@functools.lru_cache(maxsize=1000)
+def _findings_in(text: str, known: frozenset[str]) -> tuple[Finding, ...]:
+    """Of a script that is served as it is, at each boot."""
+    return lint.findings(lint.numbered(text), known=known)
 
 
 @functools.lru_cache(maxsize=64)
@@ -172,8 +198,20 @@ def with_values(text: str, values: ScriptValues, beacon_url: str) -> str:
 
 
 def is_script(data: bytes) -> bool:
-    """Whether a file is an iPXE script, by its first line."""
-    return data.split(b"\n", 1)[0].split() == [_MAGIC.encode()]
+    """Whether a file is an iPXE script, by how it begins."""
+    return _IS_SCRIPT.match(data) is not None
+
+
+def begins_with_mark(data: bytes) -> bool:
+    """Whether it would be a script, but for the byte order mark (BOM) of an editor."""
+    return data.startswith(codecs.BOM_UTF8) and is_script(data.removeprefix(codecs.BOM_UTF8))
+
+
+#: What is to be said of that.
+MARK_WORDS = (
+    f"begins with a byte order mark, not with {_MAGIC}: iPXE takes it for no script; save it as "
+    "UTF-8 without BOM"
+)
 
 
 def _sample() -> ScriptValues:

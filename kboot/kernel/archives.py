@@ -78,6 +78,9 @@ def _tar_files(path: Path) -> Iterator[File]:
                     content = archive.extractfile(entry) if entry.isfile() else None
                     if name is not None and content is not None:
                         yield name, content
+                # Behind the archive's end are the checksums of what it is compressed with.
+                while stream.read(1 << 20):
+                    pass
         except tarfile.TarError as error:
             raise ConfigError(
                 f"{path}: a tar archive that is corrupt or truncated: {error}"

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import IO
@@ -34,6 +35,17 @@ READABLE = ("gzip", "xz", "lzma", "zstd")
 def compression_of(head: bytes) -> str | None:
     """The name of the format that a file with these first bytes has, as in `MAGIC`, or None."""
     return next((name for name, magic in MAGIC.items() if head.startswith(magic)), None)
+
+
+def broken_data() -> tuple[type[Exception], ...]:
+    """What a stream of `decompressed` raises where its data are broken; read them in its ``with``.
+
+    Who is given a stream by a generator reads outside of that ``with``.
+    """
+    # Only what was imported has been raised.
+    zstandard = sys.modules.get("zstandard")
+    ours = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+    return (*ours, zstandard.ZstdError) if zstandard else ours
 
 
 @contextlib.contextmanager

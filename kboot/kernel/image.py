@@ -30,6 +30,8 @@ _VERSION = re.compile(r"\d+\.\d+[^\s/]*(\s|$)")
 _BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s/\0]* [^\n\0]{0,1000})\n")
 _BUILD_NUMBER = re.compile(rb" #\d")
 _CHUNK_SIZE = 1 << 20
+#: Bytes of no text.
+_BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x80-\xff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,22 +211,33 @@ def looks_like(head: bytes) -> str:
         return f"{form}-compressed data"
     if not head.strip(b"\0"):
         return "nothing but zeros"
-    try:
-        head[:256].decode("ascii")
-    except UnicodeDecodeError:
+    if _BINARY.search(head[:256]):
         return "unknown binary data"
     return "text"
 
 
+_OLD_CPIO = "a cpio archive in a format that Linux does not unpack (it does that of cpio -H newc)"
 #: Offset, the bytes there, and what has them.
 _LOOKS = (
     (0, b"#!", "a script"),
     (0, b"070701", "an initramfs (cpio archive)"),
     (0, b"070702", "an initramfs (cpio archive)"),
+    (0, b"070707", _OLD_CPIO),
+    (0, b"\xc7\x71", _OLD_CPIO),
+    (0, b"\x71\xc7", _OLD_CPIO),
     (0, b"!<arch>\n", "an ar archive"),
     (0, b"\xed\xab\xee\xdb", "an RPM package"),
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"QFI\xfb", "a qcow2 disk image"),
+    (0, b"KDMV", "a vmdk disk image"),
+    (0, b"# Disk DescriptorFile", "a vmdk disk image"),
+    (0, b"vhdxfile", "a vhdx disk image"),
+    (0, b"conectix", "a vhd disk image"),
+    (0, b"QED\0", "a qed disk image"),
+    (0x40, b"\x7f\x10\xda\xbe", "a vdi disk image"),
+    (0, b"LUKS\xba\xbe", "a disk image (an encrypted one, LUKS)"),
+    (512, b"LABELONE", "a disk image (an LVM volume)"),
+    (0, b"XFSB", "a disk image (xfs)"),
     (0, b"\xd0\x0d\xfe\xed", "a devicetree (dtb)"),
     (0, b"VNDRBOOT", "an Android vendor boot image"),
     (0, LZ4_FRAME, "lz4 data in a frame that Linux does not unpack (it does that of lz4 -l)"),

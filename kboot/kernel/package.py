@@ -22,7 +22,7 @@ from typing import IO
 from kboot.cache import keep_directory, sha256_of
 from kboot.errors import ConfigError
 from kboot.kernel.archives import archive_files, archive_kind, below_root
-from kboot.kernel.compression import compression_of, decompressed
+from kboot.kernel.compression import broken_data, compression_of, decompressed
 from kboot.kernel.containers import Section
 from kboot.kernel.elf import MAGIC as ELF_MAGIC
 from kboot.log import step
@@ -103,7 +103,7 @@ def unpack_image(package: Path) -> Path:
     packages = [*(companions(package, "binary") or [package]), *companions(package, "base")]
 
     def fill(directory: Path) -> None:
-        with contextlib.closing(_files(packages)) as files:
+        with _broken_named(package), contextlib.closing(_files(packages)) as files:
             for name, content in files:
                 if target := _boot_name(name):
                     _write(directory / target, content)
@@ -126,12 +126,13 @@ def unpack_modules(package: Path, release: str) -> Path | None:
     packages = [package, *companions(package, "modules", "modules-extra", "base")]
 
     def fill(directory: Path) -> None:
-        for name, content in _files(packages):
-            below = _below_modules(name)
-            if len(below) > 1:
-                target = directory.joinpath(*below)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _write(target, content)
+        with _broken_named(package), contextlib.closing(_files(packages)) as files:
+            for name, content in files:
+                below = _below_modules(name)
+                if len(below) > 1:
+                    target = directory.joinpath(*below)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _write(target, content)
 
     with step(f"unpack the modules in {package.name}"):
         modules = keep_directory(_cache_of(packages) / "modules", fill) / release
@@ -140,12 +141,30 @@ def unpack_modules(package: Path, release: str) -> Path | None:
 
 def extract_file(package: Path, path: str, target: IO[bytes]) -> bool:
     """Write a file that the package installs, by its path below ``/``; False if it has none."""
-    with contextlib.closing(_files([package])) as files:
+    with _broken_named(package), contextlib.closing(_files([package])) as files:
         for name, content in files:
             if name == PurePosixPath(path):
                 shutil.copyfileobj(content, target, 1 << 20)
                 return True
     return False
+
+
+def _broken_content() -> tuple[type[Exception], ...]:
+    return (OSError, tarfile.TarError, *broken_data())
+
+
+@contextlib.contextmanager
+def _broken_named(package: Path) -> Iterator[None]:
+    """What is broken in the content of a package's file is a `ConfigError`."""
+    try:
+        yield
+    except _broken_content() as error:
+        # That of bz2 has no number; any other one is the host's.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ConfigError(
+            f"{package}: corrupt or truncated: {error}; copy or download it again"
+        ) from error
 
 
 def _cache_of(packages: Sequence[Path]) -> Path:

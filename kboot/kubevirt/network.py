@@ -37,9 +37,8 @@ class PodNetwork:
         self._domain = domain
 
     @property
-    def drivers(self) -> tuple[str, ...]:
-        """Of the card that it boots from."""
-        return ("e1000e",)
+    def drivers(self) -> None:
+        """Its card is the one that it boots from."""
 
     @property
     def search_domain(self) -> str:

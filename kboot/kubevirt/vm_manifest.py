@@ -148,15 +148,14 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
     interface: dict[str, Any] = {
         "name": INTERFACE,
         "masquerade": {},
-        "model": arch.of(spec.architecture).network_card,
+        "model": spec.nic_model,
         # Without an order, KubeVirt switches the card's boot ROM off.
         "bootOrder": 1,
         "macAddress": spec.mac_address or mac_address(name),
     }
     if spec.boot_disk:
-        # Nothing boots from it; kernels in images for clouds have a driver for no other model.
+        # Nothing boots from it.
         del interface["bootOrder"]
-        interface["model"] = "virtio"
     if spec.offered_file:
         interface["dhcpOptions"] = {"bootFileName": spec.offered_file}
     if not spec.links:

@@ -38,6 +38,13 @@ def prepare(directory: Path) -> None:
         ) from error
 
 
+def discard_script(directory: Path) -> None:
+    """Remove the script of a machine that never was, and its directory, if that is empty."""
+    with contextlib.suppress(OSError):
+        (directory / "boot.ipxe").unlink(missing_ok=True)
+        directory.rmdir()
+
+
 def verdict(error: BaseException | None) -> str:
     """How the machine ended, by who was at fault.
 

@@ -13,8 +13,16 @@ from kboot import boot_messages
 from kboot.backend import BootServer, Fetch
 from kboot.boot_messages import Reading, read_word
 from kboot.console import Console, Line
+from kboot.crash import CrashKind
 from kboot.deadline import Deadline
-from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, RebootLoop
+from kboot.errors import (
+    GuestError,
+    GuestTimeout,
+    InfraError,
+    KbootError,
+    KernelCrash,
+    RebootLoop,
+)
 from kboot.log import logger
 from kboot.machine.boot import Boot
 from kboot.machine.expectations import ReportFilter
@@ -22,6 +30,8 @@ from kboot.machine.phases import IN_SCRIPT, Expected, Milestone, Phase
 
 #: How often the two witnesses are asked while a boot is under way.
 _POLL_S = 0.05
+#: How long what was printed waits to be looked at: a guest prints a few bytes at a time.
+_GATHER_S = 0.01
 _SILENCE_PAUSE_S = 1.0
 
 #: For how long the server's log may be behind the console.
@@ -30,6 +40,9 @@ _LOG_PAUSE_S = 0.5
 
 #: Lines kept for a boot that nobody follows at the moment: more than a reset prints.
 _KEPT_LINES = 50_000
+
+#: How a kernel dies that has no first program any more.
+_FOR_WANT_OF_INIT = {CrashKind.INIT_KILLED, CrashKind.NO_INIT, CrashKind.NO_ROOT}
 
 OnPhase = Callable[[Milestone, float], None]
 
@@ -83,6 +96,8 @@ class Follower:
         self._restarted = True
         #: Of the boot scripts that the machine may run.
         self._nonces = [expected.nonce]
+        #: Why the initramfs could not be gone on with.
+        self._given_up = ""
         self._expecting = 0
         self._cancelled = threading.Event()
         self.boot.reach(Phase.SCHEDULED, time.monotonic(), "backend")
@@ -97,6 +112,14 @@ class Follower:
 
     def follow(self, deadline: Deadline, done: Callable[[], bool]) -> None:
         """Watch both witnesses until `done`, or until the deadline; raise what goes wrong."""
+        try:
+            self._follow(deadline, done)
+        except KernelCrash as crash:
+            if self._given_up and crash.report.kind in _FOR_WANT_OF_INIT:
+                raise KernelCrash(f"{self._given_up}; {crash}", crash.report) from crash
+            raise
+
+    def _follow(self, deadline: Deadline, done: Callable[[], bool]) -> None:
         pause = self._console.watch("next milestone of the boot")
         self._cancelled.clear()
         while not deadline.expired:
@@ -110,6 +133,7 @@ class Follower:
             if self.boot.overdue(now) and self.boot.overdue(now - self._starved_in_phase_s()):
                 raise self.boot.late(now - self.boot.since)
             pause(_POLL_S)
+            self._cancelled.wait(_GATHER_S)
 
     def _look_for_silence(self, now: float) -> None:
         """Raise `ScriptEnded` if iPXE hangs. Once a second: it asks the host."""
@@ -173,6 +197,7 @@ class Follower:
     def _see_line(self, line: Line) -> None:
         """Take a whole line, on the console's reader thread."""
         self._lines.append(line)
+        self._given_up = boot_messages.given_up(line.text) or self._given_up
         counts_firmware = self.boot.expected.user_script or self.boot.expected.boot_disk
         if counts_firmware and boot_messages.begins_boot(line.text):
             self._restarted = True
@@ -237,6 +262,7 @@ class Follower:
         while self._lines and self._lines[0].start < offset:
             self._lines.popleft()
         self._announced = self._chained = 0
+        self._given_up = ""
         now = time.monotonic()
         self.boots.append(Boot(expected, start=now, again=True))
         self.boot.reach(Phase.SCHEDULED, now, "backend")

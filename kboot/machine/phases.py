@@ -114,7 +114,11 @@ class Expected:
     #: nothing.
     script_waits_s: float = 0.0
     script_pauses_s: float = 0.0
-    #: What its text shows to be wrong: kind, ``file:line: words``, the line itself.
+    #: Where it waits for somebody, for ever as far as is known: ``file:line: words``, and the name
+    #: of the served script, empty for its own.
+    script_asks: Sequence[tuple[str, str]] = ()
+    #: What its text, and those of the served scripts, show to be wrong: kind, ``file:line: words``,
+    #: the line itself, and the name of the served script, empty for its own.
     findings: Sequence[Sequence[str]] = ()
     #: Whether its init starts a whole system's services.
     whole_system: bool = False

@@ -61,35 +61,45 @@ def power_on(
     """
     start = time.monotonic()
     _require_possible(backend, settings.spec)
-    with disk_faults_named(evidence_directory):
-        evidence.prepare(evidence_directory)
-        load = upload(server, kernel, settings)
-        expected = publish_script(
-            server,
-            load,
-            evidence_directory=evidence_directory,
-            nonce=saved.expected.nonce if saved else nonce,
+    with disk_faults_named(evidence_directory), contextlib.ExitStack() as stack:
+        with _nothing_left_of_mistakes(evidence_directory):
+            evidence.prepare(evidence_directory)
+            load = upload(server, kernel, settings)
+            expected = publish_script(
+                server,
+                load,
+                evidence_directory=evidence_directory,
+                nonce=saved.expected.nonce if saved else nonce,
+            )
+            spec = booting(backend, server, settings.spec, expected.script_path)
+            vm = stack.enter_context(_start(backend, spec, settings, saved, savable=savable))
+        machine = stack.enter_context(
+            _attached(
+                vm,
+                server,
+                kernel=kernel,
+                settings=settings,
+                expected=expected,
+                evidence_directory=evidence_directory,
+                on_phase=on_phase,
+                start=start,
+                past=saved.past() if saved else b"",
+                load=load if nonce is None else None,
+            )
         )
-    spec = booting(backend, server, settings.spec, expected.script_path)
-    with (
-        disk_faults_named(evidence_directory),
-        _start(backend, spec, settings, saved, savable=savable) as vm,
-        _attached(
-            vm,
-            server,
-            kernel=kernel,
-            settings=settings,
-            expected=expected,
-            evidence_directory=evidence_directory,
-            on_phase=on_phase,
-            start=start,
-            past=saved.past() if saved else b"",
-            load=load if nonce is None else None,
-        ) as machine,
-    ):
         if saved:
             machine.resume(saved)
         yield machine
+
+
+@contextlib.contextmanager
+def _nothing_left_of_mistakes(evidence_directory: Path) -> Iterator[None]:
+    """A user's mistake that leaves no machine leaves no evidence of one."""
+    try:
+        yield
+    except ConfigError:
+        evidence.discard_script(evidence_directory)
+        raise
 
 
 def _require_possible(backend: Backend, spec: MachineSpec) -> None:

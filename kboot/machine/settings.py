@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from kboot.ipxe.user_script import UserScript
 from kboot.kernel import Kernel, kernel_on_disk, local_path, read_kernel, require_architecture
 from kboot.machine.cloud_init import read_user_data
 from kboot.machine.cloud_init_disk import cloud_init_disk
+from kboot.machine.network_card import nic_model_for, require_network_driver
 from kboot.machine_spec import Disk, Firmware, MachineSpec
-from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
+from kboot.rootfs import check_initrd, is_module_file, module_initramfs, overlay_initramfs
 from kboot.rootfs.modules_image import modules_image, require_memory
 from kboot.rootfs.own_disk import own_disk
-from kboot.rootfs.system import require_network_driver, system_for
+from kboot.rootfs.system import system_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,18 +115,20 @@ def settings_for(
         _require_nothing_to_keep(disks)
     if kernel.on_disk:
         return _from_disk(kernel, config, machine_name, host_name)
+    spec = _spec(kernel, config, machine_name or "m0")
     # Either may give the machine another card.
     if config.cloud_init and not (config.qemu_arguments or config.cluster_patch):
-        require_network_driver(kernel, "cloud-init")
-    spec = _spec(kernel, config, machine_name or "m0")
+        require_network_driver(kernel, spec.nic_model, "cloud-init")
     system = system_for(
-        config.rootfs,
+        _rootfs(config.rootfs),
         kernel,
         disks=disks,
         shares=read_shares(config.share),
         password=config.password,
         mirror=config.debian_mirror,
         command_line=config.cmdline,
+        nic_model=spec.nic_model,
+        brings_drivers=bool(config.initrd) or any(map(is_module_file, config.module)),
     )
     for image in config.initrd:
         check_initrd(image)
@@ -148,6 +152,12 @@ def settings_for(
         whole_system=config.rootfs != "tiny",
     )
     return _fitting(settings.reached_by(channel))
+
+
+@cache
+def _rootfs(value: str) -> str:
+    """What a root file system is on this host; the server of a URL is asked once."""
+    return str(local_path(value)) if "://" in value else value
 
 
 def _found_modules(kernel: Kernel, config: Config) -> tuple[Path, ...]:
@@ -177,7 +187,7 @@ def own_kernel(config: Config) -> Kernel:
             "boot = disk boots the kernel on the machine's disk, and another one is named "
             f"({config.kernel}); leave out one of the two"
         )
-    own = own_disk(config.rootfs, read_disks(config.disk))
+    own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
     return kernel_on_disk(Path(own.disk.source), arch.DEFAULT.name)
 
 
@@ -197,14 +207,19 @@ def _from_disk(
                 f"{setting} is for a kernel that kboot loads; with boot = disk, the boot loader on "
                 "the disk decides: change it there, or leave out boot = disk"
             )
-    own = own_disk(config.rootfs, read_disks(config.disk))
+    own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
     firmware = firmware_for(kernel, config)
-    spec = _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
+    spec = _spec_of(config, name, kernel, architecture=kernel.architecture, firmware=firmware)
     user_data = read_user_data(config.cloud_init) if config.cloud_init else ""
+    seed = _cloud_init_disks(user_data, config, host_name)
+    if twice := next((each for each in seed if each.name in {d.name for d in own.disks}), None):
+        raise ConfigError(
+            f"disk {twice.name}: cloud-init's data come on a disk of that name; give another name"
+        )
     settings = MachineSettings(
         spec=replace(
             spec,
-            disks=(*own.disks, *_cloud_init_disks(user_data, config, host_name)),
+            disks=(*own.disks, *seed),
             shares=read_shares(config.share),
             boot_disk=own.disk.name,
         ),
@@ -230,7 +245,7 @@ def firmware_for(kernel: Kernel, config: Config) -> Firmware:
     """The firmware of a machine for `kernel`. `ConfigError` if there is no such machine."""
     row = arch.of(kernel.architecture, wanted_by=str(kernel.source))
     if kernel.on_disk:
-        own = own_disk(config.rootfs, read_disks(config.disk))
+        own = own_disk(_rootfs(config.rootfs), read_disks(config.disk))
         return own.firmware(row.firmware(config.firmware), chosen=config.firmware != "auto")
     if config.firmware == "bios" and not row.has_bios:
         raise ConfigError(
@@ -258,18 +273,24 @@ def _require_nothing_to_keep(disks: Iterable[Disk]) -> None:
 
 def _spec(kernel: Kernel, config: Config, name: str) -> MachineSpec:
     firmware = firmware_for(kernel, config)
-    return _spec_of(config, name, architecture=kernel.architecture, firmware=firmware)
+    return _spec_of(config, name, kernel, architecture=kernel.architecture, firmware=firmware)
 
 
 def spec_for(config: Config, name: str) -> MachineSpec:
     """A machine that boots no kernel, of the architecture that machines have if none is named."""
     row = arch.DEFAULT
     firmware = row.firmware(config.firmware)
-    spec = _spec_of(config, name, architecture=row.name, firmware=firmware)
+    spec = _spec_of(config, name, None, architecture=row.name, firmware=firmware)
     return replace(spec, disks=read_disks(config.disk))
 
 
-def _spec_of(config: Config, name: str, *, architecture: str, firmware: Firmware) -> MachineSpec:
+#: These fields of a machine are what the settings of the same names come to.
+_NOT_AS_SAID = {"firmware", "cpus", "impairment", "nic_model"}
+
+
+def _spec_of(
+    config: Config, name: str, kernel: Kernel | None, *, architecture: str, firmware: Firmware
+) -> MachineSpec:
     """The machine: each of its fields that is a setting of the same name has its value."""
     names = {each.name for each in fields(MachineSpec)} & {each.name for each in fields(config)}
     count, topology = read_cpus(config.cpus)
@@ -285,7 +306,8 @@ def _spec_of(config: Config, name: str, *, architecture: str, firmware: Firmware
         cpus=count,
         topology=topology,
         impairment=read_impairment(config.impairment),
-        **{each: getattr(config, each) for each in names - {"firmware", "cpus", "impairment"}},
+        nic_model=nic_model_for(config, kernel),
+        **{each: getattr(config, each) for each in names - _NOT_AS_SAID},
     )
 
 

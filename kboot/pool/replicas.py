@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 from kboot import ipxe
 from kboot.backend import ReplicaBackend, Replicas, ReplicaVirtualMachine
@@ -54,7 +53,7 @@ class ReplicaSource:
                         self._load,
                         self._nonce,
                         name=name,
-                        evidence_directory=self._session.evidence_for(name),
+                        evidence_directory=self._session.evidence.place(name)[1],
                     )
                 )
             finally:
@@ -88,7 +87,7 @@ def open_replicas(
 ) -> Iterator[ReplicaSource]:
     """A set of such machines, for the length of the ``with``."""
     settings = session.settings(session.config).named(_NAME)
-    directory: Path = session.evidence_for(_NAME)
+    _, directory = session.evidence.place(_NAME)
     directory.mkdir(parents=True, exist_ok=True)
     load = upload(session.server, session.kernel, settings)
     nonce = ipxe.new_nonce()

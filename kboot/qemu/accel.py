@@ -13,10 +13,11 @@ import os
 import platform
 from pathlib import Path
 
-from kboot import arch, process, state
+from kboot import arch, network_cards, process, state
 from kboot.arch import Architecture
 from kboot.errors import ConfigError, InfraError, ProcessTimeout
 from kboot.log import logger
+from kboot.network_cards import CARDS
 from kboot.qemu.argv import Accelerator
 
 #: Under KVM the probe takes two or three seconds, most of them for DHCP; one that takes longer is
@@ -49,7 +50,7 @@ def probe(
             *("-display", "none"),
             *guest.arguments,
             *("-netdev", f"user,id=net0,tftp={str(folder).replace(',', ',,')},bootfile=probe"),
-            *("-device", f"{architecture.network_card},netdev=net0,bootindex=1"),
+            *("-device", f"{CARDS[network_cards.DEFAULT].device},netdev=net0,bootindex=1"),
         ]
         try:
             done = process.run(

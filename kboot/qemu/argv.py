@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from kboot import arch
 from kboot.arch import Architecture
 from kboot.machine_spec import MachineSpec
+from kboot.network_cards import CARDS, PciId
 from kboot.qemu import processors, shares
 
 Accelerator = Literal["kvm", "tcg"]
@@ -59,6 +60,8 @@ class Ipxe:
     path: Path
     #: A ROM for the card, or else a program that the firmware starts: ``ipxe.efi``, ``ipxe.lkrn``.
     is_rom: bool
+    #: Of a ROM: the device that it is for; None if it does not say.
+    rom_id: PciId | None = None
     #: A program that the card's own iPXE loads: ``undionly.kpxe``.
     is_loaded: bool = False
 
@@ -113,8 +116,8 @@ def argv(
         *("-name", f"kboot-{spec.name}", "-no-user-config", "-nodefaults"),
         *_processors_and_memory(spec, row, accelerator, memory),
         *_consoles(wiring),
-        *_boot_network(spec, row, cables or {}, tftp=tftp, ipxe=ipxe, forwarder=forwarder),
-        *_more_cards(spec, row, forwarder),
+        *_boot_network(spec, cables or {}, tftp=tftp, ipxe=ipxe, forwarder=forwarder),
+        *_more_cards(spec, forwarder),
         *_cards(spec, cables or {}),
         # From its one device or not at all: no tour through other devices after iPXE has given up.
         *("-boot", "strict=on"),
@@ -155,7 +158,6 @@ def _consoles(wiring: Wiring) -> Iterator[str]:
 
 def _boot_network(
     spec: MachineSpec,
-    row: Architecture,
     cables: Mapping[str, str],
     *,
     tftp: Path | None,
@@ -179,14 +181,14 @@ def _boot_network(
     else:
         yield from ("-netdev", f"user,id=net0{network}")
     mac_address = spec.mac_address or _MAC_ADDRESS
-    model, order, rom = row.network_card, ",bootindex=1", ""
+    device, order, rom = CARDS[spec.nic_model].device, ",bootindex=1", ""
     if spec.boot_disk:
-        # Nothing boots from it, and firmware does not wait for its ROM. The kernels in images for
-        # clouds have a driver for no other card.
-        model, order, rom = "virtio-net-pci", "", ",romfile="
+        # Nothing boots from it, and firmware does not wait for its ROM.
+        order, rom = "", ",romfile="
     elif ipxe is not None and not ipxe.is_loaded:
         rom = f",romfile={_escaped(ipxe.path) if ipxe.is_rom else ''}"
-    card = f"{model},netdev=net0,mac={mac_address}{order}{rom}"
+        device = CARDS[spec.nic_model].device_for(ipxe.rom_id)
+    card = f"{device},netdev=net0,mac={mac_address}{order}{rom}"
     yield from ("-device", card)
     if ipxe is not None and not ipxe.is_rom and not ipxe.is_loaded:
         # Firmware starts it before it looks at any device, after each reset as well.
@@ -222,14 +224,14 @@ def _served(spec: MachineSpec, tftp: Path | None) -> str:
     return words if tftp is None else f"{words},tftp={_escaped(tftp)}"
 
 
-def _more_cards(spec: MachineSpec, row: Architecture, forwarder: str | None) -> Iterator[str]:
+def _more_cards(spec: MachineSpec, forwarder: str | None) -> Iterator[str]:
     """The cards that it does not boot from, each on a network of its own."""
     reach = ",restrict=on" if forwarder is not None else ""
     for number in range(2, spec.nics + 1):
         # As the first one's, which is 10.0.2.0/24, but for the number.
         yield from ("-netdev", f"user,id=nic{number},net=10.0.{number + 1}.0/24{reach}")
         mac_address = f"{_MAC_ADDRESS[:-2]}{number:02x}"
-        card = f"{row.network_card},netdev=nic{number},mac={mac_address},romfile="
+        card = f"{CARDS[spec.nic_model].device},netdev=nic{number},mac={mac_address},romfile="
         yield from ("-device", card)
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from kboot import arch, nginx, process, state
+from kboot import arch, network_cards, nginx, process, state
 from kboot.arch import Architecture
 from kboot.checks import Check, Finding, Level
 from kboot.config import Config
 from kboot.errors import KbootError
+from kboot.network_cards import CARDS
 from kboot.qemu import accel, firmware, network_boot
 from kboot.rootfs import foreign_fault, tiny_initramfs
 
@@ -38,7 +39,7 @@ def _qemu(config: Config) -> Finding:
     devices = _output(program, "-device", "help")
     for what, listing, wanted in (
         ("machine", machines, row.machine.partition(",")[0]),
-        ("device", devices, f'"{row.network_card}"'),
+        ("device", devices, f'"{CARDS[network_cards.DEFAULT].device}"'),
     ):
         if wanted not in listing:
             return Finding(
@@ -52,9 +53,9 @@ def _qemu(config: Config) -> Finding:
 
 def _ipxe(config: Config) -> Finding:
     # For every network card, QEMU names one image with a part for BIOS and one for UEFI.
-    image = arch.host().card_rom
-    if image is None:
+    if not arch.host().has_card_roms:
         return Finding(level="ok", subject="ipxe", text="not the network card's: see uefi")
+    image = CARDS[network_cards.DEFAULT].rom
     program = _program(config, arch.host())
     folders = [Path(line) for line in _output(program, "-L", "help").splitlines()]
     for folder in folders:

@@ -23,6 +23,7 @@ from kboot.kernel.debian import fetch_file
 from kboot.locks import lock_file
 from kboot.log import step
 from kboot.machine_spec import Firmware, MachineSpec
+from kboot.network_cards import read_rom_id
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.argv import Accelerator, Ipxe
 from kboot.qemu.firmware import EDK2_CLIENT
@@ -80,8 +81,7 @@ def choose(
     Where distributions have none, it is Debian's, fetched from its `mirror`. `InfraError` if none
     of them can be had.
     """
-    has_rom = architecture.card_rom is not None
-    if has_rom and rom_has_ipxe(program, accelerator, architecture=architecture):
+    if architecture.has_card_roms and rom_has_ipxe(program, accelerator, architecture=architecture):
         return None
     if architecture.ipxe_file and find_program(architecture) is None:
         path = fetch_file(architecture.ipxe_file, architecture=architecture.debian, mirror=mirror)
@@ -98,7 +98,7 @@ def read_ipxe(path: Path, firmware: Firmware, architecture: Architecture = arch.
     except OSError as error:
         raise ConfigError(f"ipxe: {path} cannot be read: {error.strerror}") from error
     if head[:2] == _ROM:
-        return Ipxe(path=path, is_rom=True)
+        return Ipxe(path=path, is_rom=True, rom_id=read_rom_id(path))
     if head[_SETUP : _SETUP + 4] == b"HdrS":
         if firmware == "uefi":
             raise ConfigError(f"ipxe: {path} is for a BIOS; give a UEFI machine an ipxe.efi")

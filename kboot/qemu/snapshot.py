@@ -15,6 +15,7 @@ from kboot import arch, process
 from kboot.deadline import Deadline
 from kboot.errors import InfraError
 from kboot.machine_spec import MachineSpec
+from kboot.network_cards import CARDS
 from kboot.qemu import disks
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.argv import Accelerator, Ipxe, Memory, Wiring, argv
@@ -75,7 +76,8 @@ def firmware_stamps(spec: MachineSpec, program: str, ipxe: Ipxe | None = None) -
 
 
 def _roms(folder: Path, spec: MachineSpec) -> list[Path]:
-    names = arch.of(spec.architecture).roms
+    row = arch.of(spec.architecture)
+    names = (*row.roms, *([CARDS[spec.nic_model].rom] if row.has_card_roms else ()))
     return [path for name in names if (path := folder / name).is_file()]
 
 

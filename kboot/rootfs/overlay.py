@@ -54,7 +54,8 @@ def resolve_rootfs(
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "no such file"
         raise ConfigError(
-            f"rootfs {value}: {problem}; give tiny, debian, or the path of an initramfs"
+            f"rootfs {value}: {problem}; give tiny, debian, or the path of an initramfs, a disk "
+            "image or a directory"
         )
     try:
         with path.open("rb") as file:
@@ -65,7 +66,8 @@ def resolve_rootfs(
         what = looks_like(head) if head else "an empty file"
         raise ConfigError(
             f"rootfs {value}: not an initramfs: it looks like {what}; "
-            f"give a cpio archive (newc), plain or compressed with {', '.join(MAGIC)}"
+            f"give a cpio archive (newc), plain or compressed with {', '.join(MAGIC)}, or a disk "
+            "image (raw, qcow2 or vmdk)"
         )
     return [path]
 
@@ -89,6 +91,7 @@ def check_initrd(path: Path) -> None:
 _NO_INITRDS = (
     *("an empty file", "a kernel", "a script", "text", "ELF", "an ar archive", "an RPM package"),
     *("a zip archive", "a tar archive", "a qcow2 disk image", "an EFI program"),
+    "a cpio archive in a format that Linux does not unpack",
 )
 
 

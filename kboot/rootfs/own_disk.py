@@ -10,7 +10,7 @@ from pathlib import Path
 from kboot.disks import boot_loaders, read_image
 from kboot.errors import ConfigError
 from kboot.machine_spec import Disk, Firmware
-from kboot.rootfs.system import ROOT, is_disk_image
+from kboot.rootfs.system import is_disk_image, root_first
 
 _OF_DISK = re.compile(r"disk:(.+)")
 _WHAT_THERE_IS = {
@@ -65,8 +65,8 @@ def own_disk(rootfs: str, disks: Sequence[Disk]) -> OwnDisk:
             there = ", ".join(disk.name for disk in all_disks) or "none"
             raise ConfigError(f"rootfs {rootfs}: no disk is called so (there are: {there}); --disk")
     elif is_disk_image(Path(rootfs)):
-        found = Disk(name=ROOT, kind="image", source=rootfs)
-        all_disks = (found, *all_disks)
+        all_disks = root_first(rootfs, all_disks)
+        found = all_disks[0]
     else:
         found = None
     if found is None:

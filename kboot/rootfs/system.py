@@ -6,18 +6,20 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from kboot import arch
-from kboot.disks import Partition, find_root, read_image
+from kboot import arch, network_cards
+from kboot.disks import Partition, find_root, named_root, partitions, read_image, reader
 from kboot.errors import ConfigError
 from kboot.kernel import Kernel
 from kboot.kernel.image import HEAD_SIZE, looks_like
 from kboot.machine_spec import Disk, Share
+from kboot.network_cards import CARDS, NicModel
 from kboot.rootfs.debian import is_debian
-from kboot.rootfs.disks import disk_links, disk_modules
-from kboot.rootfs.modules import ModuleTree, modules_there
+from kboot.rootfs.disks import disk_links, disk_modules, root_drivers
+from kboot.rootfs.drivers import not_built_in, require_drivers
+from kboot.rootfs.modules import modules_there
 from kboot.rootfs.overlay import overlay_initramfs, resolve_rootfs
 from kboot.rootfs.tiny import tiny_initramfs
 
@@ -49,6 +51,8 @@ class System:
     shares: tuple[Share, ...] = ()
     #: Whether it may have an ssh server.
     may_have_ssh: bool = True
+    #: Of `modules` and what is built in, those without which it has no root file system.
+    drivers: Mapping[str, str] = field(default_factory=dict)
 
 
 def system_for(
@@ -60,9 +64,12 @@ def system_for(
     password: str,
     mirror: str = arch.DEBIAN_MIRROR,
     command_line: str = "",
+    nic_model: NicModel = network_cards.DEFAULT,
+    brings_drivers: bool = False,
 ) -> System:
-    """What the setting `rootfs` means, for a machine with these disks and shares besides.
+    """What the setting `rootfs` means, for a machine with these disks, shares and network card.
 
+    With `brings_drivers`, the user gives the kernel modules that did not come with it.
     `ConfigError` if it cannot be booted into: no such file, nothing that is a root file system, or
     a kernel without drivers for it.
     """
@@ -74,21 +81,28 @@ def system_for(
         password=password,
         mirror=mirror,
         command_line=command_line,
+        card_modules=tuple(CARDS[nic_model].drivers),
     )
+    if found.shares and any(share.tag == ROOT for share in shares):
+        raise ConfigError(
+            f"rootfs {value}: its tag is {ROOT}, and so is that of another directory: give that "
+            "one another tag"
+        )
     all_shares = (*found.shares, *shares)
     needed = [*found.modules, *(_SHARE_MODULES if all_shares else ())]
+    there = tuple(modules_there(kernel, dict.fromkeys(needed)))
+    lacking = {name: option for name, option in found.drivers.items() if name not in there}
+    if not brings_drivers:
+        what = f"rootfs {value} needs {' and '.join(found.drivers)}"
+        remedy = "give its package, its build tree, or another kernel"
+        require_drivers(kernel, not_built_in(kernel, lacking), what, remedy=remedy)
     return System(
         images=found.images,
-        modules=tuple(modules_there(kernel, dict.fromkeys(needed))),
+        modules=there,
         disks=found.disks,
         shares=all_shares,
         may_have_ssh=found.may_have_ssh,
     )
-
-
-def network_modules(kernel: Kernel) -> tuple[str, ...]:
-    """The drivers of the network card that machines for this kernel have."""
-    return (arch.of(kernel.architecture, wanted_by=str(kernel.source)).network_card,)
 
 
 def _system_for(
@@ -99,15 +113,16 @@ def _system_for(
     password: str,
     mirror: str,
     command_line: str,
+    card_modules: tuple[str, ...],
 ) -> System:
     if named := _OF_DISK.fullmatch(value):
-        return _on_disk(named[1], disks, kernel, command_line, mirror)
+        return _on_disk(named[1], disks, kernel, command_line, mirror, card_modules)
     if value != "tiny" and not is_debian(value):
         if Path(value).is_dir():
             return _on_directory(Path(value), disks, kernel, mirror)
         if is_disk_image(Path(value)):
-            root = Disk(name=ROOT, kind="image", source=value)
-            return _on_disk(ROOT, (root, *disks), kernel, command_line, mirror)
+            everything = root_first(value, disks)
+            return _on_disk(ROOT, everything, kernel, command_line, mirror, card_modules)
     images = resolve_rootfs(
         value, architecture=kernel.architecture, password=password, mirror=mirror
     )
@@ -115,8 +130,18 @@ def _system_for(
         links = _overlay(disk_links(disks))
         modules = tuple(disk_modules(disks))
         return System(images=(*images, *links), modules=modules, disks=disks, may_have_ssh=False)
-    modules = (*network_modules(kernel), *disk_modules(disks)) if is_debian(value) else ()
+    modules = (*card_modules, *disk_modules(disks)) if is_debian(value) else ()
     return System(images=tuple(images), modules=modules, disks=disks)
+
+
+def root_first(path: str, disks: Sequence[Disk]) -> tuple[Disk, ...]:
+    """An image as the disk with the root file system, and the machine's other ones behind it."""
+    if any(disk.name == ROOT for disk in disks):
+        raise ConfigError(
+            f"rootfs {path}: its disk is called {ROOT}, and so is another one: give that one "
+            f"another name, or if it is the root file system, say --rootfs disk:{ROOT}"
+        )
+    return (Disk(name=ROOT, kind="image", source=path), *disks)
 
 
 def _overlay(files: Mapping[str, bytes]) -> tuple[Path, ...]:
@@ -131,13 +156,20 @@ def is_disk_image(path: Path) -> bool:
         head = file.read(HEAD_SIZE)
         file.seek(0x438)
         ext = file.read(2) == b"\x53\xef"
-    is_disk = ("a qcow2 disk", "a disk image", "nothing but zeros", "a squashfs")
-    is_vmdk = head.startswith((b"KDMV", b"# Disk DescriptorFile"))
-    return ext or is_vmdk or head.startswith(b"XFSB") or looks_like(head).startswith(is_disk)
+    looks = looks_like(head)
+    if "compressed" in looks or "initramfs" in looks:
+        # One may have an ext4 file system's two bytes by chance.
+        return False
+    return ext or "disk image" in looks or looks.startswith(("nothing but zeros", "a squashfs"))
 
 
 def _on_disk(
-    name: str, disks: tuple[Disk, ...], kernel: Kernel, command_line: str, mirror: str
+    name: str,
+    disks: tuple[Disk, ...],
+    kernel: Kernel,
+    command_line: str,
+    mirror: str,
+    card_modules: tuple[str, ...],
 ) -> System:
     """A root file system on the disk of this name."""
     disk = next((each for each in disks if each.name == name), None)
@@ -145,21 +177,24 @@ def _on_disk(
         there = ", ".join(each.name for each in disks) or "none"
         raise ConfigError(f"rootfs disk:{name}: no disk is called so (there are: {there}); --disk")
     links = disk_links(disks)
-    where = _partition_of(disk, command_line)
-    types = (where.file_system,) if where else _COMMON_FILE_SYSTEMS
+    named = next(iter(_parameters("root", command_line)), "")
+    where = _partition_of(disk, named)
+    types = (where.file_system,) if where and where.file_system else _COMMON_FILE_SYSTEMS
     about = {
         "kind": "disk",
         "device": f"/dev/disk/by-id/{_link(disk)}",
         "partition": str(where.number if where else 0),
-        "type": where.file_system if where else "auto",
+        "type": (where.file_system if where else "") or "auto",
+        "named": named if where else "",
     }
     return System(
         images=(
             tiny_initramfs(architecture=kernel.architecture, mirror=mirror),
             *_overlay({**links, "/etc/kboot/root": _variables(about)}),
         ),
-        modules=(*disk_modules(disks), *types, *network_modules(kernel)),
+        modules=(*disk_modules(disks), *types, *card_modules),
         disks=disks,
+        drivers=root_drivers(disk, where.file_system if where else ""),
     )
 
 
@@ -171,14 +206,26 @@ def _link(disk: Disk) -> str:
     }[disk.bus]
 
 
-def _partition_of(disk: Disk, command_line: str) -> Partition | None:
-    """Where the root is on a disk; None where only the machine can look, or the user says it."""
-    named = any(word.startswith("root=") for word in command_line.split())
-    if named:
+def _parameters(name: str, command_line: str) -> list[str]:
+    """What the kernel is given for this parameter, the last one, which counts, first."""
+    words = [word.partition("=") for word in reversed(command_line.split())]
+    return [value for key, _, value in words if key == name]
+
+
+def _partition_of(disk: Disk, named: str) -> Partition | None:
+    """Where the root is on a disk; None where only the machine can look for what is `named`."""
+    what = f"rootfs on disk {disk.name}"
+    is_here = disk.kind == "image" and "://" not in disk.source
+    by_partition = named.startswith(("PARTUUID=", "PARTLABEL="))
+    if named and not by_partition:
         return None
-    if disk.kind == "image" and "://" not in disk.source:
-        what = f"rootfs on disk {disk.name}"
-        return find_root(read_image(Path(disk.source), what=what), what=what)
+    if is_here:
+        image = read_image(Path(disk.source), what=what)
+        if not named:
+            return find_root(image, what=what)
+        return named_root(partitions(reader(image)), named, what=f"{what}: {image.path}")
+    if disk.kind == "blank" and not disk.keep:
+        raise ConfigError(f"rootfs disk:{disk.name}: a blank disk: no system is on it")
     raise ConfigError(
         f"rootfs disk:{disk.name}: kboot does not look into this disk; say where the root file "
         f"system is: --cmdline root=/dev/disk/by-id/{_link(disk)}-part1 (or LABEL=..., UUID=...)"
@@ -189,7 +236,7 @@ def _on_directory(path: Path, disks: tuple[Disk, ...], kernel: Kernel, mirror: s
     """A directory of this host as root file system, read-only with an overlay in memory."""
     if not any((path / shell).exists() or (path / shell).is_symlink() for shell in _SHELLS):
         raise ConfigError(f"rootfs {path}: a directory without bin/sh, so no system is in it")
-    _require_drivers(kernel, _SHARE_MODULES | _OVERLAY_MODULES, f"rootfs {path}: {_BY_9P}")
+    require_drivers(kernel, _SHARE_MODULES | _OVERLAY_MODULES, f"rootfs {path}: {_BY_9P}")
     files = {
         **disk_links(disks),
         "/etc/kboot/root": _variables({"kind": "directory", "tag": ROOT}),
@@ -216,31 +263,7 @@ def require_share_drivers(kernel: Kernel, shares: Iterable[Share]) -> None:
     for share in shares:
         if not os.access(share.path, os.R_OK | os.X_OK) or not Path(share.path).is_dir():
             raise ConfigError(f"share {share.path}: not a directory that can be read")
-        _require_drivers(kernel, _SHARE_MODULES, f"share {share.path}: {_BY_9P}")
-
-
-def require_network_driver(kernel: Kernel, what: str) -> None:
-    """`ConfigError` if it is known that this kernel cannot drive its machine's network card."""
-    needed = {name: f"CONFIG_{name.upper()}" for name in network_modules(kernel)}
-    _require_drivers(kernel, needed, f"{what} needs the network card ({', '.join(needed)})")
+        require_drivers(kernel, _SHARE_MODULES, f"share {share.path}: {_BY_9P}")
 
 
 _BY_9P = "a directory needs 9p over virtio (an image does not)"
-
-
-def _require_drivers(kernel: Kernel, needed: Mapping[str, str], what: str) -> None:
-    """`ConfigError` if it is known that a driver is neither built in nor came with the kernel."""
-    directory, config = kernel.modules, kernel.config()
-    tree = None if directory is None else ModuleTree(directory)
-    for module, option in needed.items():
-        built_in = config is not None and f"{option}=y" in config.splitlines()
-        if built_in or (tree is not None and tree.find(module) is not None):
-            continue
-        if config is None and tree is None:
-            continue
-        have = (
-            "has it as a module, which did not come with it"
-            if (config is not None and f"{option}=m" in config.splitlines())
-            else "has no driver for it"
-        )
-        raise ConfigError(f"{what}, and {kernel.source} {have} ({option}); give another kernel")

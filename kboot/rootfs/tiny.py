@@ -57,7 +57,7 @@ def tiny_initramfs(
         raise ConfigError("the password of the tiny root file system has to be one line, not empty")
     row = arch.of(architecture)
     busybox = _static_busybox(row, mirror)
-    # Making it takes a third of a second, and who boots many machines asks for it each time.
+    # Making it takes a tenth of a second, and who boots many machines asks for it each time.
     place = cache_directory("rootfs")
     key = (place, FileStamp.of(busybox), architecture, password, autologin)
     made = _made.get(key)
@@ -108,13 +108,14 @@ def _applets(busybox: Path) -> list[Entry]:
     It may not run here: of the commands of this host's busybox, those that it has the names of.
     """
     listing = run(["busybox", "--list-full"], timeout_s=10).stdout.decode()
-    content = busybox.read_bytes()
+    # All at once: to look for one name after the other takes a quarter of a second.
+    names = set(busybox.read_bytes().split(b"\0")[1:-1])
     # Some names have no directory (linuxrc): those are not commands.
     places = [Path(line) for line in listing.split() if "/" in line]
     return [
         link(f"usr/{place.parent.name}/{place.name}", f"/{_BUSYBOX}")
         for place in places
-        if place.name != "busybox" and b"\0%s\0" % place.name.encode() in content
+        if place.name != "busybox" and place.name.encode() in names
     ]
 
 

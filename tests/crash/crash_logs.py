@@ -101,6 +101,7 @@ PREFIXES: dict[str, Callable[[int], str]] = {
     "loki": lambda number: f'2024-03-05T06:07:08Z {{app="vm"}} {_stamp(number)} ',
     "colour": lambda number: f"\x1b[32m{_stamp(number)}\x1b[0m \x1b[1m",
     "Amlogic": lambda number: f"[{5 + number:5}.{number:06}@2] ",
+    "Motorola": lambda number: f"[{5 + number:5}.{number:06},2] ",
 }
 
 

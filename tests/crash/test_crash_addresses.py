@@ -21,7 +21,7 @@ from tests.crash.test_crash_titles import CALM, ROWS, Row
 
 BASE = 0xFFFFFFFF81000000
 MOVED = 0x2E000000
-_SYMBOL = re.compile(r"([A-Za-z_.][\w.$]*)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[\w+\])?")
+_SYMBOL = re.compile(r"(?::\w+:)?([A-Za-z_.][\w.$]*)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[\w+\])?")
 
 
 def system_map(path: Path, *functions: str, base: int = BASE, step: int = 0x1000) -> Path:

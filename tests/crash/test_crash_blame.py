@@ -106,6 +106,8 @@ def test_two_stalls_of_one_work_or_timer_have_one_title(
         (("cpuhp_invoke_callback", "cpuhp_thread_fun", "smpboot_thread_fn"), "tdev_entry"),
         (("__do_fault", "do_read_fault", "handle_mm_fault"), "tdev_entry"),
         (("__flush_smp_call_function_queue", "__sysvec_call_function_single"), "tdev_entry"),
+        (("get_signal", "arch_do_signal_or_restart", "exit_to_user_mode_loop"), "tdev_entry"),
+        (("handle_mm_fault", "do_user_addr_fault", "exc_page_fault"), "handle_mm_fault"),
     ],
 )
 def test_a_stall_is_named_by_the_first_function_below_the_generic_layers(
@@ -479,3 +481,155 @@ def test_an_entry_of_the_kernel_is_never_guilty() -> None:
         *frames("dump_stack", *SYSTEM_CALL),
     )
     assert report.function is None
+
+
+def _inlined(*functions: str) -> tuple[str, ...]:
+    return tuple(f" {function} drivers/misc/tdev.c:12 [inline]" for function in functions)
+
+
+def test_a_symbolised_log_has_the_title_of_the_log_as_it_was() -> None:
+    first = "BUG: KASAN: use-after-free in "
+    access = "Read of size 8 at addr ffff888012345678 by task tester/77"
+    begin = (access, WHO, "Call Trace:")
+    outer = (*frames("kasan_report", "tdev_read", "tdev_ioctl"),)
+    plain = read(f"{first}tdev_read+0x1c/0x240", *begin, *outer)
+    inner = _inlined("tdev_state", "tdev_lookup")
+    symbolised = read(
+        *(f"{first}{name.strip()}" for name in inner),
+        f"{first}tdev_read+0x1c/0x240 drivers/misc/tdev.c:22",
+        *begin,
+        *outer[:1],
+        *inner,
+        *outer[1:],
+    )
+    assert symbolised.title == plain.title == "KASAN: use-after-free read in tdev_read"
+    assert "tdev_state" in {frame.function for frame in symbolised.frames}
+
+
+def test_registers_of_a_symbolised_log_name_the_whole_function() -> None:
+    oops = read(
+        "BUG: kernel NULL pointer dereference, address: 0000000000000048",
+        "Oops: 0000 [#1] SMP",
+        WHO,
+        "RIP: 0010:tdev_state drivers/misc/tdev.c:12 [inline]",
+        "RIP: 0010:tdev_read+0x1c/0x240 drivers/misc/tdev.c:22",
+        "Call Trace:",
+        *frames("tdev_ioctl"),
+    )
+    assert oops.title == "NULL pointer dereference in tdev_read"
+
+
+def test_an_inlined_function_is_named_where_nothing_else_is() -> None:
+    report = read("BUG: KASAN: use-after-free in tdev_state drivers/misc/tdev.c:12 [inline]")
+    assert report.function == "tdev_state"
+
+
+def test_a_stack_of_guesses_is_read_without_those_who_only_wait_and_wake() -> None:
+    guesses = ("io_schedule", "cv_wait_common", "wake_up_atomic_t", "tdev_sync", "tdev_work")
+    hung = read(
+        "INFO: task tester:77 blocked for more than 120 seconds.",
+        "tester        D 0000000000000004     0    77      2 0x00000000",
+        "Call Trace:",
+        *(f" [<ffffffff813a3aee>] ?{frame}" for frame in frames(*guesses)),
+    )
+    assert hung.function == "tdev_sync"
+
+
+def test_the_driver_core_works_for_drivers() -> None:
+    chain = ("sysfs_remove_group", "dpm_sysfs_remove", "device_del", "device_unregister")
+    assert warning(*chain, "i2c_unregister_device", "i2c_del_adapter", "tdev_exit").function == (
+        "tdev_exit"
+    )
+    entry = warning("sysfs_remove_group", "x64_sys_call", *SYSTEM_CALL)
+    assert entry.function == "sysfs_remove_group"
+
+
+@pytest.mark.parametrize(
+    "helper", ["arm_copy_from_user", "__copy_tofrom_user", "__bzero", "NG4memcpy", "bitmap_weight"]
+)
+def test_every_architectures_copies_work_for_their_caller(helper: str) -> None:
+    assert warning(helper, "tdev_read").function == "tdev_read"
+    assert warning("bitmap_ip_add", "tdev_read").function == "bitmap_ip_add"
+
+
+def test_lockdeps_function_is_read_in_a_decoded_log_too() -> None:
+    report = read(
+        "WARNING: possible recursive locking detected",
+        "tester/77 is trying to acquire lock:",
+        "ffff888005f9c130 (k-lock){+.+.}-{0:0}, at: tdev_close (/home/u/linux/net/tdev.c:3033)",
+        "",
+        "but task is already holding lock:",
+        "ffff888006c68130 (k-lock){+.+.}-{0:0}, at: tdev_listen (/home/u/linux/net/tdev.c:1017)",
+        "stack backtrace:",
+        WHO,
+        "Call Trace:",
+        "lock_acquire (/home/u/linux/kernel/locking/lockdep.c:5668)",
+        "tdev_other (/home/u/linux/net/tdev.c:3033)",
+    )
+    assert report.function == "tdev_close"
+
+
+def test_a_workers_stall_between_two_pieces_of_work_is_the_works() -> None:
+    report = read(
+        "rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 0-... } 6 jiffies",
+        "Task dump for CPU 0:",
+        "task:kworker/u4:4    state:R  running task     stack:    0 pid:   77 ppid:     2",
+        "Workqueue: events_unbound tdev_work [tdev]",
+        "Call Trace:",
+        *frames("__schedule", "__cond_resched", *WORKER),
+    )
+    assert report.title == "RCU stall in tdev_work"
+
+
+def test_a_stall_that_shows_nothing_but_its_detection_names_nobody() -> None:
+    detection = ("sched_show_task", "rcu_check_callbacks.cold", "xen_timer_interrupt")
+    report = read(STALL, WHO, "Call Trace:", *frames(*detection, "xen_evtchn_do_upcall"))
+    assert report.title == "RCU stall"
+
+
+def test_a_fault_in_freeing_a_packet_is_the_packets() -> None:
+    chain = frames("skb_release_data", "skb_release_all", "__kfree_skb", "tdev_receive")
+    fault = read(
+        "general protection fault, maybe for address 0x0: 0000 [#1] SMP",
+        WHO,
+        f"RIP: 0010:{chain[0].strip()}",
+        "Call Trace:",
+        *chain[1:],
+    )
+    assert fault.function == "skb_release_data"
+    page = read("BUG: Bad page state in process tester  pfn:12345", WHO, "Call Trace:", *chain)
+    assert page.function == "tdev_receive"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *("cfi_amdstd_erase_chip", "check_lock_range", "copy_page_range", "page_to_skb"),
+        *("copy_to_user_tmpl", "__put_user_ns", "strset_prepare_data", "clear_page_dirty_for_io"),
+        *("destroy_super_work", "drain_vmap_area_work", "console_callback", "list_add_event"),
+        *("find_first_extent_bit", "rb_insert_bss", "dma_free_tx_skbufs", "kvm_steal_clock"),
+    ],
+)
+def test_a_function_that_only_sounds_like_a_helper_is_named(function: str) -> None:
+    assert warning(function, "tdev_read").function == function
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["kvm_vcpu_block", "delay_map", "watchdog_write", "smp_execute_task_sg", "kick_pool"],
+)
+def test_a_function_that_only_sounds_like_an_interrupt_is_named_in_a_stall(function: str) -> None:
+    assert stall(function, "tdev_thread", "kthread").title == "RCU stall in tdev_thread"
+    assert stall("_raw_spin_lock", function, "process_one_work").function == function
+
+
+def test_what_traces_a_function_is_not_it() -> None:
+    for tracer in ("ftrace_caller", "return_to_handler", "arch_rethook_trampoline"):
+        assert warning(tracer, "tdev_read").function == "tdev_read"
+
+
+@pytest.mark.parametrize(
+    "function", ["reacquire_held_locks", "match_held_lock", "ksize", "__hwasan_tag_memory"]
+)
+def test_what_lockdep_and_the_allocators_do_for_a_caller_is_the_callers(function: str) -> None:
+    assert warning(function, "tdev_read").function == "tdev_read"

@@ -483,3 +483,74 @@ def test_a_programs_line_in_the_stack_of_an_interrupt_hides_nothing_of_it() -> N
     )
     lines.insert(6, "         Starting Network Time Synchronization...")
     assert only(lines).title == "possible deadlock in mixer_interrupt"
+
+
+def test_an_arm_bug_that_wrote_to_address_0_is_one_report() -> None:
+    lines = [
+        "kernel BUG at drivers/misc/mixer.c:12!",
+        "Unable to handle kernel NULL pointer dereference at virtual address 00000000",
+        "pgd = c0004000",
+        "Internal error: Oops: 805 [#1] PREEMPT SMP",
+        "CPU: 0    Not tainted  (2.6.35 #1)",
+        "PC is at __bug+0x1c/0x28",
+        "LR is at __bug+0x18/0x28",
+        "Backtrace: ",
+        "[<c0023456>] (__bug+0x0/0x28) from [<c0123466>] (mixer_read+0x12/0x90)",
+        "[<c0123456>] (mixer_read+0x0/0x90) from [<c0123466>] (mixer_ioctl+0x12/0x90)",
+    ]
+    assert only(stamped(lines)).title == "kernel BUG in mixer_read"
+    other = stamped([*lines[1:6], *["audit: done"] * 30])
+    assert [each.kind for each in reports(encode([*stamped(lines), *other]))][1:] == [
+        "null-dereference"
+    ]
+
+
+def test_registers_with_their_function_in_brackets_are_read() -> None:
+    lines = [
+        "Unable to handle kernel paging request at virtual address 0x00000018, pc: 0x80201234",
+        "Oops: 00000000",
+        "CPU: 0 PID: 10 Comm: mixerd Not tainted 5.10.0 #1",
+        "PC: 0x80201234 (memcpy+0x1c/0x240)",
+        "LR: 0x80201244 (mixer_read+0x1c/0x240)",
+    ]
+    assert only(stamped(lines)).title == "page fault in mixer_read"
+
+
+def test_the_fault_that_the_kernel_dies_of_is_the_last_one_and_not_a_programs() -> None:
+    programs = ["Unhandled fault: imprecise external abort (0xc06) at 0x00071bcc", "pgd = 92e2c000"]
+    kernels = [
+        "Unhandled fault: imprecise external abort (0xc06) at 0x76ef7e54",
+        "pgd = 80004000",
+        "Internal error: : c06 [#1] SMP ARM",
+        "CPU: 0 PID: 769 Comm: kworker/u2:2 Tainted: G           O    4.9.144 #2",
+        "PC is at mixer_read+0x160/0x3d8",
+    ]
+    for lines in ([*programs, *programs, *kernels], stamped([*programs, *programs, *kernels])):
+        report = only(lines)
+        assert (report.title, report.start_line) == ("unhandled fault in mixer_read", 5)
+
+
+def test_an_indented_report_has_its_interrupts_handler() -> None:
+    lines = [
+        'irq 17: nobody cared (try booting with the "irqpoll" option)',
+        "CPU: 0 PID: 0 Comm: swapper/0 Not tainted 4.4.0 #1",
+        "Call Trace:",
+        " __report_bad_irq+0x19/0x1b",
+        " handle_irq_event+0x19/0x1b",
+        "handlers:",
+        "[<ffffffff81234567>] mixer_irq",
+        "Disabling IRQ #17",
+    ]
+    for indent in ("", "    "):
+        report = only([indent + line for line in lines])
+        assert report.title == "interrupt that nobody handles in mixer_irq"
+
+
+@pytest.mark.parametrize("caller", ["", "[   T77]"])
+def test_what_a_program_says_before_a_kernels_trace_does_not_begin_it(caller: str) -> None:
+    program = "WARNING: mixer does not have a stable interface."
+    shown = ["Call Trace:", " mixer_scale+0x29/0x60", " mixer_ioctl+0x12/0x40"]
+    assert reports(encode([*stamped(["eth0: up"], caller), program, *stamped(shown, caller)])) == []
+    oops = ["odd exception: 0000 [#1] SMP", *X86_TRACE]
+    report = only([*stamped(["eth0: up"], caller), program, *stamped(oops, caller)])
+    assert (report.title, report.start_line) == ("oops in mixer_scale", 3)

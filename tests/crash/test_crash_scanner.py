@@ -224,10 +224,14 @@ def test_the_log_in_proc_kmsg_is_no_reset() -> None:
     assert reports(encode([*BOOT, *AFTER, *quoted])) == []
 
 
-def test_uboot_that_begins_again_after_its_handoff_is_a_reset() -> None:
+def test_firmware_that_begins_again_after_its_handoff_is_a_reset() -> None:
     uboot = ["U-Boot 2023.10 (Jan 01 2024 - 00:00:00 +0000)", "Starting kernel ...", ""]
-    found = reports(encode([*uboot, *uboot]))
-    assert [(each.kind, each.start_line) for each in found] == [("unexpected-reset", 4)]
+    loading = 'BdsDxe: loading Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x3,0x0)'
+    stub = [loading, "EFI stub: Booting Linux Kernel...", "EFI stub: Exiting boot services..."]
+    for boot in (uboot, stub):
+        found = reports(encode([*boot, *boot]))
+        assert [(each.kind, each.start_line) for each in found] == [("unexpected-reset", 4)]
+        assert reports(encode([*boot, *BOOT, *AFTER])) == []
 
 
 UNPACKS = ["Decompressing Linux... Parsing ELF... done.", "Booting the kernel."]

@@ -87,7 +87,7 @@ def test_what_a_cluster_has_not_is_refused_with_the_remedy(declared: str, words:
 
 
 def test_a_guest_on_the_cluster_has_its_disks(
-    cluster: Cluster, debian_kernel: Path, tmp_path: Path
+    cluster: Cluster, quick_kernel: Path, tmp_path: Path
 ) -> None:
     archive, claim = tmp_path / "base.tar", tmp_path / "claim.raw"
     images.disk_image(archive, "registry/base:1", b"of the image\n".ljust(1 << 20, b"\0"))
@@ -102,7 +102,7 @@ def test_a_guest_on_the_cluster_has_its_disks(
     }
     cluster.call(lambda: cluster.store.create("persistentvolumeclaims", made))
     config = Config(
-        kernel=str(debian_kernel),
+        kernel=str(quick_kernel),
         backend="kubevirt",
         disk=(
             *("d=blank,size=64", "i=container:registry/base:1,bus=scsi", "p=pvc:data"),
@@ -138,12 +138,25 @@ def test_what_the_cluster_does_not_have_is_named(
         pytest.fail("it runs")
 
 
-def test_a_disk_that_a_cluster_has_not_is_refused_before_anything_starts(
+def test_a_machine_that_a_cluster_has_not_is_refused_before_anything_starts(
     cluster: Cluster, debian_kernel: Path, tmp_path: Path
 ) -> None:
-    config = Config(kernel=str(debian_kernel), backend="kubevirt", disk=("blank,bus=nvme",))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sh").touch()
+    image = tmp_path / "root.img"
+    image.write_bytes((bytes(0x438) + b"\x53\xef").ljust(1 << 17, b"\0"))
+    config = Config(kernel=str(debian_kernel), backend="kubevirt")
+    no_directories = "a cluster's machine does not see directories of this host; give it a disk"
     with open_session(config, evidence=tmp_path / "evidence") as session:
-        settings = session.settings(config)
-        with pytest.raises(ConfigError, match="disk disk0: KubeVirt has no NVMe disks"):
-            session.machine(settings, name="refused")
+        for wanted, words in (
+            (Config(disk=("blank,bus=nvme",)), "disk disk0: KubeVirt has no NVMe disks"),
+            (Config(share=(f"{tmp_path}:t",)), f"share {tmp_path}: {no_directories}"),
+            (Config(rootfs=str(tmp_path)), f"share {tmp_path}: {no_directories}"),
+            (Config(rootfs=str(image)), f"disk root: a cluster's machine does not read {image}"),
+            (Config(numa=2, cpus=2), "machine .*: on a cluster a machine has the NUMA nodes of"),
+            (Config(nics=2), "machine .*: a pod has one network: more cards need networks of"),
+        ):
+            with pytest.raises(ConfigError, match=words) as raised:
+                session.machine(session.settings(wanted), name="refused")
+            assert "\n" not in str(raised.value)
     assert cluster.objects("virtualmachines") == []

@@ -102,6 +102,12 @@ def test_the_api_server_knows_every_field_of_a_machine(
         assert cpu["dedicatedCpuPlacement"] is True
 
 
+def test_the_network_card_is_of_the_model_that_is_asked_for() -> None:
+    made = machine(nic_model="virtio")
+    (card,) = made["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"]
+    assert (card["model"], card["bootOrder"]) == ("virtio", 1)
+
+
 def test_a_machine_for_arm64_asks_for_nothing_that_kubevirt_refuses_it() -> None:
     settings = ClusterConfig(cluster_ipxe_disk="registry/ipxe-arm64:1")
     disks = read_disks(("data=blank,size=1G", "more=blank,size=1G,bus=scsi"))
