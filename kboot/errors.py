@@ -72,14 +72,14 @@ class ConsoleClosed(InfraError):
     """The serial line was closed from the other side."""
 
 
-ScriptState = Literal["prompt", "firmware", "stopped", "loop", "hang"]
+ScriptState = Literal["prompt", "waits", "firmware", "stopped", "loop", "hang"]
 
 
 class ScriptEnded(InfraError):
     """A boot script has not started a kernel.
 
-    Its `state`: at iPXE's ``prompt``, back in the ``firmware``, ``stopped`` with a message, in a
-    ``loop``, or in a ``hang``.
+    Its `state`: at iPXE's ``prompt``, it ``waits`` at a menu or for a key, back in the
+    ``firmware``, ``stopped`` with a message, in a ``loop``, or in a ``hang``.
     """
 
     def __init__(self, message: str, state: ScriptState) -> None:

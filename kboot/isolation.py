@@ -98,11 +98,14 @@ class Snapshots:
 
     def can_have(self, settings: MachineSettings) -> bool:
         """Whether such machines can be saved."""
-        return (
-            isinstance(self._backend, SnapshotBackend)
-            and settings not in self._failed
-            and self._backend.snapshot_fault(settings.spec) is None
-        )
+        saves = isinstance(self._backend, SnapshotBackend)
+        return saves and settings not in self._failed and self.fault(settings) is None
+
+    def fault(self, settings: MachineSettings) -> str | None:
+        """Why this backend, which saves machines, cannot save such ones; None for no reason."""
+        if isinstance(self._backend, SnapshotBackend):
+            return self._backend.snapshot_fault(settings.spec)
+        return None
 
     def find(self, settings: MachineSettings) -> SavedMachine | None:
         """The saved machine for these settings, or None."""

@@ -1,5 +1,7 @@
 """Commands at iPXE's prompt, a thousand: each with the output that it must have, none garbled.
 
+Before, iPXE gets its address from a DHCP that answers late.
+
 Called by ``make soak``: python -m tests.soak_ipxe [COMMANDS]
 """
 
@@ -60,6 +62,8 @@ def main(count: int) -> int:
         firmwares: tuple[Firmware, ...] = ("bios", "uefi")
         for firmware in firmwares:
             config = replace(session.config, firmware=firmware)
+            with session.ipxe(replace(config, dhcp="late"), name=f"{firmware}-late") as machine:
+                print(f"a late answer by DHCP, {firmware}: {machine.get('net0/ip')}")
             with session.ipxe(config, name=firmware) as machine:
                 start = time.monotonic()
                 for number in range(count // 2):

@@ -32,3 +32,10 @@ def test_prune_says_what_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert kept.output == "nothing to remove\n"
     pruned = run.invoke(cli, ["rootfs", "prune", "--days", "0"])
     assert pruned.output == "small images (tiny systems, overlays, modules): 1 removed, 2.0 kB\n"
+    for name in ("downloads", "kernels"):
+        keep_file(tmp_path / "kboot" / name / "of-one", "vmlinuz", [b"x" * 1000])
+    assert run.invoke(cli, ["rootfs", "prune"]).output == "nothing to remove\n"
+    assert run.invoke(cli, ["rootfs", "prune", "--days", "0"]).output.splitlines() == [
+        "downloaded kernels and disk images: 1 removed, 1.0 kB",
+        "kernels unpacked from packages: 1 removed, 1.0 kB",
+    ]

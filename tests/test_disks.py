@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from kboot.machine_spec import Disk, MachineSpec
 from kboot.qemu import disks as qemu_disks
 from kboot.qemu.disks import MachineDisks
 from tests.disk_images import ROOT, gpt
+from tests.test_kernel_download import Server
 
 
 @pytest.fixture(autouse=True)
@@ -204,23 +207,30 @@ def test_a_missing_image_below_an_image_is_named(raw: Path, tmp_path: Path) -> N
         read_image(layer, what="disk d")
 
 
-@pytest.fixture
-def writer(raw: Path) -> Iterator[Path]:
-    """An image that a QEMU has open for writing."""
-    image = raw.with_name("written.qcow2")
-    qemu_img("convert", "-O", "qcow2", raw, image)
-    node = f"driver=qcow2,node-name=d,file.driver=file,file.filename={image}"
+@contextlib.contextmanager
+def opened(image: Path, *options: str) -> Iterator[None]:
+    """A QEMU has an image open, for writing unless the options say otherwise."""
+    parts = ("driver=qcow2", "node-name=d", "file.driver=file", f"file.filename={image}", *options)
     argv = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
     with subprocess.Popen(
-        [*argv, "-accel", "tcg", "-blockdev", node, "-device", "virtio-blk-pci,drive=d"],
+        [*argv, "-accel", "tcg", "-blockdev", ",".join(parts), "-device", "virtio-blk-pci,drive=d"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout
         # Its greeting: the devices are there.
         assert b"QMP" in process.stdout.readline()
-        yield image
+        yield
         process.kill()
+
+
+@pytest.fixture
+def writer(raw: Path) -> Iterator[Path]:
+    """An image that a QEMU has open for writing."""
+    image = raw.with_name("written.qcow2")
+    qemu_img("convert", "-O", "qcow2", raw, image)
+    with opened(image):
+        yield image
 
 
 def test_an_image_that_another_machine_writes_to_is_refused(writer: Path) -> None:
@@ -268,6 +278,15 @@ def test_each_disk_has_a_layer_and_its_name_as_serial_number(raw: Path, tmp_path
     }
 
 
+def test_a_disk_is_made_by_hand_from_whatever_place(raw: Path, tmp_path: Path) -> None:
+    image = tmp_path / "an image $HOME.raw"
+    raw.rename(image)
+    (command,), _ = machine_disks(tmp_path, f"a={image}").by_hand()
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)  # noqa: S602
+    info = json.loads(qemu_img("info", "--output=json", tmp_path / "a.qcow2"))
+    assert info["backing-filename"] == str(image)
+
+
 def test_a_disk_that_is_too_small_for_its_image_is_refused(raw: Path, tmp_path: Path) -> None:
     big = tmp_path / "big.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", big, "5M")
@@ -282,6 +301,11 @@ def test_an_image_that_changes_under_a_machine_is_told(tmp_path: Path) -> None:
     made.begin(None, savable=False)
     image.write_bytes(b"\1" * 4096)
     with pytest.raises(ConfigError, match=r"disk a: \S+/i.raw has changed since"):
+        made.begin(None, savable=False)
+    image.unlink()
+    with pytest.raises(
+        ConfigError, match=r"/i.raw is gone since .*; put it back, or start another"
+    ):
         made.begin(None, savable=False)
 
 
@@ -357,6 +381,42 @@ def test_a_kept_disk_stays_with_its_machine_and_its_source(tmp_path: Path) -> No
     assert kept.kept_disks() == []
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_a_kept_disk_from_a_url_stays_when_the_server_has_another_image(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    image = server.files / "i.raw"
+    image.write_bytes(b"of the first day".ljust(4096, b"\0"))
+    declared = f"a={server.url('i.raw')},keep"
+    words = machine_disks(tmp_path, declared).begin(None, savable=False)
+    (disk,) = kept.kept_disks()
+    assert disk.source == server.url("i.raw")
+    image.write_bytes(b"of the second".ljust(8192, b"\0"))
+    shutil.rmtree(tmp_path / "cache")
+    again = machine_disks(tmp_path, declared)
+    assert again.begin(None, savable=False) == words
+    assert again.begin(None, savable=False) == words
+    (base,) = disk.path.parent.glob("*.base")
+    assert f"backing.file.filename={base}" in words[1]
+    assert base.read_bytes().startswith(b"of the first day")
+    with pytest.raises(ConfigError, match=r"kept above another source \(http\S+/i.raw\)"):
+        machine_disks(tmp_path, "a=blank,keep").begin(None, savable=False)
+    golden = kept.clone_kept(disk, "gold")
+    kept.remove_kept(disk)
+    assert not disk.path.parent.exists()
+    qemu_img("convert", "-O", "raw", golden, tmp_path / "out.raw")
+    assert (tmp_path / "out.raw").read_bytes().startswith(b"of the first day")
+
+
 def test_a_kept_disk_keeps_its_size(tmp_path: Path) -> None:
     machine_disks(tmp_path, "a=blank,size=8M,keep").begin(None, savable=False)
     (disk,) = kept.kept_disks()
@@ -404,6 +464,17 @@ def test_a_golden_disk_is_whole_and_others_begin_with_it(tmp_path: Path) -> None
         machine_disks(tmp_path, "b=clone:lead")
     with pytest.raises(ConfigError, match="a volume claim of another namespace, which a cluster"):
         machine_disks(tmp_path, "b=clone:other/gold")
+
+
+def test_a_golden_disk_stays_while_a_machine_has_it_open(tmp_path: Path) -> None:
+    machine_disks(tmp_path, "a=blank,size=1M,keep").begin(None, savable=False)
+    golden = kept.clone_kept(kept.find_kept("m/a"), "gold")
+    with opened(golden, "read-only=on"):
+        with pytest.raises(ConfigError, match="gold is in use by a machine that is on; stop that"):
+            kept.remove_kept(kept.find_kept("gold"))
+        kept.clone_kept(kept.find_kept("gold"), "another")
+    kept.remove_kept(kept.find_kept("gold"))
+    assert [disk.label for disk in kept.kept_disks()] == ["m/a", "another"]
 
 
 def test_the_spec_has_them(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_hang_after_the_panic(zoo: Zoo) -> None:
     with machine.expect_crash("panic"):
         zoo.meet("stack_corruption", before="echo 0 > /proc/sys/kernel/panic")
     with pytest.raises(HungAfterPanic, match=r"hung after its crash .*zoo_stack_corruption"):
-        machine.wait_for_reboot(5)
+        machine.wait_for_reboot(3)
 
 
 def test_a_reboot_into_another_kernel(zoo: Zoo) -> None:

@@ -140,6 +140,17 @@ def test_a_pool_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> 
     words = [*user.command("pool", "exec"), "--", "uname", "-r"]
     assert user.type("pool", "acquire", "ci", "--", *words) == f"{release}\n"
     assert user.try_("pool", "acquire", "ci", "--", "sh", "-c", "exit 7").returncode == 7
+    # A mistake takes no machine.
+    known = user.ask("pool", "list", "ci")
+    assert "nosuch not found" in user.try_("pool", "acquire", "ci", "--", "nosuch").stderr
+    assert names_in(user.ask("pool", "list", "ci")) >= names_in(known)
+    late = user.try_(
+        *("pool", "acquire", "ci", "--ttl=1s", "--"),
+        *(*user.command("pool", "exec"), "--", "printf '\\377' >&2; sleep 60"),
+    )
+    assert late.returncode == 2
+    assert "this lease has ended" in late.stderr
+    assert "the lease was over after 1 s" in late.stderr
     tests = user.home / "test_leases.py"
     tests.write_text(LEASES, encoding="utf-8")
     report = run_pytest(user, tests)
@@ -161,6 +172,10 @@ def test_a_pool_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> 
             break
     assert left_of(runs_apart) == []
     assert user.try_("pool", "acquire", "ci", "--", "true").returncode == 2
+
+
+def names_in(found: dict[str, Any]) -> set[str]:
+    return {each["name"] for each in found["machines"]}
 
 
 def eventually_leased(user: User, count: int) -> None:

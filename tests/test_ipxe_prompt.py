@@ -12,7 +12,7 @@ import pytest
 from kboot.backend import LocalVirtualMachine
 from kboot.config import Config
 from kboot.deadline import Deadline
-from kboot.errors import IpxeCommandFailed
+from kboot.errors import GuestTimeout, IpxeCommandFailed
 from kboot.ipxe.prompt import IpxeResult, screen_text
 from kboot.machine.ipxe_machine import IpxeMachine
 from kboot.machine_spec import Firmware
@@ -73,6 +73,18 @@ def test_settings_are_read_and_written(ipxe: IpxeMachine) -> None:
     assert ipxe.get("mine") == value
     ipxe.set("mine", "")
     assert not ipxe.get("mine")
+    for spoilt in ("two  spaces", " one before", "on ; reboot", "a && b"):
+        with pytest.raises(ValueError, match=f"no way to give mine the value {spoilt!r}"):
+            ipxe.set("mine", spoilt)
+    with pytest.raises(IpxeCommandFailed, match=r"'show two words' failed: .*Usage:"):
+        ipxe.get("two words")
+
+
+@pytest.mark.parametrize("command", ["sleep 60", "read name"])
+def test_a_command_that_does_not_end_is_ended(ipxe: IpxeMachine, command: str) -> None:
+    with pytest.raises(GuestTimeout, match=rf"{command}' in 1 s; .*; it was ended by Ctrl-C"):
+        ipxe.run(command, timeout=1)
+    assert ipxe.succeed("echo still here") == "still here\n"
 
 
 def test_no_line_is_garbled_by_what_the_screen_does_to_it(ipxe: IpxeMachine) -> None:
@@ -96,7 +108,18 @@ def test_what_looks_like_a_marker_is_output(bios: IpxeMachine) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", " ", "a\nb", "echo \x1b[2J", "echo # no", "exit", "chain x"]
+    "command",
+    [
+        "",
+        " ",
+        "a\nb",
+        "echo \x1b[2J",
+        "echo # no",
+        "exit",
+        "chain x",
+        "echo a && reboot",
+        "a ; boot",
+    ],
 )
 def test_what_is_no_command_is_refused(bios: IpxeMachine, command: str) -> None:
     with pytest.raises(ValueError, match="iPXE"):
@@ -109,6 +132,11 @@ def test_a_script_runs_and_may_come_back(bios: IpxeMachine) -> None:
     bios.console.expect("^hello from a script$", since=mark)
     bios.wait()
     assert bios.succeed("echo here") == "here\n"
+    # Whoever does not wait is not taken for somebody who types while it runs.
+    bios.boot("#!ipxe\r\nsleep 1\r\nimgstat none\r\n")
+    assert bios.succeed("echo there") == "there\n"
+    with pytest.raises(ValueError, match="a script begins with a line #!ipxe, not with 'echo h"):
+        bios.boot("echo hello\n")
 
 
 def test_a_fault_of_the_server_is_what_ipxe_sees(bios: IpxeMachine, tmp_path: Path) -> None:

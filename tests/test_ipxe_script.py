@@ -203,6 +203,32 @@ def test_a_label_and_a_command_that_are_not_there_are_found() -> None:
     ]
 
 
+def test_an_item_of_a_menu_without_a_label_is_told() -> None:
+    menu = (
+        f"{HEAD}:menu\nmenu Boot\nitem --gap -- Systems\nitem --key l linx Linux\n"
+        "item ${extra} Extra\nitem exit Exit\nitem\nchoose --default linx chosen || shell\n"
+    )
+    rest = ":linux\nkernel ${kernel_url} ${command_line} || goto menu\nboot ||\n"
+    jump = "iseq ${chosen} exit && exit ||\ngoto ${chosen} || goto menu\n"
+    assert told(f"{menu}set extra linux\n{jump}{rest}") == [
+        "6: there is no label :linx for this item; did you mean linux?"
+    ]
+    # Whoever does something else with what is chosen needs no labels.
+    assert told(f"{menu}set extra linux\nset file ${{chosen}}\n{rest}") == []
+
+
+def test_where_a_script_waits_for_somebody_is_known() -> None:
+    assert lint.asking(
+        "#!ipxe\nprompt --timeout 3000 Go\nchoose chosen\nprompt --timeout 0 Key ||\n"
+        "# read name\nchoose --timeout ${menu-timeout} --default a chosen\nread name\n"
+    ) == [
+        (3, "choose has no --timeout"),
+        (4, "prompt has --timeout 0"),
+        (6, "choose has --timeout ${menu-timeout}"),
+        (7, "read has no --timeout"),
+    ]
+
+
 def test_lines_are_those_of_the_file_behind_a_templates_tags() -> None:
     text = (
         "#!ipxe\n{# not served #}\n" + NONCE_LINE + "\n{% for url in initrd_urls %}\n"
@@ -396,6 +422,33 @@ def test_what_a_script_waits_for_is_no_hang() -> None:
     assert boot.overdue(151 + limit_s)
     patient = dataclasses.replace(boot.expected, script_waits_s=600)
     assert patient.budget_s(Phase.KERNEL) == limit_s + 600
+
+
+@pytest.mark.parametrize(
+    ("unfinished", "state"),
+    [("Boot m0      The kernel under test", "waits"), ("", "hang"), ("vmlinuz... 3%", "hang")],
+)
+def test_a_script_that_waits_for_somebody_is_told_from_one_that_hangs(
+    unfinished: str, state: str
+) -> None:
+    expected = dataclasses.replace(
+        expected_of(GOOD),
+        script_asks=(("boot.ipxe:4: choose has no --timeout", ""), ("menu.ipxe:9: x", "menu.ipxe")),
+    )
+    boot = Boot(expected, start=100)
+    boot.see_fetch(fetch("beacon/script"), 102)
+    boot.see_silence(unfinished, 103, starved_s=0, silence_s=0)
+    error = boot.late(60)
+    assert isinstance(error, ScriptEnded)
+    assert error.state == state
+    assert ("; boot.ipxe:4: choose has no --timeout" in str(error)) is (state == "waits")
+    assert "menu.ipxe" not in str(error)
+
+
+def test_a_script_that_ends_and_has_started_nothing_is_told() -> None:
+    boot = started(GOOD)
+    with pytest.raises(ScriptEnded, match=r"devices; boot.ipxe has ended, and has started nothing"):
+        boot.see_line("No more network devices", 104)
 
 
 def test_an_endless_retry_is_told_with_its_line() -> None:

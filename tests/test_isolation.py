@@ -281,16 +281,19 @@ def test_a_saved_machine_that_does_not_run_is_made_anew(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # From the cache that all tests have; unpacking it takes a while.
+    # From the cache that all tests have; unpacking it takes a while, and so does a boot.
     image = read_kernel(quick_kernel).image
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    config = Config(kernel=str(image), accel="tcg")
-    store = SnapshotStore(cache_directory("snapshots"), limit_mib=4096)
+    config = Config(kernel=str(image), accel="tcg", firmware_start="saved")
     with open_session(config, evidence=tmp_path / "first") as session:
-        machine = session.machine(session.settings(config), name="first")
-        boot_id = machine.boot_id
-        assert machine.restored_from is None
-    (good,) = store.entries()
+        saved = session.saved(session.settings(config))
+        assert saved
+        entries = SnapshotStore(cache_directory("snapshots"), limit_mib=4096).entries()
+        (good,) = (each for each in entries if each.key == saved.key)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        own = cache_directory("snapshots")
+        for entry in entries:
+            if str(entry.note["about"]).startswith("bios firmware"):
+                subprocess.run(["cp", "-a", "--sparse=always", entry.directory, own], check=True)
 
     def fill(directory: Path) -> Mapping[str, Any]:
         with (directory / "memory").open("wb") as memory:
@@ -299,14 +302,13 @@ def test_a_saved_machine_that_does_not_run_is_made_anew(
         (directory / "devices").write_bytes(b"not what QEMU wrote")
         return good.note
 
-    store.remove(good)
-    with store:
+    with SnapshotStore(own, limit_mib=4096) as store:
         store.add(good.parts, fill)
     with open_session(config, evidence=tmp_path / "second") as session:
         settings = session.settings(config)
         machine = session.machine(settings, name="second")
         assert machine.restored_from is None
-        assert machine.boot_id != boot_id
+        assert machine.boot_id != saved.boot_id
         assert "does not run and is removed" in caplog.text
         assert session.machine(settings, name="third").restored_from == good.key
 
@@ -324,3 +326,58 @@ def test_a_guest_that_cannot_be_woken_up_is_not_restored(
         assert "cannot be saved" in caplog.text
         assert session.isolation(settings) == "session"
         assert session.machine(settings, name="second", user=User(test="second")) is machine
+
+
+CONFTEST = """
+from pathlib import Path
+
+import pytest
+
+from kboot import Config, open_session
+from kboot.testing import FakeBackend, write_kernel
+
+
+class Saving(FakeBackend):
+    def snapshot_fault(self, spec):
+        return "QEMU cannot save the NVMe disk d" if spec.memory_mib == 1024 else None
+
+    def snapshot_identity(self, spec):
+        return {}
+
+
+@pytest.fixture(scope="session")
+def kboot_session(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = Config(kernel=str(write_kernel(folder / "vmlinuz", "6.99.1")), memory_mib=1024)
+    with open_session(config, evidence=folder / "e", backend=Saving()) as session:
+        yield session
+"""
+
+
+def test_a_machine_that_cannot_be_saved_is_told_at_the_end_of_the_run(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makeini("[pytest]\n")
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.kboot(memory="1G")
+        def test_one(machine): pass
+
+        @pytest.mark.kboot(memory="1G")
+        def test_two(guest): pass
+
+        @pytest.mark.kboot(memory="1G", isolation="none")
+        def test_that_does_not_ask_for_a_pristine_one(machine): pass
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*kboot: machines that are not saved, but boot*",
+            "QEMU cannot save the NVMe disk d (of 2 tests)",
+        ]
+    )

@@ -173,6 +173,12 @@ def test_gets_another_machine(machine):
     assert not machine.console.reports
 
 
+@pytest.mark.kboot(ipxe_script="lost.ipxe")
+def test_looks_at_a_boot_that_fails(request):
+    with pytest.raises(InfraError, match="lost.ipxe ended at iPXE's prompt"):
+        request.getfixturevalue("machine")
+
+
 @pytest.mark.kboot(cmdline="console=tty0")
 def test_never_begins(machine):
     pass
@@ -189,6 +195,9 @@ def suite(
     folder = tmp_path_factory.mktemp("suite")
     (folder / "test_suite.py").write_text(SUITE)
     (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "lost.ipxe").write_text(
+        "#!ipxe\necho kboot: script ${nonce}\nkernel http:// ${command_line} || shell\n"
+    )
     done = subprocess.run(
         [
             sys.executable,
@@ -219,7 +228,7 @@ def test_the_header_says_what_is_tested(suite: Suite) -> None:
 
 def test_the_kernels_fault_is_a_failure_and_the_hosts_an_error(suite: Suite) -> None:
     output, cases = suite
-    assert "3 failed, 3 passed, 1 error" in output
+    assert "3 failed, 4 passed, 1 error" in output
     verdicts = {name: [child.tag for child in case] for name, case in cases.items()}
     assert "failure" in verdicts["test_a_command_fails"]
     assert "failure" in verdicts["test_does_not_look"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.machine import Machine
 from kboot.pool import Pool, State, open_pool
+from kboot.testing import GuestAction
+from kboot.testing.guest import Answer
 from tests.test_standby import Machines
 
 
@@ -103,6 +106,21 @@ def test_a_lease_ends_by_itself(pool: Pool) -> None:
         pool.acquire("wants none", ttl=0, timeout=1)
 
 
+def test_a_command_whose_lease_ends_meanwhile_is_told_so(tmp_path: Path) -> None:
+    machines = Machines(tmp_path, commands={"true": "", "hang": GuestAction.HANG})
+    with ThreadPoolExecutor() as threads:
+        with open_pool(machines.restore, replicas=1) as pool:
+            for ttl in (0.3, 600):
+                lease = pool.acquire("user", ttl=ttl, timeout=30)
+                run = threads.submit(pool.run, lease.identifier, "hang", timeout=600)
+                if ttl < 600:
+                    with pytest.raises(ConfigError, match="this lease has ended"):
+                        run.result()
+        # The last one was under way when the pool was closed.
+        with pytest.raises(InfraError, match="the pool was stopped"):
+            run.result()
+
+
 def test_a_machine_that_crashed_while_it_waited_is_not_handed_out(
     pool: Pool, broken: Broken
 ) -> None:
@@ -132,6 +150,9 @@ def test_it_grows_and_shrinks(pool: Pool) -> None:
     assert pool.machines[0].machine is lease.machine
     with pytest.raises(ConfigError, match="0 or more"):
         pool.scale(-1)
+    pool.scale(0)
+    with pytest.raises(InfraError, match=r"free after 0\.1 s: it was scaled to 0"):
+        pool.acquire("late", ttl=60, timeout=0.1)
 
 
 def test_a_drained_pool_ends_what_nobody_has(pool: Pool) -> None:
@@ -152,6 +173,51 @@ def test_old_machines_are_replaced(machines: Machines) -> None:
         eventually(lambda: lease.machine.console.silent_s > 0.3)
         # Not while somebody has it.
         assert machines.count == count
+    assert machines.on == []
+
+
+def test_machines_of_one_age_are_replaced_at_different_moments(machines: Machines) -> None:
+    with open_pool(machines.restore, replicas=3, max_age_s=100) as pool:
+        eventually(lambda: ready(pool) == 3)
+        ages = {each.max_age_s for each in pool.machines}
+    assert len(ages) == 3
+    assert all(90 <= age <= 100 for age in ages)
+
+
+def test_machines_that_break_one_after_the_other_are_not_replaced_without_end(
+    machines: Machines,
+) -> None:
+    bad = threading.Event()
+    bad.set()
+
+    @contextlib.contextmanager
+    def start() -> Iterator[Machine]:
+        with machines.restore() as machine:
+            if bad.is_set():
+                machine.panic()
+                eventually(lambda: machine.console.fatal)
+            yield machine
+
+    with open_pool(start, replicas=2) as pool:
+        eventually(lambda: "machines break before they are used: panic" in pool.trouble)
+        bad.clear()
+        assert pool.acquire("patient", ttl=60, timeout=30).machine.pristine
+
+
+def test_a_machine_that_fails_its_check_is_not_handed_out(tmp_path: Path, broken: Broken) -> None:
+    answers: list[Answer] = [(1, "docker is down"), ""]
+    machines = Machines(tmp_path, commands=lambda text: answers[0] if text == "up" else None)
+    with open_pool(
+        machines.restore, replicas=1, heartbeat_s=0.05, check="up", on_ended=broken
+    ) as pool:
+        with pytest.raises(InfraError, match="'up' exited with 1: docker is down"):
+            pool.acquire("early", ttl=60, timeout=0.3)
+        answers.reverse()
+        eventually(lambda: ready(pool))
+        # Nor one that passed, and does not any more.
+        answers.reverse()
+        eventually(lambda: broken.told)
+    assert next(iter(broken.told.values())) == "its check: 'up' exited with 1: docker is down"
     assert machines.on == []
 
 

@@ -55,6 +55,18 @@ def test_what_is_not_pushed_stays_also_where_its_file_is_gone(
     assert third.load.settings.command_line == "debug"
 
 
+def test_another_kernel_has_drivers_of_its_own_for_the_machines_disks(
+    server: BootServer, config: Config, quick_kernel: Path
+) -> None:
+    pushes = Pushes(server, replace(config, disk=("data=blank",)), "m")
+    first = pushes.accept(pushes.read(replace(config, disk=("data=blank",))))
+    second = pushes.prepare(Wanted(files=[quick_kernel]))
+    assert second.load.kernel.release != first.load.kernel.release
+    *same, drivers = second.load.settings.initrds
+    assert same == list(first.load.settings.initrds[:-1])
+    assert second.load.kernel.release.encode() in drivers.read_bytes()
+
+
 def test_a_note_is_read_as_it_was_written(server: BootServer, config: Config) -> None:
     pushes = Pushes(server, config, "m")
     push = pushes.accept(pushes.read(config))

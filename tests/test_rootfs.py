@@ -7,6 +7,7 @@ import lzma
 import os
 import re
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from kboot.errors import ConfigError
 from kboot.process import find_program, run
-from kboot.rootfs import overlay_initramfs, resolve_rootfs, tiny_initramfs
+from kboot.rootfs import check_initrd, overlay_initramfs, resolve_rootfs, tiny_initramfs
 from kboot.rootfs.cpio import archive, guest_path, gzipped, regular, with_parents
 
 
@@ -185,6 +186,19 @@ def test_what_is_no_initramfs_is_told_in_one_line(tmp_path: Path, data: bytes, w
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=f"{path}: not an initramfs: it looks like {words}"):
         resolve_rootfs(str(path))
+
+
+@pytest.mark.parametrize("form", ["bin", "odc"])
+def test_an_archive_that_linux_does_not_unpack_is_told_with_the_format(
+    form: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "initrd"
+    with path.open("wb") as file:
+        command = ["cpio", "--create", "--quiet", "-H", form]
+        subprocess.run(command, input=b".\n", cwd=tmp_path, stdout=file, check=True)
+    for taken in (resolve_rootfs, lambda text: check_initrd(Path(text))):
+        with pytest.raises(ConfigError, match=r"does not unpack \(it does that of cpio -H newc\)"):
+            taken(str(path))
 
 
 def test_a_rootfs_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from kboot.errors import GuestError, GuestTimeout, InfraError, KbootError, ScriptEnded, WrongKernel
-from kboot.machine.script_trial import ENDS, HEADER, TRIALS, End, Outcome, end_of
+from kboot.errors import (
+    GuestError,
+    GuestTimeout,
+    InfraError,
+    KbootError,
+    RebootLoop,
+    ScriptEnded,
+    WrongKernel,
+)
+from kboot.machine.script_trial import ENDS, TRIALS, End, Outcome, end_of, table
 from kboot.server_faults import KINDS
 
 
@@ -16,6 +24,8 @@ from kboot.server_faults import KINDS
         (ScriptEnded("...", "prompt"), "prompt"),
         (ScriptEnded("...", "loop"), "loop"),
         (ScriptEnded("...", "hang"), "hang"),
+        (ScriptEnded("...", "waits"), "waits"),
+        (RebootLoop("the machine rebooted before it was ready"), "reboots"),
         (WrongKernel("uname -r says 5.10"), "fell back"),
         (GuestError("the guest is up, but this machine never fetched kernel"), "fell back"),
         (GuestTimeout("the kernel hung before it ran init"), "kernel"),
@@ -37,8 +47,20 @@ def test_the_table_says_at_a_glance_what_never_ends() -> None:
     marks = [row(end).split()[2] for end in ENDS if end in {"booted", "prompt", "loop"}]
     assert marks == ["yes", "no", "NEVER"]
     assert row("hang").endswith("1.5 s    2  hangs")
-    assert row("booted").index("yes") == HEADER.index("boots")
+    assert row("booted").index("yes") == table([])[0].index("boots")
     assert {end for end, (_, seen) in ENDS.items() if not seen} == {"loop", "hang"}
+
+
+def test_a_script_that_reboots_while_the_fault_lasts_does_so_for_ever() -> None:
+    assert end_of(RebootLoop("the machine rebooted before it was ready"), lasting=True) == "loop"
+
+
+def test_the_rows_stand_in_the_order_of_the_trials() -> None:
+    rows = [
+        Outcome(trial=trial.name, end="booted", seconds=1, hits=1, words="").row()
+        for trial in TRIALS
+    ]
+    assert table([*rows[7:], *rows[:7]])[1:] == rows
 
 
 def test_each_trial_has_a_name_of_its_own_and_most_kinds_are_tried() -> None:

@@ -201,6 +201,14 @@ def test_a_debian_that_is_not_declared_right_is_no_file(tmp_path: Path) -> None:
     assert Config(rootfs=f"{tmp_path}/debian+").rootfs == f"{tmp_path}/debian+"
 
 
+def test_an_initramfs_with_the_bytes_of_a_disk_image_stays_one(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    image = tmp_path / "initrd.xz"
+    image.write_bytes(b"\xfd7zXZ\0" + EXT4[6:])
+    assert of(kernel, str(image)).images == (image,)
+
+
 def test_a_declared_disk_can_be_the_root(kernel: Kernel, tmp_path: Path) -> None:
     image = gpt(tmp_path / "x.raw", (ROOT, "", EXT4))
     found = of(kernel, "disk:r", f"r={image},bus=nvme")
@@ -223,10 +231,30 @@ def test_a_root_that_is_named_by_its_partition_is_found_in_the_table(
     for name in ("PARTLABEL=two", f"PARTUUID={two.uuid.upper()}"):
         found = of(kernel, str(image), cmdline=f"root={name}")
         assert b"partition=2\ntype=xfs\n" in found.images[-1].read_bytes()
+        assert f"named={name}\n".encode() in found.images[-1].read_bytes()
     with pytest.raises(ConfigError, match=r"is root=PARTLABEL=three; there are 1 \(PARTUUID="):
         of(kernel, str(image), cmdline="root=PARTLABEL=three")
     with pytest.raises(ConfigError, match="kboot does not look into this disk"):
         of(kernel, "disk:r", "r=pvc:claim", cmdline="root=PARTLABEL=two")
+
+
+def test_a_kernel_that_cannot_reach_its_root_on_a_disk_is_told(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    image = gpt(tmp_path / "x.raw", (ROOT, "", EXT4))
+    config = tmp_path / "config"
+    poor = replace(kernel, config_file=config, find_modules=lambda: None)
+    config.write_text("CONFIG_VIRTIO_PCI=y\nCONFIG_VIRTIO_BLK=y\nCONFIG_EXT4_FS=m\n")
+    with pytest.raises(
+        ConfigError, match=r"as a module, which did not .*\(CONFIG_EXT4_FS\); give its"
+    ):
+        of(poor, str(image))
+    config.write_text("CONFIG_VIRTIO_PCI=y\nCONFIG_VIRTIO_BLK=y\nCONFIG_EXT4_FS=y\n")
+    assert of(poor, str(image)).modules == ()
+    with pytest.raises(ConfigError, match=r"has no driver for it \(CONFIG_BLK_DEV_NVME\)"):
+        of(poor, "disk:r", f"r={image},bus=nvme")
+    # Nobody knows what is in a bare image.
+    assert of(replace(poor, config_file=None), str(image)).disks
 
 
 # --------------------------------------------------------------------------------- directories

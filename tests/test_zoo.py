@@ -188,7 +188,8 @@ def test_a_corrupt_initramfs(tmp_path: Path) -> None:
     image = tiny_initramfs().read_bytes()
     corrupt = tmp_path / "corrupt.cpio.gz"
     corrupt.write_bytes(image[:64] + bytes(1000) + image[1064:])
-    with on(kernel, MachineSettings(initrds=(corrupt,)), tmp_path) as machine:
+    settings = MachineSettings(spec=MachineSpec(firmware_start="saved"), initrds=(corrupt,))
+    with on(kernel, settings, tmp_path) as machine:
         with machine.expect_crash("panic") as crash:
             machine.wait_until_ready()
         record(machine, "corrupt_initramfs", crash, 0)

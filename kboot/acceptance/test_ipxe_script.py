@@ -48,7 +48,7 @@ def test_script_under_fault(
             error = raised
         outcome = Outcome(
             trial=trial.name,
-            end=end_of(error),
+            end=end_of(error, lasting=trial.times is None),
             seconds=time.monotonic() - start,
             hits=fault.hits,
             words=str(error or ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,24 @@ Examples:
     metavar="TIME",
     help="Replace machines that have waited for so long: 90m, 3h.",
 )
+@click.option(
+    "--check",
+    default="true",
+    metavar="COMMAND",
+    help="Succeeds in the guest of a machine that is good: run before it is handed out, and every "
+    "10 s while it waits. [default: true]",
+)
 @config_options(*(setting.name for setting in SETTINGS if setting.name not in _OTHERS))
 @json_option
-def up(*, name: str, replicas: int, max_age: float | None, as_json: bool, **options: Any) -> None:
+def up(
+    *,
+    name: str,
+    replicas: int,
+    max_age: float | None,
+    check: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Start the pool NAME; it runs until kboot pool down."""
     from kboot import service  # noqa: PLC0415  --help does not need them
     from kboot.cli.options import load_config  # noqa: PLC0415
@@ -70,11 +86,16 @@ def up(*, name: str, replicas: int, max_age: float | None, as_json: bool, **opti
     order = {
         "replicas": replicas,
         "max_age_s": max_age,
+        "check": check,
         "options": {key: value for key, value in options.items() if value not in (None, ())},
         "directory": str(Path.cwd()),
     }
     service.launch(found, "kboot.pool.service", order)
-    _show(service.ask(found, "wait"), as_json=as_json)
+    _show(service.ask(found, "wait", on_event=_tell), as_json=as_json)
+
+
+def _tell(event: dict[str, Any]) -> None:
+    click.echo(event["what"], err=True)
 
 
 @pool.command("list")
@@ -96,7 +117,8 @@ def list_pools(*, name: str | None, as_json: bool) -> None:
         for each in found:
             states = [machine["state"] for machine in each["machines"]]
             counts = (each["replicas"], states.count("ready"), states.count("leased"))
-            rows.append((each["name"], *map(str, counts)))
+            draining = " (draining)" if each["draining"] else ""
+            rows.append((each["name"] + draining, *map(str, counts)))
         print_table(rows)
     else:
         click.echo("no pools")
@@ -147,14 +169,24 @@ def acquire(context: click.Context, *, name: str, ttl: float, wait: float) -> No
     from kboot import process, service  # noqa: PLC0415  --help does not need them
 
     words = words_behind_dashes(context)
+    # A mistake is not worth a machine, and not to wait for one.
+    process.find_program(words[0])
     client = service.connect(_find(name))
     try:
         holder = f"process {os.getpid()}: {shlex.join(words)[:60]}"
         lease = client.ask("acquire", holder=holder, ttl=ttl, timeout=wait)
+        begin = time.monotonic()
         environ = {**os.environ, _POOL: name, _LEASE: lease["lease"]}
-        context.exit(process.foreground(words, env=environ))
+        status = process.foreground(words, env=environ)
     finally:
         client.close()
+    if time.monotonic() - begin >= ttl:
+        click.echo(
+            f"kboot: the lease was over after {ttl:g} s, before the command was; ask for a longer "
+            "one: --ttl",
+            err=True,
+        )
+    context.exit(status)
 
 
 @pool.command("exec", cls=NeedsCommand)
@@ -169,11 +201,14 @@ def exec_command(context: click.Context, *, timeout: float, as_json: bool) -> No
     words = words_behind_dashes(context)
     command = words[0] if len(words) == 1 else shlex.join(words)
     result = _ask(name, "exec", lease=lease, command=command, timeout=timeout)
+    output = {each: result[each].encode("latin-1") for each in ("stdout", "stderr")}
     if as_json:
-        print_json(result)
+        texts = {each: data.decode(errors="replace") for each, data in output.items()}
+        print_json({**result, **texts})
     else:
-        sys.stdout.write(result["stdout"])
-        sys.stderr.write(result["stderr"])
+        for stream, data in zip((sys.stdout, sys.stderr), output.values(), strict=True):
+            stream.buffer.write(data)
+            stream.flush()
     context.exit(result["exit_status"])
 
 
@@ -202,5 +237,7 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
     print_table(rows)
     for each in found["broken"]:
         click.echo(f"taken out: {each['name']}: {each['fault']}; see {each['evidence']}")
+    if found["draining"]:
+        click.echo(f"draining: hands out nothing until kboot pool scale {found['name']} N")
     if found["trouble"]:
         click.echo(f"no machine can be started: {found['trouble']}", err=True)

@@ -20,6 +20,8 @@ _IMAGES = {
     "modules": "images of all modules",
     "cloud-init": "cloud-init disks",
     "ipxe-disks": "disks with iPXE",
+    "downloads": "downloaded kernels and disk images",
+    "kernels": "kernels unpacked from packages",
 }
 
 
@@ -125,7 +127,7 @@ def list_systems(*, as_json: bool) -> None:
     help=f"Remove what was not used for N days.  [default: {_UNUSED_DAYS:g}]",
 )
 def prune(*, days: float) -> None:
-    """Remove what was not used for some time: systems, and images that boots were given.
+    """Remove what was not used for some time: systems, downloads, and what boots were given.
 
     All of it can be made again.
     """

@@ -115,5 +115,7 @@ def _size_mib(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     mib = int(match[1]) * _UNITS_MIB[(match[2] or "").upper()] if match else 0
     if not 1 <= mib <= _LARGEST_MIB:
-        raise ValueError(f"a disk: {text!r} is no size; write 512 (MiB), 512M, 2G or 1T")
+        raise ValueError(
+            f"a disk: {text!r} is no size; write 512 (MiB), 512M, 2G or 1T, from 1M to 64T"
+        )
     return mib

@@ -232,7 +232,7 @@ class Config(ClusterConfig):
         default="normal",
         metadata=about(
             "what the machine's DHCP does: all as it should (normal), no boot file, a wrong one, "
-            "no answer (silent), or one after 10 s (late)",
+            "no answer (silent), or one to who asks again (late)",
             "NAME",
             choices=get_args(Dhcp),
         ),

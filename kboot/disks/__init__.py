@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kboot.disks.images import Image, empty_layer, in_use_fault, read_image
+from kboot.disks.images import Image, conversion, empty_layer, in_use_fault, read_image
 from kboot.disks.kept import (
     KeptDisk,
     LocalDisks,
@@ -10,6 +10,7 @@ from kboot.disks.kept import (
     clone_of,
     find_kept,
     keep,
+    kept_base,
     kept_directory,
     kept_disks,
     remove_kept,
@@ -31,11 +32,13 @@ __all__ = [
     "boot_loaders",
     "clone_kept",
     "clone_of",
+    "conversion",
     "empty_layer",
     "find_kept",
     "find_root",
     "in_use_fault",
     "keep",
+    "kept_base",
     "kept_directory",
     "kept_disks",
     "named_root",

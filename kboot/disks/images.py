@@ -6,8 +6,11 @@ a size, since what is below it is said where it is opened: so it is made once, a
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
+import shlex
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +108,7 @@ def _read(path: Path, head: bytes, what: str) -> Image:
     form = str(chain[0]["format"])
     if form not in _FORMATS:
         raise ConfigError(
-            f"{what}: {path}: a disk image in the format {form}; convert it: qemu-img convert -O "
-            f"qcow2 {path} {path.with_suffix('.qcow2')}"
+            f"{what}: {path}: a disk image in the format {form}; convert it: {conversion(path)}"
         )
     # Whatever QEMU does not know is a raw disk to it.
     if form == "raw" and (fault := _raw_fault(path, head)):
@@ -126,6 +128,12 @@ def _read(path: Path, head: bytes, what: str) -> Image:
         formats_below=tuple(str(each["format"]) for each in chain[1:]),
         stamps=tuple(map(FileStamp.of, files)),
     )
+
+
+def conversion(path: Path) -> str:
+    """The command that makes a qcow2 image of another one, for people."""
+    words = ("qemu-img", "convert", "-O", "qcow2", str(path), str(path.with_suffix(".qcow2")))
+    return shlex.join(words)
 
 
 def _file(info: dict[str, Any]) -> Path:
@@ -197,6 +205,16 @@ def _whole_qcow2(file: IO[bytes]) -> int:
     used = (last // 8 * ((8 << bits) >> order)) + before
     # One that QEMU was killed over may have counted some clusters that it has not written yet.
     return max(0, (used << bits) - _UNWRITTEN)
+
+
+def is_open(path: Path) -> bool:
+    """Whether a QEMU has an image open, also one that does not write to it."""
+    # It locks a byte for each thing that it does, or does not want done (block/file-posix.c).
+    first, count = 100, 200
+    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
+    with path.open("rb") as file:
+        found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked)
+    return int(struct.unpack("hhqqi4x", found)[0]) != fcntl.F_UNLCK
 
 
 def in_use_fault(words: str) -> str | None:

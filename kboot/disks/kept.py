@@ -10,14 +10,16 @@ import contextlib
 import dataclasses
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kboot.backend import StoredDisk
 from kboot.cache import FileStamp
-from kboot.disks.images import Image, convert, create, read_image
-from kboot.errors import ConfigError
+from kboot.disks.images import Image, convert, create, is_open, read_image
+from kboot.errors import ConfigError, InfraError
+from kboot.kernel.download import without_password
 from kboot.locks import lock_directory
 from kboot.machine_spec import Disk
 from kboot.state import state_directory
@@ -62,6 +64,7 @@ class KeptDisk:
 def keep(machine: str, disk: Disk, below: Image | None, size_bytes: int) -> Path:
     """The layer of a machine's disk, made if it is not there.
 
+    What came from a URL is `below` it under a name of its own from then on, see `kept_base`.
     `ConfigError` if it was made above another image, or the image has changed since.
     """
     directory = kept_directory(machine)
@@ -70,23 +73,63 @@ def keep(machine: str, disk: Disk, below: Image | None, size_bytes: int) -> Path
     remedy = f"kboot disks rm {machine}/{disk.name}"
     with lock_directory(directory):
         if not path.is_file():
+            url = _url(disk)
+            if below and url:
+                below = _own(below, _base(path), what=f"disk {disk.name}")
             create(path, size_bytes, above=below)
-            _note(path).write_text(json.dumps(_about(below)), encoding="utf-8")
+            about = _about(below) | ({"url": url} if url else {})
+            _note(path).write_text(json.dumps(about), encoding="utf-8")
             return path
     before = _read_note(path)
+    before_url = before.pop("url", "")
     if before != _about(below):
         if below and before.get("path") == str(below.path):
             raise ConfigError(
                 f"disk {disk.name}: {below.path} has changed since the disk of {machine} was made "
                 f"from it; put the old one back, or give up what the disk has: {remedy}"
             )
-        source = before.get("path") or "blank"
+        source = before_url or before.get("path") or "blank"
         raise ConfigError(
             f"disk {disk.name} of {machine} was kept above another source ({source}); give that "
             f"one, or give up what the disk has: {remedy}"
         )
     _require_size(machine, disk, path)
     return path
+
+
+def kept_base(machine: str, disk: Disk) -> Path | None:
+    """The image below a kept disk from a URL, as it was when the disk was made; None for others.
+
+    The one in the cache becomes another one once the server has another one.
+    """
+    path = kept_directory(machine) / f"{disk.name}{_SUFFIX}"
+    is_there = disk.keep and path.is_file() and _base(path).is_file()
+    url = _url(disk) if is_there else ""
+    return _base(path) if url and _read_note(path).get("url") == url else None
+
+
+def _url(disk: Disk) -> str:
+    """Where a disk's image comes from, if that is another host; else an empty text."""
+    is_url = disk.kind == "image" and "://" in disk.source
+    return without_password(disk.source) if is_url else ""
+
+
+def _base(layer: Path) -> Path:
+    return layer.with_suffix(".base")
+
+
+def _own(image: Image, target: Path, *, what: str) -> Image:
+    """A copy of an image, which stays as it is."""
+    partial = target.with_suffix(".partial")
+    try:
+        # A link would be another state of the file to whoever uses it already.
+        shutil.copyfile(image.path, partial)
+        partial.rename(target)
+    except OSError as error:
+        raise InfraError(f"{what}: {target}: {error.strerror or error}; make room there") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return read_image(target, what=what)
 
 
 def _require_size(machine: str, disk: Disk, path: Path) -> None:
@@ -142,7 +185,8 @@ def kept_disks() -> list[KeptDisk]:
 
 def _of_machines() -> Iterator[KeptDisk]:
     for path in sorted(_machines().glob(f"*/*{_SUFFIX}")):
-        source = str(_read_note(path).get("path") or "")
+        note = _read_note(path)
+        source = str(note.get("url") or note.get("path") or "")
         yield KeptDisk(name=path.stem, machine=path.parent.name, path=path, source=source)
 
 
@@ -169,8 +213,13 @@ def remove_kept(disk: KeptDisk) -> None:
             f"{disk.label} is what {', '.join(above)} is made from; remove that first: "
             f"kboot disks rm {' '.join(above)}"
         )
+    if is_open(disk.path):
+        raise ConfigError(
+            f"{disk.label} is in use by a machine that is on; stop that first: see kboot list"
+        )
     disk.path.unlink(missing_ok=True)
     _note(disk.path).unlink(missing_ok=True)
+    _base(disk.path).unlink(missing_ok=True)
     if disk.machine:
         with contextlib.suppress(OSError):
             disk.path.parent.rmdir()

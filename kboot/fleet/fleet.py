@@ -184,7 +184,8 @@ class Fleet:
         """Within the ``with``, these machines' cables are pulled: all of them at one instant.
 
         `names` are of roles or machines. However the block ends, they are plugged in then. Who is
-        off has no network anyway, and stays cut off when it is powered on meanwhile.
+        off has no network anyway, and stays cut off when it is powered on meanwhile, unless it
+        boots by that network.
         """
         chosen = self._chosen(names)
         machines = {name: self._machines[name].vm for name in chosen}

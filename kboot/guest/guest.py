@@ -375,4 +375,5 @@ def _brief(command: str) -> str:
 def failure_of(result: CommandResult) -> str:
     """What a command that failed has printed, for a message."""
     printed = (result.stderr or result.stdout).strip()[-_SHOWN:]
-    return f"{_brief(result.command)!r} exited with {result.exit_status}: {printed}"
+    how = f"{_brief(result.command)!r} exited with {result.exit_status}"
+    return f"{how}: {printed}" if printed else how

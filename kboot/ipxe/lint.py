@@ -42,6 +42,8 @@ _COMMANDS = _words(
 FETCHES = _words("chain imgexec imgfetch imgload initrd kernel module imgverify")
 #: What ends a loop, or has somebody see it. A ``boot`` that fails does not.
 _LEAVES = _words("choose config exit login poweroff present prompt read reboot shell")
+#: What waits for somebody.
+_ASKS = _words("choose config login present prompt read")
 #: What goes on behind a command, whatever it has come to; and only when it has failed.
 _JOINTS = _words("|| && ;")
 
@@ -60,6 +62,11 @@ _SETTINGS = _words(
 )
 
 _VARIABLE = re.compile(r"\$\{([^${}]+)\}")
+
+
+_TIMEOUT = re.compile(r"(?:--timeout[= ]|-t )\s*(\S+)")
+#: Options of ``item`` that have a value.
+_ITEM_VALUES = _words("--menu -m --key -k")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +157,7 @@ def findings(text: Numbered, *, known: Collection[str]) -> tuple[Finding, ...]:
         *_loops(lines),
         *_variables(lines, _set_in(lines) | set(known)),
         *_labels(lines),
+        *_items(lines),
         *_commands(lines),
         *_unhandled(lines),
     ]
@@ -171,14 +179,26 @@ def longest_pause_s(texts: Sequence[str]) -> float:
     return max((seconds for name, seconds in _waits(texts) if name not in FETCHES), default=0.0)
 
 
+def asking(text: str) -> list[tuple[int, str]]:
+    """The lines that wait for somebody, for ever or for how long nobody knows, with the reason."""
+    found = []
+    for line, name, arguments in _commands_of(parse(numbered(text))):
+        if name in _ASKS:
+            limit = _TIMEOUT.search(" ".join(arguments))
+            if limit is None or not limit[1].isdigit() or int(limit[1]) == 0:
+                has = f"--timeout {limit[1]}" if limit else "no --timeout"
+                found.append((line.number, f"{name} has {has}"))
+    return found
+
+
 def _waits(texts: Sequence[str]) -> Iterator[tuple[str, float]]:
     """The commands that say for how long they wait, with the seconds."""
     for text in texts:
         for line in parse(numbered(text)):
             for name, *arguments in filter(None, line.commands):
-                number = re.search(r"(?:--timeout[= ]|-t )\s*(\d+)", " ".join(arguments))
-                if number:
-                    yield name, int(number[1]) / 1000
+                limit = _TIMEOUT.search(" ".join(arguments))
+                if limit and limit[1].isdigit():
+                    yield name, int(limit[1]) / 1000
                 elif name == "sleep" and arguments and arguments[0].isdigit():
                     yield name, float(arguments[0])
 
@@ -307,6 +327,39 @@ def _labels(lines: Sequence[Line]) -> Iterator[Finding]:
                 text=f"there is no label :{wanted}{near(wanted, labels)}",
                 source=line.source,
             )
+
+
+def _items(lines: Sequence[Line]) -> Iterator[Finding]:
+    """Items of menus whose choice is jumped to, and that have no label to jump to."""
+    labels = {line.label for line in lines if line.label}
+    words = [(line, name, rest) for line, name, rest in _commands_of(lines) if rest]
+    jumped = {rest[0] for _, name, rest in words if name == "goto"}
+    compared = {word for _, name, rest in words if name == "iseq" for word in rest}
+    chosen = {f"${{{rest[-1]}}}" for _, name, rest in words if name == "choose"}
+    if not chosen or not chosen <= jumped:
+        return
+    for line, name, rest in words:
+        item = _label_of_item(rest) if name == "item" else ""
+        if item and "${" not in item and item not in labels | compared:
+            yield Finding(
+                kind="label",
+                line=line.number,
+                text=f"there is no label :{item} for this item{near(item, labels)}",
+                source=line.source,
+            )
+
+
+def _label_of_item(arguments: Sequence[str]) -> str:
+    """What an item of a menu is chosen by; empty for one that is none."""
+    words = iter(arguments)
+    for word in words:
+        if word in {"--gap", "-g"}:
+            return ""
+        if word in _ITEM_VALUES:
+            next(words, "")
+        elif not word.startswith("-"):
+            return word
+    return ""
 
 
 def _commands(lines: Sequence[Line]) -> Iterator[Finding]:

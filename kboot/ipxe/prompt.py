@@ -30,11 +30,16 @@ _ECHO_LIMIT_S = 10.0
 _ATTEMPTS = 3
 #: To the line's begin, and all behind it away.
 _CLEAR_LINE = b"\x01\x0b"
+#: Ends a command that waits: for a server, a key, a choice.
+_INTERRUPT = b"\x03"
+_INTERRUPT_LIMIT_S = 10.0
 #: For a command for which no other limit was given.
 TIMEOUT_S = 60.0
 
 #: What leaves the prompt, so that no status of it is ever seen.
 _LEAVES = frozenset({"exit", "reboot", "poweroff", "autoboot", "boot", "chain", "imgexec", "shell"})
+#: What joins commands in a line.
+_JOINTS = frozenset({"||", "&&", ";"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +74,8 @@ class IpxePrompt:
         self._columns = columns
         self._name = ""
         self._count = 0
+        #: Something was entered that may not have come back to the prompt.
+        self._left = False
 
     def wait(self, *, timeout: float | None = None, deadline: Deadline | None = None) -> None:
         """Wait for the prompt, for `timeout` seconds (60), and make it known to us."""
@@ -94,11 +101,17 @@ class IpxePrompt:
     ) -> IpxeResult:
         """Run a command, for `timeout` seconds (60); its output, and its error if it failed.
 
-        `GuestTimeout` if it does not end; ValueError for one that leaves the prompt: see `leave`.
+        After `leave`, it waits for the prompt first. `GuestTimeout` if it does not end, which
+        Ctrl-C does then; ValueError for one that leaves
+        the prompt: see `leave`.
         """
         _check(command)
-        if command.split()[0] in _LEAVES:
-            raise ValueError(f"{command.split()[0]} leaves iPXE's prompt: use boot or leave")
+        for name in _names(command):
+            if name in _LEAVES:
+                raise ValueError(f"{name} leaves iPXE's prompt: use boot or leave")
+        limit = time_limit(timeout, deadline, TIMEOUT_S)
+        if self._left:
+            self.wait(deadline=limit)
         self._count += 1
         mark = f"${{{_SETTING}}}{self._count}"
         position = self.type(
@@ -106,16 +119,18 @@ class IpxePrompt:
         )
         self._console.send(b"\r", echoed=False)
         begin, end = f"{self._name}{self._count}:\n", f"{self._name}{self._count};"
-        limit = time_limit(timeout, deadline, TIMEOUT_S)
         while True:
             text = self._shown(position)
             _, found, output = text.partition(begin)
             output, ended, status = output.partition(end)
             if found and ended and "\n" in status:
                 return _result(command, output, status.partition("\n")[0])
-            self._console.read(
-                self._console.mark(), deadline=limit, what=f"end of iPXE's command {command!r}"
-            )
+            try:
+                self._console.read(
+                    self._console.mark(), deadline=limit, what=f"end of iPXE's command {command!r}"
+                )
+            except GuestTimeout as error:
+                raise GuestTimeout(f"{error}; {self._interrupt()}") from error
 
     def succeed(
         self, command: str, *, timeout: float | None = None, deadline: Deadline | None = None
@@ -123,33 +138,54 @@ class IpxePrompt:
         """As `run`; its output. `IpxeCommandFailed` if it fails."""
         result = self.run(command, timeout=timeout, deadline=deadline)
         if result.errno is not None:
-            said = result.text.strip()
-            raise IpxeCommandFailed(
-                f"iPXE's command {command!r} failed: {result.errno.describe()}"
-                + (f"; it said: {said[-300:]}" if said else ""),
-                result,
-            )
+            raise _failed(result)
         return result.text
 
     def get(self, setting: str) -> str | None:
-        """The value of a setting, such as ``net0/ip``; None if it has none."""
+        """The value of a setting, such as ``net0/ip``; None if it has none.
+
+        `IpxeCommandFailed` for what is no name of a setting.
+        """
         result = self.run(f"show {setting}")
         if result.errno is not None:
-            return None
+            if result.errno.posix == "ENOENT":
+                return None
+            raise _failed(result)
         _, separator, value = result.text.rstrip("\n").partition(" = ")
         if not separator:
             raise InfraError(f"iPXE's show {setting} said {result.text!r}")
         return value
 
     def set(self, setting: str, value: str) -> None:
-        """Give a setting a value. `IpxeCommandFailed` if it cannot have it."""
+        """Give a setting a value, or '' for none. `IpxeCommandFailed` if it cannot have it.
+
+        A ``${...}`` in it is the value of another one. ValueError for what iPXE would take for
+        something else: spaces but for one between words, and words that join commands.
+        """
+        words = value.split()
+        if value != " ".join(words) or not _JOINTS.isdisjoint(words):
+            raise ValueError(f"iPXE's prompt has no way to give {setting} the value {value!r}")
         self.succeed(f"set {setting} {value}".rstrip())
 
     def leave(self, command: str) -> None:
         """Enter a command that may not come back to the prompt; `wait` if it does."""
         _check(command)
+        if self._left:
+            self.wait()
         self.type(command)
+        self._left = True
         self._console.send(b"\r", echoed=False)
+
+    def _interrupt(self) -> str:
+        """End a command by Ctrl-C; what has come of it, in words."""
+        self._console.send(_INTERRUPT, echoed=False)
+        deadline = Deadline(_INTERRUPT_LIMIT_S)
+        while True:
+            mark = self._console.mark()
+            if is_ipxe_prompt(self._console.unfinished):
+                return "it was ended by Ctrl-C"
+            if deadline.expired or not self._console.wait_for_more(mark, deadline.remaining):
+                return "Ctrl-C does not end it"
 
     def type(self, text: str) -> int:
         """Type a line without entering it; the position in the record at which its line begins.
@@ -194,6 +230,7 @@ class IpxePrompt:
 
     def _begin(self) -> None:
         """Give iPXE what the markers begin with: a setting, which a reset takes away."""
+        self._left = False
         self._name = f"k{secrets.token_hex(4)}-"
         self._count = 0
         self.type(f"set {_SETTING} {self._name}")
@@ -210,6 +247,26 @@ class IpxePrompt:
 
 #: The setting with which markers begin.
 _SETTING = "kb"
+
+
+def _names(command: str) -> list[str]:
+    """The commands in a line, without their arguments."""
+    words = command.split()
+    return [
+        word
+        for before, word in zip(["||", *words], words, strict=False)
+        if before in _JOINTS and word not in _JOINTS
+    ]
+
+
+def _failed(result: IpxeResult) -> IpxeCommandFailed:
+    said = result.text.strip()
+    why = result.errno.describe() if result.errno else ""
+    return IpxeCommandFailed(
+        f"iPXE's command {result.command!r} failed: {why}"
+        + (f"; it said: {said[-300:]}" if said else ""),
+        result,
+    )
 
 
 def _check(command: str) -> None:

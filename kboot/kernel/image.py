@@ -216,11 +216,15 @@ def looks_like(head: bytes) -> str:
     return "text"
 
 
+_OLD_CPIO = "a cpio archive in a format that Linux does not unpack (it does that of cpio -H newc)"
 #: Offset, the bytes there, and what has them.
 _LOOKS = (
     (0, b"#!", "a script"),
     (0, b"070701", "an initramfs (cpio archive)"),
     (0, b"070702", "an initramfs (cpio archive)"),
+    (0, b"070707", _OLD_CPIO),
+    (0, b"\xc7\x71", _OLD_CPIO),
+    (0, b"\x71\xc7", _OLD_CPIO),
     (0, b"!<arch>\n", "an ar archive"),
     (0, b"\xed\xab\xee\xdb", "an RPM package"),
     (0, b"PK\x03\x04", "a zip archive"),

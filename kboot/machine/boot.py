@@ -206,6 +206,7 @@ class Boot:
             limit_s=limit_s,
             ipxe_error=self._ipxe_error,
             advice=self.script.advice(looping=True),
+            asks=self.script.asks() if self._downloads.is_asking else (),
         )
         return faults.unless_doubted(error, self.doubt)
 
@@ -240,7 +241,7 @@ class Boot:
             self.script.see_line(line, time)
             if last_words := boot_messages.nothing_to_boot(line):
                 raise faults.nothing_to_boot(
-                    last_words, self._ipxe_error, advice=self.script.advice()
+                    last_words, self._ipxe_error, advice=self.script.advice_at_end()
                 )
         if boot_messages.handoff_nonce(line):
             self.reach(Phase.HANDOFF, time, "console")

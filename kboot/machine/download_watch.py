@@ -34,6 +34,8 @@ class DownloadWatch:
         #: What iPXE's last line said, and since when.
         self._line = ""
         self._since = 0.0
+        #: Whether that was no download's, and has no end: a menu's, or a prompt's.
+        self.is_asking = False
         #: The size of what came in the kernel's place; None if the kernel did.
         self._other_bytes: int | None = None
 
@@ -72,6 +74,7 @@ class DownloadWatch:
             return
         under_way = _UNDER_WAY.match(unfinished)
         percent = under_way["percent"] or "" if under_way else ""
+        self.is_asking = bool(unfinished.strip()) and under_way is None
         line = under_way["what"] + percent if under_way else unfinished
         if line != self._line:
             self._line, self._since = line, now

@@ -7,7 +7,7 @@ error to raise comes out.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kboot.boot_messages import IpxeBuild
@@ -51,12 +51,14 @@ def late(
     limit_s: float | None = None,
     ipxe_error: IpxeError | None = None,
     advice: str = "",
+    asks: Sequence[str] = (),
 ) -> KbootError:
     """A boot has come no further than into `phase`; `again` if the machine should have rebooted.
 
     `last` is the last milestone that it reached. `limit_s` is the time for the whole boot, if that
     is what has run out. `ipxe_error` is the last one that iPXE has printed, and
-    `advice` what is known to be wrong with the boot script.
+    `advice` what is known to be wrong with the boot script; `asks` is where that waits for
+    somebody, if it does so now, as far as can be told.
     """
     waited = f"{waited_s:.0f} s"
     limit = "" if limit_s is None else f"the boot reached its time limit (timeout {limit_s:g} s): "
@@ -74,6 +76,12 @@ def late(
     if again and phase in {Phase.SCHEDULED, Phase.FIRMWARE}:
         return NoReboot(f"{limit}the machine did not reboot in {waited}")
     after = f" after {last}" if last else ""
+    if phase in {Phase.KERNEL, Phase.INITRD} and asks:
+        return ScriptEnded(
+            f"{limit}the boot script waits for somebody who chooses or types: nothing more{after} "
+            f"for {waited}{''.join(f'; {each}' for each in asks)}{_last_error(ipxe_error)}",
+            "waits",
+        )
     # Until the kernel runs, nothing can be its fault.
     if phase in IN_IPXE:
         advice = _last_error(ipxe_error) + advice

@@ -23,6 +23,7 @@ from kboot.deadline import Deadline
 from kboot.errors import GuestError, InfraError, KbootError
 from kboot.ipxe.errors import error_in
 from kboot.ipxe.prompt import BIOS_COLUMNS, IpxePrompt
+from kboot.ipxe.user_script import is_script
 from kboot.log import logger, step
 from kboot.machine import evidence, faults
 from kboot.machine.publishing import booting
@@ -70,8 +71,11 @@ class IpxeMachine(IpxePrompt):
     def boot(self, script: str) -> None:
         """Have iPXE run a script; `wait` for its end, which is the prompt again.
 
-        What it prints is waited for at `console`. The script's text is served as it is.
+        What it prints is waited for at `console`. The script's text is served as it is. ValueError
+        if it does not begin as one.
         """
+        if not is_script(script.encode()):
+            raise ValueError(f"a script begins with a line #!ipxe, not with {script[:40]!r}")
         url = self.server.write(f"{self.name}/script{next(self._numbers)}.ipxe", script)
         self.leave(f"chain --autofree {url}")
 

@@ -114,6 +114,9 @@ class Expected:
     #: nothing.
     script_waits_s: float = 0.0
     script_pauses_s: float = 0.0
+    #: Where it waits for somebody, for ever as far as is known: ``file:line: words``, and the name
+    #: of the served script, empty for its own.
+    script_asks: Sequence[tuple[str, str]] = ()
     #: What its text, and those of the served scripts, show to be wrong: kind, ``file:line: words``,
     #: the line itself, and the name of the served script, empty for its own.
     findings: Sequence[Sequence[str]] = ()

@@ -284,6 +284,11 @@ def _of_user_script(expected: Expected, script: UserScript, tree: ServedTree) ->
         served_scripts=tuple(expected.folder + name for name in tree.scripts),
         script_waits_s=lint.longest_wait_s(texts),
         script_pauses_s=lint.longest_pause_s(texts),
+        script_asks=tuple(
+            (f"{name or script.path.name}:{line}: {words}", name)
+            for name, text in {"": script.text, **tree.scripts}.items()
+            for line, words in lint.asking(text)
+        ),
         findings=tuple(
             (each.kind, f"{name or script.path.name}:{each.line}: {each.text}", each.source, name)
             for name, found in findings.items()

@@ -6,18 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kboot.errors import GuestError, KbootError, ScriptEnded, WrongKernel
+from kboot.errors import GuestError, KbootError, RebootLoop, ScriptEnded, WrongKernel
 from kboot.server_faults import FaultKind
 
-End = Literal["booted", "fell back", "prompt", "firmware", "stopped", "loop", "hang", "kernel"]
+End = Literal[
+    "booted",
+    "fell back",
+    "prompt",
+    "waits",
+    "firmware",
+    "stopped",
+    "loop",
+    "hang",
+    "reboots",
+    "kernel",
+]
 
 #: How it ends, as a table says it; and whether somebody who looks sees what is wrong.
 ENDS: dict[End, tuple[str, bool]] = {
     "booted": ("the kernel runs", True),
     "fell back": ("another kernel runs", True),
     "prompt": ("at iPXE's prompt", True),
+    "waits": ("waits for somebody", True),
     "firmware": ("back in the firmware", True),
     "stopped": ("stopped with a message", True),
+    "reboots": ("reboots and tries again", True),
     "kernel": ("the kernel does not come up", True),
     "loop": ("asks for ever", False),
     "hang": ("hangs", False),
@@ -70,13 +83,18 @@ TRIALS: Sequence[Trial] = (
 )
 
 
-def end_of(error: KbootError | None) -> End:
-    """How a boot ended, by what was raised; raises what is no answer about the script."""
+def end_of(error: KbootError | None, *, lasting: bool = False) -> End:
+    """How a boot ended, by what was raised; raises what is no answer about the script.
+
+    With a `lasting` fault, one that reboots to try again does so for ever.
+    """
     match error:
         case None:
             return "booted"
         case ScriptEnded():
             return error.state
+        case RebootLoop():
+            return "loop" if lasting else "reboots"
         case WrongKernel():
             return "fell back"
         case GuestError():
@@ -111,4 +129,14 @@ class Outcome:
         )
 
 
-HEADER = f"{'fault of the kernel':<24} {'boots':<7} {'after':>8} {'met':>4}  ends"
+_HEADER = f"{'fault of the kernel':<24} {'boots':<7} {'after':>8} {'met':>4}  ends"
+
+
+def table(rows: Sequence[str]) -> list[str]:
+    """The rows of outcomes under a header, in the order of the trials, whenever each has ended."""
+    names = [trial.name for trial in TRIALS]
+
+    def place(row: str) -> int:
+        return next((n for n, name in enumerate(names) if row.startswith(f"{name} ")), len(names))
+
+    return [_HEADER, *sorted(rows, key=place)]

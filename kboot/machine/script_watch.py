@@ -107,12 +107,26 @@ class ScriptWatch:
         ]
         return "".join(f"; {words}" for words in told[:_TOLD])
 
+    def asks(self) -> Sequence[str]:
+        """Where the scripts that have run wait for somebody, the last one's first."""
+        ran = ["", *(each.detail for each in self.chained)]
+        found = [each for each in self._expected.script_asks if each[1] in ran]
+        found.sort(key=lambda each: ran[::-1].index(each[1]))
+        return [words for words, _ in found[:_TOLD]]
+
     def _findings(self) -> list[Sequence[str]]:
         """Those in the scripts that have run, the last one's first."""
         ran = ["", *(each.detail for each in self.chained)]
         found = [each for each in self._expected.findings if each[3] in ran]
         found.sort(key=lambda each: ran[::-1].index(each[3]))
         return [each[:3] for each in found]
+
+    def advice_at_end(self) -> str:
+        """As `advice`, where the firmware goes on behind iPXE."""
+        advice = self.advice()
+        if advice or self._last_failed or not self._runs:
+            return advice
+        return f"; {self._name} has ended, and has started nothing"
 
     def _concerns(self, kind: str, source: str, *, looping: bool) -> bool:
         if kind == "unhandled":

@@ -28,7 +28,7 @@ from kboot.machine.cloud_init import read_user_data
 from kboot.machine.cloud_init_disk import cloud_init_disk
 from kboot.machine.network_card import nic_model_for, require_network_driver
 from kboot.machine_spec import Disk, Firmware, MachineSpec
-from kboot.rootfs import check_initrd, module_initramfs, overlay_initramfs
+from kboot.rootfs import check_initrd, is_module_file, module_initramfs, overlay_initramfs
 from kboot.rootfs.modules_image import modules_image, require_memory
 from kboot.rootfs.own_disk import own_disk
 from kboot.rootfs.system import system_for
@@ -128,6 +128,7 @@ def settings_for(
         mirror=config.debian_mirror,
         command_line=config.cmdline,
         nic_model=spec.nic_model,
+        brings_drivers=bool(config.initrd) or any(map(is_module_file, config.module)),
     )
     for image in config.initrd:
         check_initrd(image)

@@ -70,6 +70,7 @@ from kboot.plugin.reporting import (
     properties,
     script_lines,
     sections,
+    unsaved_lines,
     verdict_of,
 )
 
@@ -273,7 +274,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     try:
         result = yield
         for handover in handovers_of(item):
-            handover.check()
+            if not handover.failed:
+                handover.check()
             for suite in handover.suites:
                 suite.check()
         if (leases := item.stash.get(LEASES, None)) is not None:
@@ -375,6 +377,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("kboot: test suites", subtests.summary_lines(reports)),
         ("kboot: the boot script under faults", script_lines(reports)),
         ("kboot: reports of the kernel that tests allow", allowed_lines(reports)),
+        ("kboot: machines that are not saved, but boot", unsaved_lines(reports)),
     ):
         if lines:
             terminalreporter.section(title)

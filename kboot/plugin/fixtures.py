@@ -18,7 +18,7 @@ from kboot.plugin.options import (
     pool_for,
     read_config,
 )
-from kboot.plugin.reporting import Handover
+from kboot.plugin.reporting import Handover, unsaved
 
 if TYPE_CHECKING:
     from kboot.backend import BootServer
@@ -116,15 +116,23 @@ def machine(request: pytest.FixtureRequest, kboot_session: Session) -> Machine:
         machine.report_filter.allowances = allowances(request.node)
 
     _tell_hook_of_evidence(kboot_session, request.config)
-    machine = kboot_session.machine(
-        kboot_session.settings(config),
-        name=request.node.name,
-        fresh=fresh,
-        isolation=config.isolation,
-        user=user_of(request.node),
-        on_machine=remember,
-        meanwhile=lambda: prepare_next(request.node),
-    )
+    settings = kboot_session.settings(config)
+    if config.isolation in {"auto", "test", "module"}:
+        request.node.user_properties.extend(unsaved(kboot_session.snapshots.fault(settings)))
+    try:
+        machine = kboot_session.machine(
+            settings,
+            name=request.node.name,
+            fresh=fresh,
+            isolation=config.isolation,
+            user=user_of(request.node),
+            on_machine=remember,
+            meanwhile=lambda: prepare_next(request.node),
+        )
+    except KbootError:
+        if handover := request.node.stash.get(HANDOVER, None):
+            handover.failed = True
+        raise
     request.node.ihook.pytest_kboot_machine_ready(item=request.node, machine=machine)
     return machine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _ALLOWED = "kboot.allowed"
 #: The name of the property that holds a row about a boot script.
 _SCRIPT = "kboot.script"
+#: The name of the property that holds why a machine cannot be saved.
+_UNSAVED = "kboot.unsaved"
 #: Whose frames stand between pytest and a test.
 _RUNNERS = {"_pytest", "pluggy", "pytest"}
 #: Whose frames stand below ours.
@@ -103,6 +106,8 @@ class Handover:
         #: How many reports the hooks were given.
         self.told = self.known
         self._suites_before = len(machine.suites)
+        #: It has not come up: who has seen that error, as a test may, is told nothing more.
+        self.failed = False
 
     @property
     def suites(self) -> Sequence[SuiteResults]:
@@ -231,6 +236,26 @@ def _ipxe_properties(machine: Machine) -> list[tuple[str, object]]:
     return [("kboot.ipxe.version", build.version), ("kboot.ipxe.features", features)]
 
 
+def unsaved(fault: str | None) -> list[tuple[str, object]]:
+    """The property of a test whose machine cannot be saved: why not."""
+    return [] if fault is None else [(_UNSAVED, fault)]
+
+
+def unsaved_lines(reports: Iterable[object]) -> list[str]:
+    """Why machines could not be saved, and of how many tests, for the end of the run."""
+    faults = Counter(
+        str(value)
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "setup"
+        for name, value in report.user_properties
+        if name == _UNSAVED
+    )
+    return [
+        f"{fault} (of {count} {'test' if count == 1 else 'tests'})"
+        for fault, count in faults.items()
+    ]
+
+
 def script_lines(reports: Iterable[object]) -> list[str]:
     """How the boot script took each fault, as a table, for the end of the run."""
     rows = [
@@ -242,9 +267,9 @@ def script_lines(reports: Iterable[object]) -> list[str]:
     ]
     if not rows:
         return []
-    from kboot.machine.script_trial import HEADER  # noqa: PLC0415  only where there are some
+    from kboot.machine.script_trial import table  # noqa: PLC0415  only where there are some
 
-    return [HEADER, *rows]
+    return table(rows)
 
 
 def allowed_lines(reports: Iterable[object]) -> list[str]:

@@ -268,7 +268,7 @@ def _result(command: str, found: dict[str, Any], seconds: float) -> CommandResul
     return CommandResult(
         command=command,
         exit_status=found["exit_status"],
-        stdout_bytes=found["stdout"].encode(),
-        stderr_bytes=found["stderr"].encode(),
+        stdout_bytes=found["stdout"].encode("latin-1"),
+        stderr_bytes=found["stderr"].encode("latin-1"),
         duration_s=seconds,
     )

@@ -8,6 +8,8 @@ nothing. A machine is handed out once; when it comes back, another one takes its
 from __future__ import annotations
 
 import contextlib
+import math
+import random
 import secrets
 import threading
 import time
@@ -22,6 +24,7 @@ from kboot.errors import ConfigError, GuestError, InfraError, KbootError
 from kboot.guest import CommandResult
 from kboot.log import logger
 from kboot.machine import Machine
+from kboot.pool.retries import Retries
 
 #: Starts a machine that is pristine and ready, and on for the length of the ``with``.
 Start = Callable[[], AbstractContextManager[Machine]]
@@ -33,8 +36,10 @@ _HEARTBEAT_S = 10.0
 _HEARTBEAT_LIMIT_S = 20.0
 #: So many are waited for at a time where the backend boots them.
 _STARTS_AT_ONCE = 16
-#: After a machine could not be started, until it is tried again; doubled each time up to the last.
-_RETRY_S = (1.0, 60.0)
+#: What a machine that waits is asked, unless its user has a better question.
+ALIVE = "true"
+#: Machines that were started together are not replaced together: each is too old a bit sooner.
+_AGES = (0.9, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,8 @@ class PoolMachine:
     started: float
     #: Seconds that it took to start it.
     start_s: float
+    #: Seconds after which it is too old.
+    max_age_s: float
     #: When it answered last, and whether it is being asked.
     alive: float
     asked: bool = False
@@ -103,17 +110,21 @@ class Pool:
         replicas: int,
         max_age_s: float | None = None,
         heartbeat_s: float = _HEARTBEAT_S,
+        check: str = ALIVE,
         on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
         on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
         supply: Supply | None = None,
     ) -> None:
         """`on_ending` is told of each machine before it is powered off, `on_ended` after that.
 
-        And what was wrong with it: maybe "". With `supply`, the backend keeps those that wait.
+        And what was wrong with it: maybe "". `check` is a command that succeeds in the guest of a
+        machine that is good: before it is handed out, and as long as it waits. With `supply`, the
+        backend keeps those that wait.
         """
+        self._check = check
         self._start = start
         self._replicas = replicas
-        self._max_age_s = max_age_s
+        self._max_age_s = math.inf if max_age_s is None else max_age_s
         self._heartbeat_s = heartbeat_s
         self._on_ending = on_ending
         self._on_ended = on_ended
@@ -124,8 +135,7 @@ class Pool:
         self._closing = False
         #: Why the last start failed; empty if it did not.
         self._trouble = ""
-        self._retry_s = _RETRY_S[0]
-        self._retry_at = 0.0
+        self._retries = Retries()
         #: Machines that are being started, by threads of their own where the backend boots them.
         self._starting = 0
         self._starters = (
@@ -150,6 +160,11 @@ class Pool:
         return self._replicas
 
     @property
+    def draining(self) -> bool:
+        """Whether it hands out nothing until it is scaled."""
+        return self._draining
+
+    @property
     def machines(self) -> tuple[PoolMachine, ...]:
         """Those there are at the moment."""
         with self._changed:
@@ -165,8 +180,10 @@ class Pool:
         deadline = Deadline(timeout)
         with self._changed:
             while True:
-                if self._draining or self._closing:
-                    raise InfraError("the pool is being drained: no machine is handed out")
+                if self._closing:
+                    raise InfraError("the pool is being stopped")
+                if self._draining:
+                    raise InfraError("the pool is being drained: it hands out nothing until scaled")
                 for each in self._machines:
                     free = each.state is State.READY and not each.asked
                     if free and self._can_be_had(each, holder):
@@ -177,13 +194,20 @@ class Pool:
                             machine=each.machine,
                         )
                         each.state = State.LEASED
+                        self._retries.prove()
                         logger.info("%s is leased to %s", each.machine.name, holder)
                         return each.lease
                 if deadline.expired:
-                    why = f": {self._trouble}" if self._trouble else ": all are in use"
-                    raise InfraError(f"no machine of the pool is free after {timeout:g} s{why}")
+                    why = self._trouble or self._why_none_is_free()
+                    raise InfraError(f"no machine of the pool is free after {timeout:g} s: {why}")
                 self._changed.notify_all()
                 self._changed.wait(min(_TICK_S, deadline.remaining))
+
+    def _why_none_is_free(self) -> str:
+        if self._replicas == 0:
+            return "it was scaled to 0"
+        leased = sum(each.state is State.LEASED for each in self._machines)
+        return "all are in use" if leased >= self._replicas else "they are being started"
 
     def release(self, identifier: str) -> str:
         """Give a machine back; nobody else gets it. What is wrong with it: empty if nothing is.
@@ -206,16 +230,22 @@ class Pool:
 
     def run(self, identifier: str, command: str, *, timeout: float) -> CommandResult:
         """Run a command in the guest of a leased machine. `ConfigError` if the lease has ended."""
-        with self._changed:
-            found = [
-                each
-                for each in self._machines
-                if each.lease and each.lease.identifier == identifier
-            ]
-            if not found or found[0].state is not State.LEASED:
-                raise ConfigError("this lease has ended: it was released, or its time is over")
-        with found[0].busy:
-            return found[0].machine.guest.run(command, timeout=timeout)
+        found = self._leased(identifier)
+        try:
+            with found.busy:
+                return found.machine.guest.run(command, timeout=timeout)
+        except KbootError:
+            # What was taken back is powered off at once, and that is no fault of its own.
+            self._leased(identifier)
+            raise
+
+    def _leased(self, identifier: str) -> PoolMachine:
+        if self._closing:
+            raise InfraError("the pool was stopped")
+        for each in self.machines:
+            if each.lease and each.lease.identifier == identifier and each.state is State.LEASED:
+                return each
+        raise ConfigError("this lease has ended: it was released, or its time is over")
 
     def scale(self, replicas: int) -> None:
         """Have so many machines from now on. Leased ones that are too many are not replaced."""
@@ -282,6 +312,9 @@ class Pool:
                     self._end(each)
                 elif each.state is State.READY and self._fault(each):
                     logger.warning("%s is taken out: %s", each.machine.name, each.fault)
+                    is_early = each.alive == each.started
+                    if is_early and self._retries.break_early(self._replicas):
+                        self._trouble = f"machines break before they are used: {each.fault}"
                     self._end(each)
                 elif each.state is State.READY and self._is_too_old(each, now):
                     self._end(each)
@@ -295,7 +328,7 @@ class Pool:
         with self._changed:
             coming = len(self._there()) + self._starting
             enough = coming >= self._replicas or self._draining or self._closing
-            if enough or time.monotonic() < self._retry_at:
+            if enough or not self._retries.is_due:
                 return False
             self._starting += 1
         if self._starters is None:
@@ -321,13 +354,15 @@ class Pool:
         with ExitStack() as power:
             try:
                 machine = power.enter_context(self._start())
+                if self._check != ALIVE:
+                    _ask(machine, self._check)
             except (GuestError, InfraError, OSError) as error:
-                self._trouble = str(error)
-                self._retry_at = time.monotonic() + self._retry_s
                 logger.warning("no machine for the pool: %s", error)
-                self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
+                with self._changed:
+                    self._trouble = str(error)
+                    self._retries.fail()
                 return False
-            self._trouble, self._retry_s = "", _RETRY_S[0]
+            self._trouble = ""
             now = time.monotonic()
             with self._changed:
                 self._machines.append(
@@ -336,6 +371,7 @@ class Pool:
                         power=power.pop_all(),
                         started=now,
                         start_s=now - begin,
+                        max_age_s=self._max_age_s * random.uniform(*_AGES),  # noqa: S311  no secret
                         alive=now,
                     )
                 )
@@ -360,7 +396,7 @@ class Pool:
         return True
 
     def _is_too_old(self, each: PoolMachine, now: float) -> bool:
-        return self._max_age_s is not None and now - each.started > self._max_age_s
+        return now - each.started > each.max_age_s
 
     def _ask(self) -> None:
         """Ask each machine that waits, from time to time, whether it lives."""
@@ -375,13 +411,15 @@ class Pool:
                 due.asked = True
             fault = ""
             try:
-                due.machine.guest.unrecorded().succeed(
-                    "true", deadline=Deadline(_HEARTBEAT_LIMIT_S)
-                )
+                _ask(due.machine, self._check)
             except KbootError as error:
-                fault = f"no heartbeat: {error}"
+                what = "no heartbeat" if self._check == ALIVE else "its check"
+                fault = f"{what}: {error}"
             with self._changed:
-                due.asked, due.alive = False, time.monotonic()
+                due.asked = False
+                if not fault:
+                    due.alive = time.monotonic()
+                    self._retries.prove()
                 # One that is being powered off meanwhile cannot answer.
                 if fault and due.state is State.READY:
                     due.fault = due.fault or fault
@@ -389,7 +427,8 @@ class Pool:
 
     def _is_due(self, each: PoolMachine) -> bool:
         silent_s = time.monotonic() - each.alive
-        return each.state is State.READY and silent_s >= self._heartbeat_s
+        waits = each.state is State.READY and not each.fault
+        return waits and silent_s >= self._heartbeat_s
 
     @staticmethod
     def _fault(each: PoolMachine) -> str:
@@ -426,6 +465,10 @@ class Pool:
             self._on_ended(each.machine, each.fault)
 
 
+def _ask(machine: Machine, command: str) -> None:
+    machine.guest.unrecorded().succeed(command, deadline=Deadline(_HEARTBEAT_LIMIT_S))
+
+
 @contextlib.contextmanager
 def open_pool(
     start: Start,
@@ -433,6 +476,7 @@ def open_pool(
     replicas: int,
     max_age_s: float | None = None,
     heartbeat_s: float = _HEARTBEAT_S,
+    check: str = ALIVE,
     on_ending: Callable[[Machine, str], None] = lambda _machine, _why: None,
     on_ended: Callable[[Machine, str], None] = lambda _machine, _why: None,
     supply: Supply | None = None,
@@ -443,6 +487,7 @@ def open_pool(
         replicas=replicas,
         max_age_s=max_age_s,
         heartbeat_s=heartbeat_s,
+        check=check,
         on_ending=on_ending,
         on_ended=on_ended,
         supply=supply,

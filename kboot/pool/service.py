@@ -17,7 +17,7 @@ from kboot.backend import ReplicaBackend
 from kboot.config import load
 from kboot.errors import ConfigError, InfraError
 from kboot.machine import Machine
-from kboot.pool.pool import Lease, Pool, PoolMachine, open_pool
+from kboot.pool.pool import ALIVE, Lease, Pool, PoolMachine, open_pool
 from kboot.pool.replicas import open_replicas
 from kboot.rpc import Request
 from kboot.session import Session, open_session
@@ -26,7 +26,7 @@ from kboot.state import evidence_directory
 KIND = service.Kind(name="pool", command="kboot pool")
 
 _LOOK_S = 0.5
-#: Of machines that were taken out, so many are remembered.
+#: Of machines that were taken out, so many are remembered, and their evidence is kept.
 _BROKEN_KEPT = 50
 
 
@@ -50,9 +50,13 @@ class PoolServer:
             rpc.serving(self._server.service.path, self.answer),
             open_session(config, evidence=self._evidence, prefix="p-") as session,
             _pool_of(
-                session, order["replicas"], order["max_age_s"], on_ended=self._see_end
+                *(session, order["replicas"], order["max_age_s"]),
+                check=order["check"],
+                on_ended=self._see_end,
             ) as self._pool,
         ):
+            # Who ends it while machines boot does not wait for that.
+            self._server.on_stop = session.leave_boots
             self._up.set()
             while not self._server.stopping.wait(_LOOK_S):
                 session.tell_of_evidence()
@@ -66,7 +70,10 @@ class PoolServer:
         directory = machine.evidence_directory
         if fault:
             found = {"name": machine.name, "fault": fault, "evidence": str(directory)}
-            self._broken = [*self._broken, found][-_BROKEN_KEPT:]
+            self._broken.append(found)
+            for former in self._broken[:-_BROKEN_KEPT]:
+                self._broken.remove(former)
+                shutil.rmtree(former["evidence"], ignore_errors=True)
         else:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -77,6 +84,8 @@ class PoolServer:
             return str(self._evidence)
         while not self._up.wait(_LOOK_S):
             request.check_client()
+            if self._server.stopping.is_set():
+                raise InfraError("the pool is being stopped")
         match request.verb:
             case "wait":
                 self._wait(request)
@@ -98,17 +107,32 @@ class PoolServer:
 
     def _wait(self, request: Request) -> None:
         """Until all machines are there."""
-        while len(self._pool.machines) < self._pool.replicas:
+        told = -1
+        while (there := len(self._pool.machines)) < self._pool.replicas:
             request.check_client()
+            if there != told:
+                told = there
+                what = f"{there} of {self._pool.replicas} machines are ready"
+                request.send_event({"event": "progress", "what": what})
             if self._pool.trouble or self._server.stopping.is_set():
-                raise InfraError(self._pool.trouble or "the pool is being stopped")
+                raise InfraError(self._why_incomplete())
             time.sleep(_LOOK_S / 10)
+
+    def _why_incomplete(self) -> str:
+        if self._server.stopping.is_set():
+            return "the pool is being stopped"
+        name = self._server.service.name
+        return (
+            f"{self._pool.trouble}; the pool {name} goes on trying: kboot pool list {name}, or "
+            f"kboot pool down {name}"
+        )
 
     def _status(self) -> dict[str, Any]:
         return {
             "name": self._server.service.name,
             "replicas": self._pool.replicas,
             "trouble": self._pool.trouble,
+            "draining": self._pool.draining,
             "machines": [_described(each) for each in self._pool.machines],
             "broken": self._broken,
         }
@@ -144,8 +168,8 @@ class PoolServer:
         )
         return {
             "exit_status": result.exit_status,
-            "stdout": result.stdout,
-            "stderr": result.stderr,
+            "stdout": result.stdout_bytes.decode("latin-1"),
+            "stderr": result.stderr_bytes.decode("latin-1"),
         }
 
 
@@ -156,12 +180,18 @@ def _pool_of(
     max_age_s: float | None,
     *,
     on_ended: Callable[[Machine, str], None],
+    check: str = ALIVE,
 ) -> Iterator[Pool]:
     """The pool, kept by the backend where that can."""
     backend = session.backend
     if not isinstance(backend, ReplicaBackend):
-        start = _Starter(session).start
-        with open_pool(start, replicas=replicas, max_age_s=max_age_s, on_ended=on_ended) as pool:
+        with open_pool(
+            _Starter(session).start,
+            replicas=replicas,
+            max_age_s=max_age_s,
+            check=check,
+            on_ended=on_ended,
+        ) as pool:
             yield pool
         return
     with (
@@ -170,6 +200,7 @@ def _pool_of(
             source.start,
             replicas=replicas,
             max_age_s=max_age_s,
+            check=check,
             on_ending=source.take_out_broken,
             on_ended=on_ended,
             supply=source.supply,

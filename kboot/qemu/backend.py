@@ -16,7 +16,7 @@ from kboot.backend import BootServer
 from kboot.config import Network
 from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
-from kboot.log import step
+from kboot.log import logger, step
 from kboot.machine_network import PathCondition
 from kboot.machine_spec import Disk, Firmware, Link, MachineSpec
 from kboot.qemu import accel, disks, network_boot, processors, saved_firmware, shares
@@ -251,7 +251,10 @@ class QemuBackend:
 
         It is there as long as the backend is open.
         """
-        if spec.firmware_start == "real" or spec.boot_disk or self.snapshot_fault(spec):
+        if spec.firmware_start == "real" or spec.boot_disk:
+            return None
+        if fault := self.snapshot_fault(spec):
+            logger.warning("machine %s starts with its real firmware: %s", spec.name, fault)
             return None
         store = self._firmware_store()
         parts = saved_firmware.firmware_parts(self.snapshot_identity(spec))

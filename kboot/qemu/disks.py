@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from kboot.disks import Image, clone_of, empty_layer, keep, kept_directory, read_image
+from kboot.disks import (
+    Image,
+    clone_of,
+    conversion,
+    empty_layer,
+    keep,
+    kept_base,
+    kept_directory,
+    read_image,
+)
 from kboot.errors import ConfigError, InfraError
 from kboot.kernel import local_path
 from kboot.machine_spec import Disk
@@ -42,14 +52,15 @@ def snapshot_fault(disks: Sequence[Disk]) -> str | None:
         if image and "vmdk" in {image.format, *image.formats_below}:
             return (
                 f"QEMU cannot save a machine with a vmdk image (disk {disk.name}); convert it: "
-                f"qemu-img convert -O qcow2 {image.path} {image.path.with_suffix('.qcow2')}"
+                f"{conversion(image.path)}"
             )
     return None
 
 
-def source_of(disk: Disk) -> Image | None:
+def source_of(disk: Disk, base: Path | None = None) -> Image | None:
     """The image that a disk begins with; None for a blank one. A URL is downloaded.
 
+    With a `base`, what is there is meant, whatever the source.
     `ConfigError` if there is no such image, if it is none, or if it is larger than the disk.
     """
     what = f"disk {disk.name}"
@@ -58,7 +69,7 @@ def source_of(disk: Disk) -> Image | None:
     if disk.kind == "clone":
         image = clone_of(disk.source, what=what)
     else:
-        image = read_image(_file(disk.source), what=what)
+        image = read_image(base or _file(disk.source), what=what)
     if disk.size_mib is not None and disk.size_mib << 20 < image.size_bytes:
         raise ConfigError(
             f"{what}: {image.path} has {-(-image.size_bytes >> 20)} MiB, which do not fit into "
@@ -119,7 +130,7 @@ class MachineDisks:
         self._directory = directory
         self._machine = machine
         self._boot_disk = boot_disk
-        self._sources = {disk.name: source_of(disk) for disk in disks}
+        self._sources = {disk.name: source_of(disk, kept_base(machine, disk)) for disk in disks}
 
     def begin(self, saved: Path | None, *, savable: bool) -> list[str]:
         """Options for QEMU, for disks as they are at power-on, or in the state in `saved`.
@@ -129,9 +140,10 @@ class MachineDisks:
         for disk in self._disks:
             image = self._sources[disk.name]
             if image and (changed := image.changed_file):
+                what = "has changed" if changed.exists() else "is gone"
                 raise ConfigError(
-                    f"disk {disk.name}: {changed} has changed since this machine was made; "
-                    "nothing of it is used: start another machine"
+                    f"disk {disk.name}: {changed} {what} since this machine was made; put it back, "
+                    "or start another machine"
                 )
         words = []
         for disk in self._disks:
@@ -171,10 +183,10 @@ class MachineDisks:
                 node = _Node(path=image.path, format=image.format)
             else:
                 node = _Node(path=Path(f"{disk.name}.qcow2"), format="qcow2")
-                below = f"-b {image.path} -F {image.format} " if image else ""
-                commands.append(
-                    f"qemu-img create -q -f qcow2 {below}{node.path} {self._size_bytes(disk)}"
-                )
+                below = ("-b", str(image.path), "-F", image.format) if image else ()
+                size = str(self._size_bytes(disk))
+                create = ("qemu-img", "create", "-q", "-f", "qcow2", *below, str(node.path), size)
+                commands.append(shlex.join(create))
             words += _node_words(disk, node)
         return commands, [*words, *device_words(self._disks, self._boot_disk)]
 
@@ -185,6 +197,9 @@ class MachineDisks:
             return below
         if disk.keep:
             layer = keep(self._machine, disk, image, self._size_bytes(disk))
+            if base := kept_base(self._machine, disk):
+                image = self._sources[disk.name] = read_image(base, what=f"disk {disk.name}")
+                below = _Node(path=image.path, format=image.format)
             return _Node(path=layer, format="qcow2", below=below)
         layer = self._layer(disk)
         template = empty_layer(self._size_bytes(disk))

@@ -23,6 +23,7 @@ from kboot.machine_spec import Link, MachineSpec
 from kboot.qemu import firmware, snapshot, traffic
 from kboot.qemu.argv import UPLINK, Accelerator, Flash, Ipxe, Wiring, argv, as_text
 from kboot.qemu.disks import MachineDisks
+from kboot.qemu.late_dhcp import answering_late
 from kboot.qemu.qmp import Qmp, QmpClosed
 from kboot.qemu.snapshot import GuestMemory, SavedFirmware
 from kboot.snapshots import sparse
@@ -55,8 +56,8 @@ class SocketStream:
 #: What UEFI trusts, in its own format.
 _AUTHORITIES = "uefi-authorities.bin"
 
-#: For an answer by DHCP that comes late.
-_LATE_S = 10.0
+#: Notes what a machine sends whose DHCP is to answer late.
+_NOTES = "asked"
 
 #: QEMU takes its commands in milliseconds; this is for a host that is swapping.
 _CONTROL_LIMIT_S = 20.0
@@ -365,15 +366,16 @@ class QemuVirtualMachine:
             return
         self._command("set_link", name=UPLINK, up=False)
         if self.spec.dhcp == "late":
-            timer = threading.Timer(_LATE_S, self._connect_uplink)
-            timer.daemon = True
-            timer.start()
-            stack.callback(timer.cancel)
+            packets = self._directory / "asked.pcap"
+            notes = {"qom-type": "filter-dump", "id": _NOTES, "netdev": "net0"}
+            self._command("object-add", **notes, file=str(packets))
+            stack.enter_context(answering_late(packets, self._lock, self._connect_uplink))
 
     def _connect_uplink(self) -> None:
         # The machine may be just ending.
-        with self._lock, contextlib.suppress(QmpClosed):
+        with contextlib.suppress(QmpClosed):
             self._command("set_link", name=UPLINK, up=True)
+            self._command("object-del", id=_NOTES)
 
     def _open_memory(self, saved: Path | None) -> GuestMemory | None:
         """The file behind the guest's memory; None if it is QEMU's own."""

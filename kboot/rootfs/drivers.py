@@ -15,10 +15,18 @@ def may_drive(kernel: Kernel, option: str) -> bool | None:
     return None if config is None else not {f"{option}=y", f"{option}=m"}.isdisjoint(config.split())
 
 
+def not_built_in(kernel: Kernel, needed: Mapping[str, str]) -> Mapping[str, str]:
+    """Those of the drivers that its configuration does not say to be built in."""
+    lines = frozenset((kernel.config() or "").splitlines()) if needed else frozenset()
+    return {name: option for name, option in needed.items() if f"{option}=y" not in lines}
+
+
 def require_drivers(
     kernel: Kernel, needed: Mapping[str, str], what: str, *, remedy: str = "give another kernel"
 ) -> None:
     """`ConfigError` if it is known that a driver is neither built in nor came with the kernel."""
+    if not needed:
+        return
     directory, config = kernel.modules, kernel.config()
     tree = None if directory is None else ModuleTree(directory)
     for module, option in needed.items():

@@ -91,6 +91,7 @@ def check_initrd(path: Path) -> None:
 _NO_INITRDS = (
     *("an empty file", "a kernel", "a script", "text", "ELF", "an ar archive", "an RPM package"),
     *("a zip archive", "a tar archive", "a qcow2 disk image", "an EFI program"),
+    "a cpio archive in a format that Linux does not unpack",
 )
 
 

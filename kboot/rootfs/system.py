@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kboot import arch, network_cards
@@ -17,8 +17,8 @@ from kboot.kernel.image import HEAD_SIZE, looks_like
 from kboot.machine_spec import Disk, Share
 from kboot.network_cards import CARDS, NicModel
 from kboot.rootfs.debian import is_debian
-from kboot.rootfs.disks import disk_links, disk_modules
-from kboot.rootfs.drivers import require_drivers
+from kboot.rootfs.disks import disk_links, disk_modules, root_drivers
+from kboot.rootfs.drivers import not_built_in, require_drivers
 from kboot.rootfs.modules import modules_there
 from kboot.rootfs.overlay import overlay_initramfs, resolve_rootfs
 from kboot.rootfs.tiny import tiny_initramfs
@@ -51,6 +51,8 @@ class System:
     shares: tuple[Share, ...] = ()
     #: Whether it may have an ssh server.
     may_have_ssh: bool = True
+    #: Of `modules` and what is built in, those without which it has no root file system.
+    drivers: Mapping[str, str] = field(default_factory=dict)
 
 
 def system_for(
@@ -63,9 +65,11 @@ def system_for(
     mirror: str = arch.DEBIAN_MIRROR,
     command_line: str = "",
     nic_model: NicModel = network_cards.DEFAULT,
+    brings_drivers: bool = False,
 ) -> System:
     """What the setting `rootfs` means, for a machine with these disks, shares and network card.
 
+    With `brings_drivers`, the user gives the kernel modules that did not come with it.
     `ConfigError` if it cannot be booted into: no such file, nothing that is a root file system, or
     a kernel without drivers for it.
     """
@@ -86,9 +90,15 @@ def system_for(
         )
     all_shares = (*found.shares, *shares)
     needed = [*found.modules, *(_SHARE_MODULES if all_shares else ())]
+    there = tuple(modules_there(kernel, dict.fromkeys(needed)))
+    lacking = {name: option for name, option in found.drivers.items() if name not in there}
+    if not brings_drivers:
+        what = f"rootfs {value} needs {' and '.join(found.drivers)}"
+        remedy = "give its package, its build tree, or another kernel"
+        require_drivers(kernel, not_built_in(kernel, lacking), what, remedy=remedy)
     return System(
         images=found.images,
-        modules=tuple(modules_there(kernel, dict.fromkeys(needed))),
+        modules=there,
         disks=found.disks,
         shares=all_shares,
         may_have_ssh=found.may_have_ssh,
@@ -147,6 +157,9 @@ def is_disk_image(path: Path) -> bool:
         file.seek(0x438)
         ext = file.read(2) == b"\x53\xef"
     looks = looks_like(head)
+    if "compressed" in looks or "initramfs" in looks:
+        # One may have an ext4 file system's two bytes by chance.
+        return False
     return ext or "disk image" in looks or looks.startswith(("nothing but zeros", "a squashfs"))
 
 
@@ -164,13 +177,15 @@ def _on_disk(
         there = ", ".join(each.name for each in disks) or "none"
         raise ConfigError(f"rootfs disk:{name}: no disk is called so (there are: {there}); --disk")
     links = disk_links(disks)
-    where = _partition_of(disk, command_line)
+    named = next(iter(_parameters("root", command_line)), "")
+    where = _partition_of(disk, named)
     types = (where.file_system,) if where and where.file_system else _COMMON_FILE_SYSTEMS
     about = {
         "kind": "disk",
         "device": f"/dev/disk/by-id/{_link(disk)}",
         "partition": str(where.number if where else 0),
         "type": (where.file_system if where else "") or "auto",
+        "named": named if where else "",
     }
     return System(
         images=(
@@ -179,6 +194,7 @@ def _on_disk(
         ),
         modules=(*disk_modules(disks), *types, *card_modules),
         disks=disks,
+        drivers=root_drivers(disk, where.file_system if where else ""),
     )
 
 
@@ -190,19 +206,24 @@ def _link(disk: Disk) -> str:
     }[disk.bus]
 
 
-def _partition_of(disk: Disk, command_line: str) -> Partition | None:
-    """Where the root is on a disk; None where only the machine can look for what the user says."""
-    named = [word[5:] for word in command_line.split() if word.startswith("root=")]
+def _parameters(name: str, command_line: str) -> list[str]:
+    """What the kernel is given for this parameter, the last one, which counts, first."""
+    words = [word.partition("=") for word in reversed(command_line.split())]
+    return [value for key, _, value in words if key == name]
+
+
+def _partition_of(disk: Disk, named: str) -> Partition | None:
+    """Where the root is on a disk; None where only the machine can look for what is `named`."""
     what = f"rootfs on disk {disk.name}"
     is_here = disk.kind == "image" and "://" not in disk.source
-    by_partition = bool(named) and named[-1].startswith(("PARTUUID=", "PARTLABEL="))
+    by_partition = named.startswith(("PARTUUID=", "PARTLABEL="))
     if named and not by_partition:
         return None
     if is_here:
         image = read_image(Path(disk.source), what=what)
         if not named:
             return find_root(image, what=what)
-        return named_root(partitions(reader(image)), named[-1], what=f"{what}: {image.path}")
+        return named_root(partitions(reader(image)), named, what=f"{what}: {image.path}")
     if disk.kind == "blank" and not disk.keep:
         raise ConfigError(f"rootfs disk:{disk.name}: a blank disk: no system is on it")
     raise ConfigError(

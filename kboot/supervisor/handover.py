@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kboot.backend import Backend, PersistentBackend
 from kboot.config import Config
@@ -55,8 +55,9 @@ def _value(hint: Any, plain: Any) -> Any:
             return None
         if type(plain) in arguments:
             return plain
-        (hint,) = (each for each in arguments if each is not NoneType)
-        return _value(hint, plain)
+        # What is one of some words is a text.
+        others = [a for a in arguments if a is not NoneType and get_origin(a) is not Literal]
+        return _value(others[0], plain) if others else plain
     if origin is tuple:
         return tuple(_value(arguments[0], each) for each in plain)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

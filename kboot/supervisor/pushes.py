@@ -16,8 +16,8 @@ from kboot.errors import ConfigError, InfraError
 from kboot.kernel import Kernel, local_path, read_kernel, require_architecture, sha256_of
 from kboot.kernel.compression import MAGIC, compression_of, decompressed
 from kboot.kernel.image import HEAD_SIZE
-from kboot.machine import Load, own_kernel, settings_for, upload
-from kboot.rootfs import is_module_file, module_name
+from kboot.machine import Load, MachineSettings, own_kernel, settings_for, upload
+from kboot.rootfs import is_debian, is_module_file, module_name
 from kboot.rootfs.modules_image import NONE
 
 
@@ -168,7 +168,8 @@ class Pushes:
                 f"{self._machine_name} boots from its disk, and nothing is pushed to it; change "
                 "what is there, or start a machine without --boot disk"
             )
-        config, new_kernel, new_images = _changed(config, wanted)
+        drivers = current is not None and _has_drivers(current.settings, config)
+        config, new_kernel, new_images = _changed(config, wanted, has_drivers=drivers)
         return self.read(
             config,
             on_progress,
@@ -299,7 +300,12 @@ class Pushes:
         return self._kernels[stamp]
 
 
-def _changed(config: Config, wanted: Wanted) -> tuple[Config, bool, bool]:
+def _has_drivers(settings: MachineSettings, config: Config) -> bool:
+    """Whether drivers are loaded for the machine, as `kboot.rootfs.system` chooses them."""
+    return bool(settings.spec.disks or settings.spec.shares) or is_debian(config.rootfs)
+
+
+def _changed(config: Config, wanted: Wanted, *, has_drivers: bool) -> tuple[Config, bool, bool]:
     """A configuration with what is wanted, and whether its kernel, and its images, are new."""
     modules = list(wanted.modules or ())
     new_kernel, new_images = False, wanted.initrds is not None
@@ -320,7 +326,7 @@ def _changed(config: Config, wanted: Wanted) -> tuple[Config, bool, bool]:
         named = {module_name(each): each for each in (*before, *modules) if each}
         config = replace(config, module=tuple(named.values()))
     # Modules are those of their kernel.
-    has_modules = config.module or config.modules != NONE
+    has_modules = has_drivers or config.module or config.modules != NONE
     return config, new_kernel, new_images or bool(modules or (new_kernel and has_modules))
 
 

@@ -45,7 +45,7 @@ from kboot.kubevirt.virtual_machine import ClusterVirtualMachine
 from kboot.machine_spec import MachineSpec
 from kboot.session import open_session
 from tests.kubevirt import measure_push
-from tests.kubevirt.cluster import Cluster, running_cluster
+from tests.kubevirt.cluster import Cluster, cluster_without_firmware
 from tests.kubevirt.powered import eventually
 
 #: Debian 13's, which ``make`` fetches.
@@ -94,7 +94,7 @@ def shared_cluster(*, real: bool) -> Iterator[Cluster | None]:
     if real:
         yield None
         return
-    with running_cluster() as cluster:
+    with cluster_without_firmware() as cluster:
         yield cluster
 
 

@@ -138,12 +138,25 @@ def test_what_the_cluster_does_not_have_is_named(
         pytest.fail("it runs")
 
 
-def test_a_disk_that_a_cluster_has_not_is_refused_before_anything_starts(
+def test_a_machine_that_a_cluster_has_not_is_refused_before_anything_starts(
     cluster: Cluster, debian_kernel: Path, tmp_path: Path
 ) -> None:
-    config = Config(kernel=str(debian_kernel), backend="kubevirt", disk=("blank,bus=nvme",))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sh").touch()
+    image = tmp_path / "root.img"
+    image.write_bytes((bytes(0x438) + b"\x53\xef").ljust(1 << 17, b"\0"))
+    config = Config(kernel=str(debian_kernel), backend="kubevirt")
+    no_directories = "a cluster's machine does not see directories of this host; give it a disk"
     with open_session(config, evidence=tmp_path / "evidence") as session:
-        settings = session.settings(config)
-        with pytest.raises(ConfigError, match="disk disk0: KubeVirt has no NVMe disks"):
-            session.machine(settings, name="refused")
+        for wanted, words in (
+            (Config(disk=("blank,bus=nvme",)), "disk disk0: KubeVirt has no NVMe disks"),
+            (Config(share=(f"{tmp_path}:t",)), f"share {tmp_path}: {no_directories}"),
+            (Config(rootfs=str(tmp_path)), f"share {tmp_path}: {no_directories}"),
+            (Config(rootfs=str(image)), f"disk root: a cluster's machine does not read {image}"),
+            (Config(numa=2, cpus=2), "machine .*: on a cluster a machine has the NUMA nodes of"),
+            (Config(nics=2), "machine .*: a pod has one network: more cards need networks of"),
+        ):
+            with pytest.raises(ConfigError, match=words) as raised:
+                session.machine(session.settings(wanted), name="refused")
+            assert "\n" not in str(raised.value)
     assert cluster.objects("virtualmachines") == []

@@ -73,6 +73,7 @@ def open_zoo(
     settings = MachineSettings(
         spec=MachineSpec(
             name="zoo",
+            memory_mib=256,
             architecture=row.name,
             firmware=row.firmware("auto"),
         ),
