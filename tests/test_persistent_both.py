@@ -102,9 +102,13 @@ def test_the_whole_loop_is_the_same_everywhere(
         assert (found["state"], found["what"]) == ("ready", "")
         assert found["boot_id"] == crashed["boot_id"]
         assert "sysrq triggered crash" in user.type("logs")
+    died = user.try_("crash")
+    assert (died.returncode, "sysrq" in died.stdout.lower()) == (1, True)
     back = user.ask("pushes", "rollback")
     assert back["release"] == first
     assert user.ask("restart")["release"] == first == session.kernel()
+    # What was asked for is no crash.
+    assert user.try_("crash").stdout == died.stdout
     user.type("down")
     assert session.left() == []
 
