@@ -11,7 +11,7 @@ from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kboot import config
@@ -241,6 +241,7 @@ def test_every_default_is_a_value_its_own_parser_accepts(
         assert setting.parse(setting.default, tmp_path) == setting.default
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30) | st.integers() | st.floats() | st.booleans())
 def test_parsers_return_a_value_or_say_in_one_line_what_it_is_not(value: object) -> None:
     for setting in config.SETTINGS:
