@@ -79,7 +79,8 @@ def test_roles_are_numbers_or_settings_with_a_count() -> None:
     ("chosen", "complaint"),
     [
         ({}, "at least one role"),
-        ({"worker": 0}, "say how many"),
+        ({"worker": 0}, "^worker=0: say how many"),
+        ({"worker": {"count": 0}}, "^worker=0: say how many"),
         ({"worker": True}, "say how many"),
         ({"worker": {"memory": "1G"}}, "say how many"),
         ({"Worker": 1}, "cannot be the name"),

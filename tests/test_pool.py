@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +80,20 @@ def test_nobody_gets_a_machine_that_somebody_has(pool: Pool) -> None:
     # Twice is no mistake.
     pool.release(one.identifier)
     assert pool.acquire("third", ttl=60, timeout=30).machine not in {one.machine, other.machine}
+
+
+def test_who_has_given_up_waiting_gets_no_machine(pool: Pool) -> None:
+    leases = [pool.acquire("user", ttl=60, timeout=30) for _ in range(2)]
+    looks = itertools.count()
+
+    def gives_up() -> None:
+        if next(looks) == 2:
+            pool.release(leases[0].identifier)
+            raise InfraError("cancelled")
+
+    with pytest.raises(InfraError, match="cancelled"):
+        pool.acquire("impatient", ttl=60, timeout=30, still_wanted=gives_up)
+    eventually(lambda: ready(pool) == 1)
 
 
 def test_all_who_come_at_once_get_different_machines(pool: Pool) -> None:

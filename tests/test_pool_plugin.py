@@ -78,6 +78,11 @@ def test_the_next_one_has_its_machine(pool):
     fresh(pool.acquire()).succeed("true")
 
 
+@pytest.mark.kboot_pool(check="false", wait=0.3)
+def test_no_machine_passes_its_check(pool):
+    pool.acquire()
+
+
 @pytest.mark.kboot_pool("absent")
 def test_asks_for_a_pool_that_is_not_there(pool):
     pool.acquire()
@@ -88,7 +93,7 @@ def test_a_pool_is_a_fixture(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SUITE)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=3, failed=6)
+    result.assert_outcomes(passed=3, failed=6, errors=1)
     result.stdout.fnmatch_lines_random(
         [
             "*kboot crash: *",
@@ -96,6 +101,7 @@ def test_a_pool_is_a_fixture(pytester: pytest.Pytester) -> None:
             "E *KernelCrash: *",
             "E *CommandFailed: *'false' exited with 1*",
             "E *ConfigError: the lease of m* ended after 0.2 s, before it was given back*ttl=*",
+            "E *InfraError: no machine of the pool is free after 0.3 s: 'false' exited with 1*",
             "E *ConfigError: there is no pool called absent*kboot pool up absent",
         ]
     )
@@ -110,6 +116,7 @@ def test_a_pool_is_a_fixture(pytester: pytest.Pytester) -> None:
         ("3", "takes the name of a pool that stays"),
         ("size=3", "has no setting size; it has replicas"),
         ("replicas=0", "a number of machines, 1 or more"),
+        ("check=3", "check=3: a command for the guest"),
         ("ttl='long'", "ttl='long': not a time above 0"),
     ],
 )

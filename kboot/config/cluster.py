@@ -85,6 +85,18 @@ class ClusterConfig:
             parse.text,
         ),
     )
+    cluster_network: str = field(
+        default="",
+        metadata=about(
+            "a NetworkAttachmentDefinition (Multus) on which the machines of a fleet on a cluster "
+            "are, besides the network that they boot from; else that one",
+            "[NAMESPACE/]NAME",
+            parse.matching(
+                r"|([a-z0-9][a-z0-9-]*/)?[a-z0-9][a-z0-9.-]*",
+                "the name of a NetworkAttachmentDefinition, such as lab or networks/lab",
+            ),
+        ),
+    )
     cluster_registry: str = field(
         default="",
         metadata=about(

@@ -61,7 +61,7 @@ def _role(name: str, value: object) -> Role:
     count = settings.pop(_COUNT, None)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ConfigError(
-            f"{name}={value!r}: say how many machines, as {name}=3, or with settings, as "
+            f"{name}={count!r}: say how many machines, as {name}=3, or with settings, as "
             f"{name}={{'count': 3, 'memory': '1G'}}"
         )
     return Role(name=name, count=count, settings=settings)

@@ -16,7 +16,7 @@ from kboot.kubevirt import claims, disks, manifests, ownership, preflight, proce
 from kboot.kubevirt.api import CONFIG_MAPS, SECRETS, ApiError, Client, connect
 from kboot.kubevirt.ipxe_disk import IpxeDisk
 from kboot.kubevirt.manifests import Run
-from kboot.kubevirt.network import PodNetwork, open_pod_network
+from kboot.kubevirt.network import AttachedNetwork, PodNetwork, open_pod_network
 from kboot.kubevirt.ownership import Holder
 from kboot.kubevirt.replica_set import ReplicaSet, open_replica_set
 from kboot.kubevirt.server import ClusterServer
@@ -105,8 +105,13 @@ class KubevirtBackend:
             yield machine
 
     @contextlib.contextmanager
-    def open_network(self, members: Sequence[str], deadline: Deadline) -> Iterator[PodNetwork]:
-        """Names on the pod network for these machines."""
+    def open_network(
+        self, members: Sequence[str], deadline: Deadline
+    ) -> Iterator[PodNetwork | AttachedNetwork]:
+        """Names on the pod network for these machines, or addresses on the one that is named."""
+        if self.settings.cluster_network:
+            yield AttachedNetwork(self.run, members)
+            return
         domain = self.settings.cluster_domain
         with open_pod_network(self.client, self.run, members, domain, deadline) as network:
             yield network

@@ -96,11 +96,11 @@ class Control:
         if self._view.wait_for(shown, Deadline(patience_s)) is None:
             raise trouble
 
-    def set_link(self, *, up: bool) -> None:
-        """Plug in or pull the cable of the first network card; it stays so in the machine."""
+    def set_link(self, *, up: bool, card: int = 0) -> None:
+        """Plug in or pull the cable of a network card, by number; it stays so in the machine."""
         change = {
             "op": "add",
-            "path": "/spec/template/spec/domain/devices/interfaces/0/state",
+            "path": f"/spec/template/spec/domain/devices/interfaces/{card}/state",
             "value": "up" if up else "down",
         }
         name, deadline = self._view.name, Deadline(CONTROL_LIMIT_S)

@@ -207,6 +207,11 @@ class ClusterVirtualMachine:
         with self._lock:
             self._patch_link(up=up)
 
+    def set_fleet_link(self, *, up: bool) -> None:
+        """Plug in or pull the cable of the card that is not the one that it boots from."""
+        with self._lock:
+            self._control.set_link(up=up, card=1)
+
     def check(self) -> None:
         """Raise `ClusterError` if the machine is gone, `GuestError` if the guest powered off."""
         self._watches.check()

@@ -29,6 +29,8 @@ _LONGEST_BOOT_FILE = 255
 
 #: The network card that the machine boots from.
 INTERFACE = "default"
+#: The one behind it, on a fleet's network, where that is another one.
+FLEET_INTERFACE = "fleet"
 _IPXE_VOLUME = "ipxe"
 #: What ``ipxe.lkrn`` looks like: a Linux kernel, as loaders know it.
 _LINUX_MAGIC, _LINUX_MAGIC_AT = b"HdrS", 0x202
@@ -122,8 +124,12 @@ def _instance(name: str, spec: MachineSpec, run: Run, settings: ClusterConfig) -
         "networks": [{"name": INTERFACE, "pod": {}}],
     }
     for link in spec.links:
-        # By these, its pod is known to DNS.
-        instance |= {"hostname": link.member, "subdomain": link.network}
+        if link.mac_address:
+            attachment = {"networkName": settings.cluster_network}
+            instance["networks"].append({"name": FLEET_INTERFACE, "multus": attachment})
+        else:
+            # By these, its pod is known to DNS.
+            instance |= {"hostname": link.member, "subdomain": link.network}
     if settings.cluster_attach == "paused":
         instance["startStrategy"] = "Paused"
     if settings.cluster_ipxe_disk and spec.firmware == "uefi" and not spec.boot_disk:
@@ -158,7 +164,17 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
         del interface["bootOrder"]
     if spec.offered_file:
         interface["dhcpOptions"] = {"bootFileName": spec.offered_file}
-    if not spec.links:
+    cards = [
+        {
+            "name": FLEET_INTERFACE,
+            "bridge": {},
+            "model": "virtio",
+            "macAddress": link.mac_address,
+        }
+        for link in spec.links
+        if link.mac_address
+    ]
+    if len(cards) == len(spec.links):
         # Behind masquerade, only ports that are named can be reached; all, where none is.
         interface["ports"] = [{"port": 22}]
     return {
@@ -167,7 +183,7 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
         # The record that gaps are filled from.
         "logSerialConsole": True,
         "rng": {},
-        "interfaces": [interface],
+        "interfaces": [interface, *cards],
     }
 
 

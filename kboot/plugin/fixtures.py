@@ -239,7 +239,9 @@ def pool(
         source = PersistentPool(service.find(KIND, wanted.name))
     else:
         settings = kboot_session.settings(config_for(item)[0])
-        own = kboot_pools.open(settings, replicas=wanted.replicas, max_age_s=wanted.max_age_s)
+        own = kboot_pools.open(
+            settings, replicas=wanted.replicas, max_age_s=wanted.max_age_s, check=wanted.check
+        )
         source = OwnPool(own, on_machine)
     leases = Leases(
         source, holder=item.nodeid, ttl=wanted.ttl_s, timeout=wanted.wait_s, on_lease=on_lease

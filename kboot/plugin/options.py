@@ -159,9 +159,11 @@ class WantedPool:
 
     #: Of a persistent pool (``kboot pool up NAME``); empty for the run's own one, ...
     name: str = ""
-    #: ... of which this is the size, so many seconds a machine may wait in it, ...
+    #: ... of which this is the size, so many seconds a machine may wait in it, and this has to
+    #: succeed in its guest.
     replicas: int = 2
     max_age_s: float | None = None
+    check: str = "true"
     #: Seconds of a lease, and to wait for one.
     ttl_s: float = 3600.0
     wait_s: float = 300.0
@@ -183,21 +185,25 @@ def pool_for(item: pytest.Item) -> WantedPool:
     name = marker.args[0] if marker.args else ""
     if name:
         service.find(KIND, name)
-    if unknown := chosen.keys() - {"replicas", "max_age", "ttl", "wait"}:
+    if unknown := chosen.keys() - {"replicas", "max_age", "check", "ttl", "wait"}:
         raise ConfigError(
             f"the marker {POOL_MARKER} has no setting {', '.join(sorted(unknown))}; "
-            "it has replicas, max_age, ttl, wait"
+            "it has replicas, max_age, check, ttl, wait"
         )
-    if name and (own := chosen.keys() & {"replicas", "max_age"}):
+    if name and (own := chosen.keys() & {"replicas", "max_age", "check"}):
         raise ConfigError(
             f"{', '.join(sorted(own))}: the pool {name} was started with its own; leave it out"
         )
     replicas = chosen.pop("replicas", WantedPool().replicas)
     if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
         raise ConfigError(f"replicas={replicas!r}: a number of machines, 1 or more")
+    check = chosen.pop("check", WantedPool().check)
+    if not isinstance(check, str):
+        raise ConfigError(f"check={check!r}: a command for the guest")
     return WantedPool(
         name=name,
         replicas=replicas,
+        check=check,
         **{f"{key}_s": _seconds(key, value) for key, value in chosen.items()},
     )
 

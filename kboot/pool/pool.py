@@ -131,10 +131,11 @@ class Pool:
         self._supply = supply
         self._machines: list[PoolMachine] = []
         self._changed = threading.Condition()
-        self._draining = False
+        #: Whether it hands out nothing until it is scaled.
+        self.draining = False
         self._closing = False
-        #: Why the last start failed; empty if it did not.
-        self._trouble = ""
+        #: Why no machine could be started the last time; empty if one could.
+        self.trouble = ""
         self._retries = Retries()
         #: Machines that are being started, by threads of their own where the backend boots them.
         self._starting = 0
@@ -150,19 +151,9 @@ class Pool:
     # ------------------------------------------------------------------------------ for its users
 
     @property
-    def trouble(self) -> str:
-        """Why no machine could be started the last time; empty if one could."""
-        return self._trouble
-
-    @property
     def replicas(self) -> int:
         """How many machines there are to be."""
         return self._replicas
-
-    @property
-    def draining(self) -> bool:
-        """Whether it hands out nothing until it is scaled."""
-        return self._draining
 
     @property
     def machines(self) -> tuple[PoolMachine, ...]:
@@ -170,19 +161,28 @@ class Pool:
         with self._changed:
             return tuple(self._machines)
 
-    def acquire(self, holder: str, *, ttl: float, timeout: float) -> Lease:
+    def acquire(
+        self,
+        holder: str,
+        *,
+        ttl: float,
+        timeout: float,
+        still_wanted: Callable[[], None] = lambda: None,
+    ) -> Lease:
         """Have a pristine machine for `ttl` seconds; it is waited for `timeout` seconds.
 
-        `InfraError` if there is none by then, or if the pool hands out no more.
+        `InfraError` if there is none by then, or if the pool hands out no more. `still_wanted`
+        raises if nobody waits any more: no machine is wasted on them.
         """
         if ttl <= 0:
             raise ConfigError(f"a lease of {ttl:g} s: it has to be longer than 0 s")
         deadline = Deadline(timeout)
         with self._changed:
             while True:
+                still_wanted()
                 if self._closing:
                     raise InfraError("the pool is being stopped")
-                if self._draining:
+                if self.draining:
                     raise InfraError("the pool is being drained: it hands out nothing until scaled")
                 for each in self._machines:
                     free = each.state is State.READY and not each.asked
@@ -198,15 +198,15 @@ class Pool:
                         logger.info("%s is leased to %s", each.machine.name, holder)
                         return each.lease
                 if deadline.expired:
-                    why = self._trouble or self._why_none_is_free()
+                    why = self.trouble or self._why_none_is_free()
                     raise InfraError(f"no machine of the pool is free after {timeout:g} s: {why}")
                 self._changed.notify_all()
                 self._changed.wait(min(_TICK_S, deadline.remaining))
 
     def _why_none_is_free(self) -> str:
+        leased = sum(each.state is State.LEASED for each in self._machines)
         if self._replicas == 0:
             return "it was scaled to 0"
-        leased = sum(each.state is State.LEASED for each in self._machines)
         return "all are in use" if leased >= self._replicas else "they are being started"
 
     def release(self, identifier: str) -> str:
@@ -223,10 +223,7 @@ class Pool:
 
     def has(self, identifier: str) -> bool:
         """Whether this lease has not ended."""
-        return any(
-            each.lease and each.lease.identifier == identifier and each.state is State.LEASED
-            for each in self.machines
-        )
+        return self._holding(identifier) is not None
 
     def run(self, identifier: str, command: str, *, timeout: float) -> CommandResult:
         """Run a command in the guest of a leased machine. `ConfigError` if the lease has ended."""
@@ -242,10 +239,15 @@ class Pool:
     def _leased(self, identifier: str) -> PoolMachine:
         if self._closing:
             raise InfraError("the pool was stopped")
+        if (found := self._holding(identifier)) is None:
+            raise ConfigError("this lease has ended: it was released, or its time is over")
+        return found
+
+    def _holding(self, identifier: str) -> PoolMachine | None:
         for each in self.machines:
-            if each.lease and each.lease.identifier == identifier and each.state is State.LEASED:
+            if each.state is State.LEASED and each.lease and each.lease.identifier == identifier:
                 return each
-        raise ConfigError("this lease has ended: it was released, or its time is over")
+        return None
 
     def scale(self, replicas: int) -> None:
         """Have so many machines from now on. Leased ones that are too many are not replaced."""
@@ -253,7 +255,7 @@ class Pool:
             raise ConfigError(f"{replicas} machines: it has to be 0 or more")
         with self._changed:
             self._replicas = replicas
-            self._draining = False
+            self.draining = False
             self._changed.notify_all()
         if self._supply:
             self._supply.scale(replicas)
@@ -261,7 +263,7 @@ class Pool:
     def drain(self) -> None:
         """Hand out no more machines, and end those that nobody has."""
         with self._changed:
-            self._draining = True
+            self.draining = True
             self._changed.notify_all()
         if self._supply:
             self._supply.scale(0)
@@ -286,8 +288,7 @@ class Pool:
             for each in self._machines:
                 self._end(each)
         self._ending.shutdown()
-        # What it asks is off by now.
-        self._asker.join()
+        self._asker.join()  # What it asks is off by now.
 
     def _keep(self) -> None:
         while not self._closing:
@@ -296,7 +297,7 @@ class Pool:
                 started = self._start_missing()
             except Exception as error:
                 logger.exception("the pool's keeper goes on")
-                self._trouble, started = str(error), False
+                self.trouble, started = str(error), False
             with self._changed:
                 if not started and not self._closing:
                     self._changed.wait(_TICK_S)
@@ -314,12 +315,12 @@ class Pool:
                     logger.warning("%s is taken out: %s", each.machine.name, each.fault)
                     is_early = each.alive == each.started
                     if is_early and self._retries.break_early(self._replicas):
-                        self._trouble = f"machines break before they are used: {each.fault}"
+                        self.trouble = f"machines break before they are used: {each.fault}"
                     self._end(each)
                 elif each.state is State.READY and self._is_too_old(each, now):
                     self._end(each)
             ready = [each for each in self._machines if each.state is State.READY]
-            excess = len(self._there()) - (0 if self._draining else self._replicas)
+            excess = len(self._there()) - (0 if self.draining else self._replicas)
             for each in ready[: max(0, excess)]:
                 self._end(each)
 
@@ -327,7 +328,7 @@ class Pool:
         """Start a machine if one is missing; whether it was."""
         with self._changed:
             coming = len(self._there()) + self._starting
-            enough = coming >= self._replicas or self._draining or self._closing
+            enough = coming >= self._replicas or self.draining or self._closing
             if enough or not self._retries.is_due:
                 return False
             self._starting += 1
@@ -343,7 +344,7 @@ class Pool:
             return self._try_to_start()
         except Exception as error:
             logger.exception("a machine of the pool could not be started")
-            self._trouble = str(error)
+            self.trouble = str(error)
             return False
         finally:
             with self._changed:
@@ -359,10 +360,10 @@ class Pool:
             except (GuestError, InfraError, OSError) as error:
                 logger.warning("no machine for the pool: %s", error)
                 with self._changed:
-                    self._trouble = str(error)
+                    self.trouble = str(error)
                     self._retries.fail()
                 return False
-            self._trouble = ""
+            self.trouble = ""
             now = time.monotonic()
             with self._changed:
                 self._machines.append(

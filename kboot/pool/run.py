@@ -22,7 +22,7 @@ class RunPool:
         self._session = session
         self._stack = contextlib.ExitStack()
         self._pool: Pool | None = None
-        self._key: tuple[MachineSettings, int, float | None] | None = None
+        self._key: tuple[MachineSettings, int, float | None, str] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -35,9 +35,11 @@ class RunPool:
     ) -> None:
         self.close()
 
-    def open(self, settings: MachineSettings, *, replicas: int, max_age_s: float | None) -> Pool:
+    def open(
+        self, settings: MachineSettings, *, replicas: int, max_age_s: float | None, check: str
+    ) -> Pool:
         """The pool of such machines; one of other machines makes room for it."""
-        key = (settings, replicas, max_age_s)
+        key = (settings, replicas, max_age_s, check)
         if self._pool is None or key != self._key:
             self.close()
             # Here, as saved machines are not for several threads.
@@ -48,6 +50,7 @@ class RunPool:
                     starter.start,
                     replicas=replicas,
                     max_age_s=max_age_s,
+                    check=check,
                     on_ending=starter.keep_evidence_of_fault,
                     on_ended=starter.tell_of_evidence,
                 )

@@ -140,7 +140,10 @@ class PoolServer:
     def _acquire(self, request: Request) -> None:
         """Lease a machine for as long as the client stays connected, and no longer than `ttl`."""
         lease: Lease = self._pool.acquire(
-            request.text("holder"), ttl=request.seconds("ttl"), timeout=request.seconds("timeout")
+            request.text("holder"),
+            ttl=request.seconds("ttl"),
+            timeout=request.seconds("timeout"),
+            still_wanted=request.check_client,
         )
         try:
             connection = request.take_connection(

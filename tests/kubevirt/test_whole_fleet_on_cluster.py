@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,8 +25,12 @@ from tests import soak_cluster_fleet
 from tests.kubevirt.cluster import Cluster, running_cluster
 from tests.kubevirt.replayed import RELEASE, everything_succeeds, replayed
 
+#: What the guests were asked.
+TOLD: list[str] = []
+
 
 def commands(command: str) -> Answer:
+    TOLD.append(command)
     if command == "cloud-init status --long":
         return "status: done\n"
     if command.startswith("cloud-init"):
@@ -122,3 +127,52 @@ def test_each_role_has_its_own_user_data_and_disks(cluster: Cluster, tmp_path: P
         if "emptyDisk" in volume
     }
     assert (len(volumes), sizes) == (3, {"control": "64Mi", "worker": "96Mi"})
+
+
+def test_a_network_that_is_named_has_cards_of_its_own_which_are_cut(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    kernel = write_kernel(tmp_path / "vmlinuz", RELEASE)
+    config = Config(
+        kernel=str(kernel), backend="kubevirt", isolation="none", cluster_network="lab/bridge"
+    )
+    TOLD.clear()
+    roles = read_roles({"worker": 2})
+    with (
+        open_session(config, evidence=tmp_path / "evidence") as session,
+        open_fleet(session, roles, {"worker": config}) as fleet,
+    ):
+        cards = {
+            name: cards_of(cluster, machine)
+            for name, machine in zip(fleet.names, fleet, strict=True)
+        }
+        for boots_by, card in cards.values():
+            assert "masquerade" in boots_by
+            assert (card["model"], card["bridge"]) == ("virtio", {})
+        assert len({card["macAddress"] for _, card in cards.values()}) == 2
+        for name, address in fleet.addresses.items():
+            mac = cards[name][1]["macAddress"]
+            assert [each for each in TOLD if mac in each and f"ip addr add {address}/24" in each]
+            assert [each for each in TOLD if f"{address} {name} " in each and "/etc/hosts" in each]
+        with fleet.cut("worker-1"):
+            boots_by, card = cards_of(cluster, fleet["worker-1"])
+            assert (boots_by.get("state"), card["state"]) == (None, "down")
+            assert "state" not in cards_of(cluster, fleet["worker-2"])[1]
+        assert cards_of(cluster, fleet["worker-1"])[1]["state"] == "up"
+    assert [
+        each for each in cluster.objects("services") if each["spec"]["clusterIP"] == "None"
+    ] == []
+
+
+def cards_of(cluster: Cluster, machine: Machine) -> list[dict[str, Any]]:
+    """The network cards of its VirtualMachine; the second one is on the right network."""
+    (vm,) = [
+        each
+        for each in cluster.objects("virtualmachines")
+        if each["metadata"]["name"].endswith(f"-{machine.name}")
+    ]
+    spec = vm["spec"]["template"]["spec"]
+    assert spec["networks"][1]["multus"] == {"networkName": "lab/bridge"}
+    cards: list[dict[str, Any]] = spec["domain"]["devices"]["interfaces"]
+    assert [card["name"] for card in cards] == [each["name"] for each in spec["networks"]]
+    return cards
