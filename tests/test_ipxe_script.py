@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 
 from kboot.backend import Fetch
+from kboot.config import Config
+from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError, ScriptEnded
 from kboot.ipxe import lint
 from kboot.ipxe.served_tree import read_tree
 from kboot.ipxe.user_script import NONCE_LINE, ScriptValues, UserScript, read_script, with_values
+from kboot.kernel import read_kernel
 from kboot.machine.boot import Boot
 from kboot.machine.phases import Expected, Phase
-from kboot.machine.settings import MachineSettings
+from kboot.machine.publishing import publish_script, upload
+from kboot.machine.settings import MachineSettings, settings_for
 from kboot.machine_spec import MachineSpec
 from kboot.supervisor.handover import from_plain, to_plain
+from kboot.testing import FakeBackend, write_kernel
 
 HEAD = "#!ipxe\necho kboot: script ${nonce}\n"
 GOOD = f"{HEAD}kernel ${{kernel_url}} ${{command_line}} || shell\nboot\n"
@@ -272,6 +277,26 @@ def test_nothing_is_found_in_a_long_script_that_users_would_write() -> None:
     text = _production_script()
     assert len(text.split("\n")) > 180
     assert told(text) == []
+
+
+def test_a_script_that_was_edited_is_booted_as_it_is_now(tmp_path: Path) -> None:
+    own, evidence = tmp_path / "own.ipxe", tmp_path / "boot.ipxe"
+    own.write_text(GOOD)
+    kernel = read_kernel(write_kernel(tmp_path / "vmlinuz"))
+    settings = settings_for(kernel, Config(ipxe_script=own))
+    with FakeBackend().serve(Deadline(1)) as server:
+        load = upload(server, kernel, settings)
+        for edited in (GOOD, f"{GOOD}echo edited\n"):
+            own.write_text(edited)
+            publish_script(server, load, evidence_directory=tmp_path)
+            assert ("echo edited" in evidence.read_text()) is ("edited" in edited)
+        own.write_text(f"{HEAD}boot\n")
+        with pytest.raises(ConfigError, match=r"own.ipxe: no line gives the kernel the nonce"):
+            publish_script(server, load, evidence_directory=tmp_path)
+        # It was taken over from a host that has the file.
+        own.unlink()
+        publish_script(server, load, evidence_directory=tmp_path)
+        assert "${command_line}" in evidence.read_text()
 
 
 def test_what_a_machine_boots_by_survives_a_handover() -> None:

@@ -178,6 +178,22 @@ def read_script(path: Path) -> UserScript:
     return UserScript(path=path, text=text.replace("\r\n", "\n"))
 
 
+def as_it_is(script: UserScript, others: Mapping[str, str]) -> UserScript:
+    """A script that was read before, as its file is now: who runs a machine goes on to edit it.
+
+    What was read, where there is no such file: the machine was taken over from another host.
+    `ConfigError` as `read_script` and `UserScript.check`.
+    """
+    if not script.path.is_file():
+        return script
+    now = read_script(script.path)
+    if now.text != script.text:
+        for finding in now.check(others):
+            if finding.kind != "unhandled":
+                warn_once(now.path, finding)
+    return now
+
+
 @functools.lru_cache(maxsize=1000)
 def _findings_in(text: str, known: frozenset[str]) -> tuple[Finding, ...]:
     """Of a script that is served as it is, at each boot."""

@@ -112,12 +112,16 @@ def publish_script(
 ) -> Expected:
     """Have the machine boot `load` the next time that it asks; what is to be seen of that boot.
 
-    The script is switched in one step, and a copy of it kept as boot.ipxe. The `nonce` is a new one
+    The script is switched in one step, and a copy of it kept as boot.ipxe. One of the user's is the
+    one that its file has now; `ConfigError` if that is none any more. The `nonce` is a new one
     unless it is given. What boots from its disk has no script.
     """
     if load.kernel.on_disk:
         return _from_disk(load, nonce or ipxe.new_nonce())
     tree = publish_tree(server, load.settings, evidence_directory)
+    if load.settings.boot_script:
+        script = user_script.as_it_is(load.settings.boot_script, tree.scripts)
+        load = replace(load, settings=replace(load.settings, boot_script=script))
     if load.settings.user_data:
         cloud_init.publish(
             server,
