@@ -306,6 +306,19 @@ def stopped_script(line: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
+class Rows:
+    """Puts together what a BIOS has wrapped: a row of 80 columns goes on in the next one."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+
+    def take(self, row: str) -> str | None:
+        """The whole line that ends with this row; None if it goes on."""
+        whole = self._begun + row
+        self._begun = whole if len(row) == _COLUMNS else ""
+        return None if self._begun else whole
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IpxeBuild:
     """An iPXE, as it introduces itself."""

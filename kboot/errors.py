@@ -30,6 +30,8 @@ traceback.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -151,3 +153,14 @@ class IpxeCommandFailed(GuestError):
     def __init__(self, message: str, result: IpxeResult) -> None:
         super().__init__(message)
         self.result = result
+
+
+@contextlib.contextmanager
+def refusal_named(what: str) -> Iterator[None]:
+    """In the ``with``, what we may not read or look for is a `ConfigError` about `what`."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ConfigError(
+            f"{what}: {error.filename}: permission denied; make it readable for who runs kboot"
+        ) from error

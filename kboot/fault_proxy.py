@@ -105,6 +105,8 @@ class _Request:
     target: str
     headers: list[bytes]
     user_agent: str = ""
+    #: What a POST sends.
+    content: bytes = b""
     path: str = field(init=False)
     query: str = field(init=False)
 
@@ -122,7 +124,7 @@ class _Request:
         own = [b"Connection: close"]
         if for_us:
             own.append(CONTENT_HEADER + b": 1")
-        return b"\r\n".join([first, *kept, *own, b"", b""])
+        return b"\r\n".join([first, *kept, *own, b"", self.content])
 
 
 class FaultProxy:
@@ -432,13 +434,26 @@ def _read_request(connection: socket.socket) -> _Request | None:
         if not piece or len(data) > _HEAD_BYTES:
             return None
         data += piece
-    first, *headers = data.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    head, _, content = data.partition(b"\r\n\r\n")
+    first, *headers = head.split(b"\r\n")
     words = first.decode("latin1").split(" ")
     if len(words) != 3:
         return None
-    agents = [each for each in headers if each.lower().startswith(b"user-agent:")]
-    agent = agents[0].partition(b":")[2].strip().decode("latin1") if agents else ""
-    return _Request(words[0], words[1], headers, agent)
+    length = _value(headers, b"content-length:") or "0"
+    if not length.isdecimal() or int(length) > _HEAD_BYTES:
+        return None
+    while len(content) < int(length):
+        piece = connection.recv(_PIECE_BYTES)
+        if not piece:
+            return None
+        content += piece
+    return _Request(words[0], words[1], headers, _value(headers, b"user-agent:"), content)
+
+
+def _value(headers: list[bytes], name: bytes) -> str:
+    """The value of the first header with this name, in small letters; empty if there is none."""
+    found = [each for each in headers if each.lower().startswith(name)]
+    return found[0].partition(b":")[2].strip().decode("latin1") if found else ""
 
 
 def _relay(source: socket.socket, target: socket.socket) -> None:

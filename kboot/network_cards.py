@@ -91,3 +91,31 @@ def read_rom_id(path: Path) -> PciId | None:
     except struct.error:
         return None
     return (vendor, device) if head[:2] == b"\x55\xaa" and signature == b"PCIR" else None
+
+
+def read_rom_firmwares(path: Path) -> frozenset[Literal["bios", "uefi"]]:
+    """The firmwares that an option ROM has an image for, by the headers of its images; none where
+    these cannot be followed to the last one (PCI Firmware Specification 3.0, 5.1).
+
+    `OSError` if the file cannot be read.
+    """
+    data = path.read_bytes()
+    found: set[Literal["bios", "uefi"]] = set()
+    at = 0
+    while data[at : at + 2] == b"\x55\xaa":
+        (offset,) = struct.unpack_from("<H", data.ljust(at + 0x1A, b"\0"), at + 0x18)
+        header = data[at + offset : at + offset + 0x16]
+        if len(header) < 0x16 or header[:4] != b"PCIR":
+            break
+        (blocks,) = struct.unpack_from("<H", header, 0x10)
+        code, indicator = header[0x14], header[0x15]
+        if code in _ROM_CODES:
+            found.add(_ROM_CODES[code])
+        if indicator & 0x80:
+            return frozenset(found)
+        at += blocks * 512 or len(data)
+    return frozenset()
+
+
+#: What the images of an option ROM are for, by their type of code.
+_ROM_CODES: Mapping[int, Literal["bios", "uefi"]] = {0: "bios", 3: "uefi"}

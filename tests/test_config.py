@@ -328,3 +328,12 @@ def test_settings_in_the_wrong_table_are_told_where_to_stand(
     with pytest.raises(ConfigError) as caught:
         load({}, {}, tmp_path)
     assert words in str(caught.value)
+
+
+def test_modules_are_a_list_in_a_file_or_words_with_commas(tmp_path: Path) -> None:
+    (tmp_path / "kboot.toml").write_text('modules = ["ext4", "xfs"]\n')
+    assert load({}, {}, tmp_path).modules == "ext4,xfs"
+    assert load({"modules": "ext4,loop"}, {}, tmp_path).modules == "ext4,loop"
+    (tmp_path / "kboot.toml").write_text('modules = ["ext4", "x y"]\n')
+    with pytest.raises(ConfigError, match=r"modules: \['ext4', 'x y'\] is not all, none, or names"):
+        load({}, {}, tmp_path)

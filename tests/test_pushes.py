@@ -67,6 +67,19 @@ def test_another_kernel_has_drivers_of_its_own_for_the_machines_disks(
     assert second.load.kernel.release.encode() in drivers.read_bytes()
 
 
+def test_an_initramfs_of_the_users_stays_for_another_kernel_though_its_file_is_gone(
+    server: BootServer, config: Config, quick_kernel: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "image.cpio"
+    image.write_bytes(tiny_initramfs().read_bytes())
+    config = replace(config, rootfs=str(image), disk=("data=blank",))
+    pushes = Pushes(server, config, "m")
+    first = pushes.accept(pushes.read(config))
+    image.unlink()
+    second = pushes.prepare(Wanted(files=[quick_kernel]))
+    assert second.load.initrd_urls == first.load.initrd_urls
+
+
 def test_a_note_is_read_as_it_was_written(server: BootServer, config: Config) -> None:
     pushes = Pushes(server, config, "m")
     push = pushes.accept(pushes.read(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def machines(program: Path) -> list[str]:
 
 def efi_program(path: Path, *, machine: int = 0x8664) -> Path:
     header = b"PE\0\0" + machine.to_bytes(2, "little")
-    path.write_bytes(b"MZ".ljust(0x3C, b"\0") + (0x80).to_bytes(4, "little") + bytes(64) + header)
+    start = b"MZ".ljust(0x3C, b"\0") + (0x80).to_bytes(4, "little") + bytes(64)
+    path.write_bytes(start + header + bytes(100))
     return path
 
 
@@ -98,6 +100,49 @@ def test_a_program_for_another_processor_is_the_users_mistake(tmp_path: Path) ->
     path = efi_program(tmp_path / "my.efi", machine=0xAA64)
     with pytest.raises(ConfigError, match="is not for x86_64"):
         network_boot.read_ipxe(path, "uefi")
+
+
+def test_a_program_that_is_cut_off_is_the_users_mistake(tmp_path: Path) -> None:
+    path = efi_program(tmp_path / "my.efi")
+    start = bytearray(path.read_bytes())
+    # One section: 1000 bytes from 500 on.
+    start[0x80 + 6 : 0x80 + 8] = (1).to_bytes(2, "little")
+    start[0x98 + 16 : 0x98 + 24] = struct.pack("<II", 1000, 500)
+    path.write_bytes(start.ljust(1500, b"\0"))
+    assert not network_boot.read_ipxe(path, "uefi").is_rom
+    path.write_bytes(start.ljust(1499, b"\0"))
+    with pytest.raises(ConfigError, match=rf"ipxe: {path} is cut off: it has 1,499 of 1,500 bytes"):
+        network_boot.read_ipxe(path, "uefi")
+
+
+def rom(*codes: int) -> bytes:
+    """An option ROM with an image for each type of code."""
+    images = []
+    for number, code in enumerate(codes, 1):
+        last = 0x80 if number == len(codes) else 0
+        head = b"\x55\xaa".ljust(0x18, b"\0") + (0x20).to_bytes(2, "little")
+        pcir = b"PCIR".ljust(0x10, b"\0") + struct.pack("<HHBB", 2, 0, code, last)
+        images.append((head.ljust(0x20, b"\0") + pcir).ljust(1024, b"\0"))
+    return b"".join(images)
+
+
+def test_a_rom_for_the_other_firmware_is_the_users_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "mine.rom"
+    for content, fitting in (
+        (rom(0), ["bios"]),
+        (rom(3), ["uefi"]),
+        (rom(0, 3), ["bios", "uefi"]),
+        # Who knows what it is: a header that leads nowhere.
+        (rom(0, 3)[:1024], ["bios", "uefi"]),
+    ):
+        path.write_bytes(content)
+        firmwares: tuple[Firmware, ...] = ("bios", "uefi")
+        for firmware in firmwares:
+            if firmware in fitting:
+                assert network_boot.read_ipxe(path, firmware).is_rom
+            else:
+                with pytest.raises(ConfigError, match=rf"ipxe: {path} is a ROM without an image f"):
+                    network_boot.read_ipxe(path, firmware)
 
 
 @pytest.mark.parametrize(

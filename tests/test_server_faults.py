@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import http.client
 import os
 import socket
 import threading
@@ -184,6 +186,29 @@ def test_a_fault_makes_no_file_of_what_is_not_there(server: Nginx, kind: FaultKi
     with server.fault("*", kind):
         assert ask(server.url("scripts/m0/mac/52-54.ipxe")).status == 404
         assert (server.fetches()[-1].status, server.fetches()[-1].fault) == (404, kind)
+
+
+def test_a_script_may_say_who_asks_by_post(server: Nginx) -> None:
+    url = server.write("m0/a menu.ipxe", "#!ipxe\n")
+    place = urlsplit(url).path.replace(" ", "%20")
+
+    def post(place: str, method: str = "POST") -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        with contextlib.closing(connection):
+            connection.request(method, place, body=b"mac=52%3A54&uuid=1")
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    assert post(place) == (200, b"#!ipxe\n")
+    assert post(f"{place}.none")[0] == 404
+    assert post(place, "PUT")[0] == 405
+    assert ("scripts/m0/a menu.ipxe", 200) in {
+        (each.path, each.status) for each in server.fetches()
+    }
+    with server.fault(url, status=503, times=1):
+        assert [post(place)[0], post(place)] == [503, (200, b"#!ipxe\n")]
+    with server.fault(url, "slow"):
+        assert post(place) == (200, b"#!ipxe\n")
 
 
 def test_a_fault_is_of_this_server_by_http_or_https(server: Nginx, image: str) -> None:

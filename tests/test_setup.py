@@ -47,7 +47,20 @@ PACKAGES = {
 }
 #: Of Debian's essential packages: on every system.
 ESSENTIAL = {
-    *("bash", "cat", "cksum", "dash", "dpkg-deb", "env", "gzip", "ldd", "ls", "mkdir", "nohup"),
+    *(
+        "bash",
+        "cat",
+        "cksum",
+        "cp",
+        "dash",
+        "dpkg-deb",
+        "env",
+        "gzip",
+        "ldd",
+        "ls",
+        "mkdir",
+        "nohup",
+    ),
     *("setpriv", "setsid", "sh", "sleep", "taskset", "timeout", "true", "unshare", "zcat"),
 }
 #: Without kubectl, what it is compared with is measured alone; without arch-test, root file systems

@@ -368,7 +368,8 @@ def test_an_archive_of_a_system_becomes_an_initramfs(tmp_path: Path) -> None:
             ConfigError,
             "suite",
         ),
-        ("E: unable to find newuidmap", Exception, "the programs of the package uidmap"),
+        ("E: unable to find newuidmap", InfraError, "the programs of the package uidmap"),
+        ("E: unable to pick chroot mode automatically", InfraError, "chroot mode automatically; "),
     ],
 )
 def test_what_mmdebstrap_says_is_put_into_words(

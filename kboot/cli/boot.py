@@ -115,6 +115,8 @@ def _boot(config: Config, *, expect: str | None, show_console: bool) -> None:
             else:
                 click.echo(f"  found: {machine.wait_for_line(expect)}")
             machine.check()
+            if config.ipxe and (build := machine.ipxe):
+                click.echo(f"  iPXE {build.version}, Features: {' '.join(build.features)}")
             if kernel.on_disk and machine.boot.ready:
                 click.echo(f"  Linux {machine.kernel.release}; {machine.command_line}")
     finally:

@@ -64,6 +64,19 @@ def matching(pattern: str, what: str) -> Parse:
     return parse
 
 
+def listed(pattern: str, what: str) -> Parse:
+    """As `matching`, of words with commas between them, or of a list of these."""
+    inner = matching(pattern, what)
+
+    def parse(value: object, directory: Path) -> str:
+        words = value if isinstance(value, list | tuple) else ()
+        if words and all(isinstance(word, str) for word in words):
+            value = ",".join(words)
+        return str(inner(value, directory))
+
+    return parse
+
+
 def choice(choices: tuple[str, ...]) -> Parse:
     """One of `choices`."""
 

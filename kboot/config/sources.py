@@ -172,11 +172,12 @@ def _value(setting: Setting, given: object, origin: str, directory: Path) -> obj
     try:
         return setting.parse(given, directory)
     except ValueError as error:
-        raise ConfigError(f"{origin}: {_shown(given)} is not {error}") from None
+        raise ConfigError(f"{origin}: {_shown(setting, given)} is not {error}") from None
 
 
-def _shown(given: object) -> str:
-    """What was given, as its user would know it: one after another where there are several."""
-    if isinstance(given, list | tuple) and given and all(isinstance(one, str) for one in given):
-        return ", ".join(map(repr, given))
+def _shown(setting: Setting, given: object) -> str:
+    """What was given, as its user would know it: an option that may be repeated, one by one."""
+    listed = given if setting.repeated and isinstance(given, list | tuple) else ()
+    if listed and all(isinstance(one, str) for one in listed):
+        return ", ".join(map(repr, listed))
     return repr(given)

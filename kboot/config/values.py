@@ -452,7 +452,7 @@ class Config(ClusterConfig):
             "the kernel modules that the guest finds with modprobe: all, none, or names with "
             "commas between them; those of the setting module are loaded as well",
             "all|none|NAME,...",
-            parse.matching(
+            parse.listed(
                 "[A-Za-z0-9_-]+(,[A-Za-z0-9_-]+)*", "all, none, or names of modules with commas"
             ),
         ),

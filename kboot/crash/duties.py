@@ -25,6 +25,7 @@ REPORTERS = _names(
     r"_*should_fail\w*|fail_dump",
     # Assertions, and what panics on behalf of a caller.
     r"(?:\w+_)?ass(?:ert)?_?fail(?:ed|ure)?|\w*assertion_fail\w*|spl_(?:panic|dumpstack)|gfs2_assert_\w+|rust_helper_\w+|rust_begin_unwind",
+    r"(?:\w+_)?assert_(?:\w+_)?(?:i?locked|unlocked|held|enabled|disabled|empty|clean|dirty|uptodate|active|inactive|loaded|plane|pll|transcoder)",
     r"(?:\w+::)*rust_begin_unwind|<?core::(?:panicking|option|result)::.*",
     r"stack_trace_\w+|save_stack\w*|arch_stack_walk|walk_stackframe|print_stack_trace|show_regs\w*|dump_page|dump_mm",
     r"panic|vpanic|_*\w+_panic|__stack_chk_fail|__bug|warn|_*warn_\w+|warn_slowpath_\w+|__warn|warn_alloc\w*",
@@ -133,6 +134,7 @@ HELPERS = _names(
     r"_*compound_head|page_to_(?!skb)\w+|virt_to_\w+|_*phys_addr\w*|folio_flags\w*|Page[A-Z]\w+|page_ref_\w+",
     r"(?:v|s|vs|sn|vsn|sc|vsc)n?printf|string|string_nocheck|pointer|number|format_decode|_*v?printk\w*",
     r"hex_string|va_format|widen_string|\w+_addr_string|uuid_string|dentry_name|print_hex_dump\w*|hex_dump_\w+",
+    r"_*netdev_(?:printk|emerg|alert|crit|err|warn|notice|info)|_*(?:btrfs|f2fs|ext4|xfs|fat|hfs)_(?:printk|msg)\w*|_*drm_(?:dev_)?(?:err|dbg|printk)\w*|_*dynamic_\w+_dbg",
     r"_*dev_\w*printk\w*|_dev_(?:emerg|alert|crit|err|warn|notice|info)",
     r"vprintk_\w+|console_(?:(?:un|try)?lock|flush|emit|call_|cont)\w*|arch_local_\w+|arch_irqs?_\w+|native_(?:save|restore)_fl",
     r"\w*(?:return|indirect)_thunk\w*|clear_bhb_loop|page_fixed_fake_head|_*csum_partial\w*|do_csum|ip_fast_csum|seq_(?:v?printf|puts|write)",

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from kboot import process
 from kboot.cache import FileStamp, keep_directory
-from kboot.errors import ConfigError, InfraError, ProcessError
+from kboot.errors import ConfigError, InfraError, ProcessError, refusal_named
 from kboot.kernel.image import HEAD_SIZE, is_image, looks_like
 from kboot.state import cache_directory
 
@@ -84,10 +84,11 @@ def read_image(path: Path, *, what: str) -> Image:
 
 
 def _head(path: Path, what: str) -> bytes:
-    if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "is not a regular file"
-        problem = problem if path.exists() else "no such file"
-        raise ConfigError(f"{what}: {path}: {problem}; give a disk image (raw, qcow2 or vmdk)")
+    with refusal_named(what):
+        if not path.is_file():
+            problem = "is a directory" if path.is_dir() else "is not a regular file"
+            problem = problem if path.exists() else "no such file"
+            raise ConfigError(f"{what}: {path}: {problem}; give a disk image (raw, qcow2 or vmdk)")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_SIZE)
@@ -141,10 +142,13 @@ def _file(info: dict[str, Any]) -> Path:
 
 
 def _extents(info: dict[str, Any]) -> list[Path]:
-    """The files that hold the data of a vmdk, where these are others."""
+    """The files that hold the data of a vmdk, or of a qcow2, where these are others."""
     data = (info.get("format-specific") or {}).get("data") or {}
-    names = (Path(str(each["filename"])) for each in data.get("extents") or ())
-    return [name for name in names if name.is_file()]
+    names = [str(each["filename"]) for each in data.get("extents") or ()]
+    names += [str(data["data-file"])] if "data-file" in data else []
+    # They are relative to the image.
+    places = (_file(info).parent / name for name in names)
+    return [place for place in places if place.is_file()]
 
 
 def _unreadable(path: Path, words: str) -> str:

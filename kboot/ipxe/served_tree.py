@@ -24,7 +24,7 @@ class ServedTree:
     """The files of a directory as they are now, by their names in URLs."""
 
     files: Mapping[str, Path]
-    #: The texts of the iPXE scripts among them.
+    #: The texts of the iPXE scripts among them, and of those that a byte order mark makes none.
     scripts: Mapping[str, str]
 
     def listing(self) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def _scripts(files: Mapping[str, Path]) -> list[tuple[str, str]]:
             head = file.read(_HEAD_BYTES)
             if begins_with_mark(head):
                 _warn_once(path, MARK_WORDS)
-            if is_script(head):
+            if is_script(head) or begins_with_mark(head):
                 text = head + file.read(_SCRIPT_LIMIT_BYTES)
                 found.append((name, text.decode(errors="replace")))
     return found

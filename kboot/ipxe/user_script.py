@@ -52,6 +52,7 @@ _TEMPLATE_ADVICE = (
     "as it is stands between {% raw %} and {% endraw %}"
 )
 
+_MARK_OF_ORDER = codecs.BOM_UTF8.decode()
 _SAMPLE_NONCE = "0123456789abcdef"
 
 
@@ -180,7 +181,10 @@ def read_script(path: Path) -> UserScript:
 @functools.lru_cache(maxsize=1000)
 def _findings_in(text: str, known: frozenset[str]) -> tuple[Finding, ...]:
     """Of a script that is served as it is, at each boot."""
-    return lint.findings(lint.numbered(text), known=known)
+    found = lint.findings(lint.numbered(text.removeprefix(_MARK_OF_ORDER)), known=known)
+    if not text.startswith(_MARK_OF_ORDER):
+        return found
+    return (Finding(kind="command", line=1, text=MARK_WORDS, source=_MAGIC), *found)
 
 
 @functools.lru_cache(maxsize=64)

@@ -50,6 +50,7 @@ class Boot:
         self._doubt: str | None = None
         #: The last one that iPXE has printed.
         self._ipxe_error: IpxeError | None = None
+        self._rows = boot_messages.Rows()
         #: What was printed before the script, of a machine that boots by HTTPS.
         self._loader_lines: list[str] = []
         #: What a boot script of the user's does.
@@ -231,7 +232,9 @@ class Boot:
             self.reach(Phase.DHCP, time, "console")
             if fault := faults.no_https(boot_messages.ipxe_build(self._loader_lines)):
                 raise fault
-        self._ipxe_error = error_in(line) or self._ipxe_error
+        # Its number may have been wrapped in its midst.
+        error = error_in(whole := self._rows.take(line) or "")
+        self._ipxe_error = error or self._ipxe_error
         if boot_messages.script_nonce(line):
             # That the script was fetched is the server's to say.
             self.sightings.setdefault((Phase.SCRIPT, "console"), max(time, self.start))
@@ -239,6 +242,8 @@ class Boot:
             for nonce in (boot_messages.script_nonce(line), boot_messages.handoff_nonce(line)):
                 self._require_nonce(nonce)
             self.script.see_line(line, time)
+            if error:
+                self.script.see_error(error, whole)
             if last_words := boot_messages.nothing_to_boot(line):
                 raise faults.nothing_to_boot(
                     last_words, self._ipxe_error, advice=self.script.advice_at_end()

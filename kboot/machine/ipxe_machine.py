@@ -16,7 +16,7 @@ from kboot.backend import (
     SnapshotVirtualMachine,
     VirtualMachine,
 )
-from kboot.boot_messages import IpxeBuild, ipxe_build, nothing_to_boot
+from kboot.boot_messages import IpxeBuild, Rows, ipxe_build, nothing_to_boot
 from kboot.console import Console
 from kboot.crash import Scanner
 from kboot.deadline import Deadline
@@ -102,9 +102,9 @@ class IpxeMachine(IpxePrompt):
 
     def _check_start(self) -> None:
         """`InfraError` if the firmware has found nothing to boot, least of all our script."""
-        error = None
+        error, rows = None, Rows()
         for line in self.console.lines():
-            error = error_in(line.text) or error
+            error = error_in(rows.take(line.text) or "") or error
             if last_words := nothing_to_boot(line.text):
                 raise faults.nothing_to_boot(last_words, error)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from kboot import boot_messages
 from kboot.backend import Fetch
 from kboot.errors import ScriptEnded
-from kboot.ipxe.errors import IpxeError, error_in
+from kboot.ipxe.errors import IpxeError
 from kboot.machine.phases import Expected, Milestone, Phase
 
 #: So often may the same request fail: where the text shows a loop without end, and elsewhere.
@@ -76,7 +76,10 @@ class ScriptWatch:
                     f"machine: it chains back to itself{self.advice(looping=True)}",
                     "loop",
                 )
-        if error := error_in(line):
+
+    def see_error(self, error: IpxeError, line: str) -> None:
+        """One that iPXE has printed. `ScriptEnded` if it shows that the script never ends."""
+        if self._expected.user_script:
             # ``http://10.0.2.2/a/menu.ipxe... Connection reset (https://ipxe.org/...)``
             asked = line.split("... ")[0].split("?")[0].rstrip(".") if "... " in line else ""
             self._fail(asked or error.link, error.describe(), asked.rpartition("/")[2])

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from kboot.kernel.debian import fetch_file
 from kboot.locks import lock_file
 from kboot.log import step
 from kboot.machine_spec import Firmware, MachineSpec
-from kboot.network_cards import read_rom_id
+from kboot.network_cards import read_rom_firmwares, read_rom_id
 from kboot.qemu.accel import qemu_version
 from kboot.qemu.argv import Accelerator, Ipxe
 from kboot.qemu.firmware import EDK2_CLIENT
@@ -37,6 +39,12 @@ _NOTHING = re.compile(r"EFI Internal Shell|No bootable option or device")
 #: How an option ROM begins; and where a Linux kernel, which ``ipxe.lkrn`` looks like, says it.
 _ROM = b"\x55\xaa"
 _SETUP = 0x202
+
+#: For a firmware that a ROM is not for.
+_ROM_REMEDIES: Mapping[Firmware, str] = {
+    "uefi": "UEFI; give a UEFI machine an ipxe.efi",
+    "bios": "a BIOS; give a BIOS one of iPXE's bin/, or ipxe.lkrn",
+}
 
 #: Of programs that another iPXE loads by the PXE interface.
 _LOADED = {".pxe", ".kpxe", ".kkpxe", ".kkkpxe"}
@@ -98,6 +106,10 @@ def read_ipxe(path: Path, firmware: Firmware, architecture: Architecture = arch.
     except OSError as error:
         raise ConfigError(f"ipxe: {path} cannot be read: {error.strerror}") from error
     if head[:2] == _ROM:
+        if (firmwares := read_rom_firmwares(path)) and firmware not in firmwares:
+            raise ConfigError(
+                f"ipxe: {path} is a ROM without an image for {_ROM_REMEDIES[firmware]}"
+            )
         return Ipxe(path=path, is_rom=True, rom_id=read_rom_id(path))
     if head[_SETUP : _SETUP + 4] == b"HdrS":
         if firmware == "uefi":
@@ -209,4 +221,17 @@ def _program_fault(path: Path, architecture: Architecture) -> str | None:
         return "is no iPXE: neither a ROM nor a UEFI program nor ipxe.lkrn"
     if int.from_bytes(head[at + 4 : at + 6], "little") != architecture.pe_machine:
         return f"is not for {architecture.name}"
+    whole = _program_bytes(head, at)
+    if (size := path.stat().st_size) < whole:
+        return f"is cut off: it has {size:,} of {whole:,} bytes"
     return None
+
+
+def _program_bytes(head: bytes, at: int) -> int:
+    """How long a program is at least whose PE header is `at`, by the table of its sections."""
+    (count,), (optional,) = (struct.unpack_from("<H", head, at + place) for place in (6, 20))
+    table = range(at + 24 + optional, at + 24 + optional + 40 * count, 40)
+    sections = [
+        struct.unpack_from("<II", head, each + 16) for each in table if each + 40 <= len(head)
+    ]
+    return max((size + begin for size, begin in sections), default=0)

@@ -330,12 +330,14 @@ def explained(text: str, system: DebianSystem) -> ConfigError | InfraError:
         return ConfigError(f"rootfs {system.label}: {system.suite} has no package {name}")
     if "does not have a Release file" in text:
         return ConfigError(f"rootfs {system.label}: the mirror has no suite {system.suite}: {text}")
-    if "newuidmap" in text or "unshare" in text:
+    if "newuidmap" in text or "unshare" in text or "chroot mode" in text:
         needs = (
             "as root it needs mounts of its own, which neither an unprivileged container has, nor "
             "a chroot that is no mount point (mount --bind DIR DIR before chroot DIR)"
             if os.geteuid() == 0 and "newuidmap" not in text
-            else "without root it needs user namespaces and the programs of the package uidmap"
+            else "without root it needs user namespaces, the programs of the package uidmap, and "
+            "ids for the user in /etc/subuid and /etc/subgid (usermod --add-subuids 100000-165535 "
+            "--add-subgids 100000-165535 USER)"
         )
         return InfraError(f"rootfs {system.label}: {text}; {needs}")
     return ProcessError(f"rootfs {system.label}: {text}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kboot import arch
 from kboot.cache import keep_file
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, refusal_named
 from kboot.kernel.compression import MAGIC, compression_of
 from kboot.kernel.image import HEAD_SIZE, is_image, looks_like
 from kboot.rootfs.cpio import Entry, archive, guest_path, regular, with_parents
@@ -74,9 +74,10 @@ def resolve_rootfs(
 
 def check_initrd(path: Path) -> None:
     """`ConfigError` if `path` is surely nothing that a kernel takes as an initrd."""
-    if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "no such file"
-        raise ConfigError(f"initrd {path}: {problem}; give an initramfs image")
+    with refusal_named(f"initrd {path}"):
+        if not path.is_file():
+            problem = "is a directory" if path.is_dir() else "no such file"
+            raise ConfigError(f"initrd {path}: {problem}; give an initramfs image")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_SIZE)

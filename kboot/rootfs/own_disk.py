@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kboot.disks import boot_loaders, read_image
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, refusal_named
 from kboot.machine_spec import Disk, Firmware
 from kboot.rootfs.system import is_disk_image, root_first
 
@@ -56,7 +56,11 @@ def own_disk(rootfs: str, disks: Sequence[Disk]) -> OwnDisk:
     An image, ``disk:NAME``, or where nothing was chosen (``tiny``), the first disk. `ConfigError`
     if it names no disk that could be booted.
     """
-    all_disks = tuple(disks)
+    with refusal_named(f"rootfs {rootfs}"):
+        return _own_disk(rootfs, tuple(disks))
+
+
+def _own_disk(rootfs: str, all_disks: tuple[Disk, ...]) -> OwnDisk:
     if rootfs == "tiny" and all_disks:
         found: Disk | None = all_disks[0]
     elif named := _OF_DISK.fullmatch(rootfs):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kboot import arch, network_cards
 from kboot.disks import Partition, find_root, named_root, partitions, read_image, reader
-from kboot.errors import ConfigError
+from kboot.errors import ConfigError, refusal_named
 from kboot.kernel import Kernel
 from kboot.kernel.image import HEAD_SIZE, looks_like
 from kboot.machine_spec import Disk, Share
@@ -74,15 +74,16 @@ def system_for(
     a kernel without drivers for it.
     """
     require_share_drivers(kernel, shares)
-    found = _system_for(
-        value,
-        kernel,
-        disks=tuple(disks),
-        password=password,
-        mirror=mirror,
-        command_line=command_line,
-        card_modules=tuple(CARDS[nic_model].drivers),
-    )
+    with refusal_named(f"rootfs {value}"):
+        found = _system_for(
+            value,
+            kernel,
+            disks=tuple(disks),
+            password=password,
+            mirror=mirror,
+            command_line=command_line,
+            card_modules=tuple(CARDS[nic_model].drivers),
+        )
     if found.shares and any(share.tag == ROOT for share in shares):
         raise ConfigError(
             f"rootfs {value}: its tag is {ROOT}, and so is that of another directory: give that "

@@ -19,6 +19,7 @@ from kboot.kernel.image import HEAD_SIZE
 from kboot.machine import Load, MachineSettings, own_kernel, settings_for, upload
 from kboot.rootfs import is_debian, is_module_file, module_name
 from kboot.rootfs.modules_image import NONE
+from kboot.rootfs.system import ROOT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +303,11 @@ class Pushes:
 
 def _has_drivers(settings: MachineSettings, config: Config) -> bool:
     """Whether drivers are loaded for the machine, as `kboot.rootfs.system` chooses them."""
-    return bool(settings.spec.disks or settings.spec.shares) or is_debian(config.rootfs)
+    disks, rootfs = settings.spec.disks, config.rootfs
+    # An initramfs of the user's has its own.
+    on_disk = rootfs.startswith("disk:") or any(disk.name == ROOT for disk in disks)
+    for_disks = bool(disks) and (rootfs == "tiny" or on_disk)
+    return bool(settings.spec.shares) or for_disks or is_debian(rootfs)
 
 
 def _changed(config: Config, wanted: Wanted, *, has_drivers: bool) -> tuple[Config, bool, bool]:

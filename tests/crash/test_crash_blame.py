@@ -633,3 +633,15 @@ def test_what_traces_a_function_is_not_it() -> None:
 )
 def test_what_lockdep_and_the_allocators_do_for_a_caller_is_the_callers(function: str) -> None:
     assert warning(function, "tdev_read").function == "tdev_read"
+
+
+@pytest.mark.parametrize(
+    "function", ["xfs_assert_ilocked", "assert_plane", "netdev_warn", "f2fs_printk", "drm_err"]
+)
+def test_assertions_and_printing_are_their_callers(function: str) -> None:
+    assert warning(function, "tdev_read").function == "tdev_read"
+
+
+@pytest.mark.parametrize("function", ["dlm_assert_master_handler", "mhi_assert_dev_wake"])
+def test_a_function_that_only_sounds_like_an_assertion_is_named(function: str) -> None:
+    assert warning(function, "tdev_read").function == function

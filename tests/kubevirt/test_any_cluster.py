@@ -172,17 +172,17 @@ def test_a_script_of_the_users_own_and_ipxes_prompt_are_on_a_cluster_as_well(
 ) -> None:
     tree = tmp_path / "netboot"
     tree.mkdir()
-    (tree / "menu.ipxe").write_text("#!ipxe\nset site berlin\n")
+    (tree / "a menu.ipxe").write_text("#!ipxe\r\nset site berlin\r\n")
     script = tmp_path / "boot.ipxe"
     script.write_text(
-        "#!ipxe\necho kboot: script ${nonce}\nchain --autofree menu.ipxe || shell\n"
+        "#!ipxe\necho kboot: script ${nonce}\nchain --autofree a%20menu.ipxe || shell\n"
         "kernel --name kernel ${kernel_url} ${command_line} site=${site} || shell\n"
         "initrd --name initrd0 ${initrd0_url} || shell\nboot || shell\n"
     )
     chosen = replace(config, ipxe_script=script, serve=tree)
     with open_session(chosen, evidence=tmp_path / "evidence") as session:
         machine = session.machine(session.settings(chosen), name="script")
-        assert [each.detail for each in machine.boot.script.chained] == ["menu.ipxe"]
+        assert [each.detail for each in machine.boot.script.chained] == ["a menu.ipxe"]
         assert "site=berlin" in machine.guest.succeed("cat /proc/cmdline").split()
         # The one that is there loads the user's own, where that can be.
         own = config if config.firmware == "uefi" else replace(config, ipxe=OWN_IPXE)

@@ -123,6 +123,10 @@ def test_nobody_stores_anything_without_the_token(
     # The machines' port takes nothing at all.
     url = f"http://127.0.0.1:{pod.ports[8080]}/{backend.run.identifier}/scripts/evil"
     assert session.put(url, data="x", timeout=5).status_code == 405
+    assert session.post(url, data="x", timeout=5).status_code == 404
+    # A script that says who asks does so by POST.
+    server.write("good", "#!ipxe\n")
+    assert session.post(url.replace("evil", "good"), data="x", timeout=5).text == "#!ipxe\n"
     server.check()
 
 
