@@ -63,6 +63,11 @@ def left_of(runs: Path) -> list[Path]:
 
 def test_a_fleet_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> None:
     options = (f"--kernel={quick_kernel}", "--accel=tcg")
+    # No such machine was saved.
+    unlike = ("--role=a=1", "--memory=399M", "--timeout=1s", "--firmware-start=real")
+    hasty = user.try_("fleet", "up", "lab", *unlike, *options)
+    assert hasty.returncode in {1, 3}
+    assert re.search(r"a-1: .*; see /\S+", hasty.stderr), hasty.stderr
     up: list[dict[str, Any]] = json.loads(
         user.type("fleet", "up", "lab", "--role=a=1", "--role=b=1", *options, "--json")
     )
@@ -165,6 +170,10 @@ def test_a_pool_that_stays(user: User, quick_kernel: Path, runs_apart: Path) -> 
         eventually_leased(user, 1)
         holder.kill()
         eventually_leased(user, 0)
+    useless = user.try_("pool", "up", "useless", *options, "--check=false")
+    assert useless.returncode == 3
+    assert re.search(r"'false' exited with 1; see /\S+\. The pool useless goes on", useless.stderr)
+    user.type("pool", "down", "useless")
     # What is left of a pool that was killed, the next command removes.
     kill(service.find(POOLS, "ci"))
     for _ in Deadline(20).poll(0.1):

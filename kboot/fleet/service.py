@@ -12,7 +12,7 @@ from typing import Any
 
 from kboot import rpc, service
 from kboot.config import Config, load
-from kboot.errors import ConfigError, InfraError, KbootError
+from kboot.errors import ConfigError, GuestError, InfraError, KbootError
 from kboot.fleet.fleet import Fleet
 from kboot.fleet.layout import Role, members_of, read_roles
 from kboot.fleet.start import open_fleet
@@ -76,6 +76,10 @@ class FleetServer:
         except BootCancelled:
             if not self._server.stopping.is_set():
                 raise
+        except (GuestError, InfraError) as error:
+            if self._started:
+                error.args = (f"{error}; see {self._evidence}", *error.args[1:])
+            raise
 
     def _hold(self, session: Session, configs: Mapping[str, Config]) -> None:
         with (

@@ -123,8 +123,8 @@ class PoolServer:
             return "the pool is being stopped"
         name = self._server.service.name
         return (
-            f"{self._pool.trouble}; the pool {name} goes on trying: kboot pool list {name}, or "
-            f"kboot pool down {name}"
+            f"{self._pool.trouble}; see {self._evidence}. The pool {name} goes on trying: "
+            f"kboot pool list {name}, or kboot pool down {name}"
         )
 
     def _status(self) -> dict[str, Any]:
