@@ -237,6 +237,21 @@ def test_typing_into_a_dead_line_is_the_hosts_fault(wire: Wire) -> None:
         wire.console.sendline("hello")
 
 
+def test_typing_into_a_dead_line_tells_why_it_is_dead_once_the_host_knows() -> None:
+    asked = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) > 2:
+            raise InfraError("QEMU was killed by signal 9")
+
+    host, guest = socket.socketpair()
+    with Console(SocketStream(host), record=None, scanner=Scanner(), check=check) as console:
+        guest.close()
+        with pytest.raises(ConsoleClosed, match=r"^QEMU was killed by signal 9$"):
+            console.sendline("hello")
+
+
 def test_a_new_stream_continues_the_record(wire: Wire, tmp_path: Path) -> None:
     wire.say(b"first\r\nunfinished")
     wire.console.expect("first", timeout=5)

@@ -15,6 +15,7 @@ from kboot.backend import Stream
 from kboot.boot_messages import ends_with_prompt
 from kboot.console.crashes import CrashScanner, ExpectedCrash
 from kboot.console.expect import (
+    LAST_WORDS_S,
     LineSource,
     Match,
     Pattern,
@@ -27,7 +28,7 @@ from kboot.console.record import ConsoleLog
 from kboot.console.text import Line
 from kboot.crash import CrashReport
 from kboot.deadline import Deadline, time_limit
-from kboot.errors import ConsoleClosed
+from kboot.errors import ConsoleClosed, InfraError
 from kboot.log import logger
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class Reader:
 
 #: Lines shown by `Match.before`.
 _BEFORE_LINES = 1000
+#: Between two questions why the line has ended.
+_REASON_POLL_S = 0.05
 
 
 class Console:
@@ -394,7 +397,17 @@ class Console:
             with self._sending:
                 self._stream.sendall(raw)
         except OSError as error:
-            raise ConsoleClosed(f"the serial console takes no input: {error}") from error
+            raise ConsoleClosed(self._why_closed(error)) from error
+
+    def _why_closed(self, error: OSError) -> str:
+        """Why it takes no input: what the host knows of it, if it does so in a moment."""
+        if self._check is not None:
+            for _ in Deadline(LAST_WORDS_S).poll(_REASON_POLL_S):
+                try:
+                    self._check()
+                except InfraError as reason:
+                    return str(reason)
+        return f"the serial console takes no input: {error}"
 
     def sendline(self, line: str | bytes = "", *, echoed: bool = True) -> None:
         """Type a line and press return."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kboot.console import Console
-from kboot.errors import ConfigError, ConsoleClosed
+from kboot.errors import ConfigError, ConsoleClosed, GuestError
 from kboot.log import logger
 
 #: Rows and columns.
@@ -124,7 +124,7 @@ class SharedConsole:
         """As `read`, and type what the client sends."""
         with (
             self._sending(client, offset, stopping),
-            contextlib.suppress(OSError, ConsoleClosed),
+            contextlib.suppress(OSError, ConsoleClosed, GuestError),
         ):
             while data := client.recv(_PIECE):
                 with self._keyboard.free():
