@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -47,6 +48,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(known):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    # As Ctrl-C: what was made for a benchmark goes with it.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     figures: dict[str, Figure] = {}
     names = arguments.names or list(known)
     for number, name in enumerate(names):
