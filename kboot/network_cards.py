@@ -29,6 +29,11 @@ class NetworkCard:
     rom: str
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """Linux's modules for it."""
+        return tuple(self.drivers)
+
+    @property
     def device(self) -> str:
         """QEMU's usual device of this model."""
         return next(iter(self.devices.values()))
@@ -70,6 +75,12 @@ CARDS: Mapping[NicModel, NetworkCard] = {
         rom="efi-virtio.rom",
     ),
 }
+
+
+#: What a machine is on a network with others by. e1000e does not tell its guest that a cable was
+#: pulled (QEMU 7.2).
+FLEET_MODEL: NicModel = "virtio"
+FLEET_CARD = CARDS[FLEET_MODEL]
 
 
 def model_of(rom: PciId | None) -> NicModel | None:

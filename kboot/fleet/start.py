@@ -89,7 +89,7 @@ def _settings_of(
         if needed is None:
             model = nic_model_for(config, session.kernel, uses_network=True)
             config = replace(config, nic_model=model)
-            needed = tuple(CARDS[model].drivers)
+            needed = CARDS[model].modules
         drivers = modules_there(session.kernel, needed)
         config = replace(config, module=tuple(dict.fromkeys((*config.module, *drivers))))
     settings = session.settings(config, host_name=host_name)

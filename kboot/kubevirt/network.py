@@ -25,6 +25,7 @@ from kboot.kubevirt.watches import create_when_allowed
 from kboot.log import logger
 from kboot.machine_network import Interface, PathCondition, together
 from kboot.machine_spec import Link
+from kboot.network_cards import FLEET_CARD
 
 _LIMIT_S = 30.0
 #: Each has a thread here, and its console; more would only wait for the cluster longer.
@@ -113,7 +114,7 @@ class AttachedNetwork:
     @property
     def drivers(self) -> tuple[str, ...]:
         """Of virtio-net."""
-        return ("virtio_pci", "virtio_net")
+        return FLEET_CARD.modules
 
     @property
     def search_domain(self) -> str:

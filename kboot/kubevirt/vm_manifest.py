@@ -23,6 +23,7 @@ from kboot.kubevirt.manifests import (
     owned,
 )
 from kboot.machine_spec import Firmware, MachineSpec
+from kboot.network_cards import FLEET_MODEL
 
 #: Option 67 has one byte for its length (RFC 2132).
 _LONGEST_BOOT_FILE = 255
@@ -168,7 +169,7 @@ def _devices(name: str, spec: MachineSpec) -> dict[str, Any]:
         {
             "name": FLEET_INTERFACE,
             "bridge": {},
-            "model": "virtio",
+            "model": FLEET_MODEL,
             "macAddress": link.mac_address,
         }
         for link in spec.links

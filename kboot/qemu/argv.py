@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from kboot import arch
 from kboot.arch import Architecture
 from kboot.machine_spec import MachineSpec
-from kboot.network_cards import CARDS, PciId
+from kboot.network_cards import CARDS, FLEET_CARD, PciId
 from kboot.qemu import processors, shares
 
 Accelerator = Literal["kvm", "tcg"]
@@ -243,8 +243,8 @@ def _cards(spec: MachineSpec, cables: Mapping[str, str]) -> Iterator[str]:
             yield from ("-netdev", f"hubport,id=net{number},hubid={number}")
         else:
             yield from ("-netdev", _stream(f"net{number}", cable))
-        # e1000e does not tell its guest that a cable was pulled (QEMU 7.2). Nothing to boot from.
-        card = f"virtio-net-pci,netdev=net{number},mac={link.mac_address},romfile="
+        # Nothing to boot from.
+        card = f"{FLEET_CARD.device},netdev=net{number},mac={link.mac_address},romfile="
         yield from ("-device", card)
 
 

@@ -24,6 +24,7 @@ from kboot.deadline import Deadline
 from kboot.errors import ConfigError, InfraError
 from kboot.machine_network import Interface, PathCondition, together
 from kboot.machine_spec import Link
+from kboot.network_cards import FLEET_CARD
 from kboot.qemu import switch
 
 #: Each guest gives its card an address of its own. QEMU gives the first one to all of them: that of
@@ -71,7 +72,7 @@ class Segment:
     @property
     def drivers(self) -> tuple[str, ...]:
         """Of virtio-net."""
-        return ("virtio_pci", "virtio_net")
+        return FLEET_CARD.modules
 
     @property
     def search_domain(self) -> str:

@@ -82,7 +82,7 @@ def system_for(
             password=password,
             mirror=mirror,
             command_line=command_line,
-            card_modules=tuple(CARDS[nic_model].drivers),
+            card_modules=CARDS[nic_model].modules,
         )
     if found.shares and any(share.tag == ROOT for share in shares):
         raise ConfigError(
