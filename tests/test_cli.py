@@ -191,6 +191,8 @@ def test_a_kernel_that_is_named_in_the_other_way_is_told_how(
 ) -> None:
     assert main(["boot", "--kernel", "vmlinuz"]) == 2
     assert capsys.readouterr().err.endswith("'--kernel'; the kernel is an argument here\n")
+    assert main(["boot"]) == 2
+    assert "say which: kboot boot FILE," in capsys.readouterr().err
     assert main(["up", "m1", "vmlinuz"]) == 2
     assert capsys.readouterr().err.endswith("; a kernel is named by --kernel FILE here\n")
 

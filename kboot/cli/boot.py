@@ -58,7 +58,13 @@ def boot(
     """
     _check_pattern(expect)
     with _exit_125(when=git_bisect):
-        _boot(load_config({**options, "kernel": kernel}), expect=expect, show_console=show_console)
+        config = load_config({**options, "kernel": kernel})
+        if not config.names_kernel:
+            raise ConfigError(
+                "no kernel was named; say which: kboot boot FILE, or boot what is on a disk: "
+                "--boot disk"
+            )
+        _boot(config, expect=expect, show_console=show_console)
 
 
 def _check_pattern(pattern: str | None) -> None:
