@@ -82,6 +82,19 @@ def test_dots_for_seconds_are_no_progress() -> None:
         boot.see_silence(line + "." * 11, 111, starved_s=0, silence_s=11)
 
 
+@pytest.mark.parametrize("before", [[], [(91, "")]])
+def test_dots_of_a_line_whose_rest_is_not_there_yet_have_just_come(
+    before: list[tuple[int, str]],
+) -> None:
+    boot = loading()
+    for second, line in before:
+        boot.see_silence(line, second, starved_s=0, silence_s=None)
+    for second in range(200, 245):
+        boot.see_silence("...", second, starved_s=0, silence_s=None)
+    with pytest.raises(ScriptEnded, match="has not changed for 46 s"):
+        boot.see_silence("...", 246, starved_s=0, silence_s=None)
+
+
 def test_where_bytes_are_not_counted_ipxes_own_figure_is_watched_for_longer() -> None:
     boot = loading()
     for second in range(100, 140):

@@ -31,8 +31,8 @@ class DownloadWatch:
 
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
-        #: What iPXE's last line said, and since when.
-        self._line = ""
+        #: What iPXE's last line said, and whether it was a download's; and since when.
+        self._line: tuple[str, bool] | None = None
         self._since = 0.0
         #: Whether that was no download's, and has no end: a menu's, or a prompt's.
         self.is_asking = False
@@ -75,7 +75,8 @@ class DownloadWatch:
         under_way = _UNDER_WAY.match(unfinished)
         percent = under_way["percent"] or "" if under_way else ""
         self.is_asking = bool(unfinished.strip()) and under_way is None
-        line = under_way["what"] + percent if under_way else unfinished
+        # Dots alone, of a line of which the rest is not there yet, say as little as no line.
+        line = (under_way["what"] + percent if under_way else unfinished, under_way is not None)
         if line != self._line:
             self._line, self._since = line, now
         if under_way:
